@@ -1,0 +1,36 @@
+"""Make a pretrained transformer narrower by Weight-Inherited Distillation and get a stock model back."""
+
+from .config import WidConfig
+from .coupling import Plan
+from .errors import (
+    ConfigError,
+    DataError,
+    OutputError,
+    PlanError,
+    ProofError,
+    TeacherError,
+    TrainingError,
+    WidError,
+)
+from .peft_registration import register
+from .student import plan_student
+from .tuner import WidModel, get_wid_model
+
+register()
+
+__version__ = "0.1.0"
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "OutputError",
+    "Plan",
+    "PlanError",
+    "ProofError",
+    "TeacherError",
+    "TrainingError",
+    "WidConfig",
+    "WidError",
+    "WidModel",
+    "get_wid_model",
+    "plan_student",
+]

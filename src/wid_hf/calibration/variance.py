@@ -1,0 +1,152 @@
+"""Index sets by the variance of activations.
+
+Takes the teacher, its trace and batches; gives for every shrinking leaf the indices that vary most. Called by
+the tuner's `calibrate`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from rich.progress import track
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from ..coupling.dims import Dim, factors_of, find, leaves, parts_of
+from ..coupling.plan import Plan
+from ..coupling.trace import Dims, Trace, quiet_forward
+from ..errors import DataError
+
+
+class Moments:
+    """Running first and second moments of the indices of one axis, in float64."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        # MPS has no float64; moments are small, so they live on the CPU there.
+        place = torch.device("cpu") if device.type == "mps" else device
+        self.count = 0
+        self.sum = torch.zeros(size, dtype=torch.float64, device=place)
+        self.square = torch.zeros(size, dtype=torch.float64, device=place)
+
+    def add(self, values: Tensor) -> None:
+        """Add observations `(rows, size)`."""
+        values = values.to(self.sum.device, torch.float64)
+        self.count += len(values)
+        self.sum += values.sum(0)
+        self.square += values.square().sum(0)
+
+    def variance(self) -> Tensor:
+        """Return the variance of each index `(size,)`, zeros before any observation."""
+        mean = self.sum / max(self.count, 1)
+        return (self.square / max(self.count, 1) - mean.square()).clamp(min=0).cpu()
+
+
+def variance_indices(
+    teacher: nn.Module, trace: Trace, plan: Plan, batches: Iterable[Mapping[str, Any]]
+) -> dict[Dim, Tensor]:
+    """Return for each shrinking leaf its indices of largest variance, in ascending order.
+
+    Variances are summed over every module output that carries the leaf, each output scaled to a mean
+    variance of one so that none outweighs the others.
+
+    Args:
+        teacher: runs on the batches as it is, in evaluation mode, without gradients.
+        trace: its trace; tells which leaf lies where in each module's output.
+        plan: how many indices each leaf keeps.
+        batches: keyword dictionaries for its forward; `labels` are dropped, and where the
+            `attention_mask (b, s)` is 0 nothing is counted.
+
+    Raises:
+        DataError: there is no batch, nothing but padding, or an activation that is not finite.
+    """
+    wanted = {leaf for leaf, size in plan.targets.items() if size < leaf.size}
+    moments = _observe(teacher, trace, wanted, batches)
+    scores: dict[Dim, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
+    for dim, site in moments.values():
+        variance = site.variance()
+        if not torch.isfinite(variance).all():
+            raise DataError(
+                "The teacher's activations on the calibration data are not finite; check its dtype."
+            )
+        for leaf, score in _by_leaf(plan, dim, variance / variance.mean().clamp(min=1e-30)):
+            scores[leaf] = scores[leaf] + score
+    return {leaf: _largest(scores[leaf], leaf, plan) for leaf in wanted}
+
+
+def _observe(
+    teacher: nn.Module, trace: Trace, wanted: set[Dim], batches: Iterable[Mapping[str, Any]]
+) -> dict[tuple[str, int], tuple[Dim, Moments]]:
+    """Run the teacher and collect moments for every axis of a module output that holds a wanted leaf."""
+    device = next(teacher.parameters()).device
+    sites: dict[tuple[str, int], tuple[Dim, Moments]] = {}
+    mask: list[Tensor | None] = [None]
+    tokens = 0
+
+    def watcher(name: str, dims: Dims) -> Callable[..., None]:
+        axes = [axis for axis, dim in enumerate(dims) if wanted & set(leaves(dim))]
+
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            tensor = next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+            for axis in axes:
+                _, site = sites.setdefault((name, axis), (dims[axis], Moments(dims[axis].size, device)))
+                site.add(_rows(tensor, axis, mask[0]))
+
+        return hook
+
+    with quiet_forward(teacher), ExitStack() as stack:
+        for name, module in teacher.named_modules():
+            dims = trace.module_outputs.get(name)
+            if dims is not None and any(wanted & set(leaves(dim)) for dim in dims):
+                stack.callback(module.register_forward_hook(watcher(name, dims)).remove)
+        for batch in track(batches, "Calibrating", transient=True):
+            given = {
+                k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items() if k != "labels"
+            }
+            mask[0] = given.get("attention_mask")
+            tokens += int(mask[0].sum()) if mask[0] is not None else 1
+            teacher(**given)
+    if not tokens:
+        raise DataError(
+            "The calibration data holds no batch, or nothing but padding. Pass an iterable of keyword "
+            "dictionaries for the model's forward, such as a DataLoader."
+        )
+    return sites
+
+
+def _rows(tensor: Tensor, axis: int, mask: Tensor | None) -> Tensor:
+    """Return observations `(rows, size of axis)`, without those of padded positions."""
+    if mask is not None and axis >= 2 and tensor.shape[:2] == mask.shape:
+        return tensor.movedim(axis, -1)[mask.bool()].reshape(-1, tensor.shape[axis])
+    return tensor.movedim(axis, -1).reshape(-1, tensor.shape[axis])
+
+
+def _by_leaf(plan: Plan, dim: Dim, values: Tensor) -> Iterable[tuple[Dim, Tensor]]:
+    """Yield each leaf of an axis with `values` summed over everything else: `(n,)`, or `(n_outer, n)`."""
+    dim = find(dim)
+    if dim.parts:
+        parts = parts_of(dim)
+        for part, piece in zip(parts, values.split([part.size for part in parts]), strict=True):
+            yield from _by_leaf(plan, part, piece)
+        return
+    factors = [find(factor) for factor in factors_of(dim)]
+    grid = values.view([factor.size for factor in factors])
+    for place, factor in enumerate(factors):
+        outer = plan.under.get(factor)
+        kept = [at for at, other in enumerate(factors) if at == place or other is outer]
+        others = [at for at in range(len(factors)) if at not in kept]
+        reduced = grid.sum(others) if others else grid
+        if factor.parts:
+            yield from _by_leaf(plan, factor, reduced)
+        else:
+            yield factor, reduced
+
+
+def _largest(score: Tensor, leaf: Dim, plan: Plan) -> Tensor:
+    if not score.ndim:  # no module output shows this leaf: all indices count alike
+        score = torch.zeros(leaf.size)
+    ranked = score.sort(dim=-1, descending=True, stable=True).indices
+    return ranked[..., : plan.targets[leaf]].sort(dim=-1).values

@@ -1,0 +1,274 @@
+"""The student's weights as a function of the teacher's: `W_student = R @ W_teacher @ C`.
+
+Takes a plan, index sets and the teacher's weights; installs a parametrization on every weight of the stock
+student that shrinks. `tuner` calls `install` and `folded_weights`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from .coupling import Dim, Plan
+from .coupling.dims import leaves
+from .coupling.plan import key
+from .coupling.selection import IndexSets, axis_indices
+
+
+class Compactor(nn.Module):
+    """A learned linear map from `n` teacher indices to `k` student indices of one axis.
+
+    On the rows of a weight `W (d_out, d_in)` it is `R (k_out, d_out)`; on its columns it is the transpose of
+    `C (d_in, k_in)`. Its matrix is float32, or float64 for a float64 teacher.
+    """
+
+    def __init__(self, start: Tensor) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(start)
+
+    def forward(self, tensor: Tensor, axis: int) -> Tensor:
+        """Map `axis` of `tensor` from n to k."""
+        if axis == tensor.ndim - 1:
+            return tensor @ self.matrix.T
+        if tensor.ndim == 2:
+            return self.matrix @ tensor
+        return torch.tensordot(self.matrix, tensor, dims=([1], [axis])).movedim(0, axis)
+
+    def extra_repr(self) -> str:
+        """Return `n -> k` for the printed module."""
+        return f"{self.matrix.shape[1]} -> {self.matrix.shape[0]}"
+
+
+class Choice(nn.Module):
+    """A fixed selection of `k` of `n` indices of one axis, each with a fixed factor.
+
+    Vectors without a matrix beside them, such as normalisation weights, follow the index set of their
+    dimension; they have no direction that a compactor could turn.
+    """
+
+    indices: Tensor
+    factors: Tensor
+
+    def __init__(self, indices: Tensor, factors: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("indices", indices)
+        self.register_buffer("factors", factors)
+
+    def forward(self, tensor: Tensor, axis: int) -> Tensor:
+        """Select along `axis` and scale."""
+        shape = [-1 if at == axis else 1 for at in range(tensor.ndim)]
+        return tensor.index_select(axis, self.indices) * self.factors.view(shape)
+
+    def extra_repr(self) -> str:
+        """Return `keeps k` for the printed module."""
+        return f"keeps {self.indices.numel()}"
+
+
+class Compaction(nn.Module):
+    """One weight of the student computed from the teacher's: a map for each axis that shrinks.
+
+    Args:
+        maps: for each shrinking axis its `Compactor` or `Choice`; modules may be shared between weights.
+    """
+
+    def __init__(self, maps: Mapping[int, Compactor | Choice]) -> None:
+        super().__init__()
+        self.maps = nn.ModuleDict({str(axis): module for axis, module in maps.items()})
+        self._memo: list[Tensor] | None = None
+
+    def forward(self, original: Tensor) -> Tensor:
+        """Fold `(d_out, d_in) -> (k_out, k_in)`: never in less than float32, returned in the teacher's dtype."""
+        if self._memo:
+            return self._memo[0]
+        with torch.autocast(original.device.type, enabled=False):
+            folded = original.to(torch.promote_types(original.dtype, torch.float32))
+            for axis, module in self.maps.items():
+                folded = module(folded, int(axis))
+            folded = folded.to(original.dtype)
+        if self._memo is not None:
+            self._memo.append(folded)
+        return folded
+
+    def start_memo(self) -> None:
+        """Keep the next fold and reuse it: for weights that several modules share, during one forward."""
+        self._memo = []
+
+    def drop_memo(self) -> None:
+        """Forget the kept fold; every use folds again."""
+        self._memo = None
+
+
+def install(
+    student: nn.Module,
+    teacher_weights: Mapping[str, Tensor],
+    names: Mapping[str, str],
+    plan: Plan,
+    sets: IndexSets,
+) -> None:
+    """Make every weight of `student` a function of the teacher's tensor of the same name.
+
+    Weights that do not shrink become the teacher's own tensors; no teacher weight is copied. Tied weights
+    share one original and one `Compaction`, which folds once per forward.
+
+    Args:
+        student: a stock model of the student's shapes.
+        teacher_weights: the teacher's tensors under their first names.
+        names: every name in the teacher's checkpoint with the first name of the same tensor.
+        plan: trees and sizes.
+        sets: which indices each leaf keeps at the start.
+    """
+    maps = _Maps(plan, sets, teacher_weights)
+    made = {first: Compaction(maps.of(first)) for first in teacher_weights if maps.needed(first)}
+    for name, first in names.items():
+        module, attribute = _owner(student, name)
+        _set_tensor(module, attribute, teacher_weights[first])
+        if first in made:
+            parametrize.register_parametrization(module, attribute, made[first], unsafe=True)
+    users = Counter(names.values())
+    _fold_shared_once(student, [compaction for first, compaction in made.items() if users[first] > 1])
+
+
+def restart(student: nn.Module, teacher_weights: Mapping[str, Tensor], plan: Plan, sets: IndexSets) -> None:
+    """Set every map of an installed student back to selecting `sets`, in place."""
+    maps = _Maps(plan, sets, teacher_weights)
+    for name, compaction in compactions(student).items():
+        if name in teacher_weights:
+            for axis, fresh in maps.of(name).items():
+                compaction.maps[str(axis)].load_state_dict(fresh.state_dict())
+
+
+def folded_weights(student: nn.Module, names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Return the student's weights as training sees them, detached, each tensor once under its first name."""
+    with torch.no_grad():
+        return {
+            first: getattr(*_owner(student, first)).detach().clone()
+            for first in dict.fromkeys(names.values())
+        }
+
+
+def compactions(student: nn.Module) -> dict[str, Compaction]:
+    """Return every `Compaction` under the name of the weight that it makes."""
+    found = {}
+    for name, module in student.named_modules():
+        if parametrize.is_parametrized(module):
+            for attribute, steps in module.parametrizations.items():
+                found[f"{name}.{attribute}" if name else attribute] = steps[0]
+    return found
+
+
+class _Maps:
+    """Makes the map of each axis once, and shares it where weights must share it."""
+
+    def __init__(self, plan: Plan, sets: IndexSets, weights: Mapping[str, Tensor]) -> None:
+        self.plan = plan
+        self.sets = sets
+        self.weights = weights
+        self.shared: dict[Any, Compactor | Choice] = {}
+
+    def needed(self, weight: str) -> bool:
+        """Return whether any axis of `weight` shrinks or is scaled."""
+        return bool(self._axes(weight))
+
+    def of(self, weight: str) -> dict[int, Compactor | Choice]:
+        """Return the maps of all axes of `weight` that need one."""
+        return {axis: self._map(weight, axis) for axis in self._axes(weight)}
+
+    def _axes(self, weight: str) -> list[int]:
+        dims = self.plan.axes[weight]
+        return [a for a, d in enumerate(dims) if self.plan.size(d) < d.size or self._scaled(weight, a)]
+
+    def _map(self, weight: str, axis: int) -> Compactor | Choice:
+        place = self._place(weight, axis)
+        if place not in self.shared:
+            dim = self.plan.axes[weight][axis]
+            indices = torch.tensor(axis_indices(self.plan, dim, self.sets))
+            factors = self._factors(weight, axis)[indices]
+            device, dtype = self.weights[weight].device, self.weights[weight].dtype
+            factors = factors.to(torch.promote_types(dtype, torch.float32))
+            if place[0] == "choice":
+                self.shared[place] = Choice(indices.to(device), factors.to(device))
+            else:
+                start = torch.zeros(len(indices), dim.size, dtype=factors.dtype)
+                start[torch.arange(len(indices)), indices] = factors
+                self.shared[place] = Compactor(start.to(device))
+        return self.shared[place]
+
+    def _place(self, weight: str, axis: int) -> tuple[Any, ...]:
+        """Return what identifies the map: the weight's own axis, its table group, or its matrix's axis."""
+        dim = self.plan.axes[weight][axis]
+        for group in self.plan.tables:
+            if weight in group and axis == 1:
+                return ("tables", group)
+        if _is_matrix(self.plan.axes[weight]):
+            return ("axis", weight, axis)
+        for sibling in _siblings(self.plan, weight):
+            for at, other in enumerate(self.plan.axes[sibling]):
+                if _is_matrix(self.plan.axes[sibling]) and key(other) == key(dim):
+                    return ("axis", sibling, at)
+        return ("choice", weight, axis)
+
+    def _scaled(self, weight: str, axis: int) -> bool:
+        return bool((self._factors(weight, axis) != 1.0).any())
+
+    def _factors(self, weight: str, axis: int) -> Tensor:
+        """Return the factor of each teacher index of an axis: a module's weight and bias share them."""
+        dim = self.plan.axes[weight][axis]
+        factors = torch.ones(dim.size)
+        for carrier, factor in self.plan.scales.items():
+            same_module = carrier.parameter.rpartition(".")[0] == weight.rpartition(".")[0]
+            if same_module and key(self.plan.axes[carrier.parameter][carrier.axis]) == key(dim):
+                factors[carrier.start : carrier.stop] *= factor
+        return factors
+
+
+def first_indices(plan: Plan) -> dict[Dim, Tensor]:
+    """Return index sets that keep the first indices of every leaf."""
+    return {leaf: torch.arange(plan.targets[leaf]) for leaf in shrinking_leaves(plan)}
+
+
+def shrinking_leaves(plan: Plan) -> list[Dim]:
+    """Return every leaf of a weight that loses indices."""
+    found = dict.fromkeys(leaf for axes in plan.axes.values() for dim in axes for leaf in leaves(dim))
+    return [leaf for leaf in found if plan.targets.get(leaf, leaf.size) < leaf.size]
+
+
+def _is_matrix(dims: tuple[Dim, ...]) -> bool:
+    return sum(dim.size > 1 for dim in dims) > 1
+
+
+def _siblings(plan: Plan, weight: str) -> list[str]:
+    module = weight.rpartition(".")[0]
+    return [name for name in plan.axes if name != weight and name.rpartition(".")[0] == module]
+
+
+def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, attribute = name.rpartition(".")
+    return model.get_submodule(path), attribute
+
+
+def _set_tensor(module: nn.Module, attribute: str, tensor: Tensor) -> None:
+    if isinstance(tensor, nn.Parameter):
+        module.register_parameter(attribute, tensor)
+    else:
+        module.register_buffer(attribute, tensor)
+
+
+def _fold_shared_once(student: nn.Module, shared: list[Compaction]) -> None:
+    """Let weights with several users fold once per forward of the whole model."""
+
+    def start(*_: Any) -> None:
+        for compaction in shared:
+            compaction.start_memo()
+
+    def drop(*_: Any) -> None:
+        for compaction in shared:
+            compaction.drop_memo()
+
+    if shared:
+        student.register_forward_pre_hook(start)
+        student.register_forward_hook(drop, always_call=True)

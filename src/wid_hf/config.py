@@ -1,0 +1,97 @@
+"""`WidConfig`: which student to make, in the teacher's own words.
+
+Takes what a user wants; checks what can be checked without a model. `student` turns it into the student's
+transformers config, PEFT saves it as `adapter_config.json`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from peft import PeftConfig
+
+from .errors import ConfigError
+
+HeadStrategy = Literal["dim", "head"]
+Selection = Literal["first", "variance"]
+Init = Literal["identity"]
+
+PEFT_TYPE = "WID"
+SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
+
+
+@dataclass
+class WidConfig(PeftConfig):
+    """The student's sizes and how its compactors start.
+
+    Sizes that are None stay the teacher's, except what follows from `hidden_size` by `head_strategy`.
+
+    Args:
+        hidden_size: width of the residual stream.
+        intermediate_size: inner width of the feed-forward blocks.
+        num_attention_heads: number of (query) heads; by default decided by `head_strategy`.
+        num_key_value_heads: number of key/value heads, for grouped-query attention.
+        head_dim: width of a head, for models whose config states it.
+        head_strategy: `"dim"` keeps the number of heads and makes each narrower; `"head"` keeps the width
+            of heads and drops whole heads.
+        overrides: any other size under the name the teacher's config has for it, `{"embedding_size": 64}`;
+            nested for composite models, `{"text_config": {"hidden_size": 384}}`.
+        init: how compactors start; `"identity"` selects rows and columns of the teacher's weights.
+        selection: which indices are selected: `"first"`, or those with the largest `"variance"` of
+            activations, which takes calibration data.
+
+    Raises:
+        ConfigError: an unknown word, a size that is not a positive integer, or no size at all.
+    """
+
+    hidden_size: int | None = field(default=None, metadata={"help": "Width of the residual stream."})
+    intermediate_size: int | None = field(
+        default=None, metadata={"help": "Inner width of the feed-forward blocks."}
+    )
+    num_attention_heads: int | None = field(default=None, metadata={"help": "Number of attention heads."})
+    num_key_value_heads: int | None = field(default=None, metadata={"help": "Number of key/value heads."})
+    head_dim: int | None = field(default=None, metadata={"help": "Width of one attention head."})
+    head_strategy: HeadStrategy = field(
+        default="dim", metadata={"help": "'dim' narrows every head, 'head' drops whole heads."}
+    )
+    overrides: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "Other sizes under the teacher's own config names."}
+    )
+    init: Init = field(default="identity", metadata={"help": "How compactors start."})
+    selection: Selection = field(
+        default="first", metadata={"help": "Which indices the start selects: 'first' or 'variance'."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PEFT_TYPE
+        problems = [
+            f"{name}={getattr(self, name)!r} is not one of {', '.join(map(repr, get_args(words)))}"
+            for name, words in (("head_strategy", HeadStrategy), ("init", Init), ("selection", Selection))
+            if getattr(self, name) not in get_args(words)
+        ]
+        problems += list(
+            _not_sizes({name: getattr(self, name) for name in SIZES if getattr(self, name) is not None})
+        )
+        problems += list(_not_sizes(self.overrides))
+        if not self.requested:
+            problems.append("no size is given; set hidden_size, intermediate_size or another size to shrink")
+        if problems:
+            raise ConfigError("WidConfig: " + "; ".join(problems))
+
+    @property
+    def requested(self) -> dict[str, Any]:
+        """Every size asked for, by name; nested dictionaries for composite configs."""
+        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name in SIZES}
+        return {name: size for name, size in named.items() if size is not None} | dict(self.overrides)
+
+
+def _not_sizes(sizes: dict[str, Any], prefix: str = "") -> list[str]:
+    problems: list[str] = []
+    for name, size in sizes.items():
+        if isinstance(size, dict):
+            problems += _not_sizes(size, f"{prefix}{name}.")
+        elif isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            problems.append(f"{prefix}{name}={size!r} is not a positive integer")
+    return problems

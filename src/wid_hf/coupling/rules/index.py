@@ -1,0 +1,85 @@
+"""Look-ups: a dimension that data points into keeps its indices, the others pass through."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..dims import Dim
+from ..registry import rule
+from .pointwise import broadcast
+
+if TYPE_CHECKING:
+    from ..trace import Dims, Trace
+
+aten = torch.ops.aten
+
+
+@rule(aten.embedding.default)
+def embedding(trace: Trace, out: Tensor, table: Tensor, indices: Tensor, *args: Any, **kwargs: Any) -> Dims:
+    """`table (rows, width)[indices (b, s)] -> (b, s, width)`."""
+    rows, width = trace.dims(table)
+    trace.freeze(rows, "is looked up by number")
+    if (name := trace.weight_name(table)) is not None:
+        trace.looked_up(out, {name})
+    return (*trace.dims(indices), width)
+
+
+@rule(aten.index.Tensor)
+def advanced_index(trace: Trace, out: Tensor, a: Tensor, indices: Sequence[Tensor | None]) -> Dims | None:
+    """`a[i, j]`: the indexed dimensions become one broadcast block, in place if they are neighbours."""
+    dims = trace.dims(a)
+    places = [place for place, index in enumerate(indices) if index is not None]
+    given = [index for index in indices if index is not None]
+    if any(index.dtype in (torch.bool, torch.uint8) for index in given):
+        return None
+    for place in places:
+        trace.freeze(dims[place], "is looked up by number")
+    shape = torch.broadcast_shapes(*(index.shape for index in given))
+    block = broadcast(trace, torch.empty(shape, device="meta"), *given)
+    rest = [dim for place, dim in enumerate(dims) if place not in places]
+    together = places == list(range(places[0], places[-1] + 1))
+    at = places[0] if together else 0
+    return (*rest[:at], *block, *rest[at:])
+
+
+@rule(aten.index_select.default)
+def index_select(trace: Trace, out: Tensor, a: Tensor, place: int, indices: Tensor) -> Dims:
+    """Pick indices of one dimension by number."""
+    dims = trace.dims(a)
+    trace.freeze(dims[place], "is looked up by number")
+    return (*dims[:place], *trace.dims(indices), *dims[place + 1 :])
+
+
+@rule(aten.gather.default)
+def gather(trace: Trace, out: Tensor, a: Tensor, place: int, indices: Tensor, **kwargs: Any) -> Dims:
+    """Pick an index of one dimension for each element of `indices`."""
+    dims, chosen = trace.dims(a), trace.dims(indices)
+    for at, (dim, index_dim) in enumerate(zip(dims, chosen, strict=True)):
+        if at == place % a.ndim:
+            trace.freeze(dim, "is looked up by number")
+        elif dim.size == index_dim.size:
+            trace.unify(dim, index_dim)
+        else:
+            trace.freeze(dim, "is read in part")
+    return chosen
+
+
+@rule(aten.arange.default, aten.arange.start, aten.arange.start_step, aten.linspace.default)
+def positions(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> Dims:
+    """Numbers that count: a constant."""
+    return tuple(trace.frozen(size, "counts positions") for size in out.shape)
+
+
+@rule(aten.topk.default, aten.sort.default, aten.sort.stable)
+def ranking(trace: Trace, out: Sequence[Tensor], a: Tensor, *args: Any, **kwargs: Any) -> list[Dims]:
+    """The largest elements and where they stand."""
+    place = next((at for at, size in enumerate(out[0].shape) if size != a.shape[at]), a.ndim - 1)
+    dims = trace.dims(a)
+    trace.freeze(dims[place], "is ranked, and the ranks are numbers")
+    kept: Dim = trace.frozen(out[0].shape[place], "counts ranks")
+    result = (*dims[:place], kept, *dims[place + 1 :])
+    return [result, result]

@@ -1,0 +1,201 @@
+"""Operations that move, split, join or repeat dimensions without touching values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..dims import Dim, concat, find, product, regroup, split_concat
+from ..registry import rule
+
+if TYPE_CHECKING:
+    from ..trace import Carrier, Dims, Trace
+
+aten = torch.ops.aten
+
+
+@rule(aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten._reshape_alias.default)
+def reshape(trace: Trace, out: Tensor, a: Tensor, *args: Any) -> Dims:
+    """`(b, s, heads * width) -> (b, s, heads, width)` and back."""
+    trace.carry(out, trace.carrier(a))
+    trace.looked_up(out, trace.lookups(a))
+    if out.numel() == 0:
+        return tuple(trace.frozen(size, "is empty") for size in out.shape)
+    why = trace.reason("is viewed in sizes that its structure does not have")
+    return tuple(regroup(trace.dims(a), out.shape, why))
+
+
+def _moved(trace: Trace, out: Tensor, a: Tensor) -> None:
+    trace.carry(out, trace.carrier(a))
+    trace.mark_view(out, a)
+    trace.looked_up(out, trace.lookups(a))
+
+
+@rule(aten.t.default)
+def matrix_transpose(trace: Trace, out: Tensor, a: Tensor) -> Dims:
+    """`(m, n) -> (n, m)`."""
+    _moved(trace, out, a)
+    return trace.dims(a)[::-1]
+
+
+@rule(aten.transpose.int)
+def transpose(trace: Trace, out: Tensor, a: Tensor, first: int, second: int) -> Dims:
+    """Exchange two dimensions."""
+    _moved(trace, out, a)
+    dims = list(trace.dims(a))
+    dims[first], dims[second] = dims[second], dims[first]
+    return tuple(dims)
+
+
+@rule(aten.permute.default)
+def permute(trace: Trace, out: Tensor, a: Tensor, order: Sequence[int]) -> Dims:
+    """Bring the dimensions into `order`."""
+    _moved(trace, out, a)
+    return tuple(trace.dims(a)[place] for place in order)
+
+
+@rule(aten.unsqueeze.default)
+def unsqueeze(trace: Trace, out: Tensor, a: Tensor, place: int) -> Dims:
+    """Insert a dimension of size 1."""
+    _moved(trace, out, a)
+    dims = list(trace.dims(a))
+    dims.insert(place % out.ndim, Dim(1))
+    return tuple(dims)
+
+
+@rule(aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims)
+def squeeze(trace: Trace, out: Tensor, a: Tensor, places: int | Sequence[int] | None = None) -> Dims:
+    """Drop dimensions of size 1."""
+    _moved(trace, out, a)
+    chosen = range(a.ndim) if places is None else [places] if isinstance(places, int) else places
+    dropped = {place % a.ndim for place in chosen if a.shape[place] == 1} if a.ndim else set()
+    return tuple(dim for place, dim in enumerate(trace.dims(a)) if place not in dropped)
+
+
+@rule(aten.expand.default)
+def expand(trace: Trace, out: Tensor, a: Tensor, *args: Any, **kwargs: Any) -> Dims:
+    """Repeat dimensions of size 1 without copying: all repetitions are alike, so they are free to shrink."""
+    trace.carry(out, trace.carrier(a))
+    trace.looked_up(out, trace.lookups(a))
+    dims: list[Dim] = [Dim(size) for size in out.shape]
+    for place, dim in enumerate(trace.dims(a), start=out.ndim - a.ndim):
+        if dim.size == out.shape[place]:
+            dims[place] = dim
+    return tuple(dims)
+
+
+@rule(aten.repeat.default)
+def repeat(trace: Trace, out: Tensor, a: Tensor, repeats: Sequence[int]) -> Dims:
+    """Lay copies one behind the other: the repetition is the outer factor."""
+    padded = [Dim(1)] * (out.ndim - a.ndim) + list(trace.dims(a))
+    return tuple(product([Dim(count), dim]) for count, dim in zip(repeats, padded, strict=True))
+
+
+def _cut(carrier: Carrier | None, whole: int, start: int, stop: int) -> Carrier | None:
+    """Narrow `carrier` to [start, stop) of a dimension of size `whole` that it spans entirely."""
+    from ..trace import Carrier
+
+    if carrier is None or carrier.stop - carrier.start != whole:
+        return None
+    return Carrier(carrier.parameter, carrier.axis, carrier.start + start, carrier.start + stop)
+
+
+def _pieces(trace: Trace, outs: Sequence[Tensor], a: Tensor, place: int, sizes: Sequence[int]) -> list[Dims]:
+    dims = trace.dims(a)
+    why = trace.reason("is cut at a place that its structure does not have")
+    cut = split_concat(dims[place], sizes, why)
+    start = 0
+    for out, size in zip(outs, sizes, strict=True):
+        is_last = place % a.ndim == a.ndim - 1
+        carrier = trace.carrier(a)
+        # Cutting inside a head (rotate-half) leaves the tensor scaled by all of the carrier.
+        trace.carry(
+            out, (_cut(carrier, a.shape[place], start, start + size) or carrier) if is_last else carrier
+        )
+        start += size
+    return [(*dims[:place], piece, *dims[place + 1 :]) for piece in cut]
+
+
+@rule(aten.split.Tensor, aten.split_with_sizes.default)
+def split(
+    trace: Trace, outs: Sequence[Tensor], a: Tensor, sizes: int | Sequence[int], place: int = 0
+) -> list[Dims]:
+    """Cut into consecutive parts."""
+    place %= a.ndim
+    return _pieces(trace, outs, a, place, [out.shape[place] for out in outs])
+
+
+@rule(aten.slice.Tensor)
+def slice_(
+    trace: Trace, out: Tensor, a: Tensor, place: int = 0, start: int | None = None, stop: int | None = None,
+    step: int = 1,
+) -> Dims:  # fmt: skip
+    """Keep a stretch of one dimension; strides mix positions and freeze it."""
+    place %= a.ndim
+    size, kept = a.shape[place], out.shape[place]
+    if kept == size:
+        _moved(trace, out, a)
+        return trace.dims(a)
+    dims = trace.dims(a)
+    if step != 1 or kept == 0:
+        trace.freeze(dims[place], "is read with a stride")
+        return (*dims[:place], trace.frozen(kept, "is read with a stride"), *dims[place + 1 :])
+    first = min(start + size if start is not None and start < 0 else start or 0, size)
+    sizes = [first, kept, size - first - kept]
+    present = [s for s in sizes if s]
+    outs = [out if index == 1 else None for index, s in enumerate(sizes) if s]
+    cut = split_concat(
+        dims[place], present, trace.reason("is cut at a place that its structure does not have")
+    )
+    if place == a.ndim - 1:
+        carrier = trace.carrier(a)
+        trace.carry(out, _cut(carrier, size, first, first + kept) or carrier)
+    else:
+        trace.carry(out, trace.carrier(a))
+    return (*dims[:place], cut[outs.index(out) if len(outs) > 1 else 0], *dims[place + 1 :])
+
+
+@rule(aten.select.int)
+def select(trace: Trace, out: Tensor, a: Tensor, place: int, index: int) -> Dims:
+    """Take one index: which one matters, so the dimension is frozen."""
+    dims = trace.dims(a)
+    place %= a.ndim
+    trace.freeze(dims[place], f"has its index {index} taken")
+    return dims[:place] + dims[place + 1 :]
+
+
+@rule(aten.unbind.int)
+def unbind(trace: Trace, outs: Sequence[Tensor], a: Tensor, place: int = 0) -> list[Dims]:
+    """Take every index by itself."""
+    return [select(trace, out, a, place, index) for index, out in enumerate(outs)]
+
+
+@rule(aten.cat.default)
+def cat(trace: Trace, out: Tensor, tensors: Sequence[Tensor], place: int = 0) -> Dims:
+    """Lay tensors one behind the other along one dimension."""
+    tensors = [tensor for tensor in tensors if tensor.shape != (0,)]
+    place %= out.ndim
+    first, *others = (trace.dims(tensor) for tensor in tensors)
+    for dims in others:
+        for at, (a, b) in enumerate(zip(first, dims, strict=True)):
+            if at != place:
+                trace.unify(a, b)
+    carriers = {trace.carrier(tensor) for tensor in tensors}
+    if len(carriers) == 1:
+        trace.carry(out, carriers.pop())
+    joined = concat([dims[place] for dims in (first, *others)]) if others else find(first[place])
+    return (*first[:place], joined, *first[place + 1 :])
+
+
+@rule(aten.stack.default)
+def stack(trace: Trace, out: Tensor, tensors: Sequence[Tensor], place: int = 0) -> Dims:
+    """Lay tensors along a new dimension, whose positions differ in meaning: it is frozen."""
+    first, *others = (trace.dims(tensor) for tensor in tensors)
+    for dims in others:
+        for a, b in zip(first, dims, strict=True):
+            trace.unify(a, b)
+    place %= out.ndim
+    return (*first[:place], trace.frozen(len(tensors), "counts stacked tensors"), *first[place:])

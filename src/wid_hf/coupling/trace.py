@@ -1,0 +1,282 @@
+"""Watch one tiny forward of a model and give every tensor symbolic dimensions.
+
+Takes a model and example inputs, gives a `Trace`: the dimension trees of all weights, of all module
+outputs and of the model's outputs. `plan` reads it; `rules` write it while the forward runs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from . import rules as _rules  # noqa: F401  (importing it registers the rules)
+from .dims import Dim, Reason, freeze, unify
+from .registry import rule_for
+
+Dims = tuple[Dim, ...]
+Call = tuple[str, int]  # a module's name and the how-manieth call of it in this forward
+
+
+@dataclass(frozen=True)
+class Carrier:
+    """A stretch of indices of one weight's axis such that scaling it scales the tensor that carries it."""
+
+    parameter: str
+    axis: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation: its name, the dimensions of its results, and, for a product with a number, which one.
+
+    `carrier` names the weights to rescale should the student multiply by another number.
+    """
+
+    operation: str
+    dims: tuple[Dims, ...]
+    factor: float | None = None
+    carrier: Carrier | None = None
+
+
+class Trace:
+    """What one forward revealed about a model's dimensions."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.weights: dict[str, Tensor] = named_weights(model)
+        self.aliases: dict[str, str] = aliases(model)
+        self.weight_dims: dict[str, Dims] = {}
+        self.steps: dict[Call, list[Step]] = defaultdict(list)
+        self.module_outputs: dict[str, Dims] = {}
+        self.output_dims: list[Dims] = []
+        self.carried_by: dict[Carrier, Carrier] = {}
+        self.tables: list[set[str]] = []
+        self._dims = WeakIdKeyDictionary()
+        self._carriers = WeakIdKeyDictionary()
+        self._sums = WeakIdKeyDictionary()
+        self._names = WeakIdKeyDictionary()
+        self._calls: list[Call] = [("", 1)]
+        self._times_called: Counter[str] = Counter()
+        self._operation = ""
+        self._pending_factor: tuple[float | None, Carrier | None] = (None, None)
+        self._constants = {id(buffer): name for name, buffer in model.named_buffers()}
+        for name, tensor in self.weights.items():
+            self.weight_dims[name] = tuple(Dim(size) for size in tensor.shape)
+            self._dims[tensor] = self.weight_dims[name]
+            self._names[tensor] = name
+            self._constants.pop(id(tensor), None)
+
+    # What rules use.
+
+    def dims(self, tensor: Tensor) -> Dims:
+        """Return the dimensions of `tensor`; one never seen before is a constant and arrives frozen."""
+        if tensor not in self._dims:
+            name = self._constants.get(id(tensor))
+            what = f"meets buffer `{name}`" if name else "meets an input or a constant"
+            self._dims[tensor] = tuple(Dim(size, self.reason(what)) for size in tensor.shape)
+        return self._dims[tensor]
+
+    def unify(self, a: Dim, b: Dim) -> None:
+        """Demand that `a` and `b` are one dimension."""
+        unify(a, b, self.reason("has two structures that cannot be reconciled"))
+
+    def freeze(self, dim: Dim, text: str) -> None:
+        """Forbid `dim` to shrink because of the current operation."""
+        freeze(dim, self.reason(text))
+
+    def frozen(self, size: int, text: str) -> Dim:
+        """Return a new dimension of `size` that cannot shrink."""
+        return Dim(size, self.reason(text))
+
+    def reason(self, text: str) -> Reason:
+        """Return `text` with the current module and operation."""
+        return Reason(self._calls[-1][0], self._operation, text)
+
+    def weight_name(self, tensor: Tensor) -> str | None:
+        """Return the name of the weight that `tensor` is, or None."""
+        return self._names.get(tensor)
+
+    def mark_view(self, tensor: Tensor, weight: Tensor) -> None:
+        """Remember that `tensor` holds all of `weight` (a transpose)."""
+        if (name := self._names.get(weight)) is not None:
+            self._names[tensor] = name
+
+    def carrier(self, tensor: Tensor) -> Carrier | None:
+        """Return the weight indices whose scaling scales `tensor`, if known."""
+        return self._carriers.get(tensor)
+
+    def carry(self, tensor: Tensor, carrier: Carrier | None) -> None:
+        """Remember that scaling `carrier` scales `tensor`."""
+        if carrier is not None:
+            self._carriers[tensor] = carrier
+
+    def scaled(self, factor: float, source: Tensor) -> None:
+        """Record that the current operation multiplies `source` by `factor`."""
+        self._pending_factor = (factor, self.carrier(source))
+
+    def looked_up(self, tensor: Tensor, tables: set[str]) -> None:
+        """Record that `tensor` is a sum of rows looked up in `tables`."""
+        self._sums[tensor] = tables
+
+    def lookups(self, tensor: Tensor) -> set[str]:
+        """Return the tables whose rows are summed in `tensor`."""
+        return self._sums.get(tensor, set())
+
+    # What the dispatch mode and the module hooks use.
+
+    def observe(
+        self, operation: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any
+    ) -> None:
+        """Apply the rule of `operation` to its result, or freeze all that it touches."""
+        self._operation = str(operation)
+        self._pending_factor = (None, None)
+        results = [tensor for tensor in tree_leaves(out) if isinstance(tensor, Tensor)]
+        rule = rule_for(operation)
+        given = rule(self, out, *args, **kwargs) if rule is not None else None
+        dims = self._checked(given, results)
+        if dims is None:
+            text = (
+                "meets an operation without a rule"
+                if rule is None
+                else "has a structure the rule cannot follow"
+            )
+            for tensor in tree_leaves((args, dict(kwargs))):
+                if isinstance(tensor, Tensor):
+                    for dim in self.dims(tensor):
+                        self.freeze(dim, text)
+            dims = [tuple(self.frozen(size, text) for size in tensor.shape) for tensor in results]
+        for tensor, its_dims in zip(results, dims, strict=True):
+            self._dims[tensor] = its_dims
+        self.steps[self._calls[-1]].append(Step(str(operation), tuple(dims), *self._pending_factor))
+
+    def _checked(self, given: Any, results: list[Tensor]) -> list[Dims] | None:
+        """Return one tuple of dimensions per result, or None where the rule gave none that fit."""
+        if given is None:
+            return None
+        listed = [dims for dims in given if dims is not None] if isinstance(given, list) else [given]
+        fits = len(listed) == len(results) and all(
+            tuple(dim.size for dim in dims) == tuple(tensor.shape)
+            for dims, tensor in zip(listed, results, strict=True)
+        )
+        return listed if fits else None
+
+    @contextmanager
+    def following_modules(self, model: nn.Module) -> Iterator[None]:
+        """Keep the name of the module that runs, so that reasons can tell where."""
+        with ExitStack() as stack:
+            for name, module in model.named_modules():
+                stack.callback(module.register_forward_pre_hook(self._enter(name)).remove)
+                stack.callback(module.register_forward_hook(self._leave(name), always_call=True).remove)
+            yield
+
+    def _enter(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any) -> None:
+            self._times_called[name] += 1
+            self._calls.append((name, self._times_called[name]))
+
+        return hook
+
+    def _leave(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            self._calls.pop()
+            tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+            if tensors and tensors[0] in self._dims:
+                self.module_outputs[name] = self._dims[tensors[0]]
+
+        return hook
+
+    def finish(self, output: Any) -> None:
+        """Keep the dimensions of the model's outputs and drop everything that refers to tensors."""
+        self.output_dims = [self.dims(tensor) for tensor in output_tensors(output)]
+
+
+class _Watch(TorchDispatchMode):
+    def __init__(self, trace: Trace) -> None:
+        super().__init__()
+        self.trace = trace
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.trace.observe(func, args, kwargs or {}, out)
+        return out
+
+
+def trace(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
+    """Run `model(**inputs)` once and return the dimensions of everything in it.
+
+    The model is left as it was: parameters, buffers, training mode and the random state do not change.
+
+    Args:
+        model: any module whose weights are not on the meta device.
+        inputs: keyword arguments of its forward; small sizes suffice.
+    """
+    seen = Trace(model)
+    with (
+        quiet_forward(model),
+        sdpa_kernel(SDPBackend.MATH),  # composite: the rules of its parts cover every mask and grouping
+        seen.following_modules(model),
+        _Watch(seen),
+    ):
+        output = model(**inputs)
+    seen.finish(output)
+    return seen
+
+
+@contextmanager
+def quiet_forward(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; training mode of every module and the random state come back."""
+    modes = [(module, module.training) for module in model.modules()]
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    model.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def named_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return what a checkpoint of `model` holds, each tensor once under its first name."""
+    saved = model.state_dict(keep_vars=True)
+    weights: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in saved.items():
+        if isinstance(tensor, Tensor) and id(tensor) not in seen:
+            seen.add(id(tensor))
+            weights[name] = tensor
+    return weights
+
+
+def aliases(model: nn.Module) -> dict[str, str]:
+    """Return for every name in a checkpoint of `model` the first name of the same tensor: its ties."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(t), name) for name, t in model.state_dict(keep_vars=True).items()}
+
+
+def output_tensors(output: Any) -> list[Tensor]:
+    """Return all tensors in a model's output, in a fixed order."""
+    return [leaf for leaf in tree_leaves(_plain(output)) if isinstance(leaf, Tensor)]
+
+
+def _plain(output: Any) -> Any:
+    # Model outputs register themselves with pytree only where torch.export is used: unpack them by hand.
+    if isinstance(output, Mapping):
+        return [_plain(value) for value in output.values()]
+    if isinstance(output, (list, tuple)):
+        return [_plain(value) for value in output]
+    return output

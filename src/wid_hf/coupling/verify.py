@@ -1,0 +1,118 @@
+"""The permutation proof: a coupled dimension is one exactly when its indices can be renamed at will.
+
+Takes a model, its trace and inputs; raises where renaming a dimension's indices throughout the weights
+changes the outputs. Called by `get_wid_model(verify=True)`, `wid-hf plan --verify` and the tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ..errors import ProofError
+from .dims import Dim, describe, leaves
+from .plan import Plan, make_plan
+from .selection import IndexSets, axis_indices
+from .trace import Trace, output_tensors, quiet_forward
+
+
+def verify(model: nn.Module, trace: Trace, inputs: Mapping[str, Any], seed: int = 0) -> int:
+    """Permute the indices of every unfrozen leaf throughout the weights and compare outputs.
+
+    All leaves are permuted at once; only if that changes an output are they tried one by one to name the
+    culprits. Weights are jittered first, since constant ones (fresh normalisation weights) hide errors.
+
+    Returns:
+        How many leaves were proved.
+
+    Raises:
+        ProofError: names the members of every leaf whose permutation changes the outputs by more than the
+            square root of the machine precision, relative to the largest output.
+    """
+    plan = make_plan(trace, {name: tuple(weight.shape) for name, weight in trace.weights.items()})
+    generator = torch.Generator().manual_seed(seed)
+    weights = {name: _jittered(weight, generator) for name, weight in trace.weights.items()}
+    wanted = _free_leaves(plan)
+    permutations = {leaf: _permutation(plan, leaf, generator) for leaf in wanted}
+    with quiet_forward(model):
+        before = _outputs(model, weights, inputs)
+        if not _changes(model, plan, trace, weights, permutations, inputs, before):
+            return len(wanted)
+        wrong = [
+            leaf
+            for leaf in wanted
+            if _changes(model, plan, trace, weights, {leaf: permutations[leaf]}, inputs, before)
+        ]
+    raise ProofError(
+        f"The permutation proof failed for {type(model).__name__}: renaming indices changed the outputs, so "
+        "a rule of the coupling inference is wrong. Please report it. Dimensions:\n"
+        + "\n".join(f"- {_members(plan, leaf)}" for leaf in wrong or wanted)
+    )
+
+
+def _free_leaves(plan: Plan) -> list[Dim]:
+    found = dict.fromkeys(leaf for axes in plan.axes.values() for dim in axes for leaf in leaves(dim))
+    return [leaf for leaf in found if leaf.frozen is None and leaf.size > 1]
+
+
+def _jittered(weight: Tensor, generator: torch.Generator) -> Tensor:
+    if not weight.is_floating_point():
+        return weight.detach()
+    noise = torch.randn(weight.shape, generator=generator, dtype=torch.float32)
+    spread = weight.detach().float().std(correction=0).clamp(min=0.02)
+    return (weight.detach() + 0.2 * spread * noise.to(weight.device)).to(weight.dtype)
+
+
+def _permutation(plan: Plan, leaf: Dim, generator: torch.Generator) -> Tensor:
+    if leaf not in plan.under:
+        return torch.randperm(leaf.size, generator=generator)
+    rows = [torch.randperm(leaf.size, generator=generator) for _ in range(plan.under[leaf].size)]
+    return torch.stack(rows)
+
+
+def _permuted(plan: Plan, tensor: Tensor, dims: Sequence[Dim], sets: IndexSets) -> Tensor:
+    for axis, dim in enumerate(dims):
+        if any(leaf in sets for leaf in leaves(dim)):
+            tensor = tensor.index_select(
+                axis, torch.tensor(axis_indices(plan, dim, sets), device=tensor.device)
+            )
+    return tensor
+
+
+def _outputs(model: nn.Module, weights: Mapping[str, Tensor], inputs: Mapping[str, Any]) -> list[Tensor]:
+    return output_tensors(functional_call(model, dict(weights), kwargs=dict(inputs), tie_weights=True))
+
+
+def _changes(
+    model: nn.Module, plan: Plan, trace: Trace, weights: Mapping[str, Tensor], sets: IndexSets,
+    inputs: Mapping[str, Any], before: list[Tensor],
+) -> bool:  # fmt: skip
+    """Return whether permuting by `sets` changes an output beyond the same permutation of the output itself."""
+    renamed = {name: _permuted(plan, weight, plan.axes[name], sets) for name, weight in weights.items()}
+    after = _outputs(model, renamed, inputs)
+    for old, new, dims in zip(before, after, trace.output_dims, strict=True):
+        expected = _permuted(plan, old, dims, sets)
+        if not expected.is_floating_point():
+            continue
+        tolerance = torch.finfo(expected.dtype).eps ** 0.5 * expected.abs().max().clamp(min=1e-6)
+        if not bool(((new - expected).abs() <= tolerance).all()):
+            return True
+    return False
+
+
+def _members(plan: Plan, leaf: Dim) -> str:
+    names = [
+        f"`{weight}` axis {axis} ({describe(dim)})"
+        for weight, axes in plan.axes.items()
+        for axis, dim in enumerate(axes)
+        if leaf in leaves(dim)
+    ]
+    return (
+        f"size {leaf.size}: "
+        + ", ".join(names[:6])
+        + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+    )

@@ -1,0 +1,38 @@
+"""Every error wid_hf raises for a person to read: what was given, what is legal, what to do now.
+
+Takes nothing, imports nothing; every other module raises from here.
+"""
+
+from __future__ import annotations
+
+
+class WidError(Exception):
+    """Base of all errors of wid_hf; catch it to catch any of them."""
+
+
+class ConfigError(WidError, ValueError):
+    """A requested size or name that the teacher's config cannot express."""
+
+
+class PlanError(WidError, ValueError):
+    """The requested student cannot be a narrower version of this teacher."""
+
+
+class ProofError(WidError):
+    """The permutation proof found a coupled dimension whose indices are not interchangeable."""
+
+
+class TeacherError(WidError, ValueError):
+    """The teacher cannot be loaded or used: missing, corrupt, on the meta device, already wrapped."""
+
+
+class DataError(WidError, ValueError):
+    """Training, validation or calibration data that is missing, unreadable, empty or unfit."""
+
+
+class TrainingError(WidError, RuntimeError):
+    """Training had to stop; the message says which state was kept."""
+
+
+class OutputError(WidError, OSError):
+    """The output path cannot be written, or already holds something else."""

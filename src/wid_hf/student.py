@@ -1,0 +1,264 @@
+"""From a teacher and a `WidConfig` to the plan, the student's config and an empty stock student.
+
+`tuner` calls `plan_student` and fills the student; `wid-hf plan` prints what comes out. Everything that can
+be refused is refused before the student is allocated, and the teacher is never touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from math import gcd
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import parametrize
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from .config import WidConfig
+from .coupling import Plan, Trace, make_plan, trace, verify
+from .errors import ConfigError, PlanError, TeacherError
+from .inputs import example_inputs
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan together with what it was made from and the student that it describes.
+
+    Attributes:
+        plan: the coupled dimensions with their sizes.
+        trace: the teacher's trace.
+        student: an instance of the teacher's class with the student's config; its weights are zeros.
+    """
+
+    plan: Plan
+    trace: Trace
+    student: PreTrainedModel
+
+
+def plan_student(
+    teacher: PreTrainedModel,
+    config: WidConfig,
+    *,
+    inputs: Mapping[str, Any] | None = None,
+    proof: bool = False,
+) -> Planned:
+    """Find the student that `config` asks for, or refuse with every reason.
+
+    Args:
+        teacher: a stock transformers model with real weights.
+        config: the sizes wanted.
+        inputs: keyword arguments for one forward of the teacher; made from its config by default.
+        proof: also run the permutation proof on the teacher.
+
+    Raises:
+        TeacherError: the teacher is no plain `PreTrainedModel` with weights.
+        ConfigError: a size or name that its config does not have, or that is not smaller.
+        PlanError: sizes that contradict each other or shrink a frozen dimension.
+        ProofError: the permutation proof failed.
+    """
+    check_teacher(teacher)
+    candidates = list(_candidate_configs(teacher.config, config))
+    inputs = dict(inputs) if inputs is not None else example_inputs(teacher)
+    teacher_trace = trace(teacher, inputs)
+    if proof:
+        verify(teacher, teacher_trace, inputs)
+    refusals = []
+    for candidate in candidates:
+        try:
+            shapes = _weight_shapes(type(teacher), candidate, teacher_trace)
+            make_plan(teacher_trace, shapes)  # finds contradictions before anything is allocated
+            student = empty_student(teacher, candidate)
+            plan = make_plan(teacher_trace, shapes, trace(student, inputs))
+        except PlanError as refusal:
+            refusals.append(refusal)
+        else:
+            return Planned(plan, teacher_trace, student)
+    raise PlanError(_refusal_text(teacher, config, str(refusals[0]))) from refusals[0]
+
+
+def check_teacher(teacher: object) -> None:
+    """Refuse what is not a stock model with weights.
+
+    Raises:
+        TeacherError: says what it is instead.
+    """
+    if hasattr(teacher, "peft_config"):
+        raise TeacherError(
+            f"The teacher is wrapped by PEFT already ({type(teacher).__name__}). "
+            "Pass the plain model, or call merge_and_unload() on it first."
+        )
+    if not isinstance(teacher, PreTrainedModel):
+        raise TeacherError(f"The teacher is a {type(teacher).__name__}; pass a transformers PreTrainedModel.")
+    if any(parametrize.is_parametrized(module) for module in teacher.modules()):
+        raise TeacherError("The teacher's weights are parametrized already; pass a model with plain weights.")
+    if any(parameter.is_meta for parameter in teacher.parameters()):
+        raise TeacherError(
+            "The teacher is on the meta device and has no weights. Load it with from_pretrained(...) "
+            "without device_map='meta' or init_empty_weights()."
+        )
+
+
+def empty_student(teacher: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
+    """Return `type(teacher)(config)` with weights of zero, on the teacher's device and in its mode."""
+    with no_init_weights(), torch.random.fork_rng(devices=[]):
+        student = type(teacher)(deepcopy(config))
+    for parameter in student.parameters():
+        parameter.data.zero_()
+    if teacher.can_generate():
+        student.generation_config = deepcopy(teacher.generation_config)
+    return student.to(teacher.device).train(teacher.training)
+
+
+def _weight_shapes(
+    model_class: type[PreTrainedModel], config: PretrainedConfig, teacher: Trace
+) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every weight of the student, by the teacher's name of it, without allocating."""
+    try:
+        with no_init_weights(), torch.device("meta"):
+            skeleton = model_class(deepcopy(config))
+    except (ValueError, AssertionError, RuntimeError, ZeroDivisionError) as refusal:
+        raise PlanError(f"- {model_class.__name__} itself refuses this config: {refusal}") from refusal
+    weights = {name: tensor for name, tensor in skeleton.state_dict().items() if isinstance(tensor, Tensor)}
+    return {name: tuple(t.shape) for name, t in weights.items() if teacher.aliases.get(name, name) == name}
+
+
+def _candidate_configs(teacher: PretrainedConfig, wanted: WidConfig) -> Iterator[PretrainedConfig]:
+    """Yield the configs that `wanted` may mean, the likeliest first.
+
+    Raises:
+        ConfigError: lists every name and size that cannot be.
+    """
+    problems = _size_problems(teacher, wanted.requested)
+    if problems:
+        raise ConfigError(_joined(teacher, problems))
+    for following in _head_sizes(teacher, wanted):
+        yield _rewritten(teacher, {**following, **wanted.requested})
+
+
+def _rewritten(config: PretrainedConfig, sizes: Mapping[str, Any]) -> PretrainedConfig:
+    new = deepcopy(config)
+    new.name_or_path = ""  # the student is not what its teacher's name loads
+    _write(new, sizes)
+    return new
+
+
+def _write(config: PretrainedConfig, sizes: Mapping[str, Any]) -> None:
+    for name, size in sizes.items():
+        if isinstance(size, Mapping):
+            _write(getattr(config, name), size)
+        else:
+            setattr(config, name, size)
+
+
+def _size_problems(config: PretrainedConfig, sizes: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return what is wrong with each size taken by itself: unknown, wider, or all of them equal."""
+    problems = []
+    smaller = False
+    for name, size in sizes.items():
+        if not hasattr(config, name):
+            problems.append(_unknown_name(config, name, prefix))
+            continue
+        old = getattr(config, name)
+        if isinstance(size, Mapping):
+            if isinstance(old, PretrainedConfig):
+                problems += _size_problems(old, size, f"{prefix}{name}.")
+            else:
+                problems.append(f"{prefix}{name} is not a nested config of {type(config).__name__}")
+            smaller = True
+        elif old is None:
+            smaller = True  # derived from another size by the model, as n_inner in GPT-2
+        elif isinstance(old, bool) or not isinstance(old, int):
+            problems.append(f"{prefix}{name} is no size: the teacher's value is {old!r}")
+        elif size > old:
+            problems.append(
+                f"{prefix}{name}={size} is wider than the teacher's {old}; a student can only be narrower"
+            )
+        smaller = smaller or (isinstance(old, int) and size < old)
+    if not problems and not smaller:
+        problems.append("every size equals the teacher's; ask for at least one smaller size")
+    return problems
+
+
+def _unknown_name(config: PretrainedConfig, name: str, prefix: str) -> str:
+    own = {
+        key for key, value in vars(config).items() if isinstance(value, int) and not isinstance(value, bool)
+    }
+    nested = [key for key, value in vars(config).items() if isinstance(value, PretrainedConfig)]
+    names = sorted((own | set(config.attribute_map)) - {"transformers_version"})
+    names = [known for known in names if not known.startswith("_") and not known.endswith("_id")]
+    hint = f"; for parts of it use overrides={{{nested[0]!r}: {{...}}}}" if nested else ""
+    return f"{type(config).__name__} has no {prefix}{name}; its sizes are {', '.join(names)}{hint}"
+
+
+def _head_sizes(config: PretrainedConfig, wanted: WidConfig) -> list[dict[str, int]]:
+    """Return the head sizes that follow from the hidden size, as alternatives in order of preference.
+
+    Where the config states a head width of its own and heads stay, the width is scaled first; if the plan
+    refuses that because the width is frozen (rotary positions), it stays.
+
+    Raises:
+        ConfigError: the sizes do not divide; names the nearest that do.
+    """
+    requested = wanted.requested
+    old_hidden, old_heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
+    if not isinstance(old_hidden, int) or not isinstance(old_heads, int):
+        return [{}]
+    hidden = _lookup(config, requested, "hidden_size", old_hidden)
+    own_width = getattr(config, "head_dim", None)
+    old_groups = getattr(config, "num_key_value_heads", None)
+    heads = _lookup(config, requested, "num_attention_heads", None)
+    if heads is None and wanted.head_strategy == "head" and hidden != old_hidden:
+        divisor = gcd(old_hidden, old_heads, old_groups or 0)
+        if old_heads * hidden % old_hidden or (old_groups or 0) * hidden % old_hidden:
+            raise ConfigError(_joined(config, [_indivisible(
+                hidden, old_hidden // divisor, old_hidden,
+                f"keeps heads of width {own_width or old_hidden // old_heads} only in steps of {old_hidden // divisor}",
+            )]))  # fmt: skip
+        following = {"num_attention_heads": old_heads * hidden // old_hidden}
+        if old_groups:
+            following["num_key_value_heads"] = old_groups * hidden // old_hidden
+        return [following]
+    count = heads or old_heads
+    if own_width is None:
+        if hidden % count:
+            raise ConfigError(
+                _joined(
+                    config, [_indivisible(hidden, count, old_hidden, f"does not divide into {count} heads")]
+                )
+            )
+        return [{}]
+    if "head_dim" in requested or hidden == old_hidden or own_width * hidden % old_hidden:
+        return [{}]
+    return [{"head_dim": own_width * hidden // old_hidden}, {}]
+
+
+def _lookup(config: PretrainedConfig, requested: Mapping[str, Any], name: str, default: Any) -> Any:
+    """Return a requested size under its common name or the teacher's own."""
+    return requested.get(name, requested.get(config.attribute_map.get(name, name), default))
+
+
+def _indivisible(hidden: int, step: int, below: int, problem: str) -> str:
+    lower, upper = hidden // step * step, (hidden // step + 1) * step
+    nearest = [size for size in (lower, upper) if 0 < size < below]
+    return f"hidden_size={hidden} {problem}; nearest legal: {', '.join(map(str, nearest)) or 'none'}"
+
+
+def _joined(config: PretrainedConfig, problems: list[str]) -> str:
+    return f"No student of this {type(config).__name__}:\n" + "\n".join(
+        f"- {problem}" for problem in problems
+    )
+
+
+def _refusal_text(teacher: PreTrainedModel, config: WidConfig, problems: str) -> str:
+    sizes = ", ".join(f"{name}={size}" for name, size in config.requested.items())
+    hint = ""
+    if config.head_strategy == "dim" and "because it meets" in problems:
+        hint = '\nRotary positions fix the width of heads: try head_strategy="head", which drops whole heads.'
+    return (
+        f"{type(teacher).__name__} cannot become a student with {sizes}, head_strategy={config.head_strategy!r}:\n"
+        f"{problems}{hint}\nKeep the sizes named, or see docs/architectures.md for how to read this."
+    )

@@ -1,0 +1,211 @@
+"""The PEFT tuner: puts a student whose weights are folded from the teacher's in the teacher's place.
+
+PEFT calls `inject_adapter`; users call `get_wid_model`, then `merge_and_unload` on what it returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTuner
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .calibration import variance_indices
+from .compaction import Compaction, first_indices, folded_weights, install, restart
+from .config import WidConfig
+from .coupling import Plan
+from .errors import ConfigError, DataError, WidError
+from .student import Planned, check_teacher, empty_student, plan_student
+
+Batch = Mapping[str, Any]
+
+
+class WidModel(BaseTuner):
+    """A stock student whose weights are computed from the teacher's by compactors.
+
+    Attributes:
+        model: the student, an instance of the teacher's class; what trains and what `forward` runs.
+        teacher: the teacher; its weights are the very tensors that the student is folded from.
+        plan: the coupled dimensions with their sizes.
+    """
+
+    prefix = "wid_"
+    tuner_layer_cls = Compaction
+    target_module_mapping: dict[str, list[str]] = {}
+
+    def inject_adapter(
+        self,
+        model: nn.Module,
+        adapter_name: str,
+        autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = False,
+        state_dict: dict[str, Tensor] | None = None,
+    ) -> None:
+        """Plan the student and put it in the place of `model`, the teacher."""
+        config = self.peft_config[adapter_name]
+        planned = config.__dict__.pop("_planned", None) or plan_student(model, config)
+        # Kept out of the module tree: the student's originals are the teacher's parameters already.
+        self._planned = (planned, model)
+        self.model = planned.student
+        self._calibrated = config.selection == "first"
+        install(
+            self.model,
+            planned.trace.weights,
+            planned.trace.aliases,
+            planned.plan,
+            first_indices(planned.plan),
+        )
+
+    @property
+    def plan(self) -> Plan:
+        """The coupled dimensions with their teacher's and student's sizes."""
+        return self._planned[0].plan
+
+    @property
+    def teacher(self) -> PreTrainedModel:
+        """The teacher. If its weights are trained, this is the trained one."""
+        return self._planned[1]
+
+    def merge_and_unload(
+        self, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None
+    ) -> PreTrainedModel:
+        """Write the folded weights into a fresh stock model: the student, free of wid_hf.
+
+        Its outputs equal the outputs of this model exactly: the tensors are those that training used.
+
+        Args:
+            progressbar: accepted for PEFT's sake; the merge takes no noticeable time.
+            safe_merge: refuse to merge weights that are not finite.
+            adapter_names: accepted for PEFT's sake; there is one adapter.
+
+        Returns:
+            An instance of the teacher's class with the student's config.
+
+        Raises:
+            WidError: `selection="variance"` was never given calibration data, or `safe_merge` found NaN.
+        """
+        if not self._calibrated:
+            raise WidError(
+                'This model was made with selection="variance" but has seen no calibration data. '
+                "Call model.calibrate(batches), or pass calibration_data to get_wid_model."
+            )
+        planned, teacher = self._planned
+        weights = folded_weights(self.model, planned.trace.aliases)
+        if safe_merge and (bad := [n for n, w in weights.items() if not torch.isfinite(w).all()]):
+            raise WidError(f"These merged weights are not finite: {', '.join(bad[:5])}. Nothing was merged.")
+        student = empty_student(teacher, self.model.config)
+        _fill(student, weights, planned.trace.aliases)
+        return student.train(self.model.training)
+
+    def unload(self) -> PreTrainedModel:
+        """Return the teacher."""
+        return self.teacher
+
+    def calibrate(self, batches: Iterable[Batch]) -> None:
+        """Choose indices anew by the variance of the teacher's activations on `batches`; compactors restart.
+
+        Args:
+            batches: keyword dictionaries for the teacher's forward; padding is left out by `attention_mask`.
+
+        Raises:
+            DataError: there is no batch, or nothing but padding.
+        """
+        planned, teacher = self._planned
+        sets = variance_indices(teacher, planned.trace, planned.plan, batches)
+        restart(self.model, planned.trace.weights, planned.plan, sets)
+        self._calibrated = True
+
+    def _create_and_replace(self, *args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError("WID replaces the whole model in inject_adapter, not layer by layer.")
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """Do nothing: compactors are float32 from the start."""
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls, model: nn.Module, config: WidConfig, adapter_name: str, state_dict: dict[str, Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """Return compactors, choices and every weight that trains: what a checkpoint of a run must hold."""
+        trained = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
+        return {
+            name: t
+            for name, t in state_dict.items()
+            if ".parametrizations." in name and ".maps." in name or name in trained
+        }
+
+
+def get_wid_model(
+    model: PreTrainedModel,
+    config: WidConfig,
+    *,
+    calibration_data: Iterable[Batch] | None = None,
+    example_inputs: Batch | None = None,
+    verify: bool = False,
+    adapter_name: str = "default",
+) -> PeftModel:
+    """Return a model that trains as the small student and is folded from the big teacher.
+
+    The teacher is not copied: its tensors are the originals from which the student's weights are computed
+    at each step, and training them (learning rate above 0) changes the teacher.
+
+    Args:
+        model: the teacher, any stock `PreTrainedModel` with weights.
+        config: the student's sizes.
+        calibration_data: keyword dictionaries for the teacher's forward, for `selection="variance"`.
+        example_inputs: keyword arguments for one forward of the teacher, if those made from its config
+            do not fit.
+        verify: prove the coupled dimensions by permutation on the real weights first.
+        adapter_name: PEFT's name for the adapter.
+
+    Returns:
+        A `PeftModel`, as `peft.get_peft_model(model, config)` returns.
+
+    Raises:
+        TeacherError: the model is wrapped, on the meta device, or no `PreTrainedModel`.
+        ConfigError: a name or size that its config cannot express.
+        PlanError: sizes that contradict each other or shrink a frozen dimension.
+        ProofError: the permutation proof failed.
+        DataError: `selection="variance"` without usable calibration data.
+    """
+    if not isinstance(config, WidConfig):
+        raise ConfigError(f"get_wid_model takes a WidConfig, not a {type(config).__name__}.")
+    if config.selection == "variance" and calibration_data is None:
+        raise DataError(
+            'selection="variance" ranks indices by activations: pass calibration_data=batches, an iterable of '
+            'keyword dictionaries for the model\'s forward, or use selection="first".'
+        )
+    if config.selection == "first" and calibration_data is not None:
+        raise ConfigError(
+            'calibration_data is given but selection="first" does not use it; set selection="variance".'
+        )
+    check_teacher(model)
+    planned = plan_student(model, config, inputs=example_inputs, proof=verify)
+    wrapped = get_peft_model(model, _with_plan(config, planned), adapter_name=adapter_name)
+    if calibration_data is not None:
+        wrapped.base_model.calibrate(calibration_data)
+    return wrapped
+
+
+def _with_plan(config: WidConfig, planned: Planned) -> WidConfig:
+    """Return `config` with the plan riding along, so that PEFT's constructor does not make it twice."""
+    config = deepcopy(config)
+    object.__setattr__(config, "_planned", planned)
+    return config
+
+
+def _fill(student: PreTrainedModel, weights: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+    """Give `student` these weights; names of one tensor stay tied."""
+    tensors: dict[str, Tensor] = {}
+    for name, first in names.items():
+        path, _, attribute = name.rpartition(".")
+        module = student.get_submodule(path)
+        if isinstance(getattr(module, attribute), nn.Parameter):
+            module.register_parameter(attribute, tensors.setdefault(first, nn.Parameter(weights[first])))  # type: ignore[arg-type]
+        else:
+            module.register_buffer(attribute, tensors.setdefault(first, weights[first]))

@@ -1,0 +1,56 @@
+"""Fixtures shared by all tests: a tiny random BERT, and real teachers and data where they are at hand."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertConfig, BertForMaskedLM
+
+REPOSITORY = Path(__file__).parents[1]
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture
+def tiny_bert() -> BertForMaskedLM:
+    config = BertConfig(
+        vocab_size=60,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=32,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return BertForMaskedLM(config).eval()
+
+
+@pytest.fixture(scope="session")
+def reaction_bert_dir() -> Path:
+    return _teacher("reaction-bert")
+
+
+@pytest.fixture(scope="session")
+def minilm_dir() -> Path:
+    return _teacher("minilm")
+
+
+@pytest.fixture(scope="session")
+def uspto50k() -> Path:
+    folder = Path(os.environ.get("WID_HF_DATA", REPOSITORY.parent / "shared" / "data")) / "uspto50k"
+    if not folder.is_dir():
+        pytest.skip(f"no data at {folder}: set WID_HF_DATA to the folder that holds uspto50k")
+    return folder
+
+
+def _teacher(name: str) -> Path:
+    teachers = Path(os.environ.get("WID_HF_TEACHERS", REPOSITORY / ".cache" / "teachers"))
+    if not (teachers / name).is_dir():
+        pytest.skip(
+            f"no teacher at {teachers / name}: run `python examples/fetch_teacher.py {name} {teachers}`"
+        )
+    return teachers / name
