@@ -11,7 +11,8 @@ from transformers import BertConfig, BertForMaskedLM
 
 REPOSITORY = Path(__file__).parents[1]
 
-torch.set_num_threads(2)
+# One thread: the models are tiny, and threads that wait for each other are slower on a busy machine.
+torch.set_num_threads(1)
 
 
 @pytest.fixture
@@ -50,7 +51,5 @@ def uspto50k() -> Path:
 def _teacher(name: str) -> Path:
     teachers = Path(os.environ.get("WID_HF_TEACHERS", REPOSITORY / ".cache" / "teachers"))
     if not (teachers / name).is_dir():
-        pytest.skip(
-            f"no teacher at {teachers / name}: run `python examples/fetch_teacher.py {name} {teachers}`"
-        )
+        pytest.skip(f"no teacher at {teachers / name}: run `python examples/fetch_teacher.py {name} {teachers}`")
     return teachers / name

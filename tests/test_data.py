@@ -22,9 +22,7 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
     """[CLS] words [SEP], with ids 5 to 10 for the six words of TEXTS."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     words = " ".join(TEXTS).split()
-    tokenizer = Tokenizer(
-        models.WordLevel({w: i for i, w in enumerate([*special, *words])}, unk_token="[UNK]")
-    )
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate([*special, *words])}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]

@@ -12,8 +12,10 @@ from .errors import (
     TrainingError,
     WidError,
 )
+from .following import FollowingTrainer
 from .peft_registration import register
 from .student import plan_student
+from .trainer import WidTrainer, WidTrainingArguments
 from .tuner import WidModel, get_wid_model
 
 register()
@@ -22,6 +24,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ConfigError",
     "DataError",
+    "FollowingTrainer",
     "OutputError",
     "Plan",
     "PlanError",
@@ -31,6 +34,8 @@ __all__ = [
     "WidConfig",
     "WidError",
     "WidModel",
+    "WidTrainer",
+    "WidTrainingArguments",
     "get_wid_model",
     "plan_student",
 ]

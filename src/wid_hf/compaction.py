@@ -145,10 +145,7 @@ def restart(student: nn.Module, teacher_weights: Mapping[str, Tensor], plan: Pla
 def folded_weights(student: nn.Module, names: Mapping[str, str]) -> dict[str, Tensor]:
     """Return the student's weights as training sees them, detached, each tensor once under its first name."""
     with torch.no_grad():
-        return {
-            first: getattr(*_owner(student, first)).detach().clone()
-            for first in dict.fromkeys(names.values())
-        }
+        return {first: getattr(*_owner(student, first)).detach().clone() for first in dict.fromkeys(names.values())}
 
 
 def compactions(student: nn.Module) -> dict[str, Compaction]:

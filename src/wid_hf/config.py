@@ -46,9 +46,7 @@ class WidConfig(PeftConfig):
     """
 
     hidden_size: int | None = field(default=None, metadata={"help": "Width of the residual stream."})
-    intermediate_size: int | None = field(
-        default=None, metadata={"help": "Inner width of the feed-forward blocks."}
-    )
+    intermediate_size: int | None = field(default=None, metadata={"help": "Inner width of the feed-forward blocks."})
     num_attention_heads: int | None = field(default=None, metadata={"help": "Number of attention heads."})
     num_key_value_heads: int | None = field(default=None, metadata={"help": "Number of key/value heads."})
     head_dim: int | None = field(default=None, metadata={"help": "Width of one attention head."})
@@ -71,9 +69,7 @@ class WidConfig(PeftConfig):
             for name, words in (("head_strategy", HeadStrategy), ("init", Init), ("selection", Selection))
             if getattr(self, name) not in get_args(words)
         ]
-        problems += list(
-            _not_sizes({name: getattr(self, name) for name in SIZES if getattr(self, name) is not None})
-        )
+        problems += list(_not_sizes({name: getattr(self, name) for name in SIZES if getattr(self, name) is not None}))
         problems += list(_not_sizes(self.overrides))
         if not self.requested:
             problems.append("no size is given; set hidden_size, intermediate_size or another size to shrink")

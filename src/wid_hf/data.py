@@ -49,9 +49,7 @@ def load_texts(source: str, *, column: str | None = None, split: str = "train") 
     else:
         texts = _named_texts(source, column, split)
     if not len(texts):
-        raise DataError(
-            f"{source} holds no text: it is empty or all blank. Give a source with at least one text."
-        )
+        raise DataError(f"{source} holds no text: it is empty or all blank. Give a source with at least one text.")
     return texts
 
 
@@ -200,9 +198,7 @@ def _text_column(source: str, column: str | None, strings: list[str]) -> str:
     """The column to read: the one asked for, else "text", else the only one that holds strings."""
     listed = ", ".join(sorted(strings)) or "none"
     if column is not None and column not in strings:
-        raise DataError(
-            f"{source} has no text column {column!r}. Its text columns: {listed}. Name one of them."
-        )
+        raise DataError(f"{source} has no text column {column!r}. Its text columns: {listed}. Name one of them.")
     if column is not None:
         return column
     if "text" in strings:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import chain
 from math import gcd
 from typing import Any
 
@@ -73,6 +74,8 @@ def plan_student(
             make_plan(teacher_trace, shapes)  # finds contradictions before anything is allocated
             student = empty_student(teacher, candidate)
             plan = make_plan(teacher_trace, shapes, trace(student, inputs))
+            if not any(plan.shrinks(weight) for weight in plan.axes):
+                raise PlanError("- no weight of the student would be smaller than the teacher's")
         except PlanError as refusal:
             refusals.append(refusal)
         else:
@@ -103,9 +106,14 @@ def check_teacher(teacher: object) -> None:
 
 
 def empty_student(teacher: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
-    """Return `type(teacher)(config)` with weights of zero, on the teacher's device and in its mode."""
+    """Return `type(teacher)(config)` with weights of zero, on the teacher's device, in its dtypes and mode."""
     with no_init_weights(), torch.random.fork_rng(devices=[]):
         student = type(teacher)(deepcopy(config))
+    student.tie_weights()  # skipped together with the initialisation
+    own = dict(teacher.named_parameters()) | dict(teacher.named_buffers())
+    for name, tensor in chain(student.named_parameters(), student.named_buffers()):
+        if name in own and own[name].is_floating_point():
+            tensor.data = tensor.data.to(own[name].dtype)
     for parameter in student.parameters():
         parameter.data.zero_()
     if teacher.can_generate():
@@ -158,11 +166,15 @@ def _size_problems(config: PretrainedConfig, sizes: Mapping[str, Any], prefix: s
     """Return what is wrong with each size taken by itself: unknown, wider, or all of them equal."""
     problems = []
     smaller = False
+    seen: dict[str, str] = {}
     for name, size in sizes.items():
-        if not hasattr(config, name):
+        old = getattr(config, name, _unknown_name)
+        if callable(old):
             problems.append(_unknown_name(config, name, prefix))
             continue
-        old = getattr(config, name)
+        twin = seen.setdefault(config.attribute_map.get(name, name), name)
+        if twin != name:
+            problems.append(f"{prefix}{twin} and {prefix}{name} are one size; give one of them")
         if isinstance(size, Mapping):
             if isinstance(old, PretrainedConfig):
                 problems += _size_problems(old, size, f"{prefix}{name}.")
@@ -174,9 +186,7 @@ def _size_problems(config: PretrainedConfig, sizes: Mapping[str, Any], prefix: s
         elif isinstance(old, bool) or not isinstance(old, int):
             problems.append(f"{prefix}{name} is no size: the teacher's value is {old!r}")
         elif size > old:
-            problems.append(
-                f"{prefix}{name}={size} is wider than the teacher's {old}; a student can only be narrower"
-            )
+            problems.append(f"{prefix}{name}={size} is wider than the teacher's {old}; a student can only be narrower")
         smaller = smaller or (isinstance(old, int) and size < old)
     if not problems and not smaller:
         problems.append("every size equals the teacher's; ask for at least one smaller size")
@@ -184,9 +194,7 @@ def _size_problems(config: PretrainedConfig, sizes: Mapping[str, Any], prefix: s
 
 
 def _unknown_name(config: PretrainedConfig, name: str, prefix: str) -> str:
-    own = {
-        key for key, value in vars(config).items() if isinstance(value, int) and not isinstance(value, bool)
-    }
+    own = {key for key, value in vars(config).items() if isinstance(value, int) and not isinstance(value, bool)}
     nested = [key for key, value in vars(config).items() if isinstance(value, PretrainedConfig)]
     names = sorted((own | set(config.attribute_map)) - {"transformers_version"})
     names = [known for known in names if not known.startswith("_") and not known.endswith("_id")]
@@ -226,9 +234,7 @@ def _head_sizes(config: PretrainedConfig, wanted: WidConfig) -> list[dict[str, i
     if own_width is None:
         if hidden % count:
             raise ConfigError(
-                _joined(
-                    config, [_indivisible(hidden, count, old_hidden, f"does not divide into {count} heads")]
-                )
+                _joined(config, [_indivisible(hidden, count, old_hidden, f"does not divide into {count} heads")])
             )
         return [{}]
     if "head_dim" in requested or hidden == old_hidden or own_width * hidden % old_hidden:
@@ -248,9 +254,7 @@ def _indivisible(hidden: int, step: int, below: int, problem: str) -> str:
 
 
 def _joined(config: PretrainedConfig, problems: list[str]) -> str:
-    return f"No student of this {type(config).__name__}:\n" + "\n".join(
-        f"- {problem}" for problem in problems
-    )
+    return f"No student of this {type(config).__name__}:\n" + "\n".join(f"- {problem}" for problem in problems)
 
 
 def _refusal_text(teacher: PreTrainedModel, config: WidConfig, problems: str) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from peft import PeftModel, get_peft_model
@@ -19,6 +19,7 @@ from .calibration import variance_indices
 from .compaction import Compaction, first_indices, folded_weights, install, restart
 from .config import WidConfig
 from .coupling import Plan
+from .coupling.selection import axis_indices
 from .errors import ConfigError, DataError, WidError
 from .student import Planned, check_teacher, empty_student, plan_student
 
@@ -36,7 +37,7 @@ class WidModel(BaseTuner):
 
     prefix = "wid_"
     tuner_layer_cls = Compaction
-    target_module_mapping: dict[str, list[str]] = {}
+    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
 
     def inject_adapter(
         self,
@@ -53,13 +54,8 @@ class WidModel(BaseTuner):
         self._planned = (planned, model)
         self.model = planned.student
         self._calibrated = config.selection == "first"
-        install(
-            self.model,
-            planned.trace.weights,
-            planned.trace.aliases,
-            planned.plan,
-            first_indices(planned.plan),
-        )
+        self._sets = first_indices(planned.plan)
+        install(self.model, planned.trace.weights, planned.trace.aliases, planned.plan, self._sets)
 
     @property
     def plan(self) -> Plan:
@@ -70,6 +66,10 @@ class WidModel(BaseTuner):
     def teacher(self) -> PreTrainedModel:
         """The teacher. If its weights are trained, this is the trained one."""
         return self._planned[1]
+
+    def kept_outputs(self) -> list[int]:
+        """Return which coordinates of the teacher's first output (last axis) the student's started as."""
+        return axis_indices(self.plan, self._planned[0].trace.output_dims[0][-1], self._sets)
 
     def merge_and_unload(
         self, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None
@@ -116,8 +116,8 @@ class WidModel(BaseTuner):
             DataError: there is no batch, or nothing but padding.
         """
         planned, teacher = self._planned
-        sets = variance_indices(teacher, planned.trace, planned.plan, batches)
-        restart(self.model, planned.trace.weights, planned.plan, sets)
+        self._sets = variance_indices(teacher, planned.trace, planned.plan, batches)
+        restart(self.model, planned.trace.weights, planned.plan, self._sets)
         self._calibrated = True
 
     def _create_and_replace(self, *args: Any, **kwargs: Any) -> None:
@@ -136,7 +136,7 @@ class WidModel(BaseTuner):
         return {
             name: t
             for name, t in state_dict.items()
-            if ".parametrizations." in name and ".maps." in name or name in trained
+            if name in trained or (".parametrizations." in name and ".maps." in name)
         }
 
 
@@ -181,9 +181,7 @@ def get_wid_model(
             'keyword dictionaries for the model\'s forward, or use selection="first".'
         )
     if config.selection == "first" and calibration_data is not None:
-        raise ConfigError(
-            'calibration_data is given but selection="first" does not use it; set selection="variance".'
-        )
+        raise ConfigError('calibration_data is given but selection="first" does not use it; set selection="variance".')
     check_teacher(model)
     planned = plan_student(model, config, inputs=example_inputs, proof=verify)
     wrapped = get_peft_model(model, _with_plan(config, planned), adapter_name=adapter_name)
@@ -206,6 +204,6 @@ def _fill(student: PreTrainedModel, weights: Mapping[str, Tensor], names: Mappin
         path, _, attribute = name.rpartition(".")
         module = student.get_submodule(path)
         if isinstance(getattr(module, attribute), nn.Parameter):
-            module.register_parameter(attribute, tensors.setdefault(first, nn.Parameter(weights[first])))  # type: ignore[arg-type]
+            module.register_parameter(attribute, tensors.setdefault(first, nn.Parameter(weights[first])))
         else:
             module.register_buffer(attribute, tensors.setdefault(first, weights[first]))

@@ -20,9 +20,7 @@ VOCABULARY = 60
 def tokenizer(**special: str) -> PreTrainedTokenizerFast:
     words = ["[PAD]", "[UNK]", "[MASK]", *(f"w{number}" for number in range(3, VOCABULARY))]
     model = models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]")
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(model), pad_token="[PAD]", unk_token="[UNK]", **special
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), pad_token="[PAD]", unk_token="[UNK]", **special)
 
 
 @pytest.fixture
@@ -53,9 +51,7 @@ class SureOf(nn.Module):
 
 def test_the_same_seed_masks_the_same_positions_and_leaves_the_global_generator_alone(tokens):
     state = torch.get_rng_state()
-    first, again, other = (
-        masked_batches(tokens, tokenizer(mask_token="[MASK]"), 8, seed) for seed in (1, 1, 2)
-    )
+    first, again, other = (masked_batches(tokens, tokenizer(mask_token="[MASK]"), 8, seed) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(a[key], b[key]) for a, b in zip(first, again, strict=True) for key in a)
     assert not torch.equal(first[0]["labels"], other[0]["labels"])

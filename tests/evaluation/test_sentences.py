@@ -100,9 +100,7 @@ def test_minilm_finds_the_paraphrase(minilm_dir):
     texts = ["A man is playing a guitar.", "Somebody plays the guitar.", "The stock market fell on Monday."]
     tokenizer = AutoTokenizer.from_pretrained(minilm_dir)
     tokens = tokenize(Dataset.from_dict({"text": texts}), tokenizer, 64)
-    vectors = embed(
-        AutoModel.from_pretrained(minilm_dir), list(batches(tokens, DataCollatorWithPadding(tokenizer), 2))
-    )
+    vectors = embed(AutoModel.from_pretrained(minilm_dir), list(batches(tokens, DataCollatorWithPadding(tokenizer), 2)))
     assert vectors.shape == (3, 384)
     assert cosine_similarity(vectors[0], vectors[1], dim=0) > 0.7
     assert cosine_similarity(vectors[0], vectors[2], dim=0) < 0.2

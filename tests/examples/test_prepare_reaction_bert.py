@@ -46,10 +46,7 @@ def test_auto_classes_load_the_output_and_it_holds_the_wheels_weights(wheel_fold
     assert tokenizer.model_max_length == 512
     assert json.loads((output / "config.json").read_text())["architectures"] == ["BertForMaskedLM"]
     original = torch.load(wheel_folder / "pytorch_model.bin", weights_only=True)
-    assert all(
-        torch.equal(tensor, original[name])
-        for name, tensor in load_file(output / "model.safetensors").items()
-    )
+    assert all(torch.equal(tensor, original[name]) for name, tensor in load_file(output / "model.safetensors").items())
     assert [path.name for path in output.parent.iterdir()] == ["reaction-bert"]
 
 

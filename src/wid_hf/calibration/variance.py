@@ -69,9 +69,7 @@ def variance_indices(
     for dim, site in moments.values():
         variance = site.variance()
         if not torch.isfinite(variance).all():
-            raise DataError(
-                "The teacher's activations on the calibration data are not finite; check its dtype."
-            )
+            raise DataError("The teacher's activations on the calibration data are not finite; check its dtype.")
         for leaf, score in _by_leaf(plan, dim, variance / variance.mean().clamp(min=1e-30)):
             scores[leaf] = scores[leaf] + score
     return {leaf: _largest(scores[leaf], leaf, plan) for leaf in wanted}
@@ -103,9 +101,7 @@ def _observe(
             if dims is not None and any(wanted & set(leaves(dim)) for dim in dims):
                 stack.callback(module.register_forward_hook(watcher(name, dims)).remove)
         for batch in track(batches, "Calibrating", transient=True):
-            given = {
-                k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items() if k != "labels"
-            }
+            given = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items() if k != "labels"}
             mask[0] = given.get("attention_mask")
             tokens += int(mask[0].sum()) if mask[0] is not None else 1
             teacher(**given)

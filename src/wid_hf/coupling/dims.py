@@ -252,9 +252,7 @@ def _factors(dim: Dim, sizes: Sequence[int]) -> list[Dim] | None:
                 taken.append(factor)
                 missing //= factor.size
                 continue
-            pieces = (
-                _factors(factor, [factor.size // missing, missing]) if factor.size % missing == 0 else None
-            )
+            pieces = _factors(factor, [factor.size // missing, missing]) if factor.size % missing == 0 else None
             if pieces is None:
                 return None
             remaining.append(pieces[0])

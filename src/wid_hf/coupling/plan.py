@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import PlanError
+from .carrier import Carrier
 from .dims import Dim, Reason, describe, factors_of, find, leaves, parts_of
-from .trace import Carrier, Dims, Trace
+from .trace import Dims, Trace
 
 Key = tuple  # of leaf identities, nested like the tree
 SHOWN = 6  # contradictions listed in a refusal; the rest follow from them as a rule
@@ -123,9 +124,7 @@ class Plan:
                 names[0] + (f"  (x {count})" if count > 1 else ""),
                 str(members),
                 whole + (f" = {coupling.teacher_size}" if not whole.isdigit() else ""),
-                (small + (f" = {coupling.student_size}" if not small.isdigit() else ""))
-                if changed
-                else "same",
+                (small + (f" = {coupling.student_size}" if not small.isdigit() else "")) if changed else "same",
                 str(coupling.frozen) if coupling.frozen else "",
                 style="bold" if changed else "dim",
             )
@@ -180,9 +179,7 @@ def make_plan(teacher: Trace, shapes: Mapping[str, tuple[int, ...]], student: Tr
                 solver.equations.append((dim, size, f"`{weight}` axis {axis}"))
     extra = [name for name in shapes if name not in teacher.weight_dims]
     if extra:
-        solver.problems.append(
-            f"the student has weights that the teacher lacks: {', '.join(map(repr, extra[:5]))}"
-        )
+        solver.problems.append(f"the student has weights that the teacher lacks: {', '.join(map(repr, extra[:5]))}")
     in_weights = {leaf for axes in teacher.weight_dims.values() for dim in axes for leaf in leaves(dim)}
     if student is not None:
         solver.equations += _shared_steps(teacher, student, in_weights)
@@ -197,7 +194,7 @@ def make_plan(teacher: Trace, shapes: Mapping[str, tuple[int, ...]], student: Tr
     return Plan(
         axes=teacher.weight_dims,
         targets=solver.targets,
-        under=_nesting(teacher.weight_dims.values()),
+        under=nesting(teacher.weight_dims.values()),
         scales=scales,
         unfolded=unfolded,
         tables=tuple(frozenset(group) for group in teacher.tables),
@@ -282,9 +279,7 @@ class _Solver:
         value = self._value(dim)
         if value != size:
             others = sorted({self.places[leaf] for leaf in leaves(dim) if leaf in self.places})
-            self.problems.append(
-                f"{place} wants {size}, but {', '.join(others) or 'frozen parts'} make it {value}"
-            )
+            self.problems.append(f"{place} wants {size}, but {', '.join(others) or 'frozen parts'} make it {value}")
 
     def _value(self, dim: Dim) -> int | None:
         dim = find(dim)
@@ -333,7 +328,7 @@ def _scales(teacher: Trace, student: Trace) -> tuple[dict[Carrier, float], tuple
     return scales, tuple(dict.fromkeys(unfolded))
 
 
-def _nesting(weights: Iterable[Dims]) -> dict[Dim, Dim]:
+def nesting(weights: Iterable[Dims]) -> dict[Dim, Dim]:
     """Return for each leaf that occurs only inside one other leaf that outer leaf, the nearest if several."""
     common: dict[Dim, list[Dim]] = {}
     for axes in weights:

@@ -21,21 +21,12 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from . import rules as _rules  # noqa: F401  (importing it registers the rules)
+from .carrier import Carrier
 from .dims import Dim, Reason, freeze, unify
 from .registry import rule_for
 
 Dims = tuple[Dim, ...]
 Call = tuple[str, int]  # a module's name and the how-manieth call of it in this forward
-
-
-@dataclass(frozen=True)
-class Carrier:
-    """A stretch of indices of one weight's axis such that scaling it scales the tensor that carries it."""
-
-    parameter: str
-    axis: int
-    start: int
-    stop: int
 
 
 @dataclass(frozen=True)
@@ -67,6 +58,7 @@ class Trace:
         self._carriers = WeakIdKeyDictionary()
         self._sums = WeakIdKeyDictionary()
         self._names = WeakIdKeyDictionary()
+        self._computed = WeakIdKeyDictionary()
         self._calls: list[Call] = [("", 1)]
         self._times_called: Counter[str] = Counter()
         self._operation = ""
@@ -124,7 +116,12 @@ class Trace:
 
     def scaled(self, factor: float, source: Tensor) -> None:
         """Record that the current operation multiplies `source` by `factor`."""
-        self._pending_factor = (factor, self.carrier(source))
+        carrier = self.carrier(source)
+        self._pending_factor = (factor, carrier if carrier is not None and carrier.share == 1 else None)
+
+    def depends_on_weights(self, tensor: Tensor) -> bool:
+        """Return whether `tensor` is a weight or was computed from one; if not, it is a constant."""
+        return tensor in self._names or tensor in self._computed
 
     def looked_up(self, tensor: Tensor, tables: set[str]) -> None:
         """Record that `tensor` is a sum of rows looked up in `tables`."""
@@ -136,9 +133,7 @@ class Trace:
 
     # What the dispatch mode and the module hooks use.
 
-    def observe(
-        self, operation: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any
-    ) -> None:
+    def observe(self, operation: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> None:
         """Apply the rule of `operation` to its result, or freeze all that it touches."""
         self._operation = str(operation)
         self._pending_factor = (None, None)
@@ -147,11 +142,7 @@ class Trace:
         given = rule(self, out, *args, **kwargs) if rule is not None else None
         dims = self._checked(given, results)
         if dims is None:
-            text = (
-                "meets an operation without a rule"
-                if rule is None
-                else "has a structure the rule cannot follow"
-            )
+            text = "meets an operation without a rule" if rule is None else "has a structure the rule cannot follow"
             for tensor in tree_leaves((args, dict(kwargs))):
                 if isinstance(tensor, Tensor):
                     for dim in self.dims(tensor):
@@ -159,6 +150,10 @@ class Trace:
             dims = [tuple(self.frozen(size, text) for size in tensor.shape) for tensor in results]
         for tensor, its_dims in zip(results, dims, strict=True):
             self._dims[tensor] = its_dims
+        given_tensors = [t for t in tree_leaves((args, dict(kwargs))) if isinstance(t, Tensor)]
+        if any(self.depends_on_weights(tensor) for tensor in given_tensors):
+            for tensor in results:
+                self._computed[tensor] = True
         self.steps[self._calls[-1]].append(Step(str(operation), tuple(dims), *self._pending_factor))
 
     def _checked(self, given: Any, results: list[Tensor]) -> list[Dims] | None:
@@ -167,8 +162,7 @@ class Trace:
             return None
         listed = [dims for dims in given if dims is not None] if isinstance(given, list) else [given]
         fits = len(listed) == len(results) and all(
-            tuple(dim.size for dim in dims) == tuple(tensor.shape)
-            for dims, tensor in zip(listed, results, strict=True)
+            tuple(dim.size for dim in dims) == tuple(tensor.shape) for dims, tensor in zip(listed, results, strict=True)
         )
         return listed if fits else None
 

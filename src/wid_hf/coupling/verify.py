@@ -7,6 +7,7 @@ changes the outputs. Called by `get_wid_model(verify=True)`, `wid-hf plan --veri
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.func import functional_call
 
 from ..errors import ProofError
 from .dims import Dim, describe, leaves
-from .plan import Plan, make_plan
+from .plan import Plan, make_plan, nesting
 from .selection import IndexSets, axis_indices
 from .trace import Trace, output_tensors, quiet_forward
 
@@ -34,6 +35,8 @@ def verify(model: nn.Module, trace: Trace, inputs: Mapping[str, Any], seed: int 
             square root of the machine precision, relative to the largest output.
     """
     plan = make_plan(trace, {name: tuple(weight.shape) for name, weight in trace.weights.items()})
+    # An output may show a head's width by itself; then all heads must be permuted alike.
+    plan = replace(plan, under=nesting([*plan.axes.values(), *trace.output_dims]))
     generator = torch.Generator().manual_seed(seed)
     weights = {name: _jittered(weight, generator) for name, weight in trace.weights.items()}
     wanted = _free_leaves(plan)
@@ -43,9 +46,7 @@ def verify(model: nn.Module, trace: Trace, inputs: Mapping[str, Any], seed: int 
         if not _changes(model, plan, trace, weights, permutations, inputs, before):
             return len(wanted)
         wrong = [
-            leaf
-            for leaf in wanted
-            if _changes(model, plan, trace, weights, {leaf: permutations[leaf]}, inputs, before)
+            leaf for leaf in wanted if _changes(model, plan, trace, weights, {leaf: permutations[leaf]}, inputs, before)
         ]
     raise ProofError(
         f"The permutation proof failed for {type(model).__name__}: renaming indices changed the outputs, so "
@@ -77,9 +78,7 @@ def _permutation(plan: Plan, leaf: Dim, generator: torch.Generator) -> Tensor:
 def _permuted(plan: Plan, tensor: Tensor, dims: Sequence[Dim], sets: IndexSets) -> Tensor:
     for axis, dim in enumerate(dims):
         if any(leaf in sets for leaf in leaves(dim)):
-            tensor = tensor.index_select(
-                axis, torch.tensor(axis_indices(plan, dim, sets), device=tensor.device)
-            )
+            tensor = tensor.index_select(axis, torch.tensor(axis_indices(plan, dim, sets), device=tensor.device))
     return tensor
 
 
@@ -111,8 +110,4 @@ def _members(plan: Plan, leaf: Dim) -> str:
         for axis, dim in enumerate(axes)
         if leaf in leaves(dim)
     ]
-    return (
-        f"size {leaf.size}: "
-        + ", ".join(names[:6])
-        + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-    )
+    return f"size {leaf.size}: " + ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

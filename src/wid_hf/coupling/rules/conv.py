@@ -24,7 +24,7 @@ def convolution(
     """`(b, in, space) * (out, in, kernel) -> (b, out, space)`; depthwise: in and out are one dimension."""
     if transposed:
         return None
-    batch, channels, *_ = trace.dims(a)
+    batch, channels, *walked = trace.dims(a)
     out_channels, in_channels, *kernel = trace.dims(weight)
     if groups == 1:
         trace.unify(channels, in_channels)
@@ -34,6 +34,8 @@ def convolution(
         return None
     for dim in kernel:
         trace.freeze(dim, "is a position inside a convolution kernel")
+    for dim in walked:
+        trace.freeze(dim, "is a position in space")
     if bias is not None:
         trace.unify(trace.dims(bias)[0], out_channels)
     space = tuple(trace.frozen(size, "is a position in space") for size in out.shape[2:])

@@ -50,6 +50,7 @@ def advanced_index(trace: Trace, out: Tensor, a: Tensor, indices: Sequence[Tenso
 def index_select(trace: Trace, out: Tensor, a: Tensor, place: int, indices: Tensor) -> Dims:
     """Pick indices of one dimension by number."""
     dims = trace.dims(a)
+    place %= a.ndim
     trace.freeze(dims[place], "is looked up by number")
     return (*dims[:place], *trace.dims(indices), *dims[place + 1 :])
 
@@ -74,10 +75,18 @@ def positions(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> Dims:
     return tuple(trace.frozen(size, "counts positions") for size in out.shape)
 
 
-@rule(aten.topk.default, aten.sort.default, aten.sort.stable)
-def ranking(trace: Trace, out: Sequence[Tensor], a: Tensor, *args: Any, **kwargs: Any) -> list[Dims]:
+@rule(aten.topk.default)
+def largest(
+    trace: Trace, out: Sequence[Tensor], a: Tensor, count: int, dim: int = -1, *args: Any, **kwargs: Any
+) -> list[Dims]:
     """The largest elements and where they stand."""
-    place = next((at for at, size in enumerate(out[0].shape) if size != a.shape[at]), a.ndim - 1)
+    return ranking(trace, out, a, dim)
+
+
+@rule(aten.sort.default, aten.sort.stable)
+def ranking(trace: Trace, out: Sequence[Tensor], a: Tensor, dim: int = -1, *args: Any, **kwargs: Any) -> list[Dims]:
+    """All elements in order and where they stood."""
+    place = dim % a.ndim
     dims = trace.dims(a)
     trace.freeze(dims[place], "is ranked, and the ranks are numbers")
     kept: Dim = trace.frozen(out[0].shape[place], "counts ranks")

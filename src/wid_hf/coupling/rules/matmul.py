@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..carrier import Carrier
 from ..registry import rule
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ aten = torch.ops.aten
 @rule(aten.mm.default)
 def matrix_product(trace: Trace, out: Tensor, a: Tensor, b: Tensor) -> Dims:
     """`(m, k) @ (k, n) -> (m, n)`: both k are one dimension."""
-    from ..trace import Carrier
-
     (m, k), (k_again, n) = trace.dims(a), trace.dims(b)
     trace.unify(k, k_again)
     if (weight := trace.weight_name(b)) is not None:
@@ -29,11 +28,11 @@ def matrix_product(trace: Trace, out: Tensor, a: Tensor, b: Tensor) -> Dims:
 
 
 @rule(aten.addmm.default)
-def biased_matrix_product(
-    trace: Trace, out: Tensor, bias: Tensor, a: Tensor, b: Tensor, **scales: float
-) -> Dims:
+def biased_matrix_product(trace: Trace, out: Tensor, bias: Tensor, a: Tensor, b: Tensor, **scales: float) -> Dims:
     """`bias (n) + (m, k) @ (k, n) -> (m, n)`."""
     m, n = matrix_product(trace, out, a, b)
+    if scales.get("alpha", 1.0) != 1.0:
+        trace.scaled(scales["alpha"], out)
     trace.unify(trace.dims(bias)[-1], n)
     if len(trace.dims(bias)) > 1:
         trace.unify(trace.dims(bias)[0], m)
@@ -47,6 +46,8 @@ def batched_matrix_product(trace: Trace, out: Tensor, a: Tensor, b: Tensor) -> D
     trace.unify(batch, batch_again)
     trace.unify(k, k_again)
     left, right = trace.carrier(a), trace.carrier(b)
+    if left is not None and right is not None and left.overlaps(right):
+        return batch, m, n  # scaling these weights by s scales the product by s * s
     trace.carry(out, left or right)
     if left is not None and right is not None:
         # Attention logits: a scale on the keys is a scale on the queries.
@@ -60,6 +61,8 @@ def biased_batched_matrix_product(
 ) -> Dims:
     """`bias + (batch, m, k) @ (batch, k, n)`, the bias broadcast from the right."""
     dims = batched_matrix_product(trace, out, a, b)
+    if scales.get("alpha", 1.0) != 1.0:
+        trace.scaled(scales["alpha"], out)
     for given, result in zip(trace.dims(bias)[::-1], dims[::-1], strict=False):
         trace.unify(given, result)
     return dims

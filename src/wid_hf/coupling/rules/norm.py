@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..carrier import Carrier
 from ..dims import Dim
 from ..registry import rule
 
@@ -18,8 +19,6 @@ aten = torch.ops.aten
 
 
 def _scaled_by(trace: Trace, out: Tensor, dims: Sequence[Dim], *weights: Tensor | None) -> None:
-    from ..trace import Carrier
-
     for weight in weights:
         if weight is not None:
             for dim, own in zip(dims, trace.dims(weight), strict=True):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from ..carrier import Carrier
 from ..dims import Dim
 from ..registry import rule
 
@@ -78,10 +79,12 @@ def scaling(trace: Trace, out: Tensor, a: Any, b: Any) -> Dims:
         trace.carry(out, trace.carrier(a))
     elif isinstance(a, Tensor) and isinstance(b, Tensor):
         if trace.weight_name(a) is None and trace.weight_name(b) is None:
-            left, right = trace.carrier(a), trace.carrier(b)
-            if left is None or right is None:
-                trace.carry(out, left or right)
-        else:
+            # Only a product with a constant surely scales along: `x * f(x)` may not scale as x does.
+            if not trace.depends_on_weights(b):
+                trace.carry(out, trace.carrier(a))
+            elif not divides and not trace.depends_on_weights(a):
+                trace.carry(out, trace.carrier(b))
+        elif not divides:
             _carry_norm_weight(trace, out, a, b)
     return broadcast(trace, out, *(tensor for tensor in (a, b) if isinstance(tensor, Tensor)))
 
@@ -131,8 +134,6 @@ def _number(value: Any) -> float | None:
 
 
 def _carry_norm_weight(trace: Trace, out: Tensor, a: Tensor, b: Tensor) -> None:
-    from ..trace import Carrier
-
     for tensor in tree_leaves((a, b)):
         name = trace.weight_name(tensor)
         if name is not None and tensor.ndim == 1:

@@ -18,9 +18,7 @@ aten = torch.ops.aten
 
 
 def _reduced(trace: Trace, out: Tensor, a: Tensor, places: int | Sequence[int] | None, keep: bool) -> Dims:
-    chosen = (
-        range(a.ndim) if places is None or places == [] else [places] if isinstance(places, int) else places
-    )
+    chosen = range(a.ndim) if places is None or places == [] else [places] if isinstance(places, int) else places
     gone = {place % a.ndim for place in chosen} if a.ndim else set()
     kept = [Dim(1) if place in gone else dim for place, dim in enumerate(trace.dims(a))]
     return tuple(dim for place, dim in enumerate(kept) if keep or place not in gone)
@@ -30,9 +28,7 @@ def _reduced(trace: Trace, out: Tensor, a: Tensor, places: int | Sequence[int] |
     aten.mean.dim, aten.sum.dim_IntList, aten.amax.default, aten.amin.default, aten.prod.dim_int,
     aten.any.dim, aten.all.dim, aten.logsumexp.default,
 )  # fmt: skip
-def reduction(
-    trace: Trace, out: Tensor, a: Tensor, places: Any = None, keep: bool = False, **kwargs: Any
-) -> Dims:
+def reduction(trace: Trace, out: Tensor, a: Tensor, places: Any = None, keep: bool = False, **kwargs: Any) -> Dims:
     """A symmetric function of all indices of some dimensions."""
     return _reduced(trace, out, a, places, keep)
 
@@ -40,7 +36,7 @@ def reduction(
 @rule(aten.var.correction, aten.std.correction, aten.linalg_vector_norm.default)
 def spread(trace: Trace, out: Tensor, a: Tensor, *args: Any, keepdim: bool = False, **kwargs: Any) -> Dims:
     """Variance, deviation or norm: told by the result's rank which dimensions went."""
-    places = args[-1] if args and isinstance(args[-1], (list, tuple)) else kwargs.get("dim")
+    places = next((arg for arg in args if isinstance(arg, (list, tuple))), kwargs.get("dim"))
     return _reduced(trace, out, a, places, out.ndim == a.ndim)
 
 
@@ -75,11 +71,18 @@ def position(trace: Trace, out: Tensor, a: Tensor, place: int | None = None, kee
     return _reduced(trace, out, a, place, keep)
 
 
-@rule(aten.cumsum.default, aten.cumprod.default, aten.flip.default, aten.roll.default, aten.tril.default,
-      aten.triu.default)  # fmt: skip
-def ordered(
-    trace: Trace, out: Tensor, a: Tensor, places: int | Sequence[int] = 0, *args: Any, **kwargs: Any
+@rule(aten.roll.default)
+def roll(
+    trace: Trace, out: Tensor, a: Tensor, shifts: Sequence[int], places: Sequence[int] = (), **kwargs: Any
 ) -> Dims:
+    """Indices move round: those dimensions are frozen, all of them where none is named."""
+    for place in places or range(a.ndim):
+        trace.freeze(trace.dims(a)[place], "is walked in order")
+    return trace.dims(a)
+
+
+@rule(aten.cumsum.default, aten.cumprod.default, aten.flip.default, aten.tril.default, aten.triu.default)
+def ordered(trace: Trace, out: Tensor, a: Tensor, places: int | Sequence[int] = 0, *args: Any, **kwargs: Any) -> Dims:
     """Neighbours matter: the dimension that is walked (for triangles, the last two) is frozen."""
     is_triangle = "tri" in trace.reason("").operation
     chosen = [-2, -1] if is_triangle else [places] if isinstance(places, int) else places

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ..carrier import Carrier
 from ..dims import Dim, concat, find, product, regroup, split_concat
 from ..registry import rule
 
 if TYPE_CHECKING:
-    from ..trace import Carrier, Dims, Trace
+    from ..trace import Dims, Trace
 
 aten = torch.ops.aten
 
@@ -94,13 +97,13 @@ def repeat(trace: Trace, out: Tensor, a: Tensor, repeats: Sequence[int]) -> Dims
     return tuple(product([Dim(count), dim]) for count, dim in zip(repeats, padded, strict=True))
 
 
-def _cut(carrier: Carrier | None, whole: int, start: int, stop: int) -> Carrier | None:
-    """Narrow `carrier` to [start, stop) of a dimension of size `whole` that it spans entirely."""
-    from ..trace import Carrier
-
-    if carrier is None or carrier.stop - carrier.start != whole:
+def _cut(carrier: Carrier | None, a: Tensor, place: int, start: int, stop: int) -> Carrier | None:
+    """Narrow `carrier` to [start, stop) where it spans exactly the last dimension; else to a share of itself."""
+    if carrier is None:
         return None
-    return Carrier(carrier.parameter, carrier.axis, carrier.start + start, carrier.start + stop)
+    if place == a.ndim - 1 and carrier.share == 1 and carrier.stop - carrier.start == a.shape[place]:
+        return replace(carrier, start=carrier.start + start, stop=carrier.start + stop)
+    return replace(carrier, share=carrier.share * Fraction(stop - start, a.shape[place]))
 
 
 def _pieces(trace: Trace, outs: Sequence[Tensor], a: Tensor, place: int, sizes: Sequence[int]) -> list[Dims]:
@@ -109,20 +112,13 @@ def _pieces(trace: Trace, outs: Sequence[Tensor], a: Tensor, place: int, sizes: 
     cut = split_concat(dims[place], sizes, why)
     start = 0
     for out, size in zip(outs, sizes, strict=True):
-        is_last = place % a.ndim == a.ndim - 1
-        carrier = trace.carrier(a)
-        # Cutting inside a head (rotate-half) leaves the tensor scaled by all of the carrier.
-        trace.carry(
-            out, (_cut(carrier, a.shape[place], start, start + size) or carrier) if is_last else carrier
-        )
+        trace.carry(out, _cut(trace.carrier(a), a, place, start, start + size))
         start += size
     return [(*dims[:place], piece, *dims[place + 1 :]) for piece in cut]
 
 
 @rule(aten.split.Tensor, aten.split_with_sizes.default)
-def split(
-    trace: Trace, outs: Sequence[Tensor], a: Tensor, sizes: int | Sequence[int], place: int = 0
-) -> list[Dims]:
+def split(trace: Trace, outs: Sequence[Tensor], a: Tensor, sizes: int | Sequence[int], place: int = 0) -> list[Dims]:
     """Cut into consecutive parts."""
     place %= a.ndim
     return _pieces(trace, outs, a, place, [out.shape[place] for out in outs])
@@ -143,18 +139,12 @@ def slice_(
     if step != 1 or kept == 0:
         trace.freeze(dims[place], "is read with a stride")
         return (*dims[:place], trace.frozen(kept, "is read with a stride"), *dims[place + 1 :])
-    first = min(start + size if start is not None and start < 0 else start or 0, size)
+    first = max(start + size, 0) if start is not None and start < 0 else start or 0
     sizes = [first, kept, size - first - kept]
     present = [s for s in sizes if s]
     outs = [out if index == 1 else None for index, s in enumerate(sizes) if s]
-    cut = split_concat(
-        dims[place], present, trace.reason("is cut at a place that its structure does not have")
-    )
-    if place == a.ndim - 1:
-        carrier = trace.carrier(a)
-        trace.carry(out, _cut(carrier, size, first, first + kept) or carrier)
-    else:
-        trace.carry(out, trace.carrier(a))
+    cut = split_concat(dims[place], present, trace.reason("is cut at a place that its structure does not have"))
+    trace.carry(out, _cut(trace.carrier(a), a, place, first, first + kept))
     return (*dims[:place], cut[outs.index(out) if len(outs) > 1 else 0], *dims[place + 1 :])
 
 
@@ -173,6 +163,13 @@ def unbind(trace: Trace, outs: Sequence[Tensor], a: Tensor, place: int = 0) -> l
     return [select(trace, out, a, place, index) for index, out in enumerate(outs)]
 
 
+def _rejoin(trace: Trace, out: Tensor, carriers: Sequence[Carrier | None]) -> None:
+    """Shares of one carrier add up: rotated halves are the whole head again."""
+    pieces = [carrier for carrier in carriers if carrier is not None]
+    if len(pieces) == len(carriers) and len({replace(piece, share=Fraction(1)) for piece in pieces}) == 1:
+        trace.carry(out, replace(pieces[0], share=sum((piece.share for piece in pieces), Fraction(0))))
+
+
 @rule(aten.cat.default)
 def cat(trace: Trace, out: Tensor, tensors: Sequence[Tensor], place: int = 0) -> Dims:
     """Lay tensors one behind the other along one dimension."""
@@ -183,9 +180,7 @@ def cat(trace: Trace, out: Tensor, tensors: Sequence[Tensor], place: int = 0) ->
         for at, (a, b) in enumerate(zip(first, dims, strict=True)):
             if at != place:
                 trace.unify(a, b)
-    carriers = {trace.carrier(tensor) for tensor in tensors}
-    if len(carriers) == 1:
-        trace.carry(out, carriers.pop())
+    _rejoin(trace, out, [trace.carrier(tensor) for tensor in tensors])
     joined = concat([dims[place] for dims in (first, *others)]) if others else find(first[place])
     return (*first[:place], joined, *first[place + 1 :])
 

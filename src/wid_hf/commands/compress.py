@@ -1,0 +1,71 @@
+"""`wid-hf compress`: from a teacher and texts to a student's folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ..compress import CompressSettings
+from ..compress import compress as compress_teacher
+from . import options
+
+
+def compress(
+    teacher: options.Teacher,
+    train: Annotated[str, typer.Option(help="Text file, JSON lines, or name of a dataset.")],
+    output: Annotated[Path, typer.Option(help="Folder for the student.")],
+    hidden_size: options.HiddenSize = None,
+    intermediate_size: options.IntermediateSize = None,
+    heads: options.Heads = None,
+    key_value_heads: options.KeyValueHeads = None,
+    head_dim: options.HeadDim = None,
+    head_strategy: options.Strategy = options.HeadStrategy.dim,
+    overrides: options.Overrides = None,
+    selection: Annotated[
+        options.Selection, typer.Option(help="Which of the teacher's indices the start keeps.")
+    ] = options.Selection.variance,
+    steps: Annotated[int, typer.Option(min=0, help="Optimizer steps.")] = CompressSettings.steps,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts per step.")] = CompressSettings.batch_size,
+    max_length: Annotated[int, typer.Option(min=3, help="Tokens per text.")] = CompressSettings.max_length,
+    compactor_learning_rate: Annotated[float | None, typer.Option(min=0, help="0 freezes compactors.")] = None,
+    teacher_learning_rate: Annotated[float | None, typer.Option(min=0, help="0 freezes the teacher's weights.")] = None,
+    column: Annotated[str | None, typer.Option(help="Column that holds the text.")] = None,
+    validation: Annotated[str | None, typer.Option(help="Held-out texts; by default part of --train.")] = None,
+    validation_texts: Annotated[int, typer.Option(min=1, help="How many.")] = CompressSettings.validation_texts,
+    seed: Annotated[int, typer.Option(help="Of data order, masking and held-out texts.")] = 0,
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
+) -> None:
+    """Make a narrower student of a teacher, train it, and save it as a stock model."""
+    config = options.wid_config(
+        hidden_size,
+        intermediate_size,
+        heads,
+        key_value_heads,
+        head_dim,
+        head_strategy,
+        overrides,
+        selection.value,
+    )
+    settings = CompressSettings(
+        steps=steps,
+        batch_size=batch_size,
+        max_length=max_length,
+        compactor_learning_rate=compactor_learning_rate,
+        teacher_learning_rate=teacher_learning_rate,
+        column=column,
+        validation=validation,
+        validation_texts=validation_texts,
+        seed=seed,
+    )
+    report = compress_teacher(
+        teacher, train, output, config, settings,
+        revision=revision, trust_remote_code=trust_remote_code, overwrite=overwrite,
+    )  # fmt: skip
+    console = Console()
+    console.print(report.table())
+    console.print(f"The student is in {output}: AutoModel.from_pretrained({str(output)!r}) loads it.")

@@ -1,0 +1,71 @@
+"""Options that several commands share, and what they mean together."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+from ..config import WidConfig
+from ..errors import ConfigError
+
+
+class HeadStrategy(str, Enum):
+    """The words of `--head-strategy`."""
+
+    dim = "dim"
+    head = "head"
+
+
+class Selection(str, Enum):
+    """The words of `--selection`."""
+
+    first = "first"
+    variance = "variance"
+
+
+Teacher = Annotated[str, typer.Argument(help="Folder or Hub id of the teacher.")]
+HiddenSize = Annotated[int | None, typer.Option(help="Width of the student's residual stream.")]
+IntermediateSize = Annotated[int | None, typer.Option(help="Inner width of its feed-forward blocks.")]
+Heads = Annotated[int | None, typer.Option("--num-attention-heads", help="Number of attention heads.")]
+KeyValueHeads = Annotated[int | None, typer.Option("--num-key-value-heads", help="Number of key/value heads.")]
+HeadDim = Annotated[int | None, typer.Option(help="Width of one head, where the config states it.")]
+Strategy = Annotated[HeadStrategy, typer.Option("--head-strategy", help="Narrow every head, or drop whole heads.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--override", help="Another size under the teacher's own name, NAME=SIZE; dots reach into parts."),
+]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the teacher on the Hub.")]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run model code from the Hub.")]
+
+
+def wid_config(
+    hidden_size: int | None, intermediate_size: int | None, heads: int | None, key_value_heads: int | None,
+    head_dim: int | None, strategy: HeadStrategy, overrides: list[str] | None, selection: str = "first",
+) -> WidConfig:  # fmt: skip
+    """Return the `WidConfig` that the options describe."""
+    return WidConfig(
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_attention_heads=heads,
+        num_key_value_heads=key_value_heads,
+        head_dim=head_dim,
+        head_strategy=strategy.value,
+        overrides=_nested(overrides or []),
+        selection=selection,  # type: ignore[arg-type]
+    )
+
+
+def _nested(pairs: list[str]) -> dict[str, object]:
+    result: dict[str, object] = {}
+    for pair in pairs:
+        path, _, size = pair.partition("=")
+        if not size.isdigit():
+            raise ConfigError(f"--override {pair!r} is not NAME=SIZE, such as embedding_size=64.")
+        *parents, name = path.split(".")
+        level = result
+        for parent in parents:
+            level = level.setdefault(parent, {})  # type: ignore[assignment]
+        level[name] = int(size)
+    return result

@@ -1,0 +1,302 @@
+"""One call from a teacher's name to a student's folder.
+
+Takes names of a teacher and of texts, gives a folder with the student, its tokenizer and `wid_report.json`.
+Called by `wid-hf compress` and the demo.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from torch import Tensor
+from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
+    DataCollatorForLanguageModeling,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from .config import WidConfig
+from .data import batches, hold_out, load_texts, tokenize
+from .errors import OutputError, TeacherError, TrainingError
+from .evaluation import embed, masked_batches, masked_lm_score, model_size, sentence_score
+from .following import FollowingTrainer
+from .report import Report
+from .teachers import load_teacher, load_tokenizer
+from .trainer import WidTrainer, WidTrainingArguments
+from .tuner import get_wid_model
+
+CALIBRATION_TEXTS = 256
+
+
+@dataclass(frozen=True)
+class CompressSettings:
+    """How to train; a learning rate that is None is the objective's default.
+
+    Attributes:
+        steps: optimizer steps.
+        batch_size: texts per step.
+        max_length: tokens per text, longer ones are cut.
+        compactor_learning_rate: of compactors.
+        teacher_learning_rate: of the teacher's weights; must be 0 for a headless encoder.
+        column: which column of the training file holds the text.
+        validation: file or dataset with held-out texts; by default taken from the training texts.
+        validation_texts: how many held-out texts are scored.
+        seed: of data order, masking and held-out texts.
+    """
+
+    steps: int = 1000
+    batch_size: int = 32
+    max_length: int = 128
+    compactor_learning_rate: float | None = None
+    teacher_learning_rate: float | None = None
+    column: str | None = None
+    validation: str | None = None
+    validation_texts: int = 512
+    seed: int = 0
+
+
+# Learning rates (compactors, teacher weights) from the sweeps in docs/results.md.
+LEARNING_RATES = {"masked-lm": (1e-3, 3e-4), "following": (1e-3, 0.0)}
+
+
+def compress(
+    teacher: str,
+    train: str,
+    output: str | Path,
+    config: WidConfig,
+    settings: CompressSettings,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    overwrite: bool = False,
+) -> Report:
+    """Make a student of `teacher`, train it on `train`, and write it to `output`.
+
+    The objective is masked language modelling where the teacher has such a head; a headless encoder follows
+    its own originals. `output` appears only when everything in it is complete.
+
+    Args:
+        teacher: folder or Hub id.
+        train: text file, JSON lines or name of a dataset.
+        output: folder for the student, its tokenizer and `wid_report.json`.
+        config: the student's sizes.
+        settings: how to train.
+        revision: of the teacher on the Hub.
+        trust_remote_code: passed on to transformers.
+        overwrite: replace an `output` that exists.
+
+    Returns:
+        What `wid_report.json` holds.
+
+    Raises:
+        WidError: with the child class that says what is wrong; nothing is written at `output`.
+        TrainingError: the loss became NaN; the last good student is in `<output>-last-good`.
+    """
+    output = Path(output)
+    _check_output(output, overwrite)
+    model = load_teacher(teacher, revision=revision, trust_remote_code=trust_remote_code)
+    objective = _objective(model)
+    tokenizer = load_tokenizer(teacher, revision=revision, trust_remote_code=trust_remote_code)
+    train_set, held_out = _tokens(train, tokenizer, settings)
+    collator = _collator(objective, tokenizer)
+    scorer = _Scorer(objective, model, tokenizer, held_out, settings)
+    scores = {"teacher": scorer.score(model)}
+    sizes = {"teacher": model_size(model)}
+    calibration = (
+        batches(
+            train_set.select(range(min(CALIBRATION_TEXTS, len(train_set)))),
+            DataCollatorWithPadding(tokenizer),
+            32,
+        )
+        if config.selection == "variance"
+        else None
+    )
+    wid_model = get_wid_model(model, config, calibration_data=calibration)
+    scores["start"] = scorer.score(wid_model)
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = _trainer(objective, wid_model, train_set, collator, settings, scratch)
+        diverged = None
+        try:
+            outcome = trainer.train() if settings.steps else None
+        except TrainingError as cause:
+            diverged = cause
+    student = wid_model.merge_and_unload()
+    if diverged is not None:
+        kept = output.with_name(output.name + "-last-good")
+        _check_output(kept, overwrite=True)
+        with whole_folder(kept, overwrite=True) as folder:
+            _save(student, tokenizer, folder)
+        raise TrainingError(f"{diverged} The student at those weights is in {kept}.") from diverged
+    scores["student"] = scorer.score(student)
+    sizes["student"] = model_size(student)
+    report = Report(
+        teacher=teacher,
+        requested=config.requested,
+        head_strategy=config.head_strategy,
+        start=f"{config.init}, {config.selection}",
+        objective=objective,
+        sizes=sizes,
+        scores=scores,
+        steps=trainer.state.global_step,
+        tokens=int(trainer.state.num_input_tokens_seen),
+        seconds=outcome.metrics["train_runtime"] if outcome else 0.0,
+        losses=[(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry],
+        settings=asdict(settings) | {"train": train, "learning_rates": _learning_rates(objective, settings)},
+        seed=settings.seed,
+    )
+    with whole_folder(output, overwrite) as folder:
+        _save(student, tokenizer, folder)
+        report.save(folder)
+    return report
+
+
+@contextmanager
+def whole_folder(target: Path, overwrite: bool) -> Iterator[Path]:
+    """Yield a folder beside `target` that takes its place when the block ends well, and vanishes otherwise."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield folder
+        folder.chmod(0o777 & ~_umask())
+        if target.exists() and overwrite:
+            aside = folder.with_name(folder.name + "-old")
+            target.replace(aside)
+            folder.replace(target)
+            shutil.rmtree(aside)
+        else:
+            folder.replace(target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Scorer:
+    """Scores teacher, start and student on the same held-out batches."""
+
+    def __init__(
+        self, objective: str, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, held_out: Dataset,
+        settings: CompressSettings,
+    ) -> None:  # fmt: skip
+        self.objective = objective
+        self.batches: list[dict[str, Tensor]]
+        if objective == "masked-lm":
+            self.batches = masked_batches(held_out, tokenizer, settings.batch_size, settings.seed)
+        else:
+            rows = held_out.select_columns(["input_ids", "attention_mask"])
+            self.batches = list(batches(rows, DataCollatorWithPadding(tokenizer), settings.batch_size))
+            self.vectors = embed(teacher, self.batches)
+
+    def score(self, model: Any) -> dict[str, float]:
+        """Return the objective's figures: loss and accuracy, or agreement with the teacher."""
+        if self.objective == "masked-lm":
+            masked = masked_lm_score(model, self.batches)
+            return {"masked_lm_loss": masked.loss, "masked_lm_accuracy": masked.accuracy}
+        agreement = sentence_score(self.vectors, embed(model, self.batches))
+        return {
+            "cosine_correlation": agreement.cosine_correlation,
+            "top1_agreement": agreement.top1_agreement,
+        }
+
+
+def _check_output(output: Path, overwrite: bool) -> None:
+    if output.is_file() or (output.is_dir() and any(output.iterdir()) and not overwrite):
+        raise OutputError(f"The output {output} exists already. Name another folder, or pass --overwrite.")
+    parent = next(folder for folder in output.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise OutputError(f"The output {output} cannot be written: {parent} is not a writable folder.")
+
+
+def _objective(teacher: PreTrainedModel) -> str:
+    """Return `masked-lm` for a masked-LM head, `following` for a headless encoder."""
+    if type(teacher) in MODEL_FOR_MASKED_LM_MAPPING.values():
+        return "masked-lm"
+    if teacher.base_model is teacher and not teacher.config.is_encoder_decoder and not teacher.can_generate():
+        return "following"
+    raise TeacherError(
+        f"wid-hf compress trains masked language models and headless encoders; {type(teacher).__name__} is "
+        "neither. Use get_wid_model and WidTrainer with your own data collator for it."
+    )
+
+
+def _tokens(train: str, tokenizer: PreTrainedTokenizerBase, settings: CompressSettings) -> tuple[Dataset, Dataset]:
+    texts = load_texts(train, column=settings.column)
+    if settings.validation is not None:
+        held_out = load_texts(settings.validation, column=settings.column, split="validation")
+        held_out = held_out.select(range(min(settings.validation_texts, len(held_out))))
+    else:
+        texts, held_out = hold_out(texts, min(settings.validation_texts, max(len(texts) // 5, 1)), settings.seed)
+    return tuple(tokenize(part, tokenizer, settings.max_length) for part in (texts, held_out))
+
+
+def _collator(objective: str, tokenizer: PreTrainedTokenizerBase) -> Any:
+    return (
+        DataCollatorForLanguageModeling(tokenizer) if objective == "masked-lm" else DataCollatorWithPadding(tokenizer)
+    )
+
+
+def _calibration(
+    train_set: Dataset, tokenizer: PreTrainedTokenizerBase, settings: CompressSettings
+) -> list[dict[str, Tensor]]:
+    texts = train_set.select(range(min(CALIBRATION_TEXTS, len(train_set))))
+    rows = texts.select_columns(["input_ids", "attention_mask"])
+    return list(batches(rows, DataCollatorWithPadding(tokenizer), settings.batch_size))
+
+
+def _learning_rates(objective: str, settings: CompressSettings) -> dict[str, float]:
+    compactors, teacher = LEARNING_RATES[objective]
+    given = settings.compactor_learning_rate, settings.teacher_learning_rate
+    return {
+        "compactors": compactors if given[0] is None else given[0],
+        "teacher": teacher if given[1] is None else given[1],
+    }
+
+
+def _trainer(
+    objective: str,
+    model: PeftModel,
+    train_set: Dataset,
+    collator: Any,
+    settings: CompressSettings,
+    scratch: str,
+) -> WidTrainer:
+    rates = _learning_rates(objective, settings)
+    arguments = WidTrainingArguments(
+        output_dir=scratch,
+        max_steps=max(settings.steps, 1),
+        per_device_train_batch_size=settings.batch_size,
+        compactor_learning_rate=rates["compactors"],
+        teacher_learning_rate=rates["teacher"],
+        weight_decay=0.01,
+        warmup_steps=0.05,
+        lr_scheduler_type="linear",
+        logging_steps=max(1, settings.steps // 50),
+        save_strategy="no",
+        report_to="none",
+        dataloader_pin_memory=torch.cuda.is_available(),
+        include_num_input_tokens_seen="non_padding",
+        seed=settings.seed,
+    )
+    trainer_class = WidTrainer if objective == "masked-lm" else FollowingTrainer
+    return trainer_class(model=model, args=arguments, train_dataset=train_set, data_collator=collator)
+
+
+def _save(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    student.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,90 @@
+"""Training a headless encoder without labels: the student follows its own originals.
+
+Takes a wid model of an encoder that returns `last_hidden_state`; the teacher that it follows is the same
+tensors the student is folded from, so there is no second copy. Called by `compress` and by users.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import TrainingArguments
+
+from .errors import TeacherError, WidError
+from .evaluation.sentences import mean_pool
+from .trainer import WidTrainer
+
+
+class FollowingTrainer(WidTrainer):
+    """Train a headless student to keep its teacher's hidden states and the angles between its sentences.
+
+    The teacher's weights are frozen (they are the target); `teacher_learning_rate` must be 0.
+
+    Args:
+        cosine_weight: weight of the cosine term beside the hidden-state term.
+
+    Raises:
+        WidError: the teacher's weights would train.
+        TeacherError: the teacher has no `last_hidden_state`.
+    """
+
+    def __init__(self, model: PeftModel, args: TrainingArguments, cosine_weight: float = 1.0, **kwargs: Any) -> None:
+        if getattr(args, "teacher_learning_rate", None) != 0:
+            raise WidError(
+                "FollowingTrainer follows the teacher's own weights, so they must stay as they are: "
+                "pass WidTrainingArguments(teacher_learning_rate=0, ...)."
+            )
+        super().__init__(model, args, **kwargs)
+        self.cosine_weight = cosine_weight
+        self.model_accepts_loss_kwargs = False  # the loss is a mean: Trainer divides it by the accumulation
+        self.teacher = model.base_model.teacher.to(self.args.device).eval()
+        self.kept = torch.tensor(model.base_model.kept_outputs(), device=self.args.device)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:  # fmt: skip
+        """Return `following_loss` of one batch."""
+        given = {name: tensor for name, tensor in inputs.items() if name != "labels"}
+        with torch.no_grad():
+            target = self.teacher(**given)
+        if not hasattr(target, "last_hidden_state"):
+            raise TeacherError(f"{type(self.teacher).__name__} returns no last_hidden_state to follow.")
+        output = model(**given)
+        mask = given.get("attention_mask", torch.ones(target.last_hidden_state.shape[:2], device=self.kept.device))
+        loss = following_loss(output.last_hidden_state, target.last_hidden_state, self.kept, mask, self.cosine_weight)
+        return (loss, output) if return_outputs else loss
+
+
+def following_loss(student: Tensor, teacher: Tensor, kept: Tensor, mask: Tensor, cosine_weight: float) -> Tensor:
+    """Return `|s - t_kept|^2 / |t_kept|^2 + w * |cos_s - cos_t|^2 / |cos_t - mean|^2`.
+
+    The first term runs over tokens that are attended to; the second over the pairwise cosines of
+    mean-pooled vectors of the batch. Both are shares of the teacher's own energy, so they compare.
+
+    Args:
+        student: last hidden states `(b, s, k)`.
+        teacher: last hidden states `(b, s, n)`.
+        kept: `(k,)` which of the teacher's coordinates the student's are.
+        mask: `(b, s)`, 0 at padding.
+        cosine_weight: w.
+    """
+    attended = mask.unsqueeze(-1).to(teacher.dtype)
+    target = teacher[..., kept]
+    hidden = ((student - target) * attended).square().sum() / (target * attended).square().sum()
+    if len(teacher) < 2:
+        return hidden
+    cosines, wanted = _cosines(mean_pool(student, mask)), _cosines(mean_pool(teacher, mask))
+    spread = (wanted - wanted.mean()).square().sum().clamp(min=1e-6)
+    return hidden + cosine_weight * (cosines - wanted).square().sum() / spread
+
+
+def _cosines(vectors: Tensor) -> Tensor:
+    """Return the cosines of all pairs of rows, `(pairs,)`."""
+    unit = functional.normalize(vectors, dim=1)
+    above = torch.triu_indices(len(unit), len(unit), offset=1, device=unit.device).unbind()
+    return (unit @ unit.T)[above]

@@ -1,0 +1,105 @@
+"""`wid_report.json`: what a run did, in numbers that other commands read.
+
+Takes the figures of a run, gives a JSON file and a table. Written by `compress`; nothing in it is typed by
+hand.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from .evaluation.sizes import ModelSize
+
+FILE_NAME = "wid_report.json"
+PACKAGES = ("wid-hf", "torch", "transformers", "peft", "accelerate", "datasets", "safetensors")
+
+
+def hardware_name() -> str:
+    """Return the accelerator's name, or the processor with its number of threads."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that a run depends on."""
+    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+
+
+@dataclass(frozen=True)
+class Report:
+    """One run.
+
+    Attributes:
+        teacher: name or folder of the teacher.
+        requested: the sizes asked for.
+        head_strategy: `dim` or `head`.
+        start: how compactors started, such as `identity, variance`.
+        objective: `masked-lm` or `following`.
+        sizes: parameters in all, encoder parameters and bytes of weights, for `teacher` and `student`.
+        scores: figures on held-out texts, for `teacher`, `start` (before training) and `student`.
+        steps: optimizer steps.
+        tokens: tokens trained on, padding not counted.
+        seconds: wall time of training.
+        losses: training loss `[step, loss]` as logged.
+        settings: batch size, learning rates and the other settings of the run.
+        seed: of data order, masking and held-out texts.
+        hardware: device and number of threads.
+        versions: of Python and the packages that matter.
+    """
+
+    teacher: str
+    requested: dict[str, Any]
+    head_strategy: str
+    start: str
+    objective: str
+    sizes: dict[str, ModelSize]
+    scores: dict[str, dict[str, float]]
+    steps: int
+    tokens: int
+    seconds: float
+    losses: list[tuple[int, float]]
+    settings: dict[str, Any]
+    seed: int
+    hardware: str = field(default_factory=hardware_name)
+    versions: dict[str, str] = field(default_factory=package_versions)
+
+    def save(self, folder: Path) -> Path:
+        """Write `wid_report.json` into `folder` and return its path."""
+        path = folder / FILE_NAME
+        path.write_text(json.dumps(asdict(self), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        return path
+
+    def table(self) -> Table:
+        """Return teacher, start and student side by side."""
+        names = list(self.scores)
+        table = Table(
+            "",
+            *names,
+            title=f"{self.teacher}: {self.steps} steps, {self.tokens:,} tokens, {self.seconds:.0f} s",
+        )
+        for row in size_rows(self.sizes, names):
+            table.add_row(*row)
+        for figure in next(iter(self.scores.values())):
+            table.add_row(figure.replace("_", " "), *(f"{self.scores[name][figure]:.4f}" for name in names))
+        return table
+
+
+def size_rows(sizes: dict[str, ModelSize], names: list[str]) -> list[tuple[str, ...]]:
+    """Return table rows of total and encoder parameters and bytes; models without sizes stay blank."""
+
+    def cells(attribute: str) -> tuple[str, ...]:
+        whole = getattr(sizes["teacher"], attribute)
+        values = [getattr(sizes[name], attribute) if name in sizes else None for name in names]
+        return tuple("" if v is None else f"{v:,} ({v / whole:.1%})" for v in values)
+
+    labels = {"total": "parameters", "encoder": "encoder parameters", "bytes": "bytes on disk"}
+    return [(label, *cells(attribute)) for attribute, label in labels.items()]

@@ -1,0 +1,91 @@
+"""Teachers from a folder or the Hub.
+
+Takes a name, gives a stock model of the class that its checkpoint was saved as, and its tokenizer. Called by
+the commands.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from .errors import TeacherError
+
+
+def load_teacher(
+    name: str, *, revision: str | None = None, trust_remote_code: bool = False, dtype: str = "auto"
+) -> PreTrainedModel:
+    """Return the model in the folder or Hub repository `name`, in evaluation mode.
+
+    Its class is the one its config names under `architectures`, or the headless model of its type.
+
+    Raises:
+        TeacherError: nothing there, unreadable weights, or weights missing from the checkpoint.
+    """
+    config = _config(name, revision, trust_remote_code)
+    model_class = _model_class(config, trust_remote_code)
+    try:
+        model, info = model_class.from_pretrained(
+            name, config=config, revision=revision, trust_remote_code=trust_remote_code, dtype=dtype,
+            output_loading_info=True,
+        )  # fmt: skip
+    except Exception as cause:  # every file format behind from_pretrained raises errors of its own
+        raise TeacherError(
+            f"The weights of {name!r} cannot be loaded as {model_class.__name__}: {_first_line(cause)}. "
+            "A complete checkpoint is a config.json with model.safetensors; download or save it again."
+        ) from cause
+    if info["missing_keys"] or info["mismatched_keys"]:
+        missing = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+        raise TeacherError(
+            f"The checkpoint {name!r} lacks {len(missing)} weights of {model_class.__name__} ({missing[0]}, ...); "
+            "they would be random. Use a checkpoint that was saved from this class."
+        )
+    return model.eval()
+
+
+def load_tokenizer(
+    name: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Return the tokenizer in the folder or Hub repository `name`.
+
+    Raises:
+        TeacherError: there is none.
+    """
+    advice = "Save one beside the model with tokenizer.save_pretrained(folder)."
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    except Exception as cause:
+        raise TeacherError(f"{name!r} has no usable tokenizer: {_first_line(cause)}. {advice}") from cause
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes an empty one where there are no files
+        raise TeacherError(f"{name!r} has no usable tokenizer: its vocabulary is empty. {advice}")
+    return tokenizer
+
+
+def _config(name: str, revision: str | None, trust_remote_code: bool) -> PretrainedConfig:
+    path = Path(name)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise TeacherError(f"The folder {name!r} has no config.json, so it is no Hugging Face model folder.")
+    if not path.is_dir() and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
+        raise TeacherError(f"There is no folder {name!r}. Give a model folder or a Hub id such as 'org/name'.")
+    try:
+        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    except Exception as cause:  # as above
+        raise TeacherError(
+            f"{name!r} is neither a model folder here nor a model on the Hub that can be read: {_first_line(cause)}. "
+            "Check the name, the network and, for private models, `hf auth login`; a folder needs a config.json "
+            "with a model_type."
+        ) from cause
+
+
+def _model_class(config: PretrainedConfig, trust_remote_code: bool) -> Any:
+    named = (config.architectures or [""])[0]
+    if trust_remote_code or not hasattr(transformers, named):
+        return transformers.AutoModel
+    return getattr(transformers, named)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

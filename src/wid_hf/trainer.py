@@ -1,0 +1,150 @@
+"""`WidTrainer`: transformers' `Trainer` with one learning rate for compactors and one for teacher weights.
+
+Takes what `Trainer` takes; `model` is what `get_wid_model` returned. Only hooks that `Trainer` offers are
+overridden, so callbacks, checkpoints, distribution and logging are its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import Trainer, TrainingArguments
+
+from .compaction import Compactor
+from .errors import TrainingError, WidError
+from .tuner import WidModel
+
+NO_LABEL = -100  # transformers' mark for positions that are not predicted
+
+
+@dataclass
+class WidTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with a learning rate for each kind of weight.
+
+    Args:
+        compactor_learning_rate: for compactors; `learning_rate` if None, 0 freezes them.
+        teacher_learning_rate: for the teacher's weights; `learning_rate` if None, 0 freezes them.
+
+    Raises:
+        ValueError: a learning rate below 0, or both 0.
+    """
+
+    compactor_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of compactors; 0 freezes them."}
+    )
+    teacher_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the teacher's weights; 0 freezes them."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rates = {"compactors": self.compactor_learning_rate, "teacher": self.teacher_learning_rate}
+        if any(rate is not None and rate < 0 for rate in rates.values()):
+            raise ValueError(f"learning rates must be 0 or more, got {rates}")
+        if all(rate == 0 for rate in rates.values()):
+            raise ValueError("both learning rates are 0, so nothing would train; set one above 0")
+
+
+class WidTrainer(Trainer):
+    """Train a wid model: `Trainer` with learning rates for compactors and teacher weights.
+
+    With plain `TrainingArguments` both learn at `learning_rate`. Where the loss stops being finite, training
+    stops before the step is taken, the weights go back to the last ones whose loss was finite, and
+    `TrainingError` says so. They are kept in memory every `logging_steps` steps.
+
+    Raises:
+        WidError: the model is no wid model.
+        TrainingError: from `train`, when the loss is NaN or infinite.
+    """
+
+    def __init__(self, model: PeftModel, args: TrainingArguments | None = None, **kwargs: Any) -> None:
+        if not isinstance(getattr(model, "base_model", None), WidModel):
+            raise WidError(
+                f"WidTrainer trains what get_wid_model returns, not a {type(model).__name__}. "
+                "Call get_wid_model(teacher, WidConfig(...)) first, or use transformers' Trainer."
+            )
+        for parameter, rate in _rates(model, args).items():
+            parameter.requires_grad_(rate is None or rate > 0)
+        super().__init__(model=model, args=args, **kwargs)
+        self._good: tuple[int, dict[str, Tensor]] | None = None
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Let `Trainer` make the optimizer, then split its groups by learning rate."""
+        if self.optimizer is None:
+            optimizer = super().create_optimizer(model)
+            rates = _rates(self.model, self.args)
+            optimizer.param_groups = [
+                {**group, "params": params, "lr": group["lr"] if rate is None else rate}
+                for group in optimizer.param_groups
+                for rate in dict.fromkeys(rates.values())
+                if (params := [p for p in group["params"] if rates[p] == rate])
+            ]
+        return self.optimizer
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:  # fmt: skip
+        """Return the loss averaged over the labels of the whole optimizer step, however it is accumulated.
+
+        `Trainer` leaves that to the model, and many (BERT among them) average over the micro-batch instead;
+        their loss would then grow with `gradient_accumulation_steps`.
+        """
+        if num_items_in_batch is None or not self._averages_per_batch():
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs["labels"].ne(NO_LABEL).sum()
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        share = labels / num_items_in_batch
+        if self.args.average_tokens_across_devices:
+            share = share * self.accelerator.num_processes
+        return (loss * share, outputs) if return_outputs else loss * share
+
+    def _averages_per_batch(self) -> bool:
+        # Causal LMs count shifted labels and do use num_items_in_batch; so does a loss of the user's own.
+        is_causal = str(getattr(self.model, "loss_type", "")).startswith("ForCausalLM")
+        return not is_causal and self.compute_loss_func is None and self.args.n_gpu <= 1
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Forward and backward; refuse a loss that is not finite."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            self._go_back(float(loss))
+        step = self.state.global_step
+        if self._good is None or (step != self._good[0] and step % self._keep_every() == 0):
+            self._good = step, {n: p.detach().clone() for n, p in self._trained()}
+        return loss
+
+    def _go_back(self, loss: float) -> None:
+        step = self.state.global_step
+        kept = "No step had a finite loss, so the weights are those before training."
+        if self._good is not None:
+            good, tensors = self._good
+            with torch.no_grad():
+                for name, parameter in self._trained():
+                    parameter.copy_(tensors[name])
+            kept = f"The model is back at its weights after step {good}, whose loss was finite."
+        raise TrainingError(
+            f"The loss became {loss} after {step} of {self.state.max_steps} steps, and training stopped. {kept} "
+            "Lower compactor_learning_rate and teacher_learning_rate, or check the data for empty batches."
+        )
+
+    def _trained(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+
+    def _keep_every(self) -> int:
+        # logging_steps below 1 is a share of all steps; Trainer has resolved it in its state by now.
+        return max(1, int(self.state.logging_steps or 1))
+
+
+def _rates(model: nn.Module, args: TrainingArguments | None) -> dict[nn.Parameter, float | None]:
+    """Return the learning rate of every parameter; None stands for `args.learning_rate`."""
+    compactors = {p for m in model.modules() if isinstance(m, Compactor) for p in m.parameters()}
+    for_compactors = getattr(args, "compactor_learning_rate", None)
+    for_teacher = getattr(args, "teacher_learning_rate", None)
+    return {p: for_compactors if p in compactors else for_teacher for p in model.parameters()}

@@ -1,0 +1,370 @@
+"""Rules on tiny modules: which axes of which weights each operation makes one dimension, or freezes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wid_hf.coupling import Trace, covered_operations, rule, trace, verify
+from wid_hf.coupling.dims import Reason, describe, find, leaves
+from wid_hf.coupling.plan import key
+
+WIDTH, TOKENS = 12, 5
+
+
+class Model(nn.Module):
+    """A module with named weights and a forward given as a function of it and `x (3, 5, 12)`."""
+
+    def __init__(self, forward: Callable[..., Tensor], **weights: tuple[int, ...] | nn.Module) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        for name, weight in weights.items():
+            if isinstance(weight, nn.Module):
+                self.add_module(name, weight)
+            else:
+                self.register_parameter(name, nn.Parameter(torch.randn(weight, generator=generator)))
+        self.function = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+def traced(forward: Callable[..., Tensor], prove: bool = True, **weights: tuple[int, ...] | nn.Module) -> Trace:
+    """Trace the model; also prove by permutation that what the rules left free is free."""
+    model = Model(forward, **weights)
+    inputs = {"x": torch.randn(3, TOKENS, WIDTH, generator=torch.Generator().manual_seed(1))}
+    seen = trace(model, inputs)
+    if prove:
+        verify(model, seen, inputs)
+    return seen
+
+
+def same(seen: Trace, *places: tuple[str, int]) -> bool:
+    return len({key(seen.weight_dims[name][axis]) for name, axis in places}) == 1
+
+
+def reason(seen: Trace, name: str, axis: int) -> Reason | None:
+    """The reason why an axis is frozen, all of its leaves for the same one; None where it is free."""
+    (why,) = {leaf.frozen for leaf in leaves(seen.weight_dims[name][axis])}
+    return why
+
+
+def free(seen: Trace, name: str, axis: int) -> bool:
+    return not any(leaf.frozen for leaf in leaves(seen.weight_dims[name][axis]))
+
+
+def structure(seen: Trace, name: str, axis: int) -> str:
+    return describe(seen.weight_dims[name][axis])
+
+
+def test_linear_layers_in_a_row_share_the_dimension_between_them() -> None:
+    seen = traced(lambda m, x: m.down(m.up(x)), up=nn.Linear(WIDTH, 20), down=nn.Linear(20, 8, bias=False))
+    assert same(seen, ("up.weight", 0), ("up.bias", 0), ("down.weight", 1))
+    assert free(seen, "up.weight", 0)
+    assert free(seen, "down.weight", 0)
+
+
+def test_a_linear_layer_freezes_the_width_of_the_inputs_data() -> None:
+    seen = traced(lambda m, x: m.up(x), up=nn.Linear(WIDTH, 20))
+    assert reason(seen, "up.weight", 1).text == "meets an input or a constant"
+
+
+def test_a_residual_stream_is_one_dimension_for_readers_and_writers() -> None:
+    seen = traced(
+        lambda m, x: (h := m.enter(x)) + m.down(m.up(h)),
+        enter=nn.Linear(WIDTH, 16), up=nn.Linear(16, 20), down=nn.Linear(20, 16),
+    )  # fmt: skip
+    assert same(seen, ("enter.weight", 0), ("up.weight", 1), ("down.weight", 0), ("down.bias", 0))
+
+
+def test_a_fused_projection_split_in_three_is_a_concatenation_of_three() -> None:
+    def forward(m: Model, x: Tensor) -> Tensor:
+        q, k, v = torch.addmm(m.bias, x.reshape(-1, WIDTH), m.fused).split(16, dim=-1)
+        return (q * k) @ m.out + v @ m.other
+
+    seen = traced(forward, fused=(WIDTH, 48), bias=(48,), out=(16, 6), other=(16, 6))
+    assert structure(seen, "fused", 1) == "16 + 16 + 16"
+    assert same(seen, ("fused", 1), ("bias", 0))
+    q, k, v = leaves(seen.weight_dims["fused"][1])
+    assert q is k is find(seen.weight_dims["out"][0])
+    assert v is find(seen.weight_dims["other"][0]) is not q
+
+
+def test_the_halves_of_a_gated_unit_shrink_together() -> None:
+    def forward(m: Model, x: Tensor) -> Tensor:
+        gate, value = m.fused(x).chunk(2, dim=-1)
+        return m.down(F.gelu(gate) * value)
+
+    seen = traced(forward, fused=nn.Linear(WIDTH, 32), down=nn.Linear(16, 6))
+    gate, value = leaves(seen.weight_dims["fused.weight"][0])
+    assert gate is value is find(seen.weight_dims["down.weight"][1])
+    assert gate.frozen is None
+
+
+def test_rotating_halves_by_a_constant_table_freezes_the_head_width_but_not_the_heads() -> None:
+    table = torch.arange(TOKENS * 8.0).view(TOKENS, 8).cos()
+
+    def forward(m: Model, x: Tensor) -> Tensor:
+        q = m.q(x).view(3, TOKENS, 4, 8).transpose(1, 2)
+        rotated = torch.cat([-q[..., 4:], q[..., :4]], dim=-1)
+        return m.out((q * table + rotated * table).transpose(1, 2).reshape(3, TOKENS, 32))
+
+    seen = traced(forward, q=nn.Linear(WIDTH, 32), out=nn.Linear(32, 6))
+    heads, *width = leaves(seen.weight_dims["q.weight"][0])
+    assert heads.size == 4 and heads.frozen is None
+    assert sum(half.size for half in width) == 8
+    assert {half.frozen.text for half in width} == {"meets an input or a constant"}
+
+
+def test_rotating_halves_by_a_number_makes_the_halves_one_dimension() -> None:
+    def forward(m: Model, x: Tensor) -> Tensor:
+        q = m.q(x)
+        return m.out(q * 0.8 + torch.cat([-q[..., 8:], q[..., :8]], dim=-1) * 0.6)
+
+    seen = traced(forward, q=nn.Linear(WIDTH, 16), out=nn.Linear(16, 6))
+    first, second = leaves(seen.weight_dims["q.weight"][0])
+    assert first is second and first.frozen is None
+
+
+def test_an_embedding_freezes_its_rows_and_leaves_its_width_free() -> None:
+    seen = traced(lambda m, x: m.out(F.embedding(x[..., 0].long().abs(), m.table)), table=(9, 16), out=nn.Linear(16, 6))
+    assert reason(seen, "table", 0).text == "is looked up by number"
+    assert same(seen, ("table", 1), ("out.weight", 1)) and free(seen, "table", 1)
+
+
+def test_summed_lookups_are_remembered_as_tables_of_one_space() -> None:
+    def forward(m: Model, x: Tensor) -> Tensor:
+        rows = x[..., 0].long().abs()
+        return m.out(F.embedding(rows, m.words) + F.embedding(rows, m.kinds) + F.embedding(rows, m.places))
+
+    seen = traced(forward, words=(9, 16), kinds=(9, 16), places=(9, 16), out=nn.Linear(16, 6))
+    assert seen.tables == [{"words", "kinds", "places"}]
+
+
+def test_an_unknown_operation_freezes_its_inputs_and_is_named() -> None:
+    seen = traced(lambda m, x: m.out(torch.special.bessel_j0(m.up(x))), up=nn.Linear(WIDTH, 20), out=nn.Linear(20, 6))
+    for place in (("up.weight", 0), ("up.bias", 0), ("out.weight", 1)):
+        assert reason(seen, *place) == Reason("", "aten.special_bessel_j0.default", "meets an operation without a rule")
+    assert free(seen, "out.weight", 0)
+
+
+def test_a_rule_that_cannot_follow_freezes_its_inputs() -> None:
+    seen = traced(
+        lambda m, x: F.conv_transpose1d(m.up(x).transpose(1, 2), m.kernel),
+        up=nn.Linear(WIDTH, 20), kernel=(20, 6, 2),
+    )  # fmt: skip
+    assert reason(seen, "up.weight", 0).text == "has a structure the rule cannot follow"
+
+
+def test_a_convolution_contracts_channels_and_freezes_its_kernel() -> None:
+    seen = traced(
+        lambda m, x: m.second(m.first(x.transpose(1, 2))),
+        first=nn.Conv1d(WIDTH, 16, 3, padding=1), second=nn.Conv1d(16, 6, 1),
+    )  # fmt: skip
+    assert same(seen, ("first.weight", 0), ("first.bias", 0), ("second.weight", 1))
+    assert reason(seen, "first.weight", 2).text == "is a position inside a convolution kernel"
+
+
+def test_a_depthwise_convolution_keeps_in_and_out_one_dimension() -> None:
+    seen = traced(
+        lambda m, x: m.out(m.deep(m.up(x).transpose(1, 2)).transpose(1, 2)),
+        up=nn.Linear(WIDTH, 16), deep=nn.Conv1d(16, 16, 3, padding=1, groups=16), out=nn.Linear(16, 6),
+    )  # fmt: skip
+    assert same(seen, ("up.weight", 0), ("deep.weight", 0), ("deep.bias", 0), ("out.weight", 1))
+    assert free(seen, "up.weight", 0)
+
+
+def test_a_convolution_that_walks_along_a_width_freezes_that_width() -> None:
+    seen = traced(lambda m, x: F.conv1d(m.up(x), m.kernel, padding=1), up=nn.Linear(WIDTH, 16), kernel=(4, TOKENS, 3))
+    assert reason(seen, "up.weight", 0).text == "is a position in space"
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm(16), nn.RMSNorm(16)])
+def test_normalisation_shares_the_width_that_it_normalises(norm: nn.Module) -> None:
+    with torch.no_grad():
+        for parameter in norm.parameters():
+            parameter.normal_()
+    seen = traced(lambda m, x: m.out(m.norm(m.up(x))), up=nn.Linear(WIDTH, 16), norm=norm, out=nn.Linear(16, 6))
+    names = [("norm.bias", 0)] if isinstance(norm, nn.LayerNorm) else []
+    assert same(seen, ("up.weight", 0), ("norm.weight", 0), ("out.weight", 1), *names)
+    assert free(seen, "up.weight", 0)
+
+
+def test_repeating_keys_for_grouped_queries_makes_query_heads_a_product() -> None:
+    def forward(m: Model, x: Tensor) -> Tensor:
+        q = m.q(x).view(3, TOKENS, 4, 8).transpose(1, 2)
+        k = m.k(x).view(3, TOKENS, 2, 8).transpose(1, 2)
+        k = k[:, :, None].expand(3, 2, 2, TOKENS, 8).reshape(3, 4, TOKENS, 8)
+        return (q @ k.transpose(2, 3)).sum(1)
+
+    seen = traced(forward, q=nn.Linear(WIDTH, 32), k=nn.Linear(WIDTH, 16))
+    assert structure(seen, "q.weight", 0) == "2 x 2 x 8"
+    assert structure(seen, "k.weight", 0) == "2 x 8"
+    q, k = list(leaves(seen.weight_dims["q.weight"][0])), list(leaves(seen.weight_dims["k.weight"][0]))
+    assert (q[0], q[2]) == tuple(k)
+    assert free(seen, "q.weight", 0)
+
+
+def test_taking_one_index_freezes_the_dimension_and_says_which() -> None:
+    seen = traced(lambda m, x: m.up(x)[..., 3], up=nn.Linear(WIDTH, 20))
+    assert reason(seen, "up.weight", 0).text == "has its index 3 taken"
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        pytest.param(lambda h: h[..., ::2], id="stride"),
+        pytest.param(lambda h: h.cumsum(-1), id="cumsum"),
+        pytest.param(lambda h: h.roll(1, dims=-1), id="roll"),
+        pytest.param(lambda h: h.roll((1, 2), dims=(1, 2)), id="roll of two"),
+        pytest.param(lambda h: h.roll(1), id="roll of all"),
+        pytest.param(lambda h: h.flip(-1), id="flip"),
+        pytest.param(lambda h: h.argmax(-1), id="argmax"),
+        pytest.param(lambda h: h.max(-1).indices, id="max"),
+        pytest.param(lambda h: h.sort(-1).indices, id="sort"),
+        pytest.param(lambda h: h.topk(3).indices, id="topk"),
+        pytest.param(lambda h: h.index_select(-1, torch.tensor([1, 0])), id="index_select"),
+        pytest.param(lambda h: h[..., torch.tensor([1, 0])], id="index"),
+        pytest.param(lambda h: h.gather(2, torch.zeros(3, TOKENS, 2, dtype=torch.long)), id="gather"),
+        pytest.param(lambda h: h.tril(), id="tril"),
+    ],
+)  # fmt: skip
+def test_reading_indices_by_number_freezes_the_dimension(read: Callable[[Tensor], Tensor]) -> None:
+    seen = traced(lambda m, x: read(m.up(x)), up=nn.Linear(WIDTH, 20))
+    assert not free(seen, "up.weight", 0)
+
+
+def test_sorting_a_middle_dimension_freezes_that_one() -> None:
+    seen = traced(lambda m, x: m.up(x).transpose(1, 2).sort(dim=1).values, up=nn.Linear(WIDTH, 20))
+    assert reason(seen, "up.weight", 0).text == "is ranked, and the ranks are numbers"
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        pytest.param(lambda h: h.mean(-1), id="mean"),
+        pytest.param(lambda h: h.amax(-1), id="amax"),
+        pytest.param(lambda h: h.var(-1), id="var"),
+        pytest.param(lambda h: F.normalize(h, dim=-1).sum(-1), id="normalize"),
+        pytest.param(lambda h: h.softmax(-1).square().sum(-1), id="softmax"),
+        pytest.param(lambda h: h.flip(1).sum(-1), id="flip of another"),
+        pytest.param(lambda h: h.roll(1, dims=1).sum(-1), id="roll of another"),
+        pytest.param(lambda h: h.index_select(-2, torch.tensor([1, 0])).sum(-1), id="select of another"),
+    ],
+)  # fmt: skip
+def test_what_treats_all_indices_alike_leaves_the_dimension_free(read: Callable[[Tensor], Tensor]) -> None:
+    seen = traced(lambda m, x: read(m.up(x)), up=nn.Linear(WIDTH, 20))
+    assert free(seen, "up.weight", 0)
+
+
+@pytest.mark.parametrize(
+    "fill",
+    [
+        pytest.param(lambda h: torch.full(h.shape, 2.0), id="full"),
+        pytest.param(lambda h: torch.zeros(h.shape), id="zeros"),
+        pytest.param(lambda h: h.new_ones(h.shape), id="new_ones"),
+        pytest.param(torch.ones_like, id="ones_like"),
+    ],
+)
+def test_a_tensor_of_one_value_does_not_freeze_what_it_meets(fill: Callable[[Tensor], Tensor]) -> None:
+    seen = traced(lambda m, x: (h := m.up(x)) + fill(h), up=nn.Linear(WIDTH, 20))
+    assert free(seen, "up.weight", 0)
+
+
+def test_a_tensor_that_counts_freezes_what_it_meets() -> None:
+    seen = traced(lambda m, x: m.up(x) + torch.arange(20), up=nn.Linear(WIDTH, 20))
+    assert reason(seen, "up.weight", 0).text == "counts positions"
+
+
+def test_a_buffer_freezes_what_it_meets_and_is_named() -> None:
+    model = Model(lambda m, x: m.up(x) * m.table, up=nn.Linear(WIDTH, 20))
+    model.register_buffer("table", torch.rand(20), persistent=False)
+    seen = trace(model, {"x": torch.randn(3, TOKENS, WIDTH)})
+    assert reason(seen, "up.weight", 0).text == "meets buffer `table`"
+
+
+def test_copying_in_place_into_slices_couples_each_slice_with_its_source() -> None:
+    def forward(m: Model, x: Tensor) -> Tensor:
+        both = torch.zeros(3, TOKENS, 28)
+        both[..., :20] = m.first(x)
+        both[..., 20:] = m.second(x)
+        return m.out(both)
+
+    seen = traced(forward, first=nn.Linear(WIDTH, 20), second=nn.Linear(WIDTH, 8), out=nn.Linear(28, 6))
+    assert structure(seen, "out.weight", 1) == "20 + 8"
+    first, second = leaves(seen.weight_dims["out.weight"][1])
+    assert first is find(seen.weight_dims["first.weight"][0])
+    assert second is find(seen.weight_dims["second.weight"][0])
+    assert first.frozen is second.frozen is None
+
+
+def test_stacked_tensors_lie_along_a_frozen_dimension() -> None:
+    seen = traced(
+        lambda m, x: torch.einsum("nbtc,nc->bt", torch.stack([m.a(x), m.b(x)]), m.mix),
+        a=nn.Linear(WIDTH, 16), b=nn.Linear(WIDTH, 16), mix=(2, 16),
+    )  # fmt: skip
+    assert same(seen, ("a.weight", 0), ("b.weight", 0), ("mix", 1))
+    assert reason(seen, "mix", 0).text == "counts stacked tensors"
+
+
+def test_a_slice_that_starts_before_the_beginning_is_cut_at_the_beginning() -> None:
+    seen = traced(lambda m, x: m.out(m.up(x)[..., -99:8]), up=nn.Linear(WIDTH, 20), out=nn.Linear(8, 6))
+    assert structure(seen, "up.weight", 0) == "8 + 12"
+
+
+def test_a_second_rule_for_an_operation_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"aten\.mm\.default has a rule already: matrix_product"):
+        rule(torch.ops.aten.mm.default)(lambda *args: None)
+    assert covered_operations().count("aten.mm.default") == 1
+
+
+def carriers(seen: Trace) -> dict[float, str | None]:
+    """For each number that a product was recorded with, the weight that carries it."""
+    return {
+        round(step.factor, 6): step.carrier and step.carrier.parameter
+        for steps in seen.steps.values()
+        for step in steps
+        if step.factor is not None
+    }
+
+
+def test_a_number_on_attention_logits_is_carried_by_the_query_weights() -> None:
+    seen = traced(lambda m, x: (m.q(x) @ m.k(x).transpose(1, 2)) * 0.3, q=nn.Linear(WIDTH, 8), k=nn.Linear(WIDTH, 8))
+    assert carriers(seen) == {0.3: "q.weight"}
+
+
+def test_a_number_after_a_normalisation_by_the_tensor_itself_is_carried_by_no_weight() -> None:
+    seen = traced(lambda m, x: F.normalize(m.q(x), dim=-1) * 0.3, q=nn.Linear(WIDTH, 8))
+    assert carriers(seen) == {0.3: None}
+
+
+def test_a_number_on_logits_of_a_tensor_with_itself_is_carried_by_no_weight() -> None:
+    seen = traced(lambda m, x: ((q := m.q(x)) @ q.transpose(1, 2)) * 0.3, q=nn.Linear(WIDTH, 8))
+    assert carriers(seen) == {0.3: None}
+
+
+def test_queries_and_keys_cut_out_of_each_head_are_carried_by_no_weight() -> None:
+    def forward(m: Model, x: Tensor) -> Tensor:
+        q, k, v = m.fused(x).view(3, TOKENS, 4, 12).transpose(1, 2).chunk(3, dim=-1)
+        return (q @ k.transpose(2, 3)) * 0.3 @ v
+
+    seen = traced(forward, fused=nn.Linear(WIDTH, 48))
+    assert carriers(seen) == {0.3: None}
+
+
+def test_the_factor_of_a_biased_batched_product_is_recorded() -> None:
+    def forward(m: Model, x: Tensor) -> Tensor:
+        bias = torch.zeros(3, TOKENS, TOKENS)
+        return torch.baddbmm(bias, m.q(x), m.k(x).transpose(1, 2), beta=1.0, alpha=0.3)
+
+    seen = traced(forward, q=nn.Linear(WIDTH, 8), k=nn.Linear(WIDTH, 8))
+    assert carriers(seen) == {0.3: "q.weight"}
+
+
+def test_a_number_divided_by_a_tensor_is_not_carried_by_its_weight() -> None:
+    seen = traced(lambda m, x: (x.new_ones(8) / m.q(x)) * 0.3, q=nn.Linear(WIDTH, 8))
+    assert carriers(seen) == {0.3: None}

@@ -1,0 +1,73 @@
+"""The command line: what it prints, and how it refuses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from toys import save_teacher, write_texts
+from transformers import AutoModelForMaskedLM, BertForMaskedLM
+from typer.testing import CliRunner
+
+from wid_hf.commands import main
+from wid_hf.errors import ConfigError
+
+SIZES = ["--hidden-size", "12", "--intermediate-size", "24"]
+
+
+@pytest.fixture
+def teacher(tmp_path: Path) -> Path:
+    return save_teacher(tmp_path / "teacher", BertForMaskedLM)
+
+
+def invoke(*words: str) -> str:
+    result = CliRunner().invoke(main.app, words, env={"COLUMNS": "160"}, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_plan_prints_coupled_dimensions_sizes_and_reasons(teacher: Path, tmp_path: Path) -> None:
+    out = invoke("plan", str(teacher), *SIZES, "--verify")
+    assert "4 x 6 = 24" in out
+    assert "4 x 3 = 12" in out
+    assert "is looked up by number" in out
+    assert "Proved by permutation" in out
+    invoke(
+        "compress", str(teacher), "--train", str(write_texts(tmp_path / "t.txt")), "--output", str(tmp_path / "s"),
+        *SIZES, "--steps", "0", "--validation-texts", "8",
+    )  # fmt: skip
+    real = sum(p.numel() for p in AutoModelForMaskedLM.from_pretrained(tmp_path / "s").parameters())
+    assert f"{real:,} (" in out
+
+
+def test_compress_prints_teacher_start_and_student_side_by_side(teacher: Path, tmp_path: Path) -> None:
+    out = invoke(
+        "compress", str(teacher), "--train", str(write_texts(tmp_path / "t.txt")), "--output", str(tmp_path / "s"),
+        *SIZES, "--steps", "2", "--batch-size", "8", "--max-length", "12", "--validation-texts", "8",
+    )  # fmt: skip
+    assert "masked lm accuracy" in out
+    assert "2 steps" in out
+    assert (tmp_path / "s" / "wid_report.json").is_file()
+
+
+def test_overrides_reach_the_config_under_the_teachers_own_names(teacher: Path) -> None:
+    assert "24" in invoke("plan", str(teacher), "--override", "intermediate_size=24")
+
+
+@pytest.mark.parametrize("pair", ["embedding_size", "embedding_size=", "embedding_size=big"])
+def test_an_override_that_is_no_size_is_refused(teacher: Path, pair: str) -> None:
+    with pytest.raises(ConfigError, match="is not NAME=SIZE"):
+        invoke("plan", str(teacher), "--override", pair)
+
+
+def test_a_refusal_is_printed_without_a_traceback_and_exits_with_1(teacher: Path) -> None:
+    command = [sys.executable, "-c", "from wid_hf.commands.main import main; main()"]
+    ended = subprocess.run(
+        [*command, "plan", str(teacher), "--hidden-size", "13"], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 1
+    assert "ConfigError: No student of this BertConfig" in ended.stderr
+    assert "nearest legal: 12, 16" in ended.stderr
+    assert "Traceback" not in ended.stderr

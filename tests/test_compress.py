@@ -1,0 +1,227 @@
+"""From a teacher's name to a student's folder, and everything that must be refused on the way."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from toys import save_teacher, write_texts
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertModel,
+)
+
+from wid_hf import ConfigError, DataError, OutputError, PlanError, TeacherError, TrainingError, WidConfig
+from wid_hf.compress import CompressSettings, compress, whole_folder
+from wid_hf.coupling.trace import named_weights
+
+HALF = WidConfig(hidden_size=12, intermediate_size=24, selection="variance")
+QUICK = CompressSettings(steps=3, batch_size=8, max_length=12, validation_texts=16)
+
+
+@pytest.fixture
+def masked_teacher(tmp_path: Path) -> Path:
+    return save_teacher(tmp_path / "teacher", BertForMaskedLM)
+
+
+@pytest.fixture
+def train_file(tmp_path: Path) -> Path:
+    return write_texts(tmp_path / "train.txt")
+
+
+def entries(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_masked_language_model_becomes_a_folder_that_stock_classes_load(
+    tmp_path: Path, masked_teacher: Path, train_file: Path
+) -> None:
+    output = tmp_path / "student"
+    report = compress(str(masked_teacher), str(train_file), output, HALF, QUICK)
+    student = AutoModelForMaskedLM.from_pretrained(output)
+    assert type(student) is BertForMaskedLM
+    assert (student.config.hidden_size, student.config.intermediate_size) == (12, 24)
+    assert AutoTokenizer.from_pretrained(output)("one two")["input_ids"] == [2, 5, 6, 3]
+    written = json.loads((output / "wid_report.json").read_text())
+    assert written["objective"] == "masked-lm"
+    assert written["steps"] == report.steps == 3
+    assert written["sizes"]["student"]["total"] == sum(p.numel() for p in student.parameters())
+    assert written["sizes"]["student"]["bytes"] == sum(
+        t.numel() * t.element_size() for t in named_weights(student).values()
+    )
+    assert set(written["scores"]) == {"teacher", "start", "student"}
+    assert written["scores"]["student"]["masked_lm_loss"] > 0
+    assert 3 * 3 * 8 <= written["tokens"] <= 3 * 12 * 8  # steps x tokens per text x texts, padding not counted
+    assert written["seconds"] > 0
+    assert [step for step, _ in written["losses"]] == [1, 2, 3]
+    assert written["versions"]["torch"] == torch.__version__
+    assert entries(tmp_path) == {"teacher", "student", "train.txt"}
+
+
+def test_the_student_loads_where_wid_hf_cannot_be_imported(
+    tmp_path: Path, masked_teacher: Path, train_file: Path
+) -> None:
+    output = tmp_path / "student"
+    compress(str(masked_teacher), str(train_file), output, HALF, QUICK)
+    script = (
+        "import sys; sys.modules['wid_hf'] = None\n"
+        "import torch; from transformers import AutoModelForMaskedLM\n"
+        f"model = AutoModelForMaskedLM.from_pretrained({str(output)!r}).eval()\n"
+        "print(model(torch.tensor([[2, 5, 6, 3]])).logits.double().sum().item())\n"
+    )
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    here = AutoModelForMaskedLM.from_pretrained(output).eval()(torch.tensor([[2, 5, 6, 3]])).logits.double().sum()
+    assert float(told) == pytest.approx(here.item(), abs=1e-6)
+
+
+def test_a_headless_encoder_follows_its_own_originals(tmp_path: Path, train_file: Path) -> None:
+    teacher = save_teacher(tmp_path / "teacher", BertModel)
+    report = compress(str(teacher), str(train_file), tmp_path / "student", HALF, QUICK)
+    assert report.objective == "following"
+    assert report.scores["teacher"] == {"cosine_correlation": pytest.approx(1.0), "top1_agreement": 1.0}
+    assert -1 <= report.scores["student"]["cosine_correlation"] < 1
+    assert type(AutoModel.from_pretrained(tmp_path / "student")) is BertModel
+
+
+def test_the_same_seed_gives_the_same_student(tmp_path: Path, masked_teacher: Path, train_file: Path) -> None:
+    for name in ("a", "b"):
+        compress(str(masked_teacher), str(train_file), tmp_path / name, HALF, QUICK)
+    a, b = (AutoModelForMaskedLM.from_pretrained(tmp_path / name).state_dict() for name in ("a", "b"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_no_steps_leave_the_student_at_its_start(tmp_path: Path, masked_teacher: Path, train_file: Path) -> None:
+    settings = CompressSettings(steps=0, batch_size=8, max_length=12, validation_texts=16)
+    report = compress(str(masked_teacher), str(train_file), tmp_path / "student", HALF, settings)
+    assert report.scores["student"] == report.scores["start"]
+    assert (report.steps, report.tokens, report.seconds) == (0, 0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "words"),
+    [
+        (WidConfig(hidden_size=24, intermediate_size=48), ConfigError, "every size equals the teacher's"),
+        (WidConfig(hidden_size=48), ConfigError, "wider than the teacher's 24"),
+        (WidConfig(hidden_size=13), ConfigError, "does not divide into 4 heads; nearest legal: 12, 16"),
+        (WidConfig(overrides={"vocab_size": 10}), PlanError, "15 cannot become 10, because it is looked up by number"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused_and_nothing_is_written(
+    tmp_path: Path, masked_teacher: Path, train_file: Path, config: WidConfig, error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        compress(str(masked_teacher), str(train_file), tmp_path / "student", config, QUICK)
+    assert entries(tmp_path) == {"teacher", "train.txt"}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(None, "there is no file"), ("", "holds no text"), ("\0\1\2", "cannot be read")]
+)
+def test_training_texts_that_are_missing_empty_or_unreadable_are_refused(
+    tmp_path: Path, masked_teacher: Path, content: str | None, words: str
+) -> None:
+    path = tmp_path / "train.txt"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(DataError, match=words):
+        compress(str(masked_teacher), str(path), tmp_path / "student", HALF, QUICK)
+    assert not (tmp_path / "student").exists()
+
+
+def test_a_missing_teacher_is_refused(tmp_path: Path, train_file: Path) -> None:
+    with pytest.raises(TeacherError, match="There is no folder"):
+        compress(str(tmp_path / "nowhere"), str(train_file), tmp_path / "student", HALF, QUICK)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path, train_file: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(TeacherError, match=r"has no config\.json"):
+        compress(str(tmp_path / "empty"), str(train_file), tmp_path / "student", HALF, QUICK)
+
+
+@pytest.mark.parametrize("keep", [0, 100, 5000])
+def test_truncated_weights_are_refused(tmp_path: Path, masked_teacher: Path, train_file: Path, keep: int) -> None:
+    weights = masked_teacher / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:keep])
+    with pytest.raises(TeacherError, match="cannot be loaded as BertForMaskedLM"):
+        compress(str(masked_teacher), str(train_file), tmp_path / "student", HALF, QUICK)
+    assert entries(tmp_path) == {"teacher", "train.txt"}
+
+
+def test_a_corrupt_config_is_refused(tmp_path: Path, masked_teacher: Path, train_file: Path) -> None:
+    (masked_teacher / "config.json").write_text("{not json")
+    with pytest.raises(TeacherError, match="that can be read"):
+        compress(str(masked_teacher), str(train_file), tmp_path / "student", HALF, QUICK)
+
+
+def test_a_checkpoint_without_its_head_is_refused(tmp_path: Path, train_file: Path) -> None:
+    teacher = save_teacher(tmp_path / "teacher", BertModel)
+    config = json.loads((teacher / "config.json").read_text())
+    (teacher / "config.json").write_text(json.dumps({**config, "architectures": ["BertForMaskedLM"]}))
+    with pytest.raises(TeacherError, match="lacks .* weights of BertForMaskedLM"):
+        compress(str(teacher), str(train_file), tmp_path / "student", HALF, QUICK)
+
+
+def test_a_teacher_without_tokenizer_is_refused(tmp_path: Path, masked_teacher: Path, train_file: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (masked_teacher / name).unlink()
+    with pytest.raises(TeacherError, match="no usable tokenizer"):
+        compress(str(masked_teacher), str(train_file), tmp_path / "student", HALF, QUICK)
+
+
+def test_a_head_without_an_objective_is_refused(tmp_path: Path, train_file: Path) -> None:
+    teacher = save_teacher(tmp_path / "teacher", BertForSequenceClassification)
+    with pytest.raises(TeacherError, match="BertForSequenceClassification is neither"):
+        compress(str(teacher), str(train_file), tmp_path / "student", HALF, QUICK)
+
+
+def test_an_output_that_exists_is_refused_before_work_and_replaced_when_asked(
+    tmp_path: Path, masked_teacher: Path, train_file: Path
+) -> None:
+    output = tmp_path / "student"
+    output.mkdir()
+    (output / "mine.txt").write_text("keep me")
+    with pytest.raises(OutputError, match="exists already"):
+        compress("no-such/teacher", "no-such-file", output, HALF, QUICK)
+    assert (output / "mine.txt").read_text() == "keep me"
+    compress(str(masked_teacher), str(train_file), output, HALF, QUICK, overwrite=True)
+    assert "mine.txt" not in entries(output)
+    assert "model.safetensors" in entries(output)
+    assert entries(tmp_path) == {"teacher", "student", "train.txt"}
+
+
+def test_a_folder_that_fails_half_way_leaves_the_old_one_alone(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old.txt").write_text("old")
+
+    def write_half() -> None:
+        with whole_folder(tmp_path / "out", overwrite=True) as folder:
+            (folder / "new.txt").write_text("new")
+            raise KeyboardInterrupt("the user lost patience")
+
+    with pytest.raises(KeyboardInterrupt, match="patience"):
+        write_half()
+    assert entries(tmp_path) == {"out"}
+    assert entries(tmp_path / "out") == {"old.txt"}
+
+
+def test_a_diverged_run_writes_no_output_but_keeps_the_last_good_student(
+    tmp_path: Path, masked_teacher: Path, train_file: Path
+) -> None:
+    hot = CompressSettings(
+        steps=20, batch_size=8, max_length=12, validation_texts=16,
+        compactor_learning_rate=1e30, teacher_learning_rate=0,
+    )  # fmt: skip
+    with pytest.raises(TrainingError, match=r"The loss became .* student at those weights is in .*student-last-good"):
+        compress(str(masked_teacher), str(train_file), tmp_path / "student", HALF, hot)
+    assert entries(tmp_path) == {"teacher", "student-last-good", "train.txt"}
+    kept = AutoModelForMaskedLM.from_pretrained(tmp_path / "student-last-good")
+    assert all(torch.isfinite(p).all() for p in kept.parameters())

@@ -1,0 +1,103 @@
+"""Every code block of README and docs runs, with a tiny teacher in the place of a big one."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+from toys import save_teacher, texts, word_tokenizer, write_texts
+from transformers import AutoModelForMaskedLM, BertForMaskedLM
+from typer.testing import CliRunner
+
+from wid_hf.commands.main import app
+from wid_hf.coupling import registry
+from wid_hf.data import tokenize
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINKS = re.compile(r"\]\((?!http)([^)#]+)")
+BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.S)
+
+# The documents name models and datasets of the Hub; tests have no network and little time.
+SMALLER = {
+    "google-bert/bert-base-uncased": "teacher",
+    "wikitext:wikitext-103-raw-v1": "train.txt",
+    "max_steps=1000": "max_steps=2, report_to='none', use_cpu=True, dataloader_pin_memory=False, save_strategy='no'",
+    "--steps 10000": "--steps 2 --validation-texts 8 --batch-size 8 --max-length 16",
+}
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    return BLOCK.findall(page.read_text(encoding="utf-8"))
+
+
+def smaller(code: str) -> str:
+    for big, small in SMALLER.items():
+        code = code.replace(big, small)
+    return code
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a teacher wide enough for the sizes in the documents, and texts."""
+    save_teacher(tmp_path / "teacher", BertForMaskedLM, hidden=384, layers=1)
+    write_texts(tmp_path / "train.txt", count=40)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_block_of_a_page_runs(page: Path, workplace: Path) -> None:
+    tokenizer = word_tokenizer()
+    names: dict[str, Any] = {
+        "teacher": AutoModelForMaskedLM.from_pretrained("teacher"),
+        "tokenizer": tokenizer,
+        "dataset": tokenize(Dataset.from_dict({"text": texts(16)}), tokenizer, max_length=16),
+    }
+    rules = dict(registry._RULES)
+    try:
+        for language, code in blocks(page):
+            if language == "python":
+                exec(compile(smaller(code), str(page), "exec"), names)
+            elif language == "bash":
+                run_shell(smaller(code))
+            else:
+                pytest.fail(f"{page.name} has a block of {language}, which nothing runs")
+    finally:
+        registry._RULES.clear()
+        registry._RULES.update(rules)
+
+
+def run_shell(code: str) -> None:
+    """Run `wid-hf` in this process; of `make`, check that the target exists."""
+    for line in code.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if not words:
+            continue
+        if words[0] == "wid-hf":
+            output = words.index("--output") + 1 if "--output" in words else 0
+            if output:
+                words[output] += "-by-command"
+            result = CliRunner().invoke(app, words[1:], catch_exceptions=False)
+            assert result.exit_code == 0, result.output
+        else:
+            assert words[0] == "make", f"nothing runs {line!r}"
+            subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_inside_the_project_leads_somewhere(page: Path) -> None:
+    missing = [link for link in LINKS.findall(page.read_text(encoding="utf-8")) if not (page.parent / link).exists()]
+    assert not missing
+
+
+def test_a_block_that_is_wrong_would_be_noticed(tmp_path: Path, workplace: Path) -> None:
+    page = tmp_path / "wrong.md"
+    page.write_text("```python\nfrom wid_hf import no_such_name\n```\n")
+    with pytest.raises(ImportError, match="no_such_name"):
+        test_every_block_of_a_page_runs(page, workplace)

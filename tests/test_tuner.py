@@ -1,0 +1,306 @@
+"""The wid model and the student merged from it are one function; PEFT's own doors lead to the same place."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from functools import cache, partial
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from architectures import ARCHITECTURES, every_case, planned
+from peft import PeftModel, get_peft_model
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import BertForMaskedLM, PreTrainedModel
+
+from wid_hf import ConfigError, DataError, WidConfig, WidError, WidModel, get_wid_model
+
+IDS = {"input_ids": torch.arange(21).view(3, 7) + 2}
+
+
+def noisy(model: nn.Module) -> None:
+    """Take every compactor away from its start."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(".matrix"):
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+
+
+@cache
+def pair(family: str, strategy: str) -> tuple[PeftModel, PreTrainedModel]:
+    """A wid model with random compactors and the student merged from it, made once: tests only read them."""
+    row = ARCHITECTURES[family]
+    wid = get_wid_model(row.build(), row.config(strategy), example_inputs=row.inputs)
+    noisy(wid)
+    return wid, wid.merge_and_unload()
+
+
+def logits(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+    with torch.no_grad():
+        return model(**inputs).logits
+
+
+def ties(model: nn.Module) -> set[frozenset[str]]:
+    """Groups of names in a checkpoint that hold one tensor."""
+    groups: dict[int, set[str]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        groups.setdefault(id(tensor), set()).add(name)
+    return {frozenset(group) for group in groups.values() if len(group) > 1}
+
+
+@every_case
+def test_merging_changes_no_output_at_all(family: str, strategy: str) -> None:
+    wid, student = pair(family, strategy)
+    inputs = ARCHITECTURES[family].inputs
+    assert (logits(wid, inputs) - logits(student, inputs)).abs().max() == 0
+    assert logits(wid, inputs).std() > 0.01
+
+
+@every_case
+def test_the_student_is_a_stock_model_of_its_teachers_class(family: str, strategy: str) -> None:
+    wid, student = pair(family, strategy)
+    assert type(student) is type(wid.base_model.teacher)
+    assert not any(".parametrizations." in name for name in student.state_dict())
+    assert not any("wid_hf" in type(module).__module__ for module in student.modules())
+    assert not any(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in student.modules())
+    assert ties(student) == ties(wid.base_model.teacher)
+    assert all(parameter.is_leaf and parameter.requires_grad for parameter in student.parameters())
+
+
+@every_case
+def test_planned_shapes_are_the_shapes_of_the_merged_student(family: str, strategy: str) -> None:
+    plan, (wid, student) = planned(family, strategy), pair(family, strategy)
+    shapes = {name: tuple(parameter.shape) for name, parameter in student.named_parameters()}
+    assert {name: plan.shape(name) for name in shapes} == shapes
+    assert sum(prod(plan.shape(name)) for name in shapes) == sum(p.numel() for p in student.parameters())
+    assert student.num_parameters() < wid.base_model.teacher.num_parameters()
+
+
+@every_case
+def test_a_saved_student_loads_as_a_stock_model_with_equal_outputs(family: str, strategy: str, tmp_path: Path) -> None:
+    _, student = pair(family, strategy)
+    student.save_pretrained(tmp_path)
+    loaded = type(student).from_pretrained(tmp_path).eval()
+    inputs = ARCHITECTURES[family].inputs
+    assert (logits(loaded, inputs) - logits(student, inputs)).abs().max() == 0
+    assert loaded.config.hidden_size == 24
+    assert ties(loaded) == ties(student)
+
+
+@every_case
+def test_gradients_reach_every_compactor_and_every_teacher_weight(family: str, strategy: str) -> None:
+    wid, _ = pair(family, strategy)
+    output = wid(**ARCHITECTURES[family].inputs).logits
+    (output * torch.randn(output.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
+    missing = [
+        name
+        for name, parameter in wid.named_parameters()
+        if parameter.grad is None or not parameter.grad.abs().max() > 0
+    ]
+    wid.zero_grad()
+    # Softmax takes no notice of a shift that is the same for all keys; rounding leaves that gradient near zero.
+    assert [name for name in missing if "key.bias" not in name and "k_proj.bias" not in name] == []
+    assert sum(name.endswith(".matrix") for name, _ in wid.named_parameters()) >= 8
+
+
+@every_case
+def test_students_of_calibrated_indices_merge_exactly(family: str, strategy: str) -> None:
+    row = ARCHITECTURES[family]
+    config = row.config(strategy, selection="variance")
+    wid = get_wid_model(row.build(), config, calibration_data=[row.inputs], example_inputs=row.inputs)
+    noisy(wid)
+    assert (logits(wid, row.inputs) - logits(wid.merge_and_unload(), row.inputs)).abs().max() == 0
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama", "t5"])  # transformers has none for ALBERT
+def test_gradient_checkpointing_changes_no_gradient(family: str) -> None:
+    row = ARCHITECTURES[family]
+    wid = get_wid_model(row.build(), row.config("dim"))
+    noisy(wid)
+    student = wid.base_model.model.train()
+    for module in student.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "dropout_prob"):
+            module.dropout_prob = 0.0
+
+    def gradients() -> dict[str, Tensor]:
+        wid.zero_grad()
+        wid(**row.inputs).logits.square().mean().backward()
+        return {name: p.grad.clone() for name, p in wid.named_parameters() if p.grad is not None}
+
+    layer = next(m for name, m in student.named_modules() if name.endswith((".1", ".layers.1")))
+    calls: list[int] = []
+    handle = next(layer.children()).register_forward_pre_hook(lambda *_: calls.append(1))
+    plain, once = gradients(), len(calls)
+    enable = getattr(student, "activation_checkpointing_enable", None) or student.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+    checkpointed = gradients()
+    handle.remove()
+    assert len(calls) == 3 * once  # forward, forward again, and its repetition in the backward
+    assert plain.keys() == checkpointed.keys()
+    assert all(torch.allclose(plain[name], checkpointed[name], rtol=1e-5, atol=1e-7) for name in plain)
+
+
+@pytest.mark.parametrize("checkpointed", ["bert.embeddings", "bert.encoder", "cls"])
+def test_a_checkpoint_around_either_use_of_a_tied_weight_changes_no_gradient(
+    tiny_bert: BertForMaskedLM, checkpointed: str
+) -> None:
+    wid = get_wid_model(tiny_bert, WidConfig(hidden_size=12))
+    noisy(wid)
+
+    def gradients() -> dict[str, Tensor]:
+        wid.zero_grad()
+        wid(**IDS).logits.square().mean().backward()
+        return {name: p.grad.clone() for name, p in wid.named_parameters() if p.grad is not None}
+
+    plain = gradients()
+    module = wid.base_model.model.get_submodule(checkpointed)
+    module.forward = partial(checkpoint, module.forward, use_reentrant=False)
+    again = gradients()
+    assert plain.keys() == again.keys()
+    assert all(torch.allclose(plain[name], again[name], rtol=1e-5, atol=1e-7) for name in plain)
+
+
+@pytest.fixture
+def wid(tiny_bert: BertForMaskedLM) -> PeftModel:
+    return get_wid_model(tiny_bert, WidConfig(hidden_size=12, intermediate_size=24))
+
+
+def test_pefts_own_door_gives_the_same_model(tiny_bert: BertForMaskedLM, wid: PeftModel) -> None:
+    again = get_peft_model(tiny_bert, WidConfig(hidden_size=12, intermediate_size=24))
+    assert isinstance(again, PeftModel) and isinstance(again.base_model, WidModel)
+    assert torch.equal(logits(again, IDS), logits(wid, IDS))
+    assert {n: p.shape for n, p in again.named_parameters()} == {n: p.shape for n, p in wid.named_parameters()}
+
+
+def test_trainable_parameters_are_printed(wid: PeftModel, capsys: pytest.CaptureFixture[str]) -> None:
+    wid.print_trainable_parameters()
+    count = sum(parameter.numel() for parameter in wid.parameters())
+    assert f"trainable params: {count:,} || all params: {count:,}" in capsys.readouterr().out
+
+
+def test_the_config_given_is_not_changed(tiny_bert: BertForMaskedLM) -> None:
+    config = WidConfig(hidden_size=12)
+    before = dict(vars(config))
+    get_wid_model(tiny_bert, config)
+    assert vars(config) == before
+
+
+def test_unload_gives_the_teacher_back(tiny_bert: BertForMaskedLM) -> None:
+    before = logits(tiny_bert, IDS)
+    wid = get_wid_model(tiny_bert, WidConfig(hidden_size=12))
+    noisy(wid)
+    assert wid.unload() is tiny_bert is wid.base_model.teacher
+    assert torch.equal(logits(tiny_bert, IDS), before)
+
+
+def test_a_merge_can_be_repeated_and_leaves_the_wid_model_training(wid: PeftModel) -> None:
+    first, second = wid.merge_and_unload(), wid.merge_and_unload()
+    assert torch.equal(logits(first, IDS), logits(second, IDS))
+    noisy(wid)
+    assert not torch.equal(logits(wid, IDS), logits(first, IDS))
+    wid(**IDS).logits.sum().backward()
+    assert wid.base_model.model.bert.embeddings.word_embeddings.parametrizations.weight.original.grad is not None
+    third = wid.merge_and_unload()
+    assert torch.equal(logits(third, IDS), logits(wid, IDS))
+    with torch.no_grad():
+        for parameter in third.parameters():
+            parameter.zero_()
+    assert logits(wid, IDS).abs().max() > 0
+    assert logits(first, IDS).abs().max() > 0
+
+
+def test_a_merged_student_trains_without_touching_its_teacher(tiny_bert: BertForMaskedLM, wid: PeftModel) -> None:
+    before = {name: tensor.clone() for name, tensor in tiny_bert.state_dict().items()}
+    student = wid.merge_and_unload()
+    optimizer = torch.optim.SGD(student.parameters(), lr=1.0)
+    student(**IDS).logits.square().sum().backward()
+    optimizer.step()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tiny_bert.state_dict().items())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_merged_student_is_in_the_mode_of_the_wid_model(wid: PeftModel, training: bool) -> None:
+    wid.train(training)
+    assert wid.merge_and_unload().training is training
+
+
+def test_merging_weights_that_are_not_finite_is_refused_on_request(wid: PeftModel) -> None:
+    student = wid.base_model.model
+    with torch.no_grad():
+        student.bert.encoder.layer[0].output.dense.parametrizations.weight[0].maps["1"].matrix[0, 0] = float("nan")
+    message = r"not finite: bert\.encoder\.layer\.0\.output\.dense\.weight\. Nothing was merged"
+    with pytest.raises(WidError, match=message):
+        wid.merge_and_unload(safe_merge=True)
+    assert wid.merge_and_unload().config.hidden_size == 12
+
+
+def test_a_merge_without_the_calibration_that_was_asked_for_is_refused(tiny_bert: BertForMaskedLM) -> None:
+    wid = get_peft_model(tiny_bert, WidConfig(hidden_size=12, selection="variance"))
+    with pytest.raises(WidError, match="has seen no calibration data"):
+        wid.merge_and_unload()
+    wid.base_model.calibrate([IDS])
+    assert wid.merge_and_unload().config.hidden_size == 12
+
+
+def test_calibrating_restarts_the_same_compactors_at_other_indices(tiny_bert: BertForMaskedLM) -> None:
+    with torch.no_grad():
+        tiny_bert.bert.embeddings.word_embeddings.weight[:, 12:] *= 50
+        for norm in (m for m in tiny_bert.modules() if isinstance(m, nn.LayerNorm)):
+            norm.weight[12:] = 5.0
+    wid = get_wid_model(tiny_bert, WidConfig(hidden_size=12))
+    ids = {name: id(parameter) for name, parameter in wid.named_parameters()}
+    noisy(wid)
+    wid.base_model.calibrate([IDS])
+    assert {name: id(parameter) for name, parameter in wid.named_parameters()} == ids
+    words = tiny_bert.bert.embeddings.word_embeddings.weight
+    assert torch.equal(wid.base_model.model.bert.embeddings.word_embeddings.weight, words[:, 12:])
+
+
+def test_variance_without_data_and_data_without_variance_are_refused(tiny_bert: BertForMaskedLM) -> None:
+    with pytest.raises(DataError, match=r'selection="variance" ranks indices by activations: pass calibration_data'):
+        get_wid_model(tiny_bert, WidConfig(hidden_size=12, selection="variance"))
+    with pytest.raises(ConfigError, match=r'calibration_data is given but selection="first" does not use it'):
+        get_wid_model(tiny_bert, WidConfig(hidden_size=12), calibration_data=[IDS])
+
+
+def test_another_methods_config_is_refused(tiny_bert: BertForMaskedLM) -> None:
+    from peft import LoraConfig
+
+    with pytest.raises(ConfigError, match="takes a WidConfig, not a LoraConfig"):
+        get_wid_model(tiny_bert, LoraConfig())
+
+
+def test_training_moves_compactors_and_the_merge_follows(wid: PeftModel) -> None:
+    before = logits(wid.merge_and_unload(), IDS)
+    optimizer = torch.optim.SGD(wid.parameters(), lr=0.01)
+    wid(**IDS, labels=IDS["input_ids"]).loss.backward()
+    optimizer.step()
+    after = logits(wid.merge_and_unload(), IDS)
+    assert torch.equal(after, logits(wid, IDS))
+    assert not torch.equal(after, before)
+
+
+WITHOUT_WID_HF = """
+import sys
+sys.modules["wid_hf"] = None
+import torch
+from transformers import AutoModelForMaskedLM
+model = AutoModelForMaskedLM.from_pretrained(sys.argv[1]).eval()
+with torch.no_grad():
+    torch.save(model(input_ids=torch.arange(21).view(3, 7) + 2).logits, sys.argv[1] + "/logits.pt")
+"""
+
+
+def test_a_student_needs_no_wid_hf_to_be_loaded(wid: PeftModel, tmp_path: Path) -> None:
+    noisy(wid)
+    student = wid.merge_and_unload()
+    student.save_pretrained(tmp_path)
+    subprocess.run([sys.executable, "-c", WITHOUT_WID_HF, str(tmp_path)], check=True, timeout=120)
+    assert torch.allclose(torch.load(tmp_path / "logits.pt"), logits(student, IDS), atol=1e-6)

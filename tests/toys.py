@@ -1,0 +1,56 @@
+"""Toys that several tests need: a word tokenizer, texts in its words, and folders of tiny teachers."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import BertConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer with one token per word and `[CLS] x [SEP]` around a text."""
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate([*SPECIAL, *WORDS])}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=32, **dict(zip(names, SPECIAL, strict=True))
+    )
+
+
+def texts(count: int, seed: int = 0) -> list[str]:
+    """Texts of 3 to 10 words."""
+    chance = random.Random(seed)
+    return [" ".join(chance.choices(WORDS, k=chance.randint(3, 10))) for _ in range(count)]
+
+
+def write_texts(path: Path, count: int = 80, seed: int = 0) -> Path:
+    """Write `texts` to `path`, one a line."""
+    path.write_text("\n".join(texts(count, seed)) + "\n", encoding="utf-8")
+    return path
+
+
+def save_teacher(folder: Path, model_class: type[PreTrainedModel], hidden: int = 24, layers: int = 2) -> Path:
+    """Save a tiny random BERT of `model_class` with a word tokenizer to `folder`."""
+    config = BertConfig(
+        vocab_size=len(SPECIAL) + len(WORDS),
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        intermediate_size=2 * hidden,
+        max_position_embeddings=32,
+        pad_token_id=0,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model_class(config).save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
+    return folder
