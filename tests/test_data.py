@@ -7,8 +7,8 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+import toys
 from datasets import Dataset
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerFast
 
 from wid_hf.data import batches, hold_out, load_texts, tokenize
@@ -17,24 +17,9 @@ from wid_hf.errors import DataError
 TEXTS = ["one two", "three", "four five six"]
 
 
-@pytest.fixture
-def word_tokenizer() -> PreTrainedTokenizerFast:
-    """[CLS] words [SEP], with ids 5 to 10 for the six words of TEXTS."""
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    words = " ".join(TEXTS).split()
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate([*special, *words])}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-    )
+@pytest.fixture(name="word_tokenizer")
+def fixture_word_tokenizer() -> PreTrainedTokenizerFast:
+    return toys.word_tokenizer()  # ids 5 to 10 for the six words of TEXTS
 
 
 def write(path: Path, content: str) -> str:

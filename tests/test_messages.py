@@ -77,9 +77,10 @@ def test_narrower_heads_under_rotary_positions() -> None:
     assert lines[0] == (
         "ModernBertForMaskedLM cannot become a student with hidden_size=24, intermediate_size=48, head_strategy='dim':"
     )
+    kind = "full" if "full" in lines[1] else "sliding"  # transformers takes them in the order of a set
     assert lines[1] == (
         "- `model.rotary_emb` (aten.mul.Tensor): 6 cannot become 3, because it meets buffer "
-        "`model.rotary_emb.sliding_attention_inv_freq` (aten.mul.Tensor in `model.rotary_emb`)"
+        f"`model.rotary_emb.{kind}_attention_inv_freq` (aten.mul.Tensor in `model.rotary_emb`)"
     )
     assert lines[-2:] == [
         'Rotary positions fix the width of heads: try head_strategy="head", which drops whole heads.',

@@ -79,24 +79,27 @@ class Compaction(nn.Module):
     def __init__(self, maps: Mapping[int, Compactor | Choice]) -> None:
         super().__init__()
         self.maps = nn.ModuleDict({str(axis): module for axis, module in maps.items()})
-        self._memo: list[Tensor] | None = None
+        self._memo: dict[bool, Tensor] | None = None  # by whether gradients are recorded
 
     def forward(self, original: Tensor) -> Tensor:
         """Fold `(d_out, d_in) -> (k_out, k_in)`: never in less than float32, returned in the teacher's dtype."""
-        if self._memo:
-            return self._memo[0]
+        memo, recording = self._memo, torch.is_grad_enabled()
+        if memo is not None and _inside_checkpoint():
+            memo = None  # the checkpoint repeats this part later, when the memo is gone: fold here as well
+        if memo is not None and recording in memo:
+            return memo[recording]
         with torch.autocast(original.device.type, enabled=False):
             folded = original.to(torch.promote_types(original.dtype, torch.float32))
             for axis, module in self.maps.items():
                 folded = module(folded, int(axis))
             folded = folded.to(original.dtype)
-        if self._memo is not None:
-            self._memo.append(folded)
+        if memo is not None:
+            memo[recording] = folded
         return folded
 
     def start_memo(self) -> None:
         """Keep the next fold and reuse it: for weights that several modules share, during one forward."""
-        self._memo = []
+        self._memo = {}
 
     def drop_memo(self) -> None:
         """Forget the kept fold; every use folds again."""
@@ -232,6 +235,13 @@ def shrinking_leaves(plan: Plan) -> list[Dim]:
     """Return every leaf of a weight that loses indices."""
     found = dict.fromkeys(leaf for axes in plan.axes.values() for dim in axes for leaf in leaves(dim))
     return [leaf for leaf in found if plan.targets.get(leaf, leaf.size) < leaf.size]
+
+
+def _inside_checkpoint() -> bool:
+    """Return whether saved tensors are being intercepted, as `torch.utils.checkpoint` does."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 def _is_matrix(dims: tuple[Dim, ...]) -> bool:

@@ -20,12 +20,16 @@ from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
 from transformers import (
-    MODEL_FOR_MASKED_LM_MAPPING,
     DataCollatorForLanguageModeling,
     DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    ProgressCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from .config import WidConfig
 from .data import batches, hold_out, load_texts, tokenize
@@ -68,7 +72,7 @@ class CompressSettings:
 
 
 # Learning rates (compactors, teacher weights) from the sweeps in docs/results.md.
-LEARNING_RATES = {"masked-lm": (1e-3, 3e-4), "following": (1e-3, 0.0)}
+LEARNING_RATES = {"masked-lm": (5e-4, 1e-5), "following": (2e-4, 0.0)}
 
 
 def compress(
@@ -219,7 +223,7 @@ def _check_output(output: Path, overwrite: bool) -> None:
 
 def _objective(teacher: PreTrainedModel) -> str:
     """Return `masked-lm` for a masked-LM head, `following` for a headless encoder."""
-    if type(teacher) in MODEL_FOR_MASKED_LM_MAPPING.values():
+    if type(teacher).__name__ in MODEL_FOR_MASKED_LM_MAPPING_NAMES.values():
         return "masked-lm"
     if teacher.base_model is teacher and not teacher.config.is_encoder_decoder and not teacher.can_generate():
         return "following"
@@ -288,7 +292,22 @@ def _trainer(
         seed=settings.seed,
     )
     trainer_class = WidTrainer if objective == "masked-lm" else FollowingTrainer
-    return trainer_class(model=model, args=arguments, train_dataset=train_set, data_collator=collator)
+    trainer = trainer_class(model=model, args=arguments, train_dataset=train_set, data_collator=collator)
+    trainer.pop_callback(ProgressCallback)
+    trainer.add_callback(_Progress())
+    return trainer
+
+
+class _Progress(ProgressCallback):
+    """Trainer's bar with the loss beside it, instead of a line for every logged figure."""
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
+        logs: dict[str, float] | None = None, **kwargs: Any,
+    ) -> None:  # fmt: skip
+        """Show the loss; the report holds all of them."""
+        if self.training_bar is not None and logs and "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
 
 
 def _save(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -61,10 +61,10 @@ class FollowingTrainer(WidTrainer):
 
 
 def following_loss(student: Tensor, teacher: Tensor, kept: Tensor, mask: Tensor, cosine_weight: float) -> Tensor:
-    """Return `|s - t_kept|^2 / |t_kept|^2 + w * |cos_s - cos_t|^2 / |cos_t - mean|^2`.
+    """Return `|s - t_kept|^2 / |t_kept|^2 + w * mean((cos_s - cos_t)^2)`.
 
-    The first term runs over tokens that are attended to; the second over the pairwise cosines of
-    mean-pooled vectors of the batch. Both are shares of the teacher's own energy, so they compare.
+    The first term runs over tokens that are attended to, as a share of the teacher's energy; the second over
+    the cosines of all pairs of mean-pooled vectors in the batch.
 
     Args:
         student: last hidden states `(b, s, k)`.
@@ -79,8 +79,7 @@ def following_loss(student: Tensor, teacher: Tensor, kept: Tensor, mask: Tensor,
     if len(teacher) < 2:
         return hidden
     cosines, wanted = _cosines(mean_pool(student, mask)), _cosines(mean_pool(teacher, mask))
-    spread = (wanted - wanted.mean()).square().sum().clamp(min=1e-6)
-    return hidden + cosine_weight * (cosines - wanted).square().sum() / spread
+    return hidden + cosine_weight * (cosines - wanted).square().mean()
 
 
 def _cosines(vectors: Tensor) -> Tensor:

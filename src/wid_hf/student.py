@@ -74,7 +74,7 @@ def plan_student(
             make_plan(teacher_trace, shapes)  # finds contradictions before anything is allocated
             student = empty_student(teacher, candidate)
             plan = make_plan(teacher_trace, shapes, trace(student, inputs))
-            if not any(plan.shrinks(weight) for weight in plan.axes):
+            if all(plan.shape(name) == tuple(w.shape) for name, w in teacher_trace.weights.items()):
                 raise PlanError("- no weight of the student would be smaller than the teacher's")
         except PlanError as refusal:
             refusals.append(refusal)
@@ -168,10 +168,10 @@ def _size_problems(config: PretrainedConfig, sizes: Mapping[str, Any], prefix: s
     smaller = False
     seen: dict[str, str] = {}
     for name, size in sizes.items():
-        old = getattr(config, name, _unknown_name)
-        if callable(old):
+        if name not in {*vars(config), *config.attribute_map}:
             problems.append(_unknown_name(config, name, prefix))
             continue
+        old = getattr(config, name)
         twin = seen.setdefault(config.attribute_map.get(name, name), name)
         if twin != name:
             problems.append(f"{prefix}{twin} and {prefix}{name} are one size; give one of them")

@@ -26,7 +26,7 @@ def load_teacher(
         TeacherError: nothing there, unreadable weights, or weights missing from the checkpoint.
     """
     config = _config(name, revision, trust_remote_code)
-    model_class = _model_class(config, trust_remote_code)
+    model_class = _model_class(config)
     try:
         model, info = model_class.from_pretrained(
             name, config=config, revision=revision, trust_remote_code=trust_remote_code, dtype=dtype,
@@ -80,11 +80,9 @@ def _config(name: str, revision: str | None, trust_remote_code: bool) -> Pretrai
         ) from cause
 
 
-def _model_class(config: PretrainedConfig, trust_remote_code: bool) -> Any:
+def _model_class(config: PretrainedConfig) -> Any:
     named = (config.architectures or [""])[0]
-    if trust_remote_code or not hasattr(transformers, named):
-        return transformers.AutoModel
-    return getattr(transformers, named)
+    return getattr(transformers, named, transformers.AutoModel)
 
 
 def _first_line(error: Exception) -> str:

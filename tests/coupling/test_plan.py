@@ -47,7 +47,7 @@ def test_a_printed_plan_shows_every_structure_and_both_sizes(family: str, strate
         if coupling.student_size != coupling.teacher_size:
             assert {str(coupling.teacher_size), str(coupling.student_size)} <= set(words)
     for factor in plan.scales.values():
-        assert f"scaled at the start by {factor:.4g}" in str(plan)
+        assert f"starts scaled by {factor:.4g}" in str(plan)
 
 
 def test_bert_has_one_residual_group_with_all_readers_and_writers() -> None:

@@ -368,3 +368,12 @@ def test_the_factor_of_a_biased_batched_product_is_recorded() -> None:
 def test_a_number_divided_by_a_tensor_is_not_carried_by_its_weight() -> None:
     seen = traced(lambda m, x: (x.new_ones(8) / m.q(x)) * 0.3, q=nn.Linear(WIDTH, 8))
     assert carriers(seen) == {0.3: None}
+
+
+def test_a_piece_of_each_head_is_carried_by_no_weight_until_all_pieces_are_joined_again() -> None:
+    def forward(m: Model, x: Tensor) -> Tensor:
+        first, second = m.q(x).view(3, TOKENS, 4, 12).chunk(2, dim=-1)
+        return first * 0.3 + (torch.cat([second, first], dim=-1) * 0.7).sum(-1, keepdim=True)
+
+    seen = traced(forward, q=nn.Linear(WIDTH, 48))
+    assert carriers(seen) == {0.3: None, 0.7: "q.weight"}

@@ -37,6 +37,8 @@ def plan(
     with console.status("Tracing and planning"):
         planned = plan_student(model, config, proof=verify)
     console.print(planned.plan.table())
+    for note in planned.plan.notes:
+        console.print(note)
     sizes = {"teacher": model_size(model), "student": model_size(planned.student)}
     table = Table("", *sizes, title="Sizes")
     for row in size_rows(sizes, list(sizes)):

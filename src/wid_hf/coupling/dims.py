@@ -6,7 +6,7 @@ Takes sizes and demands ("these two are one dimension"), gives trees. Knows noth
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
@@ -172,14 +172,16 @@ def regroup(dims: Sequence[Dim], sizes: Sequence[int], why: Reason) -> list[Dim]
     return [next(result) if size != 1 else Dim(1) for size in sizes]
 
 
-def describe(dim: Dim) -> str:
-    """Return the structure in words: `12 x 64`, `768 + 768 + 768`, `64`."""
+def describe(dim: Dim, size_of: Callable[[Dim], int] = lambda leaf: leaf.size) -> str:
+    """Return the structure in words: `12 x 64`, `768 + 768 + 768`, `64`; `size_of` tells a leaf's size."""
     dim = find(dim)
     if dim.factors:
-        return " x ".join(f"({describe(f)})" if find(f).parts else describe(f) for f in dim.factors)
+        words = [(f, describe(f, size_of)) for f in map(find, dim.factors)]
+        return " x ".join(f"({word})" if factor.parts else word for factor, word in words)
     if dim.parts:
-        return " + ".join(f"({describe(p)})" if find(p).factors else describe(p) for p in dim.parts)
-    return str(dim.size)
+        words = [(p, describe(p, size_of)) for p in map(find, dim.parts)]
+        return " + ".join(f"({word})" if part.factors else word for part, word in words)
+    return str(size_of(dim))
 
 
 def _bind(leaf: Dim, other: Dim) -> None:

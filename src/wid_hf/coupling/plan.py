@@ -44,7 +44,7 @@ class Coupling:
     frozen: Reason | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """How a student's weights relate to the teacher's, dimension by dimension.
 
@@ -79,10 +79,6 @@ class Plan:
         """Return the shape of `weight` in the student."""
         return tuple(self.size(dim) for dim in self.axes[weight])
 
-    def shrinks(self, weight: str) -> bool:
-        """Return whether any axis of `weight` loses indices."""
-        return any(self.size(dim) < dim.size for dim in self.axes[weight])
-
     @property
     def couplings(self) -> tuple[Coupling, ...]:
         """Every coupled dimension, those of size 1 left out, in checkpoint order."""
@@ -97,19 +93,11 @@ class Plan:
                 teacher_size=group[0][1].size,
                 student_size=self.size(group[0][1]),
                 structure=describe(group[0][1]),
-                student_structure=self._describe(group[0][1]),
+                student_structure=describe(group[0][1], self.size),
                 frozen=next((leaf.frozen for leaf in leaves(group[0][1]) if leaf.frozen), None),
             )
             for group in groups.values()
         )
-
-    def _describe(self, dim: Dim) -> str:
-        dim = find(dim)
-        if dim.factors:
-            return " x ".join(self._describe(factor) for factor in factors_of(dim))
-        if dim.parts:
-            return " + ".join(self._describe(part) for part in parts_of(dim))
-        return str(self.targets.get(dim, dim.size))
 
     def table(self) -> Table:
         """Return the coupled dimensions as a `rich` table; rows that differ in layer numbers only are one."""
@@ -130,13 +118,22 @@ class Plan:
             )
         return table
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the start does beside selecting indices: numbers folded into weights, and those that could not be."""
+        folded = [f"`{c.parameter}` starts scaled by {factor:.4g}" for c, factor in self.scales.items()]
+        return (*folded, *self.unfolded)
+
     def __str__(self) -> str:
-        """Return the table as text, 140 columns wide, with the folded scales below."""
+        """Return the table and the notes as text, 140 columns wide."""
         console = Console(width=140, no_color=True, highlight=False)
         with console.capture() as capture:
             console.print(self.table())
-        notes = [f"scaled at the start by {factor:.4g}: {c.parameter}" for c, factor in self.scales.items()]
-        return capture.get() + "\n".join([*notes, *self.unfolded])
+        return capture.get() + "\n".join(self.notes)
+
+    def __repr__(self) -> str:
+        """Return a line: a plan of a deep model fills pages."""
+        return f"Plan({len(self.couplings)} coupled dimensions of {len(self.axes)} weights)"
 
 
 def key(dim: Dim) -> Key:
