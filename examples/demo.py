@@ -37,9 +37,7 @@ from wid_hf.evaluation import latency, mean_pool
 from wid_hf.report import FILE_NAME
 
 CONFIG = WidConfig(hidden_size=192, intermediate_size=768, head_strategy="dim", selection="variance")
-SETTINGS = CompressSettings(
-    steps=280, batch_size=16, max_length=32, compactor_learning_rate=1e-4, teacher_learning_rate=0.0
-)
+SETTINGS = CompressSettings(steps=280, batch_size=16, max_length=32)
 SENTENCE = "Return the index of the first item that is equal to the given value."
 TIMED_TEXTS = 32
 TIMED_ROUNDS = 3  # teacher and student take turns, so that a busy moment hits both

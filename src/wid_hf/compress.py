@@ -118,31 +118,19 @@ def compress(
     scorer = _Scorer(objective, model, tokenizer, held_out, settings)
     scores = {"teacher": scorer.score(model)}
     sizes = {"teacher": model_size(model)}
-    calibration = (
-        batches(
-            train_set.select(range(min(CALIBRATION_TEXTS, len(train_set)))),
-            DataCollatorWithPadding(tokenizer),
-            32,
-        )
-        if config.selection == "variance"
-        else None
-    )
+    calibration = _calibration(train_set, tokenizer, settings) if config.selection == "variance" else None
     wid_model = get_wid_model(model, config, calibration_data=calibration)
     scores["start"] = scorer.score(wid_model)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = _trainer(objective, wid_model, train_set, collator, settings, scratch)
-        diverged = None
         try:
             outcome = trainer.train() if settings.steps else None
         except TrainingError as cause:
-            diverged = cause
+            kept = output.with_name(output.name + "-last-good")
+            with whole_folder(kept, overwrite=True) as folder:
+                _save(wid_model.merge_and_unload(), tokenizer, folder)
+            raise TrainingError(f"{cause} The student at those weights is in {kept}.") from cause
     student = wid_model.merge_and_unload()
-    if diverged is not None:
-        kept = output.with_name(output.name + "-last-good")
-        _check_output(kept, overwrite=True)
-        with whole_folder(kept, overwrite=True) as folder:
-            _save(student, tokenizer, folder)
-        raise TrainingError(f"{diverged} The student at those weights is in {kept}.") from diverged
     scores["student"] = scorer.score(student)
     sizes["student"] = model_size(student)
     report = Report(
