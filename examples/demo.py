@@ -221,9 +221,10 @@ def rows(report: dict[str, Any], seconds: dict[str, float], texts: int) -> list[
 def table(found: list[Row], title: str) -> Table:
     """Return teacher and student side by side."""
     drawn = Table(title=title)
-    drawn.add_column(no_wrap=True)
+    drawn.add_column()
+    widest = max(len(row.text(column)) for row in found for column in COLUMNS)
     for heading in (*COLUMNS.values(), "student / teacher"):
-        drawn.add_column(heading, justify="right")
+        drawn.add_column(heading, justify="right", min_width=widest)  # labels may wrap, figures never
     for row in found:
         drawn.add_row(row.label, *(row.text(column) for column in COLUMNS), row.share())
     return drawn

@@ -28,6 +28,10 @@ SMALLER = {
     "google-bert/bert-base-uncased": "teacher",
     "wikitext:wikitext-103-raw-v1": "train.txt",
     "max_steps=1000": "max_steps=2, report_to='none', use_cpu=True, dataloader_pin_memory=False, save_strategy='no'",
+    ".cache/teachers/reaction-bert": "teacher",
+    "../shared/data/uspto50k/train.jsonl.gz --column rxn": "train.txt",
+    "../shared/data/uspto50k/valid.jsonl.gz": "train.txt",
+    "--steps 300 --batch-size 32": "--steps 1 --batch-size 4",
     "--steps 10000": "--steps 2 --validation-texts 8 --batch-size 8 --max-length 16",
 }
 
