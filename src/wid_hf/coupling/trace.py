@@ -58,6 +58,7 @@ class Trace:
         self._carriers = WeakIdKeyDictionary()
         self._sums = WeakIdKeyDictionary()
         self._names = WeakIdKeyDictionary()
+        self._waiting = WeakIdKeyDictionary()
         self._computed = WeakIdKeyDictionary()
         self._calls: list[Call] = [("", 1)]
         self._times_called: Counter[str] = Counter()
@@ -87,6 +88,10 @@ class Trace:
     def freeze(self, dim: Dim, text: str) -> None:
         """Forbid `dim` to shrink because of the current operation."""
         freeze(dim, self.reason(text))
+
+    def freeze_if_used(self, result: Tensor, dim: Dim, text: str) -> None:
+        """Forbid `dim` to shrink as soon as anything is computed from `result` (some models ask for its shape only)."""
+        self._waiting[result] = (dim, self.reason(text))
 
     def frozen(self, size: int, text: str) -> Dim:
         """Return a new dimension of `size` that cannot shrink."""
@@ -137,6 +142,7 @@ class Trace:
         """Apply the rule of `operation` to its result, or freeze all that it touches."""
         self._operation = str(operation)
         self._pending_factor = (None, None)
+        self._used(args, kwargs)
         results = [tensor for tensor in tree_leaves(out) if isinstance(tensor, Tensor)]
         rule = rule_for(operation)
         given = rule(self, out, *args, **kwargs) if rule is not None else None
@@ -155,6 +161,11 @@ class Trace:
             for tensor in results:
                 self._computed[tensor] = True
         self.steps[self._calls[-1]].append(Step(str(operation), tuple(dims), *self._pending_factor))
+
+    def _used(self, *values: Any) -> None:
+        for tensor in tree_leaves(values):
+            if isinstance(tensor, Tensor) and tensor in self._waiting:
+                freeze(*self._waiting.pop(tensor))
 
     def _checked(self, given: Any, results: list[Tensor]) -> list[Dims] | None:
         """Return one tuple of dimensions per result, or None where the rule gave none that fit."""
@@ -193,6 +204,7 @@ class Trace:
 
     def finish(self, output: Any) -> None:
         """Keep the dimensions of the model's outputs and drop everything that refers to tensors."""
+        self._used(output_tensors(output))
         self.output_dims = [self.dims(tensor) for tensor in output_tensors(output)]
 
 
