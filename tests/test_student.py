@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 import torch
 from architectures import ARCHITECTURES, COMMON
-from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, PreTrainedModel
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    ElectraConfig,
+    ElectraForMaskedLM,
+    PreTrainedModel,
+)
 
 import wid_hf.student
 from wid_hf import ConfigError, PlanError, TeacherError, WidConfig, get_wid_model, plan_student
@@ -308,3 +315,12 @@ def test_planning_leaves_the_random_state_alone(tiny_bert: BertForMaskedLM) -> N
     before = torch.get_rng_state()
     plan_student(tiny_bert, WidConfig(hidden_size=12), proof=True)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_embedding_size_that_equals_the_hidden_size_follows_it() -> None:
+    config = ElectraConfig(
+        embedding_size=24, hidden_size=24, num_attention_heads=4, num_hidden_layers=1, intermediate_size=48,
+        vocab_size=60, max_position_embeddings=32,
+    )  # fmt: skip
+    student = plan_student(ElectraForMaskedLM(config).eval(), WidConfig(hidden_size=12)).student
+    assert (student.config.hidden_size, student.config.embedding_size) == (12, 12)

@@ -73,7 +73,7 @@ def plan_student(
             shapes = _weight_shapes(type(teacher), candidate, teacher_trace)
             make_plan(teacher_trace, shapes)  # finds contradictions before anything is allocated
             student = empty_student(teacher, candidate)
-            plan = make_plan(teacher_trace, shapes, trace(student, inputs))
+            plan = make_plan(teacher_trace, shapes, _trace_student(student, inputs))
             if all(plan.shape(name) == tuple(w.shape) for name, w in teacher_trace.weights.items()):
                 raise PlanError("- no weight of the student would be smaller than the teacher's")
         except PlanError as refusal:
@@ -81,6 +81,13 @@ def plan_student(
         else:
             return Planned(plan, teacher_trace, student)
     raise PlanError(_refusal_text(teacher, config, str(refusals[0]))) from refusals[0]
+
+
+def _trace_student(student: PreTrainedModel, inputs: Mapping[str, Any]) -> Trace:
+    try:
+        return trace(student, inputs)
+    except (RuntimeError, ValueError, IndexError) as cause:  # such as rotary positions of an odd head width
+        raise PlanError(f"- {type(student).__name__} does not run at these sizes: {cause}") from cause
 
 
 def check_teacher(teacher: object) -> None:
@@ -143,8 +150,25 @@ def _candidate_configs(teacher: PretrainedConfig, wanted: WidConfig) -> Iterator
     problems = _size_problems(teacher, wanted.requested)
     if problems:
         raise ConfigError(_joined(teacher, problems))
-    for following in _head_sizes(teacher, wanted):
-        yield _rewritten(teacher, {**following, **wanted.requested})
+    heads = _head_sizes(teacher, wanted)
+    for twins in _twins(teacher, wanted):
+        for following in heads:
+            yield _rewritten(teacher, {**twins, **following, **wanted.requested})
+
+
+def _twins(config: PretrainedConfig, wanted: WidConfig) -> list[dict[str, int]]:
+    """Return what else may have to change: nothing, or every other size that equals the old hidden size.
+
+    Some models have a projection only where their embedding size differs from the hidden size; where the two
+    were equal, the plan refuses a hidden size that shrinks alone.
+    """
+    old = getattr(config, "hidden_size", None)
+    new = _lookup(config, wanted.requested, "hidden_size", old)
+    own = config.attribute_map.get("hidden_size", "hidden_size")
+    same = {name for name, value in vars(config).items() if type(value) is int and value == old}
+    names = {name for name in same if any(word in name for word in ("size", "dim", "width", "d_"))}
+    names -= {own, "vocab_size", *wanted.requested}
+    return [{}, dict.fromkeys(names, new)] if names and new != old else [{}]
 
 
 def _rewritten(config: PretrainedConfig, sizes: Mapping[str, Any]) -> PretrainedConfig:
@@ -216,7 +240,7 @@ def _head_sizes(config: PretrainedConfig, wanted: WidConfig) -> list[dict[str, i
     if not isinstance(old_hidden, int) or not isinstance(old_heads, int):
         return [{}]
     hidden = _lookup(config, requested, "hidden_size", old_hidden)
-    own_width = getattr(config, "head_dim", None)
+    own_width = getattr(config, "head_dim", None) if "head_dim" in {*vars(config), *config.attribute_map} else None
     old_groups = getattr(config, "num_key_value_heads", None)
     heads = _lookup(config, requested, "num_attention_heads", None)
     if heads is None and wanted.head_strategy == "head" and hidden != old_hidden:

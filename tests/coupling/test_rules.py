@@ -377,3 +377,98 @@ def test_a_piece_of_each_head_is_carried_by_no_weight_until_all_pieces_are_joine
 
     seen = traced(forward, q=nn.Linear(WIDTH, 48))
     assert carriers(seen) == {0.3: None, 0.7: "q.weight"}
+
+
+def test_an_index_that_is_taken_only_for_its_shape_freezes_nothing() -> None:
+    def forward(m: Model, x: Tensor) -> Tensor:
+        hidden = x @ m.w
+        length = hidden[:, :, -1].shape[1]
+        return hidden @ m.v * length
+
+    assert free(traced(forward, w=(WIDTH, 8), v=(8, 3)), "v", 0)
+
+
+def test_a_weight_that_the_inputs_never_reach_is_frozen() -> None:
+    def forward(m: Model, x: Tensor) -> Tensor:
+        return (x @ m.w) @ (m.rare if x.shape[0] > 99 else m.v)
+
+    seen = traced(forward, w=(WIDTH, 8), v=(8, 3), rare=(8, 3))
+    assert str(reason(seen, "rare", 0)) == "was not reached by the example inputs"
+    assert free(seen, "v", 0)
+
+
+def test_a_grouped_convolution_splits_channels_into_groups() -> None:
+    def forward(m: Model, x: Tensor) -> Tensor:
+        return m.conv((x @ m.w).transpose(1, 2))
+
+    seen = traced(forward, w=(WIDTH, 8), conv=nn.Conv1d(8, 12, 3, groups=4))
+    assert structure(seen, "w", 1) == "4 x 2"
+    assert structure(seen, "conv.weight", 0) == "4 x 3"
+    inside = find(seen.weight_dims["w"][1]).factors[1]
+    assert find(inside) is find(seen.weight_dims["conv.weight"][1])
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d(8).eval(), nn.GroupNorm(2, 8)], ids=["batch", "group"])
+def test_channel_norms_lie_along_the_channels_running_statistics_too(norm: nn.Module) -> None:
+    def forward(m: Model, x: Tensor) -> Tensor:
+        return m.norm((x @ m.w).transpose(1, 2)).transpose(1, 2) @ m.v
+
+    seen = traced(forward, w=(WIDTH, 8), v=(8, 3), norm=norm)
+    along = [(name, 0) for name, dims in seen.weight_dims.items() if name.startswith("norm.") and len(dims) == 1]
+    assert len(along) in (2, 4)
+    assert same(seen, ("w", 1), ("v", 0), *along)
+    assert free(seen, "v", 0)
+
+
+def test_a_gated_linear_unit_in_one_operation_makes_its_halves_one_dimension() -> None:
+    seen = traced(lambda m, x: F.glu(x @ m.w) @ m.v, w=(WIDTH, 16), v=(8, 3))
+    assert structure(seen, "w", 1) == "8 + 8"
+    assert {id(find(part)) for part in find(seen.weight_dims["w"][1]).parts} == {id(find(seen.weight_dims["v"][0]))}
+
+
+def test_a_weight_normed_weight_shares_axes_with_its_length() -> None:
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(8, 6))
+    seen = traced(lambda m, x: m.layer(x @ m.w) @ m.v, w=(WIDTH, 8), v=(6, 3), layer=layer)
+    direction, length = "layer.parametrizations.weight.original1", "layer.parametrizations.weight.original0"
+    assert same(seen, (direction, 0), (length, 0), ("v", 0))
+    assert same(seen, (direction, 1), ("w", 1))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda into, rows: into.index_put((torch.tensor([0, 2]),), rows),
+        lambda into, rows: into.index_add(0, torch.tensor([0, 2]), rows),
+        lambda into, rows: into.scatter(0, torch.tensor([[0], [2]]).expand(2, 8), rows),
+        lambda into, rows: into.scatter_add(0, torch.tensor([[0], [2]]).expand(2, 8), rows),
+    ],
+    ids=["index_put", "index_add", "scatter", "scatter_add"],
+)
+def test_writing_rows_by_number_couples_their_width_and_freezes_the_numbered_axis(
+    write: Callable[[Tensor, Tensor], Tensor],
+) -> None:
+    def forward(m: Model, x: Tensor) -> Tensor:
+        return write(m.table, x[0, :2] @ m.w) @ m.v
+
+    seen = traced(forward, table=(5, 8), w=(WIDTH, 8), v=(8, 3))
+    assert same(seen, ("table", 1), ("w", 1), ("v", 0))
+    assert reason(seen, "table", 0) is not None
+
+
+@pytest.mark.parametrize(
+    "read", [lambda h: F.pad(h, (1, 1)), lambda h: h.unfold(2, 3, 1)[..., 0]], ids=["pad", "unfold"]
+)
+def test_padding_and_windows_freeze_the_dimension_that_they_walk(read: Callable[[Tensor], Tensor]) -> None:
+    assert reason(traced(lambda m, x: read(x @ m.w), w=(WIDTH, 8)), "w", 1) is not None
+
+
+def test_experts_keep_their_number_and_share_the_width_that_they_read() -> None:
+    def forward(m: Model, x: Tensor) -> Tensor:
+        tokens = (x @ m.w).flatten(0, 1)[:8].to(torch.bfloat16)
+        ends = torch.tensor([3, 8], dtype=torch.int32)
+        return torch._grouped_mm(tokens, m.experts.to(torch.bfloat16), ends).float() @ m.v
+
+    seen = traced(forward, prove=False, w=(WIDTH, 16), experts=(2, 16, 24), v=(24, 3))
+    assert same(seen, ("w", 1), ("experts", 1))
+    assert same(seen, ("experts", 2), ("v", 0))
+    assert "chosen by number" in str(reason(seen, "experts", 0))

@@ -290,16 +290,18 @@ class _Solver:
 
 
 def _shared_steps(teacher: Trace, student: Trace, wanted: set[Dim]) -> Iterator[tuple[Dim, int, str]]:
-    """Yield an equation for each dimension that holds a weight's leaf, in calls that ran the same operations."""
-    for (module, call), steps in teacher.steps.items():
-        others = student.steps.get((module, call), [])
-        if [step.operation for step in steps] != [step.operation for step in others]:
-            continue
-        for mine, theirs in zip(steps, others, strict=True):
+    """Yield an equation for each dimension that holds a weight's leaf, as far as both ran the same operations.
+
+    A call of a module counts up to the first operation that differs: sizes decide some of torch's paths.
+    """
+    for call, steps in teacher.steps.items():
+        for mine, theirs in zip(steps, student.steps.get(call, []), strict=False):
+            if mine.operation != theirs.operation or len(mine.dims) != len(theirs.dims):
+                break
             for dims, again in zip(mine.dims, theirs.dims, strict=True):
                 for dim, other in zip(dims, again, strict=False):
                     if any(leaf in wanted for leaf in leaves(dim)):
-                        yield dim, other.size, f"`{module}` ({mine.operation})"
+                        yield dim, other.size, f"`{call[0]}` ({mine.operation})"
 
 
 def _scales(teacher: Trace, student: Trace) -> tuple[dict[Carrier, float], tuple[str, ...]]:

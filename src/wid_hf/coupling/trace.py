@@ -25,6 +25,7 @@ from .carrier import Carrier
 from .dims import Dim, Reason, freeze, unify
 from .registry import rule_for
 
+NOT_REACHED = Reason("", "", "was not reached by the example inputs")
 Dims = tuple[Dim, ...]
 Call = tuple[str, int]  # a module's name and the how-manieth call of it in this forward
 
@@ -59,6 +60,7 @@ class Trace:
         self._sums = WeakIdKeyDictionary()
         self._names = WeakIdKeyDictionary()
         self._waiting = WeakIdKeyDictionary()
+        self._reached: set[int] = set()  # identities of all operands; weights live on, so theirs are not reused
         self._computed = WeakIdKeyDictionary()
         self._calls: list[Call] = [("", 1)]
         self._times_called: Counter[str] = Counter()
@@ -143,6 +145,7 @@ class Trace:
         self._operation = str(operation)
         self._pending_factor = (None, None)
         self._used(args, kwargs)
+        self._reached |= {id(tensor) for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
         results = [tensor for tensor in tree_leaves(out) if isinstance(tensor, Tensor)]
         rule = rule_for(operation)
         given = rule(self, out, *args, **kwargs) if rule is not None else None
@@ -205,6 +208,10 @@ class Trace:
     def finish(self, output: Any) -> None:
         """Keep the dimensions of the model's outputs and drop everything that refers to tensors."""
         self._used(output_tensors(output))
+        for name, weight in self.weights.items():
+            if id(weight) not in self._reached:  # an expert that got no token: nothing is known about it
+                for dim in self.weight_dims[name]:
+                    freeze(dim, NOT_REACHED)
         self.output_dims = [self.dims(tensor) for tensor in output_tensors(output)]
 
 

@@ -92,3 +92,50 @@ def ranking(trace: Trace, out: Sequence[Tensor], a: Tensor, dim: int = -1, *args
     kept: Dim = trace.frozen(out[0].shape[place], "counts ranks")
     result = (*dims[:place], kept, *dims[place + 1 :])
     return [result, result]
+
+
+@rule(aten.index_put.default, aten.index_put_.default)
+def write_at(
+    trace: Trace, out: Tensor, a: Tensor, indices: Sequence[Tensor | None], values: Tensor, *args: Any
+) -> Dims | None:
+    """`a[i, j] = values`."""
+    if any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices):
+        return None
+    read = advanced_index(trace, torch.empty(a.shape, device="meta")[tuple(_blanks(a, indices))], a, indices)
+    for dim, given in zip((read or ())[::-1], trace.dims(values)[::-1], strict=False):
+        if dim.size == given.size:
+            trace.unify(dim, given)
+    return trace.dims(a)
+
+
+def _blanks(a: Tensor, indices: Sequence[Tensor | None]) -> list[Any]:
+    return [slice(None) if index is None else torch.zeros_like(index, device="meta") for index in indices]
+
+
+@rule(
+    aten.scatter.src, aten.scatter.value, aten.scatter_.src, aten.scatter_.value,
+    aten.scatter_add.default, aten.scatter_add_.default,
+)  # fmt: skip
+def scatter(trace: Trace, out: Tensor, a: Tensor, place: int, indices: Tensor, source: Any, **kwargs: Any) -> Dims:
+    """Write an index of one dimension for each element of `indices`."""
+    dims = trace.dims(a)
+    gather(trace, indices, a, place, indices)
+    if isinstance(source, Tensor):
+        for dim, given in zip(trace.dims(indices), trace.dims(source), strict=True):
+            if dim.size == given.size:
+                trace.unify(dim, given)
+    return dims
+
+
+@rule(aten.index_add.default, aten.index_add_.default, aten.index_copy.default, aten.index_copy_.default)
+def write_rows(
+    trace: Trace, out: Tensor, a: Tensor, place: int, indices: Tensor, source: Tensor, **kwargs: Any
+) -> Dims:
+    """Write or add whole slices at indices of one dimension."""
+    dims = trace.dims(a)
+    place %= a.ndim
+    trace.freeze(dims[place], "is looked up by number")
+    for at, (dim, given) in enumerate(zip(dims, trace.dims(source), strict=True)):
+        if at != place:
+            trace.unify(dim, given)
+    return dims

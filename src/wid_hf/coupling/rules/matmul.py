@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -81,3 +81,14 @@ def scalar_product(trace: Trace, out: Tensor, a: Tensor, b: Tensor) -> Dims:
     """`(k) @ (k) -> ()`."""
     trace.unify(trace.dims(a)[0], trace.dims(b)[0])
     return ()
+
+
+@rule(aten._grouped_mm.default)
+def expert_products(trace: Trace, out: Tensor, a: Tensor, b: Tensor, *args: Any, **kwargs: Any) -> Dims | None:
+    """`(tokens, k) @ (experts, k, n) -> (tokens, n)`: which expert takes which tokens is data."""
+    if (a.ndim, b.ndim) != (2, 3):
+        return None
+    (tokens, k), (experts, k_again, n) = trace.dims(a), trace.dims(b)
+    trace.freeze(experts, "is chosen by number")
+    trace.unify(k, k_again)
+    return tokens, n

@@ -46,7 +46,12 @@ def broadcast(trace: Trace, out: Tensor, *tensors: Tensor) -> Dims:
     aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf,
     aten.masked_fill.Scalar, aten.masked_fill.Tensor, aten.masked_fill_.Scalar, aten.masked_fill_.Tensor,
     aten.floor_divide.default, aten.remainder.Scalar, aten.remainder.Tensor, aten.div.Tensor_mode,
-    aten.addcmul.default,
+    aten.addcmul.default, aten.hardsigmoid.default, aten.logaddexp.default, aten.square.default, aten.exp_.default,
+    aten.clamp_.default, aten.clamp_min_.default, aten.mul_.Scalar, aten.div_.Scalar, aten.pow_.Scalar,
+    aten.tanh_.default, aten.sigmoid_.default, aten.gelu_.default, 
+    aten.expm1.default, aten.exp2.default, aten.atan2.default, aten.log2.default,
+    aten.lerp.Tensor, aten.lerp.Scalar, aten.logit.default, aten.logical_not_.default, aten.bitwise_xor.Tensor,
+    aten.__and__.Tensor, aten.__or__.Tensor, 
 )  # fmt: skip
 def elementwise(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> Dims:
     """`f(x, y, ...)` on each element."""

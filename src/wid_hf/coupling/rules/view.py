@@ -194,3 +194,34 @@ def stack(trace: Trace, out: Tensor, tensors: Sequence[Tensor], place: int = 0) 
             trace.unify(a, b)
     place %= out.ndim
     return (*first[:place], trace.frozen(len(tensors), "counts stacked tensors"), *first[place:])
+
+
+@rule(aten.constant_pad_nd.default)
+def pad(trace: Trace, out: Tensor, a: Tensor, widths: Sequence[int], value: float = 0) -> Dims:
+    """Lengthen dimensions at their ends, which fixes where their own indices stand."""
+    dims = list(trace.dims(a))
+    for place, (old, new) in enumerate(zip(a.shape, out.shape, strict=True)):
+        if old != new:
+            trace.freeze(dims[place], "is padded")
+            dims[place] = trace.frozen(new, "is padded")
+    return tuple(dims)
+
+
+@rule(aten.unfold.default)
+def windows(trace: Trace, out: Tensor, a: Tensor, place: int, size: int, step: int) -> Dims:
+    """Overlapping stretches of one dimension, their inside as a new last dimension."""
+    dims = list(trace.dims(a))
+    trace.freeze(dims[place], "is walked in windows")
+    dims[place] = trace.frozen(out.shape[place], "counts windows")
+    return (*dims, trace.frozen(size, "is a position in a window"))
+
+
+@rule(aten.glu.default)
+def gated(trace: Trace, out: Tensor, a: Tensor, place: int = -1) -> Dims:
+    """The first half of a dimension times a gate from the second."""
+    dims = list(trace.dims(a))
+    half = out.shape[place]
+    first, second = split_concat(dims[place], [half, half], trace.reason("does not divide into halves"))
+    trace.unify(first, second)
+    dims[place] = first
+    return tuple(dims)
