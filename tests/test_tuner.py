@@ -15,10 +15,10 @@ from architectures import ARCHITECTURES, every_case, planned
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import BertForMaskedLM, PreTrainedModel
+from transformers import BertForMaskedLM, MarianConfig, MarianMTModel, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from wid_hf import ConfigError, DataError, WidConfig, WidError, WidModel, get_wid_model
+from wid_hf import ConfigError, DataError, PlanError, WidConfig, WidError, WidModel, get_wid_model
 
 IDS = {"input_ids": torch.arange(21).view(3, 7) + 2}
 
@@ -309,3 +309,19 @@ def test_a_first_use_without_gradients_does_not_cost_the_second_its_own(wid: Pef
     word.forward = torch.no_grad()(word.forward)
     wid(**IDS).logits.square().sum().backward()
     assert word.parametrizations.weight.original.grad.abs().max() > 0  # through the tied decoder
+
+
+def test_a_table_that_loading_computes_anew_is_a_constant_and_is_kept() -> None:
+    config = MarianConfig(
+        vocab_size=60, d_model=24, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4,
+        decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=32,
+        pad_token_id=0, decoder_start_token_id=0,
+    )  # fmt: skip
+    teacher = MarianMTModel(config).eval()
+    with pytest.raises(PlanError, match=r"24 cannot become 12, because it meets .*embed_positions"):
+        get_wid_model(teacher, WidConfig(hidden_size=12))
+    halved = WidConfig(overrides={"encoder_ffn_dim": 24, "decoder_ffn_dim": 24})
+    student = get_wid_model(teacher, halved).merge_and_unload()
+    tables = [model.get_parameter("model.encoder.embed_positions.weight") for model in (teacher, student)]
+    assert tables[0].abs().sum() > 0
+    assert torch.equal(*tables)

@@ -14,6 +14,8 @@ import transformers
 import transformers.models.auto.modeling_auto as mappings
 from transformers import PretrainedConfig, PreTrainedModel
 
+from wid_hf.coupling.trace import named_weights
+
 TASKS = {
     "masked LM": "MASKED_LM",
     "causal LM": "CAUSAL_LM",
@@ -50,9 +52,10 @@ def tiny_model(family: str, class_name: str, seed: int = 0) -> PreTrainedModel:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = model_class(config)
-        for weight in model.parameters():
+        for weight in named_weights(model).values():
             # Constant weights, such as fresh norms, would hide wrong groups.
-            weight.data.add_(0.1 * torch.randn_like(weight))
+            if isinstance(weight, torch.nn.Parameter):
+                weight.data.add_(0.1 * torch.randn_like(weight))
     return model.eval()
 
 

@@ -14,13 +14,13 @@ from math import gcd
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn.utils import parametrize
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from .config import WidConfig
 from .coupling import Plan, Trace, make_plan, trace, verify
+from .coupling.trace import saved_tensors
 from .errors import ConfigError, PlanError, TeacherError
 from .inputs import example_inputs
 
@@ -121,8 +121,12 @@ def empty_student(teacher: PreTrainedModel, config: PretrainedConfig) -> PreTrai
     for name, tensor in chain(student.named_parameters(), student.named_buffers()):
         if name in own and own[name].is_floating_point():
             tensor.data = tensor.data.to(own[name].dtype)
-    for parameter in student.parameters():
-        parameter.data.zero_()
+    saved = saved_tensors(student)
+    for name, parameter in student.named_parameters():
+        if name in saved:
+            parameter.data.zero_()
+        elif parameter.shape == own[name].shape:  # computed from the config, which left its sizes alone
+            parameter.data = own[name].data.to(parameter.device)
     if teacher.can_generate():
         student.generation_config = deepcopy(teacher.generation_config)
     return student.to(teacher.device).train(teacher.training)
@@ -137,8 +141,8 @@ def _weight_shapes(
             skeleton = model_class(deepcopy(config))
     except (ValueError, AssertionError, RuntimeError, ZeroDivisionError) as refusal:
         raise PlanError(f"- {model_class.__name__} itself refuses this config: {refusal}") from refusal
-    weights = {name: tensor for name, tensor in skeleton.state_dict().items() if isinstance(tensor, Tensor)}
-    return {name: tuple(t.shape) for name, t in weights.items() if teacher.aliases.get(name, name) == name}
+    saved = saved_tensors(skeleton)
+    return {name: tuple(t.shape) for name, t in saved.items() if teacher.aliases.get(name, name) == name}
 
 
 def _candidate_configs(teacher: PretrainedConfig, wanted: WidConfig) -> Iterator[PretrainedConfig]:

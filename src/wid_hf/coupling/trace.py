@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -66,7 +67,7 @@ class Trace:
         self._times_called: Counter[str] = Counter()
         self._operation = ""
         self._pending_factor: tuple[float | None, Carrier | None] = (None, None)
-        self._constants = {id(buffer): name for name, buffer in model.named_buffers()}
+        self._constants = {id(tensor): name for name, tensor in chain(model.named_buffers(), model.named_parameters())}
         for name, tensor in self.weights.items():
             self.weight_dims[name] = tuple(Dim(size) for size in tensor.shape)
             self._dims[tensor] = self.weight_dims[name]
@@ -263,22 +264,24 @@ def quiet_forward(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return every tensor of `model` under every name that a checkpoint has for it."""
+    # What transformers computes anew on loading (Marian's positions) is a constant; it says so only here.
+    computed = getattr(model, "_keys_to_ignore_on_save", None) or ()
+    tensors = model.state_dict(keep_vars=True).items()
+    return {name: t for name, t in tensors if isinstance(t, Tensor) and name not in computed}
+
+
 def named_weights(model: nn.Module) -> dict[str, Tensor]:
     """Return what a checkpoint of `model` holds, each tensor once under its first name."""
-    saved = model.state_dict(keep_vars=True)
-    weights: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in saved.items():
-        if isinstance(tensor, Tensor) and id(tensor) not in seen:
-            seen.add(id(tensor))
-            weights[name] = tensor
-    return weights
+    saved = saved_tensors(model)
+    return {name: saved[name] for name, first in aliases(model).items() if name == first}
 
 
 def aliases(model: nn.Module) -> dict[str, str]:
     """Return for every name in a checkpoint of `model` the first name of the same tensor: its ties."""
     first: dict[int, str] = {}
-    return {name: first.setdefault(id(t), name) for name, t in model.state_dict(keep_vars=True).items()}
+    return {name: first.setdefault(id(tensor), name) for name, tensor in saved_tensors(model).items()}
 
 
 def output_tensors(output: Any) -> list[Tensor]:
