@@ -71,7 +71,7 @@ class CompressSettings:
     seed: int = 0
 
 
-# Learning rates (compactors, teacher weights) from the sweeps in docs/results.md.
+# Learning rates (compactors, teacher weights) from the few short runs in docs/results.md.
 LEARNING_RATES = {"masked-lm": (5e-4, 1e-5), "following": (2e-4, 0.0)}
 
 

@@ -145,30 +145,29 @@ class Trace:
         """Apply the rule of `operation` to its result, or freeze all that it touches."""
         self._operation = str(operation)
         self._pending_factor = (None, None)
-        self._used(args, kwargs)
-        self._reached |= {id(tensor) for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
+        operands = [tensor for tensor in tree_leaves((args, dict(kwargs))) if isinstance(tensor, Tensor)]
+        self._used(operands)
+        self._reached.update(map(id, operands))
         results = [tensor for tensor in tree_leaves(out) if isinstance(tensor, Tensor)]
         rule = rule_for(operation)
         given = rule(self, out, *args, **kwargs) if rule is not None else None
         dims = self._checked(given, results)
         if dims is None:
             text = "meets an operation without a rule" if rule is None else "has a structure the rule cannot follow"
-            for tensor in tree_leaves((args, dict(kwargs))):
-                if isinstance(tensor, Tensor):
-                    for dim in self.dims(tensor):
-                        self.freeze(dim, text)
+            for tensor in operands:
+                for dim in self.dims(tensor):
+                    self.freeze(dim, text)
             dims = [tuple(self.frozen(size, text) for size in tensor.shape) for tensor in results]
         for tensor, its_dims in zip(results, dims, strict=True):
             self._dims[tensor] = its_dims
-        given_tensors = [t for t in tree_leaves((args, dict(kwargs))) if isinstance(t, Tensor)]
-        if any(self.depends_on_weights(tensor) for tensor in given_tensors):
+        if any(self.depends_on_weights(tensor) for tensor in operands):
             for tensor in results:
                 self._computed[tensor] = True
         self.steps[self._calls[-1]].append(Step(str(operation), tuple(dims), *self._pending_factor))
 
-    def _used(self, *values: Any) -> None:
-        for tensor in tree_leaves(values):
-            if isinstance(tensor, Tensor) and tensor in self._waiting:
+    def _used(self, tensors: Sequence[Tensor]) -> None:
+        for tensor in tensors:
+            if tensor in self._waiting:
                 freeze(*self._waiting.pop(tensor))
 
     def _checked(self, given: Any, results: list[Tensor]) -> list[Dims] | None:
@@ -208,12 +207,13 @@ class Trace:
 
     def finish(self, output: Any) -> None:
         """Keep the dimensions of the model's outputs and drop everything that refers to tensors."""
-        self._used(output_tensors(output))
+        outputs = output_tensors(output)
+        self._used(outputs)
         for name, weight in self.weights.items():
             if id(weight) not in self._reached:  # an expert that got no token: nothing is known about it
                 for dim in self.weight_dims[name]:
                     freeze(dim, NOT_REACHED)
-        self.output_dims = [self.dims(tensor) for tensor in output_tensors(output)]
+        self.output_dims = [self.dims(tensor) for tensor in outputs]
 
 
 class _Watch(TorchDispatchMode):
