@@ -199,3 +199,17 @@ def test_a_computed_table_may_shrink_where_it_is_added_but_not_where_it_multipli
     assert verify(model, seen) == (1 if multiply else 2)  # the output is free as well
     if multiply:
         assert "meets buffer `table`" in str(dim.frozen)
+
+
+def test_a_module_that_the_forward_itself_puts_in_place_is_named() -> None:
+    class Swapping(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = torch.nn.Linear(4, 6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.inner = torch.nn.Sequential(self.inner)
+            return self.inner(x)
+
+    seen = trace(Swapping(), {"x": torch.randn(3, 4)})
+    assert {name for name, _ in seen.steps} >= {"inner.0"}
