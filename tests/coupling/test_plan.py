@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 import torch
 from architectures import ARCHITECTURES, every_case, planned
+from torch import Tensor, nn
 from transformers import BertForMaskedLM
 
 from wid_hf import Plan, PlanError
@@ -195,3 +196,26 @@ def test_long_lists_of_contradictions_are_cut_short(tiny_bert: BertForMaskedLM) 
     with pytest.raises(PlanError, match="- and 36 more of the kind") as refusal:
         make_plan(trace(tiny_bert, INPUTS), dict.fromkeys(list(shapes_of(tiny_bert))[:-30], (1, 2, 3)))
     assert str(refusal.value).count("\n") == 6
+
+
+class SizedPath(nn.Module):
+    """Heads whose module begins differently where they are wide, and once more stores in another order."""
+
+    def __init__(self, heads: int, width: int) -> None:
+        super().__init__()
+        self.up, self.heads, self.width = nn.Linear(6, heads * width), heads, width
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.up(x)
+        h = h.relu().exp() if self.width > 4 else h.relu().sin().exp()
+        h = h.contiguous() if self.width > 4 else h.clone()
+        return h.reshape(3, self.heads, self.width).sum(1)
+
+
+@pytest.mark.parametrize(("heads", "width"), [(4, 4), (4, 2)])
+def test_what_both_forwards_did_alike_after_they_differed_tells_heads_from_widths(heads: int, width: int) -> None:
+    inputs = {"x": torch.randn(3, 6)}
+    student = SizedPath(heads, width)
+    shapes = {name: tuple(weight.shape) for name, weight in student.named_parameters()}
+    plan = make_plan(trace(SizedPath(4, 8), inputs), shapes, trace(student, inputs))
+    assert [plan.size(factor) for factor in find(plan.axes["up.weight"][0]).factors] == [heads, width]

@@ -103,3 +103,17 @@ def test_each_narrower_head_has_its_attention_scale_folded(family: str) -> None:
     else:
         layers = 1 if family == "albert" else 2
         assert list(scales(family, "dim").values()) == pytest.approx([sqrt(1 / 2)] * layers)
+
+
+def test_a_module_that_the_forward_itself_puts_in_place_is_named() -> None:
+    class Swapping(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = torch.nn.Linear(4, 6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.inner = torch.nn.Sequential(self.inner)
+            return self.inner(x)
+
+    seen = trace(Swapping(), {"x": torch.randn(3, 4)})
+    assert {name for name, _ in seen.steps} >= {"inner.0"}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 from math import isclose, prod
 
 from rich.console import Console
@@ -17,9 +18,11 @@ from rich.table import Table
 from ..errors import PlanError
 from .carrier import Carrier
 from .dims import Dim, Reason, describe, factors_of, find, leaves, parts_of
-from .trace import Dims, Trace
+from .trace import Call, Dims, Step, Trace
 
 Key = tuple  # of leaf identities, nested like the tree
+IN_MEMORY = {"aten.clone.default", "aten.contiguous.default", "aten.alias.default", "aten.detach.default"}
+SPELLINGS = dict.fromkeys(("aten._unsafe_view.default", "aten.reshape.default"), "aten.view.default")
 SHOWN = 6  # contradictions listed in a refusal; the rest follow from them as a rule
 
 
@@ -290,39 +293,53 @@ class _Solver:
 
 
 def _shared_steps(teacher: Trace, student: Trace, wanted: set[Dim]) -> Iterator[tuple[Dim, int, str]]:
-    """Yield an equation for each dimension that holds a weight's leaf, as far as both ran the same operations.
+    """Yield an equation for each dimension that holds a weight's leaf, as far as both ran the same operations."""
+    for call, mine, theirs in _same_steps(teacher, student):
+        for dims, again in zip(mine.dims, theirs.dims, strict=False):
+            for dim, other in zip(dims, again, strict=False):
+                if any(leaf in wanted for leaf in leaves(dim)):
+                    yield dim, other.size, f"`{call[0]}` ({mine.operation})"
 
-    A call of a module counts up to the first operation that differs: sizes decide some of torch's paths.
+
+def _same_steps(teacher: Trace, student: Trace) -> Iterator[tuple[Call, Step, Step]]:
+    """Yield what both forwards did alike, call by call.
+
+    Sizes decide some of torch's paths. A call of a module therefore counts from its start up to the first
+    operation that differs, and from its end back to the last one; operations that only rearrange memory
+    do not count.
     """
     for call, steps in teacher.steps.items():
-        for mine, theirs in zip(steps, student.steps.get(call, []), strict=False):
-            if mine.operation != theirs.operation or len(mine.dims) != len(theirs.dims):
-                break
-            for dims, again in zip(mine.dims, theirs.dims, strict=True):
-                for dim, other in zip(dims, again, strict=False):
-                    if any(leaf in wanted for leaf in leaves(dim)):
-                        yield dim, other.size, f"`{call[0]}` ({mine.operation})"
+        mine = [step for step in steps if step.operation not in IN_MEMORY]
+        theirs = [step for step in student.steps.get(call, []) if step.operation not in IN_MEMORY]
+        alike = list(takewhile(_alike_steps, zip(mine, theirs, strict=False)))
+        rest = min(len(mine), len(theirs)) - len(alike)
+        backwards = zip(mine[::-1][:rest], theirs[::-1][:rest], strict=True)
+        for pair in (*alike, *takewhile(_alike_steps, backwards)):
+            yield (call, *pair)
+
+
+def _alike_steps(pair: tuple[Step, Step]) -> bool:
+    mine, theirs = pair
+    same = SPELLINGS.get(mine.operation, mine.operation) == SPELLINGS.get(theirs.operation, theirs.operation)
+    return same and list(map(len, mine.dims)) == list(map(len, theirs.dims))
 
 
 def _scales(teacher: Trace, student: Trace) -> tuple[dict[Carrier, float], tuple[str, ...]]:
     """Return the factors that the student's weights must take over, and those that no weight can."""
     per_call: dict[Carrier, dict[tuple[str, int], float]] = {}
     unfolded = []
-    for call, steps in teacher.steps.items():
-        for mine, theirs in zip(steps, student.steps.get(call, []), strict=False):
-            if mine.operation != theirs.operation:
-                break
-            if not mine.factor or not theirs.factor or isclose(mine.factor, theirs.factor, rel_tol=1e-6):
-                continue
-            ratio = mine.factor / theirs.factor
-            if mine.carrier is None:
-                unfolded.append(
-                    f"not folded: `{call[0]}` multiplies by {theirs.factor:.4g}, the teacher by {mine.factor:.4g}"
-                )
-                continue
-            carrier = teacher.carried_by.get(mine.carrier, mine.carrier)
-            calls = per_call.setdefault(carrier, {})
-            calls[call] = calls.get(call, 1.0) * ratio
+    for call, mine, theirs in _same_steps(teacher, student):
+        if not mine.factor or not theirs.factor or isclose(mine.factor, theirs.factor, rel_tol=1e-6):
+            continue
+        ratio = mine.factor / theirs.factor
+        if mine.carrier is None:
+            unfolded.append(
+                f"not folded: `{call[0]}` multiplies by {theirs.factor:.4g}, the teacher by {mine.factor:.4g}"
+            )
+            continue
+        carrier = teacher.carried_by.get(mine.carrier, mine.carrier)
+        calls = per_call.setdefault(carrier, {})
+        calls[call] = calls.get(call, 1.0) * ratio
     scales = {carrier: next(iter(calls.values())) for carrier, calls in per_call.items()}
     return scales, tuple(dict.fromkeys(unfolded))
 

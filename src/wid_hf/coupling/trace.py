@@ -7,7 +7,7 @@ outputs and of the model's outputs. `plan` reads it; `rules` write it while the 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
@@ -182,28 +183,33 @@ class Trace:
 
     @contextmanager
     def following_modules(self, model: nn.Module) -> Iterator[None]:
-        """Keep the name of the module that runs, so that reasons can tell where."""
+        """Keep the name of the module that runs, so that reasons can tell where.
+
+        The hooks are global because a forward may put other modules in place (BigBird swaps its attention).
+        """
+        names: dict[nn.Module, str] = {}
+
+        def name_of(module: nn.Module) -> str | None:
+            if module not in names:
+                names.update({module: name for name, module in model.named_modules()})
+            return names.get(module)
+
+        def enter(module: nn.Module, args: Any) -> None:
+            if (name := name_of(module)) is not None:
+                self._times_called[name] += 1
+                self._calls.append((name, self._times_called[name]))
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            if (name := name_of(module)) is not None:
+                self._calls.pop()
+                tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+                if tensors and tensors[0] in self._dims:
+                    self.module_outputs[name] = self._dims[tensors[0]]
+
         with ExitStack() as stack:
-            for name, module in model.named_modules():
-                stack.callback(module.register_forward_pre_hook(self._enter(name)).remove)
-                stack.callback(module.register_forward_hook(self._leave(name), always_call=True).remove)
+            stack.callback(register_module_forward_pre_hook(enter).remove)
+            stack.callback(register_module_forward_hook(leave, always_call=True).remove)
             yield
-
-    def _enter(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any) -> None:
-            self._times_called[name] += 1
-            self._calls.append((name, self._times_called[name]))
-
-        return hook
-
-    def _leave(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            self._calls.pop()
-            tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-            if tensors and tensors[0] in self._dims:
-                self.module_outputs[name] = self._dims[tensors[0]]
-
-        return hook
 
     def finish(self, output: Any) -> None:
         """Keep the dimensions of the model's outputs and drop everything that refers to tensors."""
