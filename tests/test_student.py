@@ -12,6 +12,8 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
+    ConvNextConfig,
+    ConvNextForImageClassification,
     ElectraConfig,
     ElectraForMaskedLM,
     PreTrainedModel,
@@ -192,6 +194,8 @@ def test_a_model_class_that_refuses_its_config_is_quoted(tiny_bert: BertForMaske
         ({"hidden_size": 24.0}, r"hidden_size=24\.0 is not a positive integer"),
         ({"hidden_size": 0}, "hidden_size=0 is not a positive integer"),
         ({"hidden_size": True}, "hidden_size=True is not a positive integer"),
+        ({"overrides": {"hidden_sizes": [8, 0]}}, r"hidden_sizes=\[8, 0\]: 0 is not a positive integer"),
+        ({"overrides": {"hidden_sizes": []}}, r"hidden_sizes=\[\] is not a positive integer"),
         ({"overrides": {"text_config": {"d_ff": "8"}}}, r"text_config\.d_ff='8' is not a positive integer"),
         ({}, "no size is given; set hidden_size, intermediate_size or another size to shrink"),
     ],
@@ -260,6 +264,38 @@ def test_sizes_may_be_given_under_common_names_that_the_config_maps_to_its_own()
     student = plan_student(row.build(), WidConfig(hidden_size=24, num_attention_heads=2), inputs=row.inputs).student
     assert (student.config.n_embd, student.config.n_head) == (24, 2)
     assert student.transformer.h[0].mlp.c_fc.weight.shape == (24, 96)
+
+
+@pytest.fixture
+def staged() -> ConvNextForImageClassification:
+    config = ConvNextConfig(num_stages=2, hidden_sizes=(16, 24), depths=(1, 1), image_size=16, num_labels=3)
+    return ConvNextForImageClassification(config).eval()
+
+
+def test_a_list_of_sizes_narrows_every_stage(staged: ConvNextForImageClassification) -> None:
+    student = plan_student(staged, WidConfig(overrides={"hidden_sizes": [8, 24]})).student
+    assert list(student.config.hidden_sizes) == [8, 24]
+    assert student.convnext.embeddings.patch_embeddings.weight.shape[0] == 8
+    assert student.classifier.weight.shape == (3, 24)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"hidden_sizes": [8]}, "hidden_sizes=[8] is not a list of 2 sizes, as the teacher's [16, 24] is"),
+        ({"hidden_sizes": 8}, "hidden_sizes=8 is not a list of 2 sizes, as the teacher's [16, 24] is"),
+        ({"hidden_sizes": [8, 32]}, "hidden_sizes[1]=32 is wider than the teacher's 24"),
+        ({"hidden_sizes": [16, 24]}, "every size equals the teacher's"),
+        ({"stage_names": [8, 8, 8]}, "stage_names is no list of sizes"),
+        ({"num_channels": [1]}, "num_channels=[1] is a list, the teacher's is 3; give one number"),
+    ],
+)
+def test_lists_that_do_not_fit_the_teachers_are_refused(
+    staged: ConvNextForImageClassification, overrides: dict, message: str
+) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        plan_student(staged, WidConfig(overrides=overrides))
+    assert message in str(refusal.value)
 
 
 def test_llama_keeps_its_stated_head_width_and_drops_key_value_heads_with_query_heads() -> None:

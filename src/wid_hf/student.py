@@ -249,7 +249,8 @@ def _write(config: PretrainedConfig, sizes: Mapping[str, Any]) -> None:
         if isinstance(size, Mapping):
             _write(getattr(config, name), size)
         else:
-            setattr(config, name, size)
+            old = getattr(config, name)
+            setattr(config, name, type(old)(size) if isinstance(old, (list, tuple)) else size)  # configs check types
 
 
 def _size_problems(config: PretrainedConfig, sizes: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -271,16 +272,35 @@ def _size_problems(config: PretrainedConfig, sizes: Mapping[str, Any], prefix: s
             else:
                 problems.append(f"{prefix}{name} is not a nested config of {type(config).__name__}")
             smaller = True
+        elif isinstance(old, (list, tuple)) or isinstance(size, (list, tuple)):
+            faults = _list_problems(f"{prefix}{name}", old, size)
+            problems += faults
+            smaller = smaller or (not faults and list(size) != list(old))
         elif old is None:
             smaller = True  # derived from another size by the model, as n_inner in GPT-2
         elif isinstance(old, bool) or not isinstance(old, int):
             problems.append(f"{prefix}{name} is no size: the teacher's value is {old!r}")
         elif size > old:
             problems.append(f"{prefix}{name}={size} is wider than the teacher's {old}; a student can only be narrower")
-        smaller = smaller or (isinstance(old, int) and size < old)
+        smaller = smaller or (isinstance(old, int) and isinstance(size, int) and size < old)
     if not problems and not smaller:
         problems.append("every size equals the teacher's; ask for at least one smaller size")
     return problems
+
+
+def _list_problems(name: str, old: object, sizes: object) -> list[str]:
+    """Return what is wrong with a list of sizes, such as the widths of the stages of a hierarchical model."""
+    if not isinstance(old, (list, tuple)):
+        return [f"{name}={sizes!r} is a list, the teacher's is {old!r}; give one number"]
+    if not isinstance(sizes, (list, tuple)) or len(sizes) != len(old):
+        return [f"{name}={sizes!r} is not a list of {len(old)} sizes, as the teacher's {list(old)} is"]
+    if not all(type(of) is int for of in old):
+        return [f"{name} is no list of sizes: the teacher's value is {old!r}"]
+    wider = [at for at, (size, of) in enumerate(zip(sizes, old, strict=True)) if size > of]
+    return [
+        f"{name}[{at}]={sizes[at]} is wider than the teacher's {old[at]}; a student can only be narrower"
+        for at in wider
+    ]
 
 
 def _unknown_name(config: PretrainedConfig, name: str, prefix: str) -> str:
