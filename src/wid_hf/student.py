@@ -75,7 +75,7 @@ def plan_student(
             shapes = _weight_shapes(type(teacher), candidate, teacher_trace)
             make_plan(teacher_trace, shapes)  # finds contradictions before anything is allocated
             student = empty_student(teacher, candidate)
-            plan = make_plan(teacher_trace, shapes, _trace_student(student, inputs, further))
+            plan = make_plan(teacher_trace, shapes, trace_student(student, inputs, further))
             if all(plan.shape(name) == tuple(w.shape) for name, w in teacher_trace.weights.items()):
                 raise PlanError("- no weight of the student would be smaller than the teacher's")
         except PlanError as refusal:
@@ -109,7 +109,12 @@ def trace_teacher(
     return seen, further
 
 
-def _trace_student(student: PreTrainedModel, inputs: Mapping[str, Any] | None, further: list[tuple[str, str]]) -> Trace:
+def trace_student(student: PreTrainedModel, inputs: Mapping[str, Any] | None, further: list[tuple[str, str]]) -> Trace:
+    """Trace `student` by the same examples as its teacher.
+
+    Raises:
+        PlanError: it does not run at its sizes.
+    """
     seen = Trace(student)
     try:
         seen.run(Example(dict(inputs) if inputs is not None else example_inputs(student)))
