@@ -227,8 +227,9 @@ def _alternatives(config: PretrainedConfig, requested: Mapping[str, Any], strate
     parts = {name: sizes for name, sizes in requested.items() if isinstance(sizes, Mapping)}
     inside = [_alternatives(getattr(config, name), sizes, strategy) for name, sizes in parts.items()]
     return [
-        {**twins, **following, **requested, **dict(zip(parts, chosen, strict=True))}
+        {**twins, **expanded, **following, **requested, **dict(zip(parts, chosen, strict=True))}
         for twins in _twins(config, requested)
+        for expanded in _expanded_heads(config, requested, strategy)
         for chosen in product(*inside)
         for following in _head_sizes(config, requested, strategy)
     ]
@@ -247,6 +248,30 @@ def _twins(config: PretrainedConfig, requested: Mapping[str, Any]) -> list[dict[
     names = {name for name in same if any(word in name for word in ("size", "dim", "width", "d_"))}
     names -= {own, "vocab_size", *requested}
     return [{}, dict.fromkeys(names, new)] if names and new != old else [{}]
+
+
+def _expanded_heads(config: PretrainedConfig, requested: Mapping[str, Any], strategy: str) -> list[dict[str, int]]:
+    """Return what becomes of heads that fill a multiple of the hidden size, as those of state spaces do.
+
+    `expand * hidden_size = heads * head width` is an equation of Mamba 2 and its kin that their configs do not
+    solve: nothing follows by itself. As the strategy says, heads become narrower or fewer; or they stay.
+    """
+    old = getattr(config, "hidden_size", None)
+    new = _lookup(config, requested, "hidden_size", old)
+    sizes = {name: size for name, size in vars(config).items() if type(size) is int and size > 0}
+    expand = next((size for name, size in sizes.items() if name.split("_")[-1] == "expand"), None)
+    if expand is None or not isinstance(old, int) or new == old:
+        return [{}]
+    counts = {name for name in sizes if "heads" in name}
+    widths = {name for name in sizes if "head" in name} - counts
+    filling = [
+        (n, w) for n in counts for w in widths if sizes[n] * sizes[w] == expand * old and not {n, w} & {*requested}
+    ]
+    found = {name: sizes[name] * new // old for pair in filling for name in pair if sizes[name] * new % old == 0}
+    by_width = {name: size for name, size in found.items() if name in widths}
+    by_count = {name: size for name, size in found.items() if name in counts}
+    ways = (by_width, by_count) if strategy == "dim" else (by_count, by_width)
+    return [*(way for way in ways if way), {}]
 
 
 def _rewritten(config: PretrainedConfig, sizes: Mapping[str, Any]) -> PretrainedConfig:
