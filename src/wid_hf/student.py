@@ -268,15 +268,16 @@ def _head_sizes(config: PretrainedConfig, wanted: WidConfig) -> list[dict[str, i
     old_groups = getattr(config, "num_key_value_heads", None)
     heads = _lookup(config, requested, "num_attention_heads", None)
     if heads is None and wanted.head_strategy == "head" and hidden != old_hidden:
-        divisor = gcd(old_hidden, old_heads, old_groups or 0)
-        if old_heads * hidden % old_hidden or (old_groups or 0) * hidden % old_hidden:
+        groups = old_groups if old_groups != 1 else None  # a single one is shared by however many heads are left
+        divisor = gcd(old_hidden, old_heads, groups or 0)
+        if old_heads * hidden % old_hidden or (groups or 0) * hidden % old_hidden:
             raise ConfigError(_joined(config, [_indivisible(
                 hidden, old_hidden // divisor, old_hidden,
                 f"keeps heads of width {own_width or old_hidden // old_heads} only in steps of {old_hidden // divisor}",
             )]))  # fmt: skip
         following = {"num_attention_heads": old_heads * hidden // old_hidden}
-        if old_groups:
-            following["num_key_value_heads"] = old_groups * hidden // old_hidden
+        if groups:
+            following["num_key_value_heads"] = groups * hidden // old_hidden
         return [following]
     count = heads or old_heads
     if own_width is None:
