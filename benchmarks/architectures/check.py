@@ -155,8 +155,10 @@ def _narrow(teacher: PreTrainedModel, inputs: dict[str, Any], sizes: dict[str, A
     teacher = deepcopy(teacher)
     model = get_wid_model(teacher, WidConfig(overrides=sizes, head_strategy=strategy), example_inputs=inputs)  # type: ignore[arg-type]
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    model.train()  # Reformer refuses gradients in evaluation mode
     _loss(output_tensors(model(**inputs))).backward()
     optimizer.step()
+    model.eval()
     student = model.merge_and_unload()
     trained, merged = _outputs(model, inputs), _outputs(student, inputs)
     if not _equal(trained, merged):
