@@ -241,7 +241,7 @@ def test_what_is_no_stock_model_with_weights_is_refused(
     tiny_bert: BertForMaskedLM, spoil: Callable[[PreTrainedModel], Any], message: str
 ) -> None:
     with pytest.raises(TeacherError, match=message):
-        get_wid_model(spoil(tiny_bert), WidConfig(hidden_size=6))
+        get_wid_model(spoil(tiny_bert), WidConfig(hidden_size=12))
 
 
 def test_a_teacher_may_be_used_again_after_its_student_was_made(tiny_bert: BertForMaskedLM) -> None:

@@ -23,11 +23,12 @@ from transformers import PreTrainedModel
 
 from wid_hf import ProofError, WidConfig, WidError, get_wid_model
 from wid_hf.compaction import first_indices, install
-from wid_hf.coupling import make_plan, trace, verify
-from wid_hf.coupling.trace import Trace, output_tensors, quiet_forward
-from wid_hf.inputs import example_inputs
-from wid_hf.student import check_teacher, empty_student
+from wid_hf.coupling import Example, Trace, make_plan, verify
+from wid_hf.coupling.trace import output_tensors, quiet_forward
+from wid_hf.inputs import example_inputs, further_example
+from wid_hf.student import check_teacher, empty_student, trace_student, trace_teacher
 
+Further = list[tuple[str, str]]
 LIMIT = 40  # seconds of processor time
 
 
@@ -106,9 +107,9 @@ def _checked(family: str, task: str, class_name: str, teacher: PreTrainedModel, 
         return Verdict(family, task, class_name, "refused", reason="its config states no width as a number or a list")
     try:
         check_teacher(teacher)
-        seen = trace(teacher, inputs)
-        _prove(teacher, seen, inputs)
-        _same_at_full_size(teacher, seen, inputs)
+        seen, further = trace_teacher(teacher, inputs)
+        _prove(teacher, seen)
+        _same_at_full_size(teacher, seen, further)
     except WidError as refusal:
         return Verdict(family, task, class_name, "refused", reason=_line(refusal))
     passed: list[tuple[str, tuple[str, ...]]] = []
@@ -116,7 +117,7 @@ def _checked(family: str, task: str, class_name: str, teacher: PreTrainedModel, 
     for strategy in ("dim", "head") if has_heads(teacher.config) else ("dim",):
         for sizes in asked:
             try:
-                _narrow(teacher, inputs, sizes(strategy), strategy)
+                _narrow(teacher, further, sizes(strategy), strategy)
             except WidError as refusal:
                 reasons.append(str(refusal))
             else:
@@ -130,37 +131,38 @@ def _checked(family: str, task: str, class_name: str, teacher: PreTrainedModel, 
     return Verdict(family, task, class_name, status, widths, strategies, hidden, reason)
 
 
-def _prove(teacher: PreTrainedModel, seen: Trace, inputs: dict[str, Any]) -> None:
+def _prove(teacher: PreTrainedModel, seen: Trace) -> None:
     """Run the permutation proof; a weight that the inputs did not reach is a refusal, not an error."""
     try:
-        verify(teacher, seen, inputs)
+        verify(teacher, seen)
     except ProofError as failed:
         if "Not reached by the example inputs" not in str(failed):
             raise Wrong(str(failed)) from failed
         raise WidError(str(failed).splitlines()[-1]) from failed
 
 
-def _same_at_full_size(teacher: PreTrainedModel, seen: Trace, inputs: dict[str, Any]) -> None:
+def _same_at_full_size(teacher: PreTrainedModel, seen: Trace, further: Further) -> None:
     """A student as wide as its teacher, made by the same steps as a narrow one, must be the teacher."""
     student = empty_student(teacher, teacher.config)
     shapes = {name: tuple(weight.shape) for name, weight in seen.weights.items()}
-    plan = make_plan(seen, shapes, trace(student, inputs))
+    plan = make_plan(seen, shapes, trace_student(student, None, further))
+    teacher = deepcopy(teacher)  # some keep what their last forward computed, with its gradients
     install(student, seen.weights, seen.aliases, plan, first_indices(plan))
-    if plan.scales or not _equal(_outputs(student, inputs), _outputs(teacher, inputs)):
+    if plan.scales or not _equal(_outputs(student, further), _outputs(teacher, further)):
         raise Wrong("a student of the teacher's own sizes is not the teacher")
 
 
-def _narrow(teacher: PreTrainedModel, inputs: dict[str, Any], sizes: dict[str, Any], strategy: str) -> None:
+def _narrow(teacher: PreTrainedModel, further: Further, sizes: dict[str, Any], strategy: str) -> None:
     """Shrink by `sizes`, take a step, merge, save and reload; raise `Wrong` where something does not hold."""
     teacher = deepcopy(teacher)
-    model = get_wid_model(teacher, WidConfig(overrides=sizes, head_strategy=strategy), example_inputs=inputs)  # type: ignore[arg-type]
+    model = get_wid_model(teacher, WidConfig(overrides=sizes, head_strategy=strategy))  # type: ignore[arg-type]
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
     model.train()  # Reformer refuses gradients in evaluation mode
-    _loss(output_tensors(model(**inputs))).backward()
+    _loss(output_tensors(model(**example_inputs(model.base_model.model)))).backward()
     optimizer.step()
     model.eval()
     student = model.merge_and_unload()
-    trained, merged = _outputs(model, inputs), _outputs(student, inputs)
+    trained, merged = _outputs(model.base_model.model, further), _outputs(student, further)
     if not _equal(trained, merged):
         raise Wrong(f"merging changed the outputs ({sizes}, {strategy})")
     with tempfile.TemporaryDirectory() as folder:
@@ -170,14 +172,17 @@ def _narrow(teacher: PreTrainedModel, inputs: dict[str, Any], sizes: dict[str, A
     if saved.keys() != read.keys() or not all(torch.equal(saved[name], read[name]) for name in saved):
         raise Wrong(f"reloading changed a weight ({sizes}, {strategy})")
     # Files are mapped at other alignments than memory is allocated at, which moves the last bits of some kernels.
-    if not _equal(merged, _outputs(loaded, inputs), tolerance=1e-5):
+    if not _equal(merged, _outputs(loaded, further), tolerance=1e-5):
         raise Wrong(f"reloading changed the outputs ({sizes}, {strategy})")
 
 
-def _outputs(model: torch.nn.Module, inputs: dict[str, Any]) -> list[Tensor]:
+def _outputs(model: PreTrainedModel, further: Further) -> list[Tensor]:
+    """Return the outputs for the example inputs and for every further example."""
+    examples = [Example(example_inputs(model)), *(further_example(model, *extra) for extra in further)]
     # With gradients: torch.matmul takes another path for weights that record none, with other rounding.
     with quiet_forward(model), torch.enable_grad():
-        return [tensor.detach() for tensor in output_tensors(model(**inputs))]
+        outputs = [output_tensors(model.get_submodule(e.part)(**e.inputs)) for e in examples]
+    return [tensor.detach() for tensors in outputs for tensor in tensors]
 
 
 def _equal(a: list[Tensor], b: list[Tensor], tolerance: float = 0.0) -> bool:

@@ -9,20 +9,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, product
 from math import gcd
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.utils import parametrize
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from .config import WidConfig
-from .coupling import Plan, Trace, make_plan, trace, verify
+from .coupling import Example, Plan, Trace, make_plan, verify
 from .coupling.trace import saved_tensors
 from .errors import ConfigError, PlanError, TeacherError
-from .inputs import example_inputs
+from .inputs import example_inputs, further_example, further_examples
+
+PARAMETRIZED = "The teacher's weights are parametrized already; pass a model with plain weights."
 
 
 @dataclass(frozen=True)
@@ -63,17 +66,16 @@ def plan_student(
     """
     check_teacher(teacher)
     candidates = list(_candidate_configs(teacher.config, config))
-    inputs = dict(inputs) if inputs is not None else example_inputs(teacher)
-    teacher_trace = trace(teacher, inputs)
+    teacher_trace, further = trace_teacher(teacher, inputs)
     if proof:
-        verify(teacher, teacher_trace, inputs)
+        verify(teacher, teacher_trace)
     refusals = []
     for candidate in candidates:
         try:
             shapes = _weight_shapes(type(teacher), candidate, teacher_trace)
             make_plan(teacher_trace, shapes)  # finds contradictions before anything is allocated
             student = empty_student(teacher, candidate)
-            plan = make_plan(teacher_trace, shapes, _trace_student(student, inputs))
+            plan = make_plan(teacher_trace, shapes, trace_student(student, inputs, further))
             if all(plan.shape(name) == tuple(w.shape) for name, w in teacher_trace.weights.items()):
                 raise PlanError("- no weight of the student would be smaller than the teacher's")
         except PlanError as refusal:
@@ -83,11 +85,45 @@ def plan_student(
     raise PlanError(_refusal_text(teacher, config, str(refusals[0]))) from refusals[0]
 
 
-def _trace_student(student: PreTrainedModel, inputs: Mapping[str, Any]) -> Trace:
+def trace_teacher(
+    teacher: PreTrainedModel, inputs: Mapping[str, Any] | None = None
+) -> tuple[Trace, list[tuple[str, str]]]:
+    """Trace `teacher`, also with optional arguments as long as these reach weights that nothing reached before.
+
+    Returns:
+        the trace, and which parts and arguments it took (see `further_examples`).
+    """
+    seen = Trace(teacher)
+    seen.run(Example(dict(inputs) if inputs is not None else example_inputs(teacher)))
+    further = []
+    for part, argument in further_examples(teacher, seen.unreached):
+        before = seen.unreached
+        if not before:
+            break
+        try:
+            seen.run(further_example(teacher, part, argument))
+        except Exception:  # whatever a model raises for an argument that it does not take in this form
+            continue
+        further.append((part, argument))
+    seen.finish()
+    return seen, further
+
+
+def trace_student(student: PreTrainedModel, inputs: Mapping[str, Any] | None, further: list[tuple[str, str]]) -> Trace:
+    """Trace `student` by the same examples as its teacher.
+
+    Raises:
+        PlanError: it does not run at its sizes.
+    """
+    seen = Trace(student)
     try:
-        return trace(student, inputs)
+        seen.run(Example(dict(inputs) if inputs is not None else example_inputs(student)))
+        for part, argument in further:
+            seen.run(further_example(student, part, argument))
     except (RuntimeError, ValueError, IndexError) as cause:  # such as rotary positions of an odd head width
         raise PlanError(f"- {type(student).__name__} does not run at these sizes: {cause}") from cause
+    seen.finish()
+    return seen
 
 
 def check_teacher(teacher: object) -> None:
@@ -103,13 +139,24 @@ def check_teacher(teacher: object) -> None:
         )
     if not isinstance(teacher, PreTrainedModel):
         raise TeacherError(f"The teacher is a {type(teacher).__name__}; pass a transformers PreTrainedModel.")
-    if any(parametrize.is_parametrized(module) for module in teacher.modules()):
-        raise TeacherError("The teacher's weights are parametrized already; pass a model with plain weights.")
+    if any(_is_foreign(step) for module in teacher.modules() for step in _parametrizations(module)):
+        raise TeacherError(PARAMETRIZED)
     if any(parameter.is_meta for parameter in teacher.parameters()):
         raise TeacherError(
             "The teacher is on the meta device and has no weights. Load it with from_pretrained(...) "
             "without device_map='meta' or init_empty_weights()."
         )
+
+
+def _parametrizations(module: nn.Module) -> Iterator[nn.Module]:
+    if parametrize.is_parametrized(module):
+        for steps in module.parametrizations.values():  # type: ignore[operator]
+            yield from steps
+
+
+def _is_foreign(step: nn.Module) -> bool:
+    """Return whether a stock model does not come with this: torch's own weight norm (wav2vec 2.0) it may have."""
+    return type(step).__module__ != "torch.nn.utils.parametrizations"
 
 
 def empty_student(teacher: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
@@ -127,9 +174,17 @@ def empty_student(teacher: PreTrainedModel, config: PretrainedConfig) -> PreTrai
             parameter.data.zero_()
         elif parameter.shape == own[name].shape:  # computed from the config, which left its sizes alone
             parameter.data = own[name].data.to(parameter.device)
+        else:
+            _compute_anew(student, name)
     if teacher.can_generate():
         student.generation_config = deepcopy(teacher.generation_config)
     return student.to(teacher.device).train(teacher.training)
+
+
+def _compute_anew(student: PreTrainedModel, name: str) -> None:
+    """Let the model fill a parameter that no checkpoint holds, as loading one does (Marian's positions)."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        student._init_weights(student.get_submodule(name.rpartition(".")[0]))
 
 
 def _weight_shapes(
@@ -142,6 +197,8 @@ def _weight_shapes(
     except (ValueError, AssertionError, RuntimeError, ZeroDivisionError) as refusal:
         raise PlanError(f"- {model_class.__name__} itself refuses this config: {refusal}") from refusal
     saved = saved_tensors(skeleton)
+    if any(".parametrizations." in name and name not in saved for name in teacher.weights):
+        raise TeacherError(PARAMETRIZED)
     return {name: tuple(t.shape) for name, t in saved.items() if teacher.aliases.get(name, name) == name}
 
 
@@ -154,24 +211,34 @@ def _candidate_configs(teacher: PretrainedConfig, wanted: WidConfig) -> Iterator
     problems = _size_problems(teacher, wanted.requested)
     if problems:
         raise ConfigError(_joined(teacher, problems))
-    heads = _head_sizes(teacher, wanted)
-    for twins in _twins(teacher, wanted):
-        for following in heads:
-            yield _rewritten(teacher, {**twins, **following, **wanted.requested})
+    for sizes in _alternatives(teacher, wanted.requested, wanted.head_strategy):
+        yield _rewritten(teacher, sizes)
 
 
-def _twins(config: PretrainedConfig, wanted: WidConfig) -> list[dict[str, int]]:
+def _alternatives(config: PretrainedConfig, requested: Mapping[str, Any], strategy: str) -> list[dict[str, Any]]:
+    """Return what `requested` may mean together with the sizes that follow from it, parts of `config` included."""
+    parts = {name: sizes for name, sizes in requested.items() if isinstance(sizes, Mapping)}
+    inside = [_alternatives(getattr(config, name), sizes, strategy) for name, sizes in parts.items()]
+    return [
+        {**twins, **following, **requested, **dict(zip(parts, chosen, strict=True))}
+        for twins in _twins(config, requested)
+        for chosen in product(*inside)
+        for following in _head_sizes(config, requested, strategy)
+    ]
+
+
+def _twins(config: PretrainedConfig, requested: Mapping[str, Any]) -> list[dict[str, int]]:
     """Return what else may have to change: nothing, or every other size that equals the old hidden size.
 
     Some models have a projection only where their embedding size differs from the hidden size; where the two
     were equal, the plan refuses a hidden size that shrinks alone.
     """
     old = getattr(config, "hidden_size", None)
-    new = _lookup(config, wanted.requested, "hidden_size", old)
+    new = _lookup(config, requested, "hidden_size", old)
     own = config.attribute_map.get("hidden_size", "hidden_size")
     same = {name for name, value in vars(config).items() if type(value) is int and value == old}
     names = {name for name in same if any(word in name for word in ("size", "dim", "width", "d_"))}
-    names -= {own, "vocab_size", *wanted.requested}
+    names -= {own, "vocab_size", *requested}
     return [{}, dict.fromkeys(names, new)] if names and new != old else [{}]
 
 
@@ -250,7 +317,7 @@ def _unknown_name(config: PretrainedConfig, name: str, prefix: str) -> str:
     return f"{type(config).__name__} has no {prefix}{name}; its sizes are {', '.join(names)}{hint}"
 
 
-def _head_sizes(config: PretrainedConfig, wanted: WidConfig) -> list[dict[str, int]]:
+def _head_sizes(config: PretrainedConfig, requested: Mapping[str, Any], strategy: str) -> list[dict[str, int]]:
     """Return the head sizes that follow from the hidden size, as alternatives in order of preference.
 
     Where the config states a head width of its own and heads stay, the width is scaled first; if the plan
@@ -259,7 +326,6 @@ def _head_sizes(config: PretrainedConfig, wanted: WidConfig) -> list[dict[str, i
     Raises:
         ConfigError: the sizes do not divide; names the nearest that do.
     """
-    requested = wanted.requested
     old_hidden, old_heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
     if not isinstance(old_hidden, int) or not isinstance(old_heads, int):
         return [{}]
@@ -267,7 +333,7 @@ def _head_sizes(config: PretrainedConfig, wanted: WidConfig) -> list[dict[str, i
     own_width = getattr(config, "head_dim", None) if "head_dim" in {*vars(config), *config.attribute_map} else None
     old_groups = getattr(config, "num_key_value_heads", None)
     heads = _lookup(config, requested, "num_attention_heads", None)
-    if heads is None and wanted.head_strategy == "head" and hidden != old_hidden:
+    if heads is None and strategy == "head" and hidden != old_hidden:
         groups = old_groups if old_groups != 1 else None  # a single one is shared by however many heads are left
         divisor = gcd(old_hidden, old_heads, groups or 0)
         if old_heads * hidden % old_hidden or (groups or 0) * hidden % old_hidden:

@@ -136,7 +136,7 @@ def test_llama_query_heads_are_key_value_heads_times_groups() -> None:
     assert plan.shape(f"{layer}.k_proj.weight") == (12, 24)
     assert group(plan, f"{layer}.o_proj.weight[1]").student_structure == "1 x 2 x 12"
     frozen = group(plan, f"{layer}.q_proj.weight[0]").frozen
-    assert str(frozen) == "meets buffer `model.rotary_emb.inv_freq` (aten.mul.Tensor in `model.rotary_emb`)"
+    assert str(frozen) == "meets buffer `model.rotary_emb.inv_freq` (aten.mul.Tensor in `model.layers.0.self_attn`)"
 
 
 def test_llama_heads_keep_their_width_when_only_widths_may_shrink() -> None:

@@ -39,7 +39,7 @@ def traced(forward: Callable[..., Tensor], prove: bool = True, **weights: tuple[
     inputs = {"x": torch.randn(3, TOKENS, WIDTH, generator=torch.Generator().manual_seed(1))}
     seen = trace(model, inputs)
     if prove:
-        verify(model, seen, inputs)
+        verify(model, seen)
     return seen
 
 

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from math import isclose, prod
 
+import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from ..errors import PlanError
 from .carrier import Carrier
@@ -60,6 +62,9 @@ class Plan:
             student's own code multiplies by another number than the teacher's (attention scale).
         unfolded: differences of that kind that no weight can take over, in words.
         tables: embedding tables whose rows are summed: they share one column compactor.
+        matched: for each leaf that a table computed from the config is added to (sinusoidal positions), the
+            indices whose entries are nearest to the student's own table, in its order. Every start keeps these.
+        twins: weights that no example reached and that follow the weight named beside them.
     """
 
     axes: Mapping[str, Dims]
@@ -68,6 +73,8 @@ class Plan:
     scales: Mapping[Carrier, float] = field(default_factory=dict)
     unfolded: tuple[str, ...] = ()
     tables: tuple[frozenset[str], ...] = ()
+    matched: Mapping[Dim, Tensor] = field(default_factory=dict)
+    twins: Mapping[str, str] = field(default_factory=dict)
 
     def size(self, dim: Dim) -> int:
         """Return the student's size of `dim`."""
@@ -125,7 +132,8 @@ class Plan:
     def notes(self) -> tuple[str, ...]:
         """What the start does beside selecting indices: numbers folded into weights, and those that could not be."""
         folded = [f"`{c.parameter}` starts scaled by {factor:.4g}" for c, factor in self.scales.items()]
-        return (*folded, *self.unfolded)
+        followers = [f"`{name}` was not reached and follows `{twin}`" for name, twin in self.twins.items()]
+        return (*folded, *self.unfolded, *followers)
 
     def __str__(self) -> str:
         """Return the table and the notes as text, 140 columns wide."""
@@ -183,6 +191,7 @@ def make_plan(teacher: Trace, shapes: Mapping[str, tuple[int, ...]], student: Tr
     in_weights = {leaf for axes in teacher.weight_dims.values() for dim in axes for leaf in leaves(dim)}
     if student is not None:
         solver.equations += _shared_steps(teacher, student, in_weights)
+        solver.equations += _shared_tables(teacher, student, in_weights)
     solver.solve()
     if student is not None and not solver.problems:
         solver.require_all(in_weights)
@@ -198,6 +207,8 @@ def make_plan(teacher: Trace, shapes: Mapping[str, tuple[int, ...]], student: Tr
         scales=scales,
         unfolded=unfolded,
         tables=tuple(frozenset(group) for group in teacher.tables),
+        matched=_matched(teacher, student, solver.targets) if student is not None else {},
+        twins=teacher.twins,
     )
 
 
@@ -322,6 +333,34 @@ def _alike_steps(pair: tuple[Step, Step]) -> bool:
     mine, theirs = pair
     same = SPELLINGS.get(mine.operation, mine.operation) == SPELLINGS.get(theirs.operation, theirs.operation)
     return same and list(map(len, mine.dims)) == list(map(len, theirs.dims))
+
+
+def _shared_tables(teacher: Trace, student: Trace, wanted: set[Dim]) -> Iterator[tuple[Dim, int, str]]:
+    """Yield an equation for each axis of a computed table that holds a weight's leaf."""
+    for name, dims in teacher.computed_dims.items():
+        for axis, (dim, other) in enumerate(zip(dims, student.computed_dims.get(name, ()), strict=False)):
+            if any(leaf in wanted for leaf in leaves(dim)):
+                yield dim, other.size, f"buffer `{name}` axis {axis}"
+
+
+def _matched(teacher: Trace, student: Trace, targets: Mapping[Dim, int]) -> dict[Dim, Tensor]:
+    """Return for each leaf of a computed table the teacher's indices nearest to the student's, none twice."""
+    found: dict[Dim, Tensor] = {}
+    for name, table in teacher.computed.items():
+        own = student.computed.get(name)
+        for axis, dim in enumerate(map(find, teacher.computed_dims[name])):
+            if own is None or dim in found or not dim.is_leaf or targets.get(dim, dim.size) == dim.size:
+                continue
+            theirs, mine = table.movedim(axis, 0).flatten(1), own.movedim(axis, 0).flatten(1)
+            if theirs.shape[1] != mine.shape[1] or mine.shape[0] != targets[dim]:
+                continue
+            distance = torch.cdist(mine.double(), theirs.double())
+            chosen = torch.empty(len(mine), dtype=torch.long)
+            for row in range(len(mine)):
+                chosen[row] = distance[row].argmin()
+                distance[:, chosen[row]] = torch.inf
+            found[dim] = chosen
+    return found
 
 
 def _scales(teacher: Trace, student: Trace) -> tuple[dict[Carrier, float], tuple[str, ...]]:
