@@ -117,11 +117,11 @@ def _checked(family: str, task: str, class_name: str, teacher: PreTrainedModel, 
     for strategy in ("dim", "head") if has_heads(teacher.config) else ("dim",):
         for sizes in asked:
             try:
-                _narrow(teacher, further, sizes(strategy), strategy)
+                _narrow(teacher, further, sizes, strategy)
             except WidError as refusal:
                 reasons.append(str(refusal))
             else:
-                passed.append((strategy, leaf_names(sizes("dim"))))
+                passed.append((strategy, leaf_names(sizes)))
                 break
     widths = tuple(sorted({name for _, names in passed for name in names}))
     strategies = tuple(strategy for strategy, _ in passed) if has_heads(teacher.config) else ()
