@@ -89,7 +89,7 @@ def test_tiny_configs_keep_the_ratios_of_heads_to_widths() -> None:
 
 
 def test_lists_of_widths_are_halved_and_numbers_of_layers_are_not() -> None:
-    sizes = asks(ResNetConfig(embedding_size=16, hidden_sizes=[32, 64], depths=[2, 2]))[0]("dim")
+    sizes = asks(ResNetConfig(embedding_size=16, hidden_sizes=[32, 64], depths=[2, 2]))[0]
     assert sizes == {"embedding_size": 8, "hidden_sizes": [16, 32]}
 
 
@@ -99,15 +99,9 @@ def test_every_part_of_a_composite_model_is_asked_for_first_and_single_parts_lat
     assert names < wanted(config)
     assert all(is_hidden(config, name) for name in names)
     assert not is_hidden(config, "text_config.intermediate_size")
-    asked = [sizes("dim").keys() for sizes in asks(config)]
+    asked = [sizes.keys() for sizes in asks(config)]
     assert asked[0] == {"text_config", "vision_config"}
     assert {"text_config"} in asked
-
-
-def test_below_the_top_dropping_heads_takes_stating_them() -> None:
-    config = tiny_config(CLIPConfig)
-    sizes = asks(config)[0]("head")["vision_config"]
-    assert sizes["num_attention_heads"] * 2 == config.vision_config.num_attention_heads
 
 
 def test_the_width_that_a_computed_hidden_size_follows_is_a_hidden_size() -> None:
@@ -116,7 +110,7 @@ def test_the_width_that_a_computed_hidden_size_follows_is_a_hidden_size() -> Non
 
 def test_heads_that_fill_the_expanded_hidden_size_shrink_with_it() -> None:
     config = tiny_config(Mamba2Config)
-    assert asks(config)[0]("dim")["num_heads"] * 2 == config.num_heads
+    assert asks(config)[0]["num_heads"] * 2 == config.num_heads
 
 
 def test_the_summary_counts_hidden_sizes_among_families_that_were_built(harness: ModuleType) -> None:

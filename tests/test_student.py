@@ -16,6 +16,8 @@ from transformers import (
     ConvNextForImageClassification,
     ElectraConfig,
     ElectraForMaskedLM,
+    LlamaConfig,
+    LlamaForCausalLM,
     Mamba2Config,
     Mamba2ForCausalLM,
     PreTrainedModel,
@@ -308,6 +310,13 @@ def test_llama_keeps_its_stated_head_width_and_drops_key_value_heads_with_query_
     )
     assert (kept.num_attention_heads, kept.num_key_value_heads, kept.head_dim) == (4, 2, 12)
     assert (dropped.num_attention_heads, dropped.num_key_value_heads, dropped.head_dim) == (2, 1, 12)
+
+
+def test_a_single_key_value_head_stays_when_query_heads_are_dropped() -> None:
+    teacher = LlamaForCausalLM(LlamaConfig(**COMMON, num_key_value_heads=1)).eval()
+    student = plan_student(teacher, WidConfig(hidden_size=24, head_strategy="head")).student
+    assert (student.config.num_attention_heads, student.config.num_key_value_heads) == (2, 1)
+    assert student.model.layers[0].self_attn.k_proj.weight.shape == (teacher.config.head_dim, 24)
 
 
 def test_generation_settings_and_label_names_come_along() -> None:

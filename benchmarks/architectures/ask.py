@@ -21,31 +21,21 @@ CHANNELS = re.compile(r"channels$|embedding_size$")  # of convolutional models: 
 HEADS = re.compile(r"heads$|^n_head$")
 
 
-def asks(config: PretrainedConfig) -> list[Callable[[str], Sizes]]:
-    """Return requests, the most first: a function each, of the head strategy.
+def asks(config: PretrainedConfig) -> list[Sizes]:
+    """Return requests, the most first.
 
     All widths of all parts halved; then fewer names; three quarters of the hidden sizes, since half of one may equal
     another width by accident; then single parts, and single widths.
     """
-    found: list[Callable[[str], Sizes]] = []
-    seen: list[Sizes] = []
-
-    def add(sizes: Callable[[str], Sizes]) -> None:
-        if (plain := sizes("dim")) and plain not in seen:
-            seen.append(plain)
-            found.append(sizes)
-
-    for choice in _CHOICES:
-        add(lambda strategy, choice=choice: _whole(config, choice, strategy, top=True))
+    requests = [_whole(config, choice) for choice in _CHOICES]
     for name, part in _parts(config).items():
-        for choice in (_everything, _plain, _inner):
-            add(lambda strategy, choice=choice, name=name, part=part: _under(name, _whole(part, choice, strategy)))
-    return found
+        requests += [_under(name, _whole(part, choice)) for choice in (_everything, _plain, _inner)]
+    return [sizes for at, sizes in enumerate(requests) if sizes and sizes not in requests[:at]]
 
 
 def wanted(config: PretrainedConfig) -> set[str]:
     """Return the sizes that must all shrink for a family to count as working."""
-    return set(leaf_names(_whole(config, _plain, "dim", top=True))) or set(leaf_names(asks(config)[0]("dim")))
+    return set(leaf_names(_whole(config, _plain))) or set(leaf_names(asks(config)[0]))
 
 
 def is_hidden(config: PretrainedConfig, name: str) -> bool:
@@ -56,7 +46,8 @@ def is_hidden(config: PretrainedConfig, name: str) -> bool:
 
 def has_heads(config: PretrainedConfig) -> bool:
     """Return whether any part counts attention heads by one number."""
-    return bool(_heads(config)) or any(has_heads(part) for part in _parts(config).values())
+    counts = (value for name, value in vars(config).items() if HEADS.search(name))
+    return any(type(count) is int and count > 1 for count in counts) or any(map(has_heads, _parts(config).values()))
 
 
 def leaf_names(sizes: Sizes) -> tuple[str, ...]:
@@ -139,20 +130,11 @@ def _filling_heads(config: PretrainedConfig) -> Sizes:
     }
 
 
-def _heads(config: PretrainedConfig) -> Sizes:
-    return {name: n for name, n in vars(config).items() if HEADS.search(name) and type(n) is int and n > 1}
-
-
-def _whole(
-    config: PretrainedConfig, choice: Callable[[PretrainedConfig], Sizes], strategy: str, *, top: bool = False
-) -> Sizes:
-    """Return `choice` for a config and all its parts. Below the top, dropping heads takes stating them."""
+def _whole(config: PretrainedConfig, choice: Callable[[PretrainedConfig], Sizes]) -> Sizes:
+    """Return `choice` for a config and all its parts."""
     sizes = choice(config)
-    if strategy == "head" and not top and any(name in sizes for name in _hidden_names(config)):
-        attention = {name: count for name, count in _heads(config).items() if name not in sizes}
-        sizes = {**sizes, **{name: count // 2 for name, count in attention.items() if count % 2 == 0}}
     for name, part in _parts(config).items():
-        sizes = {**sizes, **_under(name, _whole(part, choice, strategy))}
+        sizes = {**sizes, **_under(name, _whole(part, choice))}
     return sizes
 
 

@@ -117,11 +117,11 @@ def _checked(family: str, task: str, class_name: str, teacher: PreTrainedModel, 
     for strategy in ("dim", "head") if has_heads(teacher.config) else ("dim",):
         for sizes in asked:
             try:
-                _narrow(teacher, further, sizes(strategy), strategy)
+                _narrow(teacher, further, sizes, strategy)
             except WidError as refusal:
                 reasons.append(str(refusal))
             else:
-                passed.append((strategy, leaf_names(sizes("dim"))))
+                passed.append((strategy, leaf_names(sizes)))
                 break
     widths = tuple(sorted({name for _, names in passed for name in names}))
     strategies = tuple(strategy for strategy, _ in passed) if has_heads(teacher.config) else ()
@@ -146,6 +146,7 @@ def _same_at_full_size(teacher: PreTrainedModel, seen: Trace, further: Further) 
     student = empty_student(teacher, teacher.config)
     shapes = {name: tuple(weight.shape) for name, weight in seen.weights.items()}
     plan = make_plan(seen, shapes, trace_student(student, None, further))
+    teacher = deepcopy(teacher)  # some keep what their last forward computed, with its gradients
     install(student, seen.weights, seen.aliases, plan, first_indices(plan))
     if plan.scales or not _equal(_outputs(student, further), _outputs(teacher, further)):
         raise Wrong("a student of the teacher's own sizes is not the teacher")
@@ -156,8 +157,10 @@ def _narrow(teacher: PreTrainedModel, further: Further, sizes: dict[str, Any], s
     teacher = deepcopy(teacher)
     model = get_wid_model(teacher, WidConfig(overrides=sizes, head_strategy=strategy))  # type: ignore[arg-type]
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    model.train()  # Reformer refuses gradients in evaluation mode
     _loss(output_tensors(model(**example_inputs(model.base_model.model)))).backward()
     optimizer.step()
+    model.eval()
     student = model.merge_and_unload()
     trained, merged = _outputs(model.base_model.model, further), _outputs(student, further)
     if not _equal(trained, merged):

@@ -55,6 +55,7 @@ MOST = (
 WHOLE = 4
 FAMILY_VALUES: dict[str, dict[str, Any]] = {
     "ReformerModelWithLMHead": {"is_decoder": True},
+    "bitnet": {"num_key_value_heads": 4},  # five do not halve
     "bit": {"num_groups": 4},  # 32 groups do not divide a tiny stem
     "cohere_compass_text": {"rope_parameters": {"full_attention": ROPE, "sliding_attention": ROPE}},
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}},
@@ -66,6 +67,7 @@ FAMILY_VALUES: dict[str, dict[str, Any]] = {
     "gemma3n_text": {"num_kv_shared_layers": 0},  # else a kind of layer may be shared only
     "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}},
     "gpt_neo": {"num_layers": 2, "attention_types": [[["global", "local"], 1]]},
+    "gpt_oss": {"hidden_size": 2048, "intermediate_size": 2048},  # half of 2880 / 16 is no multiple of 16 bytes
     "granitemoehybrid": {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]},
     "hunyuan_v1_dense": {"head_dim": 128},
     "hunyuan_v1_moe": {"head_dim": 128, "num_experts": 4, "moe_topk": 2},
@@ -84,7 +86,9 @@ FAMILY_VALUES: dict[str, dict[str, Any]] = {
     },
     "vibevoice_acoustic_tokenizer_encoder": {"num_filters": 32, "downsampling_ratios": [2, 2], "depths": [1, 1, 1]},
     "nemotron": {"num_key_value_heads": 48},
+    "reformer": {"axial_pos_shape": (7, 1)},  # when training, as long as the example
     "shieldgemma2": {"yes_token_index": 10784, "no_token_index": 3771},  # else taken as they are
+    "squeezebert": {"q_groups": 2, "k_groups": 2, "v_groups": 2},  # four do not divide six heads
     "swin": {"window_size": 2},
     "xmod": {"default_language": "en_XX"},
     "zamba": {"num_hidden_layers": 3, "layers_block_type": ["linear_attention", "hybrid", "hybrid"]},

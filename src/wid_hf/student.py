@@ -234,7 +234,7 @@ def _twins(config: PretrainedConfig, requested: Mapping[str, Any]) -> list[dict[
     Some models have a projection only where their embedding size differs from the hidden size; where the two
     were equal, the plan refuses a hidden size that shrinks alone.
     """
-    old = getattr(config, "hidden_size", None)
+    old = _stated(config, "hidden_size")
     new = _lookup(config, requested, "hidden_size", old)
     own = config.attribute_map.get("hidden_size", "hidden_size")
     same = {name for name, value in vars(config).items() if type(value) is int and value == old}
@@ -279,7 +279,7 @@ def _write(config: PretrainedConfig, sizes: Mapping[str, Any]) -> None:
         if isinstance(size, Mapping):
             _write(getattr(config, name), size)
         else:
-            old = getattr(config, name)
+            old = _stated(config, name)
             setattr(config, name, type(old)(size) if isinstance(old, (list, tuple)) else size)  # configs check types
 
 
@@ -292,7 +292,7 @@ def _size_problems(config: PretrainedConfig, sizes: Mapping[str, Any], prefix: s
         if name not in {*vars(config), *config.attribute_map}:
             problems.append(_unknown_name(config, name, prefix))
             continue
-        old = getattr(config, name)
+        old = _stated(config, name)
         twin = seen.setdefault(config.attribute_map.get(name, name), name)
         if twin != name:
             problems.append(f"{prefix}{twin} and {prefix}{name} are one size; give one of them")
@@ -351,23 +351,24 @@ def _head_sizes(config: PretrainedConfig, requested: Mapping[str, Any], strategy
     Raises:
         ConfigError: the sizes do not divide; names the nearest that do.
     """
-    old_hidden, old_heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
+    old_hidden, old_heads = _stated(config, "hidden_size"), _stated(config, "num_attention_heads")
     if not isinstance(old_hidden, int) or not isinstance(old_heads, int):
         return [{}]
     hidden = _lookup(config, requested, "hidden_size", old_hidden)
-    own_width = getattr(config, "head_dim", None) if "head_dim" in {*vars(config), *config.attribute_map} else None
-    old_groups = getattr(config, "num_key_value_heads", None)
+    own_width = _stated(config, "head_dim") if "head_dim" in {*vars(config), *config.attribute_map} else None
+    old_groups = _stated(config, "num_key_value_heads")
     heads = _lookup(config, requested, "num_attention_heads", None)
     if heads is None and strategy == "head" and hidden != old_hidden:
-        divisor = gcd(old_hidden, old_heads, old_groups or 0)
-        if old_heads * hidden % old_hidden or (old_groups or 0) * hidden % old_hidden:
+        groups = old_groups if old_groups != 1 else None  # a single one is shared by however many heads are left
+        divisor = gcd(old_hidden, old_heads, groups or 0)
+        if old_heads * hidden % old_hidden or (groups or 0) * hidden % old_hidden:
             raise ConfigError(_joined(config, [_indivisible(
                 hidden, old_hidden // divisor, old_hidden,
                 f"keeps heads of width {own_width or old_hidden // old_heads} only in steps of {old_hidden // divisor}",
             )]))  # fmt: skip
         following = {"num_attention_heads": old_heads * hidden // old_hidden}
-        if old_groups:
-            following["num_key_value_heads"] = old_groups * hidden // old_hidden
+        if groups:
+            following["num_key_value_heads"] = groups * hidden // old_hidden
         return [following]
     count = heads or old_heads
     if own_width is None:
@@ -379,6 +380,15 @@ def _head_sizes(config: PretrainedConfig, requested: Mapping[str, Any], strategy
     if "head_dim" in requested or hidden == old_hidden or own_width * hidden % old_hidden:
         return [{}]
     return [{"head_dim": own_width * hidden // old_hidden}, {}]
+
+
+def _stated(config: PretrainedConfig, name: str) -> Any:
+    """Return an entry of `config`, None where it has none; one that layers override is what it is for the others.
+
+    A config with `per_layer_config` raises when such an entry is read as an attribute.
+    """
+    own = config.attribute_map.get(name, name)
+    return vars(config)[own] if own in vars(config) else getattr(config, name, None)
 
 
 def _lookup(config: PretrainedConfig, requested: Mapping[str, Any], name: str, default: Any) -> Any:
