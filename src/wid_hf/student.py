@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from itertools import chain, product
+from itertools import product
 from math import gcd
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
@@ -165,20 +166,26 @@ def empty_student(teacher: PreTrainedModel, config: PretrainedConfig) -> PreTrai
         student = type(teacher)(deepcopy(config))
     student.tie_weights()  # skipped together with the initialisation
     own = dict(teacher.named_parameters()) | dict(teacher.named_buffers())
-    for name, tensor in chain(student.named_parameters(), student.named_buffers()):
+    for name, buffer in student.named_buffers():
         if name in own and own[name].is_floating_point():
-            tensor.data = tensor.data.to(own[name].dtype)
+            buffer.data = buffer.data.to(own[name].dtype)
     saved = saved_tensors(student)
     for name, parameter in student.named_parameters():
         if name in saved:
-            parameter.data.zero_()
+            parameter.data = _zeros(parameter.shape, own[name].dtype if name in own else parameter.dtype)
         elif parameter.shape == own[name].shape:  # computed from the config, which left its sizes alone
             parameter.data = own[name].data.to(parameter.device)
         else:
             _compute_anew(student, name)
+            parameter.data = parameter.data.to(own[name].dtype)
     if teacher.can_generate():
         student.generation_config = deepcopy(teacher.generation_config)
     return student.to(teacher.device).train(teacher.training)
+
+
+def _zeros(shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """Return zeros that take no memory until something is written: numpy leaves clearing them to the system."""
+    return torch.from_numpy(np.zeros(shape.numel() * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)
 
 
 def _compute_anew(student: PreTrainedModel, name: str) -> None:
@@ -270,6 +277,8 @@ def _expanded_heads(config: PretrainedConfig, requested: Mapping[str, Any], stra
 def _rewritten(config: PretrainedConfig, sizes: Mapping[str, Any]) -> PretrainedConfig:
     new = deepcopy(config)
     new.name_or_path = ""  # the student is not what its teacher's name loads
+    if hasattr(new, "quantization_config"):  # of a file that was dequantized on loading, such as GGUF
+        del new.quantization_config
     _write(new, sizes)
     return new
 
