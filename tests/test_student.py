@@ -18,6 +18,8 @@ from transformers import (
     ElectraForMaskedLM,
     LlamaConfig,
     LlamaForCausalLM,
+    Mamba2Config,
+    Mamba2ForCausalLM,
     PreTrainedModel,
 )
 
@@ -369,3 +371,16 @@ def test_an_embedding_size_that_equals_the_hidden_size_follows_it() -> None:
     )  # fmt: skip
     student = plan_student(ElectraForMaskedLM(config).eval(), WidConfig(hidden_size=12)).student
     assert (student.config.hidden_size, student.config.embedding_size) == (12, 12)
+
+
+@pytest.mark.parametrize(("strategy", "heads", "width"), [("dim", 4, 8), ("head", 2, 16)])
+def test_heads_that_fill_the_expanded_hidden_size_follow_it(strategy: str, heads: int, width: int) -> None:
+    config = Mamba2Config(
+        vocab_size=30, hidden_size=32, expand=2, num_heads=4, head_dim=16, n_groups=2, state_size=4,
+        num_hidden_layers=2, chunk_size=4,
+    )  # fmt: skip
+    planned = plan_student(Mamba2ForCausalLM(config).eval(), WidConfig(hidden_size=16, head_strategy=strategy))
+    student = planned.student.config
+    assert (student.hidden_size, student.num_heads, student.head_dim) == (16, heads, width)
+    (gates,) = {planned.plan.shape(name) for name in planned.plan.axes if name.endswith("0.mixer.norm.weight")}
+    assert gates == (heads * width,)

@@ -192,6 +192,13 @@ def _entities(model: Any, inputs: Inputs) -> Inputs:
     return {"entity_ids": torch.ones(BATCH, 2, dtype=torch.long), "entity_position_ids": positions}
 
 
+def _seen_by_all(model: Any, inputs: Inputs) -> Inputs:
+    """Let the first token see all others and be seen by all (Longformer)."""
+    mask = torch.zeros(BATCH, LENGTH, dtype=torch.long)
+    mask[:, 0] = 1
+    return {"global_attention_mask": mask}
+
+
 def _pair(value: Any) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else tuple(value)
 
@@ -204,4 +211,5 @@ _EXTRAS: dict[str, Callable[[nn.Module, Inputs], Inputs]] = {
     "mask_time_indices": _masked_frames,
     "target_mapping": _asked_positions,
     "entity_ids": _entities,
+    "global_attention_mask": _seen_by_all,
 }

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from itertools import chain, product
+from itertools import product
 from math import gcd
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
@@ -165,20 +166,26 @@ def empty_student(teacher: PreTrainedModel, config: PretrainedConfig) -> PreTrai
         student = type(teacher)(deepcopy(config))
     student.tie_weights()  # skipped together with the initialisation
     own = dict(teacher.named_parameters()) | dict(teacher.named_buffers())
-    for name, tensor in chain(student.named_parameters(), student.named_buffers()):
+    for name, buffer in student.named_buffers():
         if name in own and own[name].is_floating_point():
-            tensor.data = tensor.data.to(own[name].dtype)
+            buffer.data = buffer.data.to(own[name].dtype)
     saved = saved_tensors(student)
     for name, parameter in student.named_parameters():
         if name in saved:
-            parameter.data.zero_()
+            parameter.data = _zeros(parameter.shape, own[name].dtype if name in own else parameter.dtype)
         elif parameter.shape == own[name].shape:  # computed from the config, which left its sizes alone
             parameter.data = own[name].data.to(parameter.device)
         else:
             _compute_anew(student, name)
+            parameter.data = parameter.data.to(own[name].dtype)
     if teacher.can_generate():
         student.generation_config = deepcopy(teacher.generation_config)
     return student.to(teacher.device).train(teacher.training)
+
+
+def _zeros(shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """Return zeros that take no memory until something is written: numpy leaves clearing them to the system."""
+    return torch.from_numpy(np.zeros(shape.numel() * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)
 
 
 def _compute_anew(student: PreTrainedModel, name: str) -> None:
@@ -220,8 +227,9 @@ def _alternatives(config: PretrainedConfig, requested: Mapping[str, Any], strate
     parts = {name: sizes for name, sizes in requested.items() if isinstance(sizes, Mapping)}
     inside = [_alternatives(getattr(config, name), sizes, strategy) for name, sizes in parts.items()]
     return [
-        {**twins, **following, **requested, **dict(zip(parts, chosen, strict=True))}
+        {**twins, **expanded, **following, **requested, **dict(zip(parts, chosen, strict=True))}
         for twins in _twins(config, requested)
+        for expanded in _expanded_heads(config, requested, strategy)
         for chosen in product(*inside)
         for following in _head_sizes(config, requested, strategy)
     ]
@@ -242,9 +250,35 @@ def _twins(config: PretrainedConfig, requested: Mapping[str, Any]) -> list[dict[
     return [{}, dict.fromkeys(names, new)] if names and new != old else [{}]
 
 
+def _expanded_heads(config: PretrainedConfig, requested: Mapping[str, Any], strategy: str) -> list[dict[str, int]]:
+    """Return what becomes of heads that fill a multiple of the hidden size, as those of state spaces do.
+
+    `expand * hidden_size = heads * head width` is an equation of Mamba 2 and its kin that their configs do not
+    solve: nothing follows by itself. As the strategy says, heads become narrower or fewer; or they stay.
+    """
+    old = getattr(config, "hidden_size", None)
+    new = _lookup(config, requested, "hidden_size", old)
+    sizes = {name: size for name, size in vars(config).items() if type(size) is int and size > 0}
+    expand = next((size for name, size in sizes.items() if name.split("_")[-1] == "expand"), None)
+    if expand is None or not isinstance(old, int) or new == old:
+        return [{}]
+    counts = {name for name in sizes if "heads" in name}
+    widths = {name for name in sizes if "head" in name} - counts
+    filling = [
+        (n, w) for n in counts for w in widths if sizes[n] * sizes[w] == expand * old and not {n, w} & {*requested}
+    ]
+    found = {name: sizes[name] * new // old for pair in filling for name in pair if sizes[name] * new % old == 0}
+    by_width = {name: size for name, size in found.items() if name in widths}
+    by_count = {name: size for name, size in found.items() if name in counts}
+    ways = (by_width, by_count) if strategy == "dim" else (by_count, by_width)
+    return [*(way for way in ways if way), {}]
+
+
 def _rewritten(config: PretrainedConfig, sizes: Mapping[str, Any]) -> PretrainedConfig:
     new = deepcopy(config)
     new.name_or_path = ""  # the student is not what its teacher's name loads
+    if hasattr(new, "quantization_config"):  # of a file that was dequantized on loading, such as GGUF
+        del new.quantization_config
     _write(new, sizes)
     return new
 

@@ -192,6 +192,25 @@ def test_a_weight_with_another_number_of_axes_is_refused(tiny_bert: BertForMaske
         make_plan(trace(tiny_bert, INPUTS), shapes)
 
 
+class HalfFrozen(nn.Module):
+    """A width of which one half meets a constant, so that only the other half may shrink."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(6, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.up(x).split(8, dim=-1)
+        return first * torch.arange(8), second
+
+
+def test_a_size_that_frozen_parts_forbid_names_the_operation_that_froze_them() -> None:
+    seen = trace(HalfFrozen(16), {"x": torch.randn(3, 6)})
+    words = r"`up.weight` axis 0: 8 cannot be shared among 8 \+ 8; 8 of it counts positions \(aten\.arange\.default\)"
+    with pytest.raises(PlanError, match=words):
+        make_plan(seen, {"up.weight": (8, 6), "up.bias": (8,)})
+
+
 def test_long_lists_of_contradictions_are_cut_short(tiny_bert: BertForMaskedLM) -> None:
     with pytest.raises(PlanError, match="- and 36 more of the kind") as refusal:
         make_plan(trace(tiny_bert, INPUTS), dict.fromkeys(list(shapes_of(tiny_bert))[:-30], (1, 2, 3)))

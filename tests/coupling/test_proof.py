@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from architectures import ARCHITECTURES, every_family
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, BertForMaskedLM
 
 from wid_hf import ProofError, WidConfig, get_wid_model
@@ -91,6 +91,32 @@ def test_get_wid_model_proves_on_request_before_anything_is_wrapped(
     with pytest.raises(ProofError, match="renaming indices changed the outputs"):
         get_wid_model(tiny_bert, WidConfig(hidden_size=12), verify=True)
     assert not hasattr(tiny_bert, "peft_config")
+
+
+class Caching(nn.Module):
+    """Keeps in evaluation what it computed from a weight, as LeViT does with its attention biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down, self.bias = nn.Linear(6, 8), nn.Linear(8, 4), nn.Parameter(torch.randn(8))
+        self.kept: Tensor | None = None
+
+    def train(self, mode: bool = True) -> Caching:
+        self.kept = None if mode else self.kept
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training or self.kept is None:
+            self.kept = self.bias * 2
+        return self.down(self.up(x) * self.kept)
+
+
+def test_what_a_model_keeps_in_evaluation_neither_fools_the_proof_nor_outlives_it() -> None:
+    model = Caching().eval()
+    x = torch.randn(3, 6)
+    before = model(x)
+    assert verify(model, trace(model, {"x": x})) == 2
+    assert torch.equal(model(x), before)
 
 
 @pytest.mark.parametrize(("fixture", "hidden"), [("reaction_bert_dir", 256), ("minilm_dir", 384)])

@@ -252,7 +252,8 @@ class _Solver:
             return True
         children = factors_of(dim) if dim.factors else parts_of(dim)
         unknown = [child for child in children if self._value(child) is None]
-        known = [value for child in children if (value := self._value(child)) is not None]
+        decided = [child for child in children if child not in unknown]
+        known = [self._value(child) or 0 for child in decided]
         if not unknown:
             self._check(dim, size, place)
             return True
@@ -261,14 +262,14 @@ class _Solver:
                 return False
             rest = prod(known)
             if size % rest:
-                self.problems.append(f"{place}: {size} is not a multiple of {rest}")
+                self.problems.append(f"{place}: {size} is not a multiple of {rest}{_because(decided)}")
                 return True
             return self._apply(unknown[0], size // rest, place)
         if len({key(child) for child in unknown}) > 1:
             return False
         share, remainder = divmod(size - sum(known), len(unknown))
         if remainder or share <= 0:
-            self.problems.append(f"{place}: {size} cannot be shared among {describe(dim)}")
+            self.problems.append(f"{place}: {size} cannot be shared among {describe(dim)}{_because(decided)}")
             return True
         return self._apply(unknown[0], share, place)
 
@@ -290,7 +291,8 @@ class _Solver:
         value = self._value(dim)
         if value != size:
             others = sorted({self.places[leaf] for leaf in leaves(dim) if leaf in self.places})
-            self.problems.append(f"{place} wants {size}, but {', '.join(others) or 'frozen parts'} make it {value}")
+            makers = ", ".join(others) or "frozen parts"
+            self.problems.append(f"{place} wants {size}, but {makers} make it {value}{_because([dim])}")
 
     def _value(self, dim: Dim) -> int | None:
         dim = find(dim)
@@ -301,6 +303,13 @@ class _Solver:
         if any(value is None for value in values):
             return None
         return prod(values) if dim.factors else sum(values)  # type: ignore[arg-type]
+
+
+def _because(dims: Iterable[Dim]) -> str:
+    """Say what froze the largest frozen leaf of `dims`, or nothing where none is."""
+    frozen = [leaf for dim in dims for leaf in leaves(dim) if leaf.frozen is not None and leaf.size > 1]
+    largest = max(frozen, key=lambda leaf: leaf.size, default=None)
+    return f"; {largest.size} of it {largest.frozen}" if largest is not None else ""
 
 
 def _shared_steps(teacher: Trace, student: Trace, wanted: set[Dim]) -> Iterator[tuple[Dim, int, str]]:

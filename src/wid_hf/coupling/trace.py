@@ -394,13 +394,23 @@ def quiet_forward(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; training mode of every module and the random state come back."""
     modes = [(module, module.training) for module in model.modules()]
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    model.eval()
+    forget(model)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
             yield
     finally:
+        forget(model)
         for module, training in modes:
             module.training = training
+
+
+def forget(model: nn.Module) -> None:
+    """Put `model` into evaluation mode, without what it keeps there of other weights.
+
+    LeViT computes attention biases once per evaluation; going to training mode drops them.
+    """
+    model.train()
+    model.eval()
 
 
 def saved_tensors(model: nn.Module) -> dict[str, Tensor]:

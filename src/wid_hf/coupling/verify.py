@@ -19,7 +19,7 @@ from ..errors import ProofError
 from .dims import Dim, describe, leaves
 from .plan import Plan, make_plan, nesting
 from .selection import IndexSets, axis_indices
-from .trace import NOT_REACHED, Trace, output_tensors, quiet_forward
+from .trace import NOT_REACHED, Trace, forget, output_tensors, quiet_forward
 
 
 def verify(model: nn.Module, trace: Trace, seed: int = 0) -> int:
@@ -128,6 +128,7 @@ def _outputs(
     named = {f"model.{name}": tensor for name, tensor in tensors.items()}
     outputs = []
     for number, example in enumerate(trace.examples):
+        forget(model)
         inputs = dict(example.inputs)
         for name in example.streams:
             inputs[name] = _permuted(plan, inputs[name], trace.stream_dims[number, name], sets)
