@@ -69,6 +69,8 @@ FAMILY_VALUES: dict[str, dict[str, Any]] = {
     "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}},
     "gpt_neo": {"num_layers": 2, "attention_types": [[["global", "local"], 1]]},
     "gpt_oss": {"hidden_size": 2048, "intermediate_size": 2048},  # half of 2880 / 16 is no multiple of 16 bytes
+    "granite_speech": {"downsample_rate": 2},  # of a window of four frames
+    "granite_speech_plus": {"downsample_rate": 2},
     "granitemoehybrid": {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]},
     "hgnet_v2": {  # so wide that a sixteenth can be halved
         "stem_channels": [3, 256, 512],
