@@ -346,12 +346,13 @@ class Trace:
         parts = name.split(".")
         for at in range(len(parts) - 1, 0, -1):
             container = self.model.get_submodule(".".join(parts[:at]))
-            if not isinstance(container, (nn.ModuleList, nn.ModuleDict)):
+            children = dict(container.named_children())  # a parametrization's list holds weights as well
+            if not isinstance(container, (nn.ModuleList, nn.ModuleDict)) or parts[at] not in children:
                 continue
-            mine = container.get_submodule(parts[at])
+            mine = children[parts[at]]
             if any(id(parameter) in self._reached for parameter in mine.parameters()):
                 return None
-            for key, sibling in container.named_children():
+            for key, sibling in children.items():
                 other = ".".join([*parts[:at], key, *parts[at + 1 :]])
                 if type(sibling) is type(mine) and other in self.weights and id(self.weights[other]) in self._reached:
                     same = self.weights[other].shape == self.weights[name].shape
