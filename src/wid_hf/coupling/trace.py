@@ -346,12 +346,13 @@ class Trace:
         parts = name.split(".")
         for at in range(len(parts) - 1, 0, -1):
             container = self.model.get_submodule(".".join(parts[:at]))
-            if not isinstance(container, (nn.ModuleList, nn.ModuleDict)):
-                continue
-            mine = container.get_submodule(parts[at])
+            siblings = dict(container.named_children())
+            if not isinstance(container, (nn.ModuleList, nn.ModuleDict)) or parts[at] not in siblings:
+                continue  # a weight norm is a list of modules that holds its weight beside them
+            mine = siblings[parts[at]]
             if any(id(parameter) in self._reached for parameter in mine.parameters()):
                 return None
-            for key, sibling in container.named_children():
+            for key, sibling in siblings.items():
                 other = ".".join([*parts[:at], key, *parts[at + 1 :]])
                 if type(sibling) is type(mine) and other in self.weights and id(self.weights[other]) in self._reached:
                     same = self.weights[other].shape == self.weights[name].shape
