@@ -67,6 +67,12 @@ def _with_channels(config: PretrainedConfig) -> Sizes:
     return {**_hidden(config), **_inner(config), **_channels(config)}
 
 
+def _after_stem(config: PretrainedConfig) -> Sizes:
+    """Channels but those that a stem gives, which EfficientNet takes from elsewhere."""
+    sizes = _channels(config)
+    return {name: [vars(config)[name][0], *size[1:]] if name == "in_channels" else size for name, size in sizes.items()}
+
+
 def _plain(config: PretrainedConfig) -> Sizes:
     return {**_own_hidden(config), **_inner(config)}
 
@@ -91,7 +97,7 @@ def _inner(config: PretrainedConfig) -> Sizes:
     return {name: size for name, size in _halves(config).items() if INNER.search(name)}
 
 
-_CHOICES = (_everything, _with_channels, _plain_with_heads, _plain, _wide, _own_hidden, _inner)
+_CHOICES = (_everything, _with_channels, _after_stem, _plain_with_heads, _plain, _wide, _own_hidden, _inner)
 
 
 def _hidden(config: PretrainedConfig) -> Sizes:
@@ -101,7 +107,8 @@ def _hidden(config: PretrainedConfig) -> Sizes:
 
 def _hidden_names(config: PretrainedConfig) -> set[str]:
     own = config.attribute_map.get("hidden_size", "hidden_size")
-    return {name for name in vars(config) if name == own or (HIDDEN.search(name) and not INNER.search(name))}
+    names = {name for name in vars(config) if name == own or (HIDDEN.search(name) and not INNER.search(name))}
+    return names or {name for name, size in _channels(config).items() if isinstance(size, list)}
 
 
 def _channels(config: PretrainedConfig) -> Sizes:

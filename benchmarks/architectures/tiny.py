@@ -62,13 +62,22 @@ FAMILY_VALUES: dict[str, dict[str, Any]] = {
     "deepseek_v2": {"num_experts_per_tok": 6, "moe_intermediate_size": 1536},  # experts want multiples of 16 bytes
     "donut-swin": {"window_size": 2},  # the last of four stages has 2 x 2 places
     "dots1": {"n_routed_experts": 64, "n_shared_experts": 2, "num_experts_per_tok": 6, "first_k_dense_replace": 1},
+    "efficientnet": {"width_coefficient": 1.0, "depth_coefficient": 1.0, "hidden_dim": 1280},
     "esm": {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32},
     "falcon": {"hidden_size": 4096, "num_attention_heads": 64, "num_kv_heads": 64, "ffn_hidden_size": 16384},  # not 71
     "gemma3n_text": {"num_kv_shared_layers": 0},  # else a kind of layer may be shared only
     "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}},
     "gpt_neo": {"num_layers": 2, "attention_types": [[["global", "local"], 1]]},
     "gpt_oss": {"hidden_size": 2048, "intermediate_size": 2048},  # half of 2880 / 16 is no multiple of 16 bytes
+    "granite_speech": {"downsample_rate": 2},  # of a window of four frames
+    "granite_speech_plus": {"downsample_rate": 2},
     "granitemoehybrid": {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]},
+    "hgnet_v2": {  # so wide that a sixteenth can be halved
+        "stem_channels": [3, 256, 512],
+        "stage_in_channels": [512, 256, 512, 1024],
+        "stage_mid_channels": [256, 256, 512, 512],
+        "stage_out_channels": [256, 512, 1024, 2048],
+    },
     "hunyuan_v1_dense": {"head_dim": 128},
     "hunyuan_v1_moe": {"head_dim": 128, "num_experts": 4, "moe_topk": 2},
     "lfm2": {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]},

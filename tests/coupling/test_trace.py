@@ -133,6 +133,24 @@ def test_an_expert_that_got_no_token_follows_a_sibling_that_got_some() -> None:
     assert any("experts.2.0.weight` was not reached and follows" in note for note in make_plan(seen, shapes).notes)
 
 
+class Idle(nn.Module):
+    """A weight-normed convolution that no forward calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used = nn.Linear(4, 2)
+        self.idle = nn.utils.parametrizations.weight_norm(nn.Conv1d(4, 2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.used(x)
+
+
+def test_a_weight_in_parts_that_no_forward_reaches_is_frozen() -> None:
+    seen = trace(Idle(), {"x": torch.randn(3, 7, 4)})
+    direction = seen.weight_dims["idle.parametrizations.weight.original1"]
+    assert [dim.frozen is not None for dim in map(find, direction)] == [True] * 3
+
+
 class Towers(nn.Module):
     """A part with a projection; the model's own forward uses the part only when told to."""
 

@@ -346,13 +346,13 @@ class Trace:
         parts = name.split(".")
         for at in range(len(parts) - 1, 0, -1):
             container = self.model.get_submodule(".".join(parts[:at]))
-            siblings = dict(container.named_children())
-            if not isinstance(container, (nn.ModuleList, nn.ModuleDict)) or parts[at] not in siblings:
-                continue  # a weight norm is a list of modules that holds its weight beside them
-            mine = siblings[parts[at]]
+            children = dict(container.named_children())  # a parametrization's list holds weights as well
+            if not isinstance(container, (nn.ModuleList, nn.ModuleDict)) or parts[at] not in children:
+                continue
+            mine = children[parts[at]]
             if any(id(parameter) in self._reached for parameter in mine.parameters()):
                 return None
-            for key, sibling in siblings.items():
+            for key, sibling in children.items():
                 other = ".".join([*parts[:at], key, *parts[at + 1 :]])
                 if type(sibling) is type(mine) and other in self.weights and id(self.weights[other]) in self._reached:
                     same = self.weights[other].shape == self.weights[name].shape
