@@ -231,3 +231,18 @@ def test_a_module_that_the_forward_itself_puts_in_place_is_named() -> None:
 
     seen = trace(Swapping(), {"x": torch.randn(3, 4)})
     assert {name for name, _ in seen.steps} >= {"inner.0"}
+
+
+def test_a_weight_norm_that_nothing_reached_is_frozen() -> None:
+    class Idle(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = torch.nn.Linear(4, 6)
+            self.idle = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(4, 6))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.up(x)
+
+    seen = trace(Idle(), {"x": torch.randn(3, 4)})
+    idle = [dims for name, dims in seen.weight_dims.items() if name.startswith("idle.")]
+    assert idle and all(dim.frozen is not None for dims in idle for dim in dims)
