@@ -31,9 +31,13 @@ def example_inputs(model: PreTrainedModel) -> Inputs:
     """
     accepted = inspect.signature(model.forward).parameters
     main = model.main_input_name
+    if main not in accepted or main == "inputs":  # Perceiver's name for whatever its variant takes
+        main = next((name for name in ("input_ids", "pixel_values") if name in accepted), main)
     inputs: Inputs = {main: _INPUTS.get(main, _tokens)(model)}
     if "decoder_input_ids" in accepted and main != "decoder_input_ids":
         inputs["decoder_input_ids"] = _tokens(model)
+    for name in _ALWAYS.keys() & accepted.keys():
+        inputs |= _ALWAYS[name](model)
     if "use_cache" in accepted:
         inputs["use_cache"] = False
     return _on_device(model, inputs)
@@ -72,7 +76,7 @@ def _on_device(model: PreTrainedModel, inputs: Inputs) -> Inputs:
 
 def _tokens(model: PreTrainedModel) -> Tensor:
     # Counting down from the end keeps clear of padding and other special tokens, which sit at the start.
-    vocabulary = model.config.get_text_config(decoder=True).vocab_size
+    vocabulary = getattr(model.config.get_text_config(decoder=True), "vocab_size", 100)  # CANINE hashes characters
     return vocabulary - 1 - torch.arange(BATCH * LENGTH).view(BATCH, LENGTH) % (max(vocabulary // 2, 1))
 
 
@@ -192,11 +196,28 @@ def _entities(model: Any, inputs: Inputs) -> Inputs:
     return {"entity_ids": torch.ones(BATCH, 2, dtype=torch.long), "entity_position_ids": positions}
 
 
-def _seen_by_all(model: Any, inputs: Inputs) -> Inputs:
+def _seen_by_all(model: Any) -> Inputs:
     """Let the first token see all others and be seen by all (Longformer)."""
     mask = torch.zeros(BATCH, LENGTH, dtype=torch.long)
     mask[:, 0] = 1
     return {"global_attention_mask": mask}
+
+
+def _regions(model: Any) -> Inputs:
+    """Features and boxes of four regions of an image (LXMERT)."""
+    features = _waves(model, BATCH, 4, model.config.visual_feat_dim)
+    return {"visual_feats": features, "visual_pos": _waves(model, BATCH, 4, model.config.visual_pos_dim)}
+
+
+def _patches(model: Any) -> Inputs:
+    """Images as rows of 3 x 2 patches, with their shapes (SigLIP 2)."""
+    config = getattr(model.config, "vision_config", model.config)
+    values = _waves(model, BATCH, 6, config.num_channels * prod(_pair(config.patch_size)))
+    return {
+        "pixel_values": values,
+        "pixel_attention_mask": torch.ones(BATCH, 6, dtype=torch.long),
+        "spatial_shapes": torch.tensor([[3, 2]] * BATCH),
+    }
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -211,5 +232,9 @@ _EXTRAS: dict[str, Callable[[nn.Module, Inputs], Inputs]] = {
     "mask_time_indices": _masked_frames,
     "target_mapping": _asked_positions,
     "entity_ids": _entities,
+}
+_ALWAYS: dict[str, Callable[[PreTrainedModel], Inputs]] = {
     "global_attention_mask": _seen_by_all,
+    "visual_feats": _regions,
+    "spatial_shapes": _patches,
 }

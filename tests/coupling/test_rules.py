@@ -628,3 +628,21 @@ def test_only_the_main_diagonal_of_a_square_is_the_same_whatever_its_order(offse
     seen = traced(forward, q=nn.Linear(WIDTH, 8), k=nn.Linear(WIDTH, 8))
     assert free(seen, "q.weight", 0) is is_free
     assert same(seen, ("q.weight", 0), ("k.weight", 0)) is is_free
+
+
+def test_heads_taken_from_the_end_leave_those_before_them_free() -> None:
+    def forward(m: Model, x: Tensor) -> Tensor:
+        heads = m.fused(x).view(3, TOKENS, 6, 8)
+        q, k, v = heads[..., :-2, :], heads[..., [-2], :], heads[..., [-1], :]
+        return m.out((q * k.sigmoid() + v).flatten(2))
+
+    seen = traced(forward, fused=nn.Linear(WIDTH, 48), out=nn.Linear(32, 6))
+    queries, *others = leaves(find(seen.weight_dims["fused.weight"][0]).factors[0])
+    assert queries.size == 4 and queries.frozen is None
+    assert [other.frozen.text for other in others] == ["is looked up by number"] * len(others)
+    assert queries is next(leaves(seen.weight_dims["out.weight"][1]))
+
+
+def test_numbers_from_the_end_that_are_data_freeze_the_whole_dimension() -> None:
+    seen = traced(lambda m, x: m.up(x)[..., -1 - x[0, :2, 0].abs().long()], up=nn.Linear(WIDTH, 20))
+    assert reason(seen, "up.weight", 0).text == "is looked up by number"

@@ -153,7 +153,7 @@ def sampled(trace: Trace, out: Tensor, a: Tensor, grid: Tensor, *args: object) -
 
 @rule(
     aten._adaptive_avg_pool2d.default, aten._adaptive_avg_pool3d.default,
-    aten.upsample_nearest1d.default, aten.upsample_nearest2d.default,
+    aten._upsample_bilinear2d_aa.default, aten._upsample_bicubic2d_aa.default, aten.upsample_nearest1d.default, aten.upsample_nearest2d.default,
     aten.upsample_bilinear2d.default, aten.upsample_bicubic2d.default, aten.upsample_linear1d.default,
     aten.reflection_pad1d.default, aten.reflection_pad2d.default, aten.replication_pad2d.default,
 )  # fmt: skip

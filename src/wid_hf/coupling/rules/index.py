@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..dims import Dim
+from ..dims import Dim, find, split_concat
 from ..registry import rule
 from .pointwise import broadcast
 
@@ -36,8 +36,8 @@ def advanced_index(trace: Trace, out: Tensor, a: Tensor, indices: Sequence[Tenso
     given = [index for index in indices if index is not None]
     if any(index.dtype in (torch.bool, torch.uint8) for index in given):
         return _read_where(trace, out, dims, given) if places == [0] else None
-    for place in places:
-        trace.freeze(dims[place], "is looked up by number")
+    for place, index in zip(places, given, strict=True):
+        _freeze_looked_up(trace, dims[place], index)
     shape = torch.broadcast_shapes(*(index.shape for index in given))
     block = broadcast(trace, torch.empty(shape, device="meta"), *given)
     rest = [dim for place, dim in enumerate(dims) if place not in places]
@@ -52,6 +52,19 @@ def _read_where(trace: Trace, out: Tensor, dims: Dims, given: Sequence[Tensor]) 
     for dim in dims[: mask.ndim]:
         trace.freeze_if_used(out, dim, "is looked up by number")
     return (trace.frozen(out.shape[0], "counts what a mask selects"), *dims[mask.ndim :])
+
+
+def _freeze_looked_up(trace: Trace, dim: Dim, index: Tensor) -> None:
+    """Freeze what `index` may point into: `[-2]` in the code counts from the end, so only the end is frozen.
+
+    Falcon takes its one key and one value head from behind all query heads in this way.
+    """
+    text = "is looked up by number"
+    why = find(trace.dims(index)[0]).frozen if index.ndim == 1 and index.numel() else None
+    is_literal = why is not None and why.operation == "aten.lift_fresh.default"
+    if is_literal and int(index.max()) < 0 and (end := -int(index.min())) < dim.size:
+        dim = split_concat(dim, [dim.size - end, end], trace.reason(text))[1]
+    trace.freeze(dim, text)
 
 
 @rule(aten.index_select.default)
