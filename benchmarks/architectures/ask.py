@@ -14,8 +14,9 @@ from transformers import PretrainedConfig
 
 Sizes = dict[str, Any]
 HIDDEN = re.compile(
-    r"hidden_sizes?$|hidden_size_global|^d_model$|^n_embd$|^emb_dim$|^embed_dims?$|_unit_dims$|^d_latents$|^axial_.*dim$"
+    r"hidden_sizes?$|hidden_size_global|^d_model$|^n_embd$|^emb_dim$|^embed_dims?$|_unit_dims$|^d_latents$"
 )
+SHARES = re.compile(r"^axial_.*dim$|^(coordinate|shape)_size$")  # embeddings side by side that make up the hidden size
 INNER = re.compile(r"intermediate_size|ffn|^d_ff$|^n_inner$|^hidden_dim$|feed_forward_size")
 CHANNELS = re.compile(r"channels$|embedding_size$")  # of convolutional models: they have lists of hidden sizes
 HEADS = re.compile(r"heads$|^n_head$")
@@ -59,8 +60,8 @@ def leaf_names(sizes: Sizes) -> tuple[str, ...]:
 
 
 def _everything(config: PretrainedConfig) -> Sizes:
-    """Every hidden size, inner width, list of channels, and the heads of state spaces that fill the hidden size."""
-    return {**_hidden(config), **_channels(config), **_inner(config), **_filling_heads(config)}
+    """Every hidden size and its shares, inner width, list of channels, and heads that fill the hidden size."""
+    return {**_hidden(config), **_shares(config), **_channels(config), **_inner(config), **_filling_heads(config)}
 
 
 def _with_channels(config: PretrainedConfig) -> Sizes:
@@ -103,6 +104,10 @@ _CHOICES = (_everything, _with_channels, _after_stem, _plain_with_heads, _plain,
 def _hidden(config: PretrainedConfig) -> Sizes:
     names = _hidden_names(config)
     return {name: size for name, size in _halves(config).items() if name in names}
+
+
+def _shares(config: PretrainedConfig) -> Sizes:
+    return {name: size for name, size in _halves(config).items() if SHARES.search(name)}
 
 
 def _hidden_names(config: PretrainedConfig) -> set[str]:
