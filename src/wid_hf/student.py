@@ -185,6 +185,8 @@ def empty_student(teacher: PreTrainedModel, config: PretrainedConfig) -> PreTrai
 
 def _zeros(shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """Return zeros that take no memory until something is written: numpy leaves clearing them to the system."""
+    if not shape.numel():
+        return torch.zeros(shape, dtype=dtype)
     return torch.from_numpy(np.zeros(shape.numel() * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)
 
 
