@@ -46,10 +46,16 @@ MOST = (
     (r"vocab|hash_bucket", VOCABULARY),
     (r"max_position|_positions$|_position_embeddings$|^n_positions$|^n_ctx$|^max_seq_len$|^image_size$", 64),
     (r"per_tok|^moe_(k|topk)$|^top_k_experts$|^n_groups?$|expert_group", 2),
+    (r"^mm_tokens_per_image$", 4),
     (r"^topk_group$|^first_k_dense_replace$", 1),
     (r"^(num|n|moe_num)_.*expert|window", 4),
     (r"^(?!.*tokenizer).*chunk_size|attn_chunk_length", 8),
 )
+# Its window of four frames, and what its projector reads: as wide as the encoder.
+GRANITE_SPEECH = {
+    "downsample_rate": 2,
+    "projector_config": {"model_type": "blip_2_qformer", "encoder_hidden_size": 1024},
+}
 # What a family's own defaults lack or make too large for a tiny model, by model type or model class. In the terms of a
 # full-size model: it is scaled like the rest. Defaults of at most `WHOLE` layers keep all of them.
 WHOLE = 4
@@ -69,8 +75,8 @@ FAMILY_VALUES: dict[str, dict[str, Any]] = {
     "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}},
     "gpt_neo": {"num_layers": 2, "attention_types": [[["global", "local"], 1]]},
     "gpt_oss": {"hidden_size": 2048, "intermediate_size": 2048},  # half of 2880 / 16 is no multiple of 16 bytes
-    "granite_speech": {"downsample_rate": 2},  # of a window of four frames
-    "granite_speech_plus": {"downsample_rate": 2},
+    "granite_speech": GRANITE_SPEECH,
+    "granite_speech_plus": GRANITE_SPEECH,
     "granitemoehybrid": {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]},
     "hgnet_v2": {  # so wide that a sixteenth can be halved
         "stem_channels": [3, 256, 512],
@@ -99,6 +105,7 @@ FAMILY_VALUES: dict[str, dict[str, Any]] = {
     "shieldgemma2": {"yes_token_index": 10784, "no_token_index": 3771},  # else taken as they are
     "squeezebert": {"q_groups": 2, "k_groups": 2, "v_groups": 2},  # four do not divide six heads
     "swin": {"window_size": 2},
+    "voxtral": {"audio_token_id": 24},
     "xmod": {"default_language": "en_XX"},
     "zamba": {"num_hidden_layers": 3, "layers_block_type": ["linear_attention", "hybrid", "hybrid"]},
 }

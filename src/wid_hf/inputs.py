@@ -7,6 +7,7 @@ Takes a model, gives keyword arguments. `student` traces with them unless the us
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator
 from math import prod
 from typing import Any
@@ -81,15 +82,14 @@ def _tokens(model: PreTrainedModel) -> Tensor:
 
 
 def _images(model: PreTrainedModel) -> Tensor:
-    config = getattr(model.config, "vision_config", model.config)
+    config = _part_of(model.config, "vision_config")
     height, width = _pair(getattr(config, "image_size", None) or getattr(config, "input_size", None) or 32)
     return _waves(model, BATCH, getattr(config, "num_channels", 3), height, width)
 
 
 def _sound(model: PreTrainedModel) -> Tensor:
     """Raw samples, or the spectrogram that the config describes."""
-    parts = (getattr(model.config, name, None) for name in ("audio_config", "encoder_config"))
-    config = next((part for part in parts if isinstance(part, PretrainedConfig)), model.config)
+    config = _part_of(model.config, "audio_config", "encoder_config")
     bins = getattr(config, "num_mel_bins", None)
     if bins and getattr(config, "max_source_positions", None):
         return _waves(model, BATCH, bins, 2 * config.max_source_positions)  # Whisper halves the frames
@@ -122,53 +122,78 @@ def _encoder_states(model: Any, inputs: Inputs) -> Inputs:
 
 
 def _image_and_text(model: Any, inputs: Inputs) -> Inputs:
-    """Images, and as many placeholder tokens for them as the model's own `get_image_features` gives features."""
+    """Images, and as many placeholder tokens for them as the model makes features of them."""
     images = _images(model)
-    if not hasattr(model, "get_image_features") or "input_ids" not in inputs:
+    if width := getattr(model.config, "patch_dim", None):
+        images = _waves(model, 2 * BATCH, width)  # the patches of all images, one behind the other
+    if "input_ids" not in inputs:
         return {"pixel_values": images}
+    try:
+        return _with_placeholders(model, inputs, {"pixel_values": images}, "image")
+    except (ValueError, RuntimeError):
+        return _with_placeholders(model, inputs, {"pixel_values": images.unsqueeze(1)}, "image")  # a list for each text
+
+
+def _sound_and_text(name: str) -> Callable[[Any, Inputs], Inputs]:
+    def make(model: Any, inputs: Inputs) -> Inputs:
+        """Sound, its mask where one is asked for, and as many placeholder tokens as the model makes features of it."""
+        sound: Inputs = {name: _sound(model)}
+        features = getattr(model.base_model, "get_audio_features", model.forward)
+        for mask in ("input_features_mask", "feature_attention_mask", "padding_mask"):
+            if mask in inspect.signature(features).parameters:
+                sound[mask] = torch.ones(BATCH, sound[name].shape[-1], dtype=torch.long)
+        return _with_placeholders(model, inputs, sound, "audio") if "input_ids" in inputs else sound
+
+    return make
+
+
+def _with_placeholders(model: Any, inputs: Inputs, given: Inputs, kind: str) -> Inputs:
+    """Return `given` with token ids and mask that begin with a row of `kind`'s placeholder tokens."""
+    token = _placeholder(model.config, kind)
+    if token is None:
+        return given
+    text = inputs["input_ids"]
+    text = torch.where(text == token, text - 1, text)
+
+    def beside(count: int) -> Inputs:
+        ids = torch.cat([torch.full((BATCH, count), token, device=text.device), text], dim=1)
+        return {**given, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    return beside(_features(model, given, beside(2), kind) // BATCH)
+
+
+def _placeholder(config: Any, kind: str) -> int | None:
+    found = (getattr(config, f"{kind}_token_{word}", None) for word in ("id", "index"))
+    return next((token for token in found if token is not None), None)
+
+
+def _features(model: Any, given: Inputs, guess: Inputs, kind: str) -> int:
+    """Return how many rows of features the model puts in the place of placeholder tokens.
+
+    Raises:
+        Exception: whatever the model raises where it cannot make any of `given`.
+    """
+    given, guess = _on_device(model, given), _on_device(model, guess)
     with quiet_forward(model):
         try:
-            features = model.get_image_features(pixel_values=images)
-        except (ValueError, RuntimeError) as refusal:
-            images = images.unsqueeze(1)  # a list of images for each text
-            try:
-                features = model.get_image_features(pixel_values=images)
-            except (ValueError, RuntimeError):
-                raise refusal from None
-    return {"pixel_values": images, **_with_placeholders(model, inputs, features, "image")}
-
-
-def _sound_and_text(model: Any, inputs: Inputs) -> Inputs:
-    """Sound, its mask where one is asked for, and as many placeholder tokens as there are audio features."""
-    sound: Inputs = {"input_features": _sound(model)}
-    accepted = inspect.signature(model.forward).parameters
-    for name in ("input_features_mask", "feature_attention_mask", "padding_mask"):
-        if name in accepted:
-            sound[name] = torch.ones(BATCH, sound["input_features"].shape[-1], dtype=torch.long)
-    if not hasattr(model, "get_audio_features") or "input_ids" not in inputs:
-        return sound
-    given = sound
-    if "input_ids" in inspect.signature(model.get_audio_features).parameters:
-        given = {**sound, "input_ids": inputs["input_ids"]}
-    with quiet_forward(model):
-        features = model.get_audio_features(**given)
-    return {**sound, **_with_placeholders(model, inputs, features, "audio")}
-
-
-def _with_placeholders(model: Any, inputs: Inputs, features: Any, kind: str) -> Inputs:
-    """Return token ids and mask with a row of `kind`'s placeholder tokens in front."""
-    config = model.config
-    token = getattr(config, f"{kind}_token_id", None)
-    token = getattr(config, f"{kind}_token_index", None) if token is None else token
-    if token is None:
-        return {}
+            features = getattr(model, f"get_{kind}_features")(**given)
+        except (AttributeError, TypeError):  # it has no such method, or one that asks for the tokens as well
+            return _told_features(model, guess)
     pooled = getattr(features, "pooler_output", None)
     tensors = output_tensors(features if pooled is None else pooled)
-    rows = sum(tensor.numel() // tensor.shape[-1] for tensor in tensors)
-    text = inputs["input_ids"]
-    row = torch.full((BATCH, rows // BATCH), token, device=text.device)
-    ids = torch.cat([row, torch.where(text == token, text - 1, text)], dim=1)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return sum(tensor.numel() // tensor.shape[-1] for tensor in tensors)
+
+
+def _told_features(model: Any, guess: Inputs) -> int:
+    """Return the number that the model names when it refuses a wrong one."""
+    try:
+        with quiet_forward(model):
+            model(**guess)
+    except ValueError as refusal:
+        if told := re.search(r"features: (\d+)", str(refusal)):
+            return int(told[1])
+        raise
+    return guess["input_ids"].shape[0] * 2
 
 
 def _masked_patches(model: Any, inputs: Inputs) -> Inputs:
@@ -220,6 +245,14 @@ def _patches(model: Any) -> Inputs:
     }
 
 
+def _part_of(config: Any, *names: str) -> Any:
+    """Return the part of a composite config that has one of these names, however deep; else the whole."""
+    parts = [part for part in vars(config).values() if isinstance(part, PretrainedConfig)]
+    own = [part for name in names if isinstance(part := getattr(config, name, None), PretrainedConfig)]
+    below = (found for part in parts if (found := _part_of(part, *names)) is not part)
+    return next(iter(own), None) or next(below, config)
+
+
 def _pair(value: Any) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else tuple(value)
 
@@ -227,7 +260,8 @@ def _pair(value: Any) -> tuple[int, int]:
 _EXTRAS: dict[str, Callable[[nn.Module, Inputs], Inputs]] = {
     "encoder_hidden_states": _encoder_states,
     "pixel_values": _image_and_text,
-    "input_features": _sound_and_text,
+    "input_features": _sound_and_text("input_features"),
+    "input_values": _sound_and_text("input_values"),
     "bool_masked_pos": _masked_patches,
     "mask_time_indices": _masked_frames,
     "target_mapping": _asked_positions,

@@ -282,7 +282,18 @@ def _rewritten(config: PretrainedConfig, sizes: Mapping[str, Any]) -> Pretrained
     if hasattr(new, "quantization_config"):  # of a file that was dequantized on loading, such as GGUF
         del new.quantization_config
     _write(new, sizes)
+    _settle(new, type(new).from_dict(new.to_dict()))
     return new
+
+
+def _settle(config: PretrainedConfig, loaded: PretrainedConfig) -> None:
+    """Give `config` the numbers that it has once saved and loaded, where its class computes some from others."""
+    for name, value in vars(loaded).items():
+        own = vars(config).get(name)
+        if isinstance(own, PretrainedConfig):
+            _settle(own, value)
+        elif own != value and type(own) is type(value) and isinstance(value, (int, float, list)):
+            setattr(config, name, value)
 
 
 def _write(config: PretrainedConfig, sizes: Mapping[str, Any]) -> None:

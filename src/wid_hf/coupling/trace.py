@@ -6,11 +6,14 @@ outputs and of the model's outputs. `plan` reads it; `rules` write it while the 
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,7 +31,8 @@ from .dims import Dim, Reason, freeze, leaves, unify
 from .registry import rule_for
 
 NOT_REACHED = Reason("", "", "was not reached by the example inputs")
-ADDITIONS = {"aten.add.Tensor", "aten.add_.Tensor"}
+# What a table may meet: sums, and products in which its indices are summed over.
+ADDITIVE = {"aten.add.Tensor", "aten.add_.Tensor", "aten.mm.default", "aten.addmm.default", "aten.bmm.default"}
 Dims = tuple[Dim, ...]
 Call = tuple[str, int]  # a module's name and the how-manieth call of it in this trace
 
@@ -79,6 +83,7 @@ class Trace:
         carried_by: carriers that stand in for others.
         tables: groups of embedding tables whose rows are summed.
         twins: weights that no example reached and that follow a weight of a sibling module, by name.
+        idle: weights that no code reads.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -92,6 +97,7 @@ class Trace:
         self.output_dims: list[Dims] = []
         self.stream_dims: dict[tuple[int, str], Dims] = {}
         self.twins: dict[str, str] = {}
+        self.idle: list[str] = []
         self.carried_by: dict[Carrier, Carrier] = {}
         self.tables: list[set[str]] = []
         self._dims = WeakIdKeyDictionary()
@@ -193,7 +199,7 @@ class Trace:
         self._reached.update(map(id, operands))
         of_weights = any(self.depends_on_weights(tensor) for tensor in operands)
         tables = [name for tensor in operands if (name := self._from_tables.get(tensor)) is not None]
-        if tables and of_weights and str(operation) not in ADDITIONS:
+        if tables and of_weights and str(operation) not in ADDITIVE:
             self._freeze_tables(operands)
         results = [tensor for tensor in tree_leaves(out) if isinstance(tensor, Tensor)]
         rule = rule_for(operation)
@@ -218,8 +224,8 @@ class Trace:
     def _freeze_tables(self, operands: Sequence[Tensor]) -> None:
         """Forbid computed tables to shrink: the student's own, narrower one holds other numbers.
 
-        Only a sum forgives that: the student's table is added in its place, at indices chosen to suit. A
-        product (rotary positions) or a look-up by its entries does not.
+        Only a sum forgives that: the student's table is added in its place, or read by a weight, at indices
+        chosen to suit. A product of entries (rotary positions) or a look-up by them does not.
         """
         for tensor in operands:
             if (name := self._from_tables.get(tensor)) is not None:
@@ -326,9 +332,15 @@ class Trace:
         ]
 
     def finish(self) -> None:
-        """Give weights that no forward reached the dimensions of a sibling's, or freeze them."""
+        """Give weights that no forward reached the dimensions of a sibling's, or freeze them.
+
+        Those that no code reads stay free: whichever of their indices are kept, no forward can tell.
+        """
         for name in self.unreached:
             twin = self._twin(name)
+            if twin is None and self._is_idle(name):
+                self.idle.append(name)
+                continue
             if twin is None:
                 for dim in self.weight_dims[name]:
                     freeze(dim, NOT_REACHED)
@@ -336,6 +348,20 @@ class Trace:
             self.twins[name] = twin
             for mine, theirs in zip(self.weight_dims[name], self.weight_dims[twin], strict=True):
                 unify(mine, theirs, NOT_REACHED)
+
+    def _is_idle(self, name: str) -> bool:
+        """Return whether no code reads a weight or a module around it: its file has the name only where it is made."""
+        parts = name.split(".")
+        for at, attribute in enumerate(parts):
+            owner = self.model.get_submodule(".".join(parts[:at]))
+            source = inspect.getsourcefile(type(owner))
+            if source is None or type(owner).__module__.startswith("torch.") or attribute.isdigit():
+                continue
+            text = Path(source).read_text(encoding="utf-8")
+            uses = re.findall(rf"\b{re.escape(attribute)}\b(.?.?.?)", text)
+            if len(uses) == 1 and uses[0].startswith(" = "):
+                return True
+        return False
 
     def _twin(self, name: str) -> str | None:
         """Return the same weight of a sibling module, for an expert that got no token where another got some.
