@@ -15,7 +15,7 @@ from transformers import BertForMaskedLM, TrainerCallback, TrainingArguments
 from wid_hf import TrainingError, WidConfig, WidError, WidTrainer, WidTrainingArguments, get_wid_model
 from wid_hf.compaction import Compactor
 
-HALF = WidConfig(hidden_size=12, intermediate_size=24)
+HALF = WidConfig(hidden_size=12, intermediate_size=24, init="identity")
 
 
 def masked_rows(count: int = 16, length: int = 8) -> Dataset:

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import BertForMaskedLM, MarianConfig, MarianMTModel, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from wid_hf import ConfigError, DataError, PlanError, WidConfig, WidError, WidModel, get_wid_model
+from wid_hf import ConfigError, PlanError, WidConfig, WidError, WidModel, get_wid_model
 
 IDS = {"input_ids": torch.arange(21).view(3, 7) + 2}
 
@@ -149,7 +149,7 @@ def test_gradient_checkpointing_changes_no_gradient(family: str) -> None:
 def test_a_checkpoint_around_the_second_use_of_a_tied_weight_changes_no_gradient(
     tiny_bert: BertForMaskedLM, reentrant: bool
 ) -> None:
-    wid = get_wid_model(tiny_bert, WidConfig(hidden_size=12))
+    wid = get_wid_model(tiny_bert, WidConfig(hidden_size=12, init="identity"))
     noisy(wid)
 
     def gradients() -> dict[str, Tensor]:
@@ -167,11 +167,11 @@ def test_a_checkpoint_around_the_second_use_of_a_tied_weight_changes_no_gradient
 
 @pytest.fixture
 def wid(tiny_bert: BertForMaskedLM) -> PeftModel:
-    return get_wid_model(tiny_bert, WidConfig(hidden_size=12, intermediate_size=24))
+    return get_wid_model(tiny_bert, WidConfig(hidden_size=12, intermediate_size=24, init="identity"))
 
 
 def test_pefts_own_door_gives_the_same_model(tiny_bert: BertForMaskedLM, wid: PeftModel) -> None:
-    again = get_peft_model(tiny_bert, WidConfig(hidden_size=12, intermediate_size=24))
+    again = get_peft_model(tiny_bert, WidConfig(hidden_size=12, intermediate_size=24, init="identity"))
     assert isinstance(again, PeftModel) and isinstance(again.base_model, WidModel)
     assert torch.equal(logits(again, IDS), logits(wid, IDS))
     assert {n: p.shape for n, p in again.named_parameters()} == {n: p.shape for n, p in wid.named_parameters()}
@@ -184,7 +184,7 @@ def test_trainable_parameters_are_printed(wid: PeftModel, capsys: pytest.Capture
 
 
 def test_the_config_given_is_not_changed(tiny_bert: BertForMaskedLM) -> None:
-    config = WidConfig(hidden_size=12)
+    config = WidConfig(hidden_size=12, init="identity")
     before = dict(vars(config))
     get_wid_model(tiny_bert, config)
     assert vars(config) == before
@@ -192,7 +192,7 @@ def test_the_config_given_is_not_changed(tiny_bert: BertForMaskedLM) -> None:
 
 def test_unload_gives_the_teacher_back(tiny_bert: BertForMaskedLM) -> None:
     before = logits(tiny_bert, IDS)
-    wid = get_wid_model(tiny_bert, WidConfig(hidden_size=12))
+    wid = get_wid_model(tiny_bert, WidConfig(hidden_size=12, init="identity"))
     noisy(wid)
     assert wid.unload() is tiny_bert is wid.base_model.teacher
     assert torch.equal(logits(tiny_bert, IDS), before)
@@ -240,7 +240,7 @@ def test_merging_weights_that_are_not_finite_is_refused_on_request(wid: PeftMode
 
 
 def test_a_merge_without_the_calibration_that_was_asked_for_is_refused(tiny_bert: BertForMaskedLM) -> None:
-    wid = get_peft_model(tiny_bert, WidConfig(hidden_size=12, selection="variance"))
+    wid = get_peft_model(tiny_bert, WidConfig(hidden_size=12, selection="variance", init="identity"))
     with pytest.raises(WidError, match="has seen no calibration data"):
         wid.merge_and_unload()
     wid.base_model.calibrate([IDS])
@@ -252,7 +252,7 @@ def test_calibrating_restarts_the_same_compactors_at_other_indices(tiny_bert: Be
         tiny_bert.bert.embeddings.word_embeddings.weight[:, 12:] *= 50
         for norm in (m for m in tiny_bert.modules() if isinstance(m, nn.LayerNorm)):
             norm.weight[12:] = 5.0
-    wid = get_wid_model(tiny_bert, WidConfig(hidden_size=12))
+    wid = get_peft_model(tiny_bert, WidConfig(hidden_size=12, init="identity", selection="variance"))
     ids = {name: id(parameter) for name, parameter in wid.named_parameters()}
     noisy(wid)
     wid.base_model.calibrate([IDS])
@@ -261,11 +261,12 @@ def test_calibrating_restarts_the_same_compactors_at_other_indices(tiny_bert: Be
     assert torch.equal(wid.base_model.model.bert.embeddings.word_embeddings.weight, words[:, 12:])
 
 
-def test_variance_without_data_and_data_without_variance_are_refused(tiny_bert: BertForMaskedLM) -> None:
-    with pytest.raises(DataError, match=r'selection="variance" ranks indices by activations: pass calibration_data'):
-        get_wid_model(tiny_bert, WidConfig(hidden_size=12, selection="variance"))
-    with pytest.raises(ConfigError, match=r'calibration_data is given but selection="first" does not use it'):
-        get_wid_model(tiny_bert, WidConfig(hidden_size=12), calibration_data=[IDS])
+def test_calibration_data_that_nothing_uses_is_refused(tiny_bert: BertForMaskedLM) -> None:
+    identity = WidConfig(hidden_size=12, init="identity")
+    with pytest.raises(ConfigError, match=r'init="identity" with selection="first" does not use it; set init="calib'):
+        get_wid_model(tiny_bert, identity, calibration_data=[IDS])
+    with pytest.raises(ConfigError, match="calibration data is given but"):
+        get_wid_model(tiny_bert, identity).base_model.calibrate([IDS])
 
 
 def test_another_methods_config_is_refused(tiny_bert: BertForMaskedLM) -> None:
@@ -319,8 +320,8 @@ def test_a_table_that_loading_computes_anew_is_a_constant_and_is_kept() -> None:
     )  # fmt: skip
     teacher = MarianMTModel(config).eval()
     with pytest.raises(PlanError, match=r"24 cannot become 12, because it meets .*embed_positions"):
-        get_wid_model(teacher, WidConfig(hidden_size=12))
-    halved = WidConfig(overrides={"encoder_ffn_dim": 24, "decoder_ffn_dim": 24})
+        get_wid_model(teacher, WidConfig(hidden_size=12, init="identity"))
+    halved = WidConfig(overrides={"encoder_ffn_dim": 24, "decoder_ffn_dim": 24}, init="identity")
     student = get_wid_model(teacher, halved).merge_and_unload()
     tables = [model.get_parameter("model.encoder.embed_positions.weight") for model in (teacher, student)]
     assert tables[0].abs().sum() > 0

@@ -127,7 +127,9 @@ def _checked(family: str, task: str, class_name: str, teacher: PreTrainedModel, 
 def _narrow(teacher: PreTrainedModel, inputs: dict[str, Any], sizes: dict[str, Any], strategy: str) -> None:
     """Shrink by `sizes`, take a step, merge, save and reload; raise `Wrong` where something does not hold."""
     teacher = deepcopy(teacher)
-    model = get_wid_model(teacher, WidConfig(overrides=sizes, head_strategy=strategy), example_inputs=inputs)  # type: ignore[arg-type]
+    model = get_wid_model(
+        teacher, WidConfig(overrides=sizes, head_strategy=strategy, init="identity"), example_inputs=inputs
+    )  # type: ignore[arg-type]
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
     _loss(output_tensors(model(**inputs))).backward()
     optimizer.step()

@@ -17,6 +17,7 @@ from rich.table import Table
 from ..errors import PlanError
 from .carrier import Carrier
 from .dims import Dim, Reason, describe, factors_of, find, leaves, parts_of
+from .reads import Read
 from .trace import Dims, Trace
 
 Key = tuple  # of leaf identities, nested like the tree
@@ -57,6 +58,7 @@ class Plan:
             student's own code multiplies by another number than the teacher's (attention scale).
         unfolded: differences of that kind that no weight can take over, in words.
         tables: embedding tables whose rows are summed: they share one column compactor.
+        reads: every product of a tensor with a weight, in the order of the forward.
     """
 
     axes: Mapping[str, Dims]
@@ -65,6 +67,7 @@ class Plan:
     scales: Mapping[Carrier, float] = field(default_factory=dict)
     unfolded: tuple[str, ...] = ()
     tables: tuple[frozenset[str], ...] = ()
+    reads: tuple[Read, ...] = ()
 
     def size(self, dim: Dim) -> int:
         """Return the student's size of `dim`."""
@@ -195,6 +198,7 @@ def make_plan(teacher: Trace, shapes: Mapping[str, tuple[int, ...]], student: Tr
         scales=scales,
         unfolded=unfolded,
         tables=tuple(frozenset(group) for group in teacher.tables),
+        reads=tuple(teacher.reads),
     )
 
 
