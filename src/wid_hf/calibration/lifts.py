@@ -86,7 +86,9 @@ class _Lifter:
         self.latest: dict[Any, Regression] = {}
 
     def run(self, batches: Sequence[Batch]) -> list[Site]:
-        sites = []
+        sites: list[Site] = []
+        if not self.compactors:
+            return sites
         with quiet_forward(self.teacher), quiet_forward(self.student), ExitStack() as stack:
             teachers = [self._teacher(batch) for batch in batches]
             students = [self._student(batch, stack) for batch in batches]
@@ -94,7 +96,10 @@ class _Lifter:
             regression: Regression | None = None
             previous: list[Stop | None] = []
             for at, here in track(
-                walk([*teachers, *students]), "Calibrating", total=len(self.compactors), transient=True
+                walk([*teachers, *students], max(self.compactors)),
+                "Calibrating",
+                total=len(self.compactors),
+                transient=True,
             ):
                 if not previous or not same(previous, here):
                     regression = self._observe(pairs, here[: len(pairs)], here[len(pairs) :], self.plan.reads[at])
@@ -148,7 +153,7 @@ class _Lifter:
         note = ROUTED if seen is None else FEW if seen.count <= size else ""
         if seen is not None and not note:
             if self.uses[read.weight] > 1:
-                total = self.so_far.setdefault(read.weight, Regression(dim.size, size, seen.square.device))
+                total = self.so_far.setdefault(read.weight, Regression(dim.size, size, seen.energy.device))
                 total += seen
                 seen = total
             self.latest[key(dim)] = seen

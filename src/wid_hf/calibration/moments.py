@@ -1,6 +1,8 @@
-"""Running second moments in float64: all that calibration keeps of activations.
+"""Running means and second moments: all that calibration keeps of activations.
 
-Takes rows of activations, gives covariances of one tensor and regressions of one tensor on another.
+Takes rows of activations, gives covariances of one tensor and regressions of one tensor on another. Products are
+formed batch by batch about the batch's own mean, in the precision of the activations but never less than float32,
+and added up in float64 (Chan, Golub and LeVeque 1979, who show why nothing cancels).
 """
 
 from __future__ import annotations
@@ -19,25 +21,29 @@ def place_of(device: torch.device) -> torch.device:
 
 
 class Covariance:
-    """First and second moments of `n` indices."""
+    """Mean and second moments of `n` indices."""
 
     def __init__(self, size: int, device: torch.device) -> None:
         self.count = 0
-        self.sum = torch.zeros(size, dtype=torch.float64, device=place_of(device))
-        self.second = torch.zeros(size, size, dtype=torch.float64, device=place_of(device))
+        self.mean = torch.zeros(size, dtype=torch.float64, device=place_of(device))
+        self.about_mean = torch.zeros(size, size, dtype=torch.float64, device=place_of(device))
 
     def add(self, rows: Tensor) -> None:
         """Add observations `(rows, n)`."""
-        rows = rows.to(self.sum.device, torch.float64)
-        self.count += len(rows)
-        self.sum += rows.sum(0)
-        self.second.addmm_(rows.T, rows)
+        if not len(rows):
+            return
+        mean, rows = _centred(rows)
+        self.about_mean += (rows.T @ rows).to(self.mean)
+        count = self.count + len(rows)
+        step = mean.to(self.mean) - self.mean
+        self.about_mean.addr_(step, step, alpha=self.count * len(rows) / count)
+        self.mean += step * (len(rows) / count)
+        self.count = count
 
     def matrix(self, centred: bool) -> Tensor:
         """Return the covariance `(n, n)`, or the second moments about zero."""
-        mean = self.sum / max(self.count, 1)
-        second = self.second / max(self.count, 1)
-        return second - torch.outer(mean, mean) if centred else second
+        covariance = self.about_mean / max(self.count, 1)
+        return covariance if centred else covariance + torch.outer(self.mean, self.mean)
 
 
 @dataclass(frozen=True)
@@ -54,31 +60,44 @@ class Regression:
     def __init__(self, teacher: int, student: int, device: torch.device) -> None:
         place = place_of(device)
         self.count = 0
-        self.sums = [torch.zeros(size, dtype=torch.float64, device=place) for size in (teacher, student)]
-        self.square = torch.zeros(teacher, dtype=torch.float64, device=place)
+        self.teacher = torch.zeros(teacher, dtype=torch.float64, device=place)
+        self.student = torch.zeros(student, dtype=torch.float64, device=place)
         self.cross = torch.zeros(teacher, student, dtype=torch.float64, device=place)
         self.second = torch.zeros(student, student, dtype=torch.float64, device=place)
+        self.energy = torch.zeros((), dtype=torch.float64, device=place)
 
     def add(self, teacher: Tensor, student: Tensor) -> None:
         """Add observations `(rows, n)` and `(rows, k)` of the same positions."""
-        place = self.square.device
-        teacher, student = teacher.to(place, torch.float64), student.to(place, torch.float64)
-        self.count += len(teacher)
-        self.sums[0] += teacher.sum(0)
-        self.sums[1] += student.sum(0)
-        self.square += teacher.square().sum(0)
-        self.cross.addmm_(teacher.T, student)
-        self.second.addmm_(student.T, student)
+        if not len(teacher):
+            return
+        new = Regression(teacher.shape[1], student.shape[1], teacher.device)
+        new.count = len(teacher)
+        (mean, teacher), (other, student) = _centred(teacher), _centred(student)
+        new.teacher, new.student = mean.to(self.teacher), other.to(self.student)
+        new.cross, new.second = (teacher.T @ student).to(self.cross), (student.T @ student).to(self.second)
+        new.energy = teacher.square().sum().to(self.energy)
+        self += new
 
-    def __iadd__(self, other: Regression) -> Regression:
-        self.count += other.count
-        for mine, theirs in zip(self._tensors(), other._tensors(), strict=True):
-            mine.add_(theirs)
+    def __iadd__(self, new: Regression) -> Regression:
+        count = self.count + new.count
+        if not count:
+            return self
+        share = new.count / count
+        teacher, student = new.teacher - self.teacher, new.student - self.student
+        for mine, theirs, step in (
+            (self.cross, new.cross, torch.outer(teacher, student)),
+            (self.second, new.second, torch.outer(student, student)),
+            (self.energy, new.energy, teacher.square().sum()),
+        ):
+            mine.add_(theirs).add_(step, alpha=self.count * share)
+        self.teacher.add_(teacher, alpha=share)
+        self.student.add_(student, alpha=share)
+        self.count = count
         return self
 
     def is_finite(self) -> tuple[bool, bool]:
         """Return whether all that was observed of the teacher, and of the student, is finite."""
-        return bool(self.square.isfinite().all()), bool(self.second.isfinite().all())
+        return bool(self.energy.isfinite()), bool(self.second.isfinite().all())
 
     def solve(self, start: Tensor, ridge: float, intercept: bool) -> Lift:
         """Return `argmin E|x_teacher - C x_student - c0|^2 + r |C - start|^2`, Tikhonov's ridge regression.
@@ -93,13 +112,12 @@ class Regression:
         """
         cross, second, _ = self._moments(intercept)
         start = start.to(second)
-        size = len(second)
         strength = ridge * second.diagonal().mean()
-        if not strength > 0:  # a stream that never moves
-            return Lift(start, self._offset(start, intercept))
-        factor = torch.linalg.cholesky(second + strength * torch.eye(size).to(second))
-        change = torch.cholesky_solve((cross - start @ second).T, factor).T
-        return Lift(start + change, self._offset(start + change, intercept))
+        columns = start
+        if strength > TINY:  # else a stream that never moves
+            columns = start + _ridged(second, float(strength), (cross - start @ second).T).T
+        offset = self.teacher - columns @ self.student if intercept else torch.zeros_like(self.teacher)
+        return Lift(columns, offset)
 
     def error(self, columns: Tensor, intercept: bool) -> float:
         """Return `E|x_teacher - C x_student - c0|^2 / E|x_teacher|^2` with the best `c0`, or none.
@@ -113,18 +131,25 @@ class Regression:
 
     def _moments(self, centred: bool) -> tuple[Tensor, Tensor, Tensor]:
         count = max(self.count, 1)
-        cross, second, energy = self.cross / count, self.second / count, self.square.sum() / count
-        if centred:
-            teacher, student = (total / count for total in self.sums)
-            cross, second = cross - torch.outer(teacher, student), second - torch.outer(student, student)
-            energy = energy - teacher.square().sum()
+        cross, second, energy = self.cross / count, self.second / count, self.energy / count
+        if not centred:
+            cross = cross + torch.outer(self.teacher, self.student)
+            second = second + torch.outer(self.student, self.student)
+            energy = energy + self.teacher.square().sum()
         return cross, second, energy
 
-    def _offset(self, columns: Tensor, intercept: bool) -> Tensor:
-        if not intercept:
-            return torch.zeros_like(self.square)
-        teacher, student = (total / max(self.count, 1) for total in self.sums)
-        return teacher - columns @ student
 
-    def _tensors(self) -> tuple[Tensor, ...]:
-        return (*self.sums, self.square, self.cross, self.second)
+def _ridged(second: Tensor, strength: float, right: Tensor) -> Tensor:
+    """Return `(second + strength)^-1 right`; what rounding has made of singular directions counts as singular."""
+    factor, failed = torch.linalg.cholesky_ex(second + strength * torch.eye(len(second)).to(second))
+    if not failed:
+        return torch.cholesky_solve(right, factor)
+    values, vectors = torch.linalg.eigh(second)
+    return vectors @ ((vectors.T @ right) / (values.clamp(min=0) + strength)[:, None])
+
+
+def _centred(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean of observations and the observations about it, in float32 or more."""
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    mean = rows.mean(0)
+    return mean, rows - mean

@@ -114,7 +114,9 @@ class _Surveyor:
                     forward.know(name, tensor)
             covariance = None
             previous: list[Stop | None] = []
-            for at, here in track(walk(forwards), "Looking at the teacher", total=len(stops), transient=True):
+            for at, here in track(
+                walk(forwards, stops[-1]), "Looking at the teacher", total=len(stops), transient=True
+            ):
                 if covariance is None or not same(previous, here):
                     covariance = self._covariance(forwards, here)
                 previous = here
@@ -141,7 +143,7 @@ class _Surveyor:
         for forward, stop in zip(forwards, here, strict=True):
             if stop is not None:
                 covariance.add(forward.rows(stop))
-        if not covariance.second.isfinite().all():
+        if not covariance.about_mean.isfinite().all():
             raise DataError(NOT_FINITE.format("teacher"))
         self.positions = max(self.positions, covariance.count)
         return covariance
@@ -166,7 +168,7 @@ class _Surveyor:
 
     def _weight(self, read: Read, like: Covariance) -> Tensor:
         """Return the reading matrix `(everything else, n)`."""
-        weight = self.trace.weights[read.weight].detach().to(like.sum.device, torch.float64)
+        weight = self.trace.weights[read.weight].detach().to(like.mean.device, torch.float64)
         return weight.movedim(read.axis, -1).reshape(-1, weight.shape[read.axis])
 
     def _score(self, axis: Dim, matrix: Tensor, reader: Tensor | None) -> None:
@@ -188,14 +190,13 @@ class _Surveyor:
         """Return second moments per head `(heads, n, n)` of what a stretch of rows writes."""
         part = slice(carrier.start, carrier.stop)
         rows = self._weight(read, covariance)[part]
-        mean = covariance.sum / max(covariance.count, 1)
         bias = self.trace.weights[read.bias].detach().to(rows)[part] if read.bias is not None else 0
         factors = stretch(self.plan.axes[carrier.parameter][carrier.axis], carrier.start, carrier.stop)
         shape, width = [factor.size for factor in factors[:-1]], factors[-1].size
         heads = rows.view(-1, width, rows.shape[1])
         moments = heads @ covariance.matrix(centred=True) @ heads.mT
         if not centred:
-            means = (rows @ mean + bias).view(-1, width)
+            means = (rows @ covariance.mean + bias).view(-1, width)
             moments = moments + means[:, :, None] * means[:, None, :]
         outer = self.plan.under.get(factors[-1])
         moments = moments.view(*shape, width, width)

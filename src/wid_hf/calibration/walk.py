@@ -170,11 +170,11 @@ class _Reader(TorchDispatchMode):
         return None
 
 
-def walk(forwards: Sequence[Forward]) -> Iterator[tuple[int, list[Stop | None]]]:
+def walk(forwards: Sequence[Forward], last: int) -> Iterator[tuple[int, list[Stop | None]]]:
     """Yield each read that some forward makes, and where every forward stands: None for one that does not make it.
 
-    The reads come in the plan's order, each once all forwards that make it have reached it. All forwards are
-    ended when the caller stops asking or anything is raised.
+    The reads come in the plan's order, each once all forwards that make it have reached it. After the read number
+    `last`, when the caller stops asking or when anything is raised, all forwards are ended where they stand.
     """
     with ExitStack() as stack:
         for forward in forwards:
@@ -184,6 +184,8 @@ def walk(forwards: Sequence[Forward]) -> Iterator[tuple[int, list[Stop | None]]]
             at = min(stop.at for stop in here if stop is not None)
             present = [stop if stop is not None and stop.at == at else None for stop in here]
             yield at, present
+            if at == last:
+                return
             # Forwards that stand elsewhere stay; a read that came earlier in another order is not waited for.
             for index, stop in enumerate(present):
                 if stop is not None:
