@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from functools import cache, partial
 from math import prod
 from pathlib import Path
@@ -245,6 +246,17 @@ def test_a_merge_without_the_calibration_that_was_asked_for_is_refused(tiny_bert
         wid.merge_and_unload()
     wid.base_model.calibrate([IDS])
     assert wid.merge_and_unload().config.hidden_size == 12
+
+
+def test_a_model_that_waits_for_calibration_warns_at_its_first_forward(tiny_bert: BertForMaskedLM) -> None:
+    wid = get_peft_model(tiny_bert, WidConfig(hidden_size=12))
+    with pytest.warns(UserWarning, match=r"init='calibrated'.*has seen no calibration data\. Call model\.calibrate"):
+        wid(**IDS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        wid(**IDS)
+    identity = get_peft_model(tiny_bert, WidConfig(hidden_size=12, init="identity"))
+    assert torch.equal(logits(wid, IDS), logits(identity, IDS))
 
 
 def test_calibrating_restarts_the_same_compactors_at_other_indices(tiny_bert: BertForMaskedLM) -> None:

@@ -298,9 +298,9 @@ def _is_matrix(dims: tuple[Dim, ...]) -> bool:
 
 
 def _shifted(plan: Plan) -> set[str]:
-    """Return every bias that is added where a weight reads a dimension that shrinks."""
-    shrinking = [read for read in plan.reads if plan.size(dim := plan.axes[read.weight][read.axis]) < dim.size]
-    return {read.bias for read in shrinking if read.bias is not None}
+    """Return every bias that is added where the columns of a weight are fitted."""
+    biases = {plan.reads[at].bias for at in plan.fitted}
+    return {bias for bias in biases if bias is not None}
 
 
 def _siblings(plan: Plan, weight: str) -> list[str]:

@@ -56,21 +56,6 @@ def lift_reads(
     return _Lifter(teacher, student, compactions, trace, plan, ridge).run(batches)
 
 
-def lifted_axis(plan: Plan, trace: Trace, compactions: Mapping[str, Compaction], read: Read) -> Compactor | None:
-    """Return the column compactor that a read's lift may set: one of its own, of a weight used in no other way."""
-    if read.weight not in compactions or read.weight in trace.looked_up_tables:
-        return None
-    if any(other.weight == read.weight and other.axis != read.axis for other in plan.reads):
-        return None
-    module = compactions[read.weight].maps[str(read.axis)] if _shrinks(plan, read) else None
-    return module if isinstance(module, Compactor) else None
-
-
-def _shrinks(plan: Plan, read: Read) -> bool:
-    dim = plan.axes[read.weight][read.axis]
-    return plan.size(dim) < dim.size
-
-
 class _Lifter:
     def __init__(
         self, teacher: nn.Module, student: nn.Module, compactions: Mapping[str, Compaction], trace: Trace, plan: Plan,
@@ -78,8 +63,8 @@ class _Lifter:
     ) -> None:  # fmt: skip
         self.teacher, self.student = teacher, student
         self.compactions, self.trace, self.plan, self.ridge = compactions, trace, plan, ridge
-        found = {at: lifted_axis(plan, trace, compactions, read) for at, read in enumerate(plan.reads)}
-        self.compactors = {at: module for at, module in found.items() if module is not None}
+        modules = {at: compactions[plan.reads[at].weight].maps[str(plan.reads[at].axis)] for at in plan.fitted}
+        self.compactors = {at: module for at, module in modules.items() if isinstance(module, Compactor)}
         self.uses = Counter(plan.reads[at].weight for at in self.compactors)
         self.starts = {plan.reads[at].weight: m.matrix.detach().T.clone() for at, m in self.compactors.items()}
         self.so_far: dict[str, Regression] = {}

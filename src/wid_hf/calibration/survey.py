@@ -294,7 +294,7 @@ def _free(trace: Trace, plan: Plan, shrinking: set[Dim]) -> dict[Dim, _Products]
     return {
         leaf: products
         for leaf, products in found.items()
-        if leaf in shrinking and leaf not in turned and _accounted(trace, plan, leaf, products)
+        if leaf in shrinking and leaf not in turned and _accounted(plan, leaf, products)
     }
 
 
@@ -305,7 +305,7 @@ def _inner(plan: Plan, carrier: Carrier) -> Dim | None:
     return factors[-1] if len(axes) == 2 and factors and all(factor.is_leaf for factor in factors) else None
 
 
-def _accounted(trace: Trace, plan: Plan, leaf: Dim, products: _Products) -> bool:
+def _accounted(plan: Plan, leaf: Dim, products: _Products) -> bool:
     """Return whether `leaf` stands nowhere but in the products, and on one side of each only."""
     makers = products.left | products.right | products.written
     if bool(products.left) == bool(products.written) or products.left & products.right:
@@ -316,7 +316,7 @@ def _accounted(trace: Trace, plan: Plan, leaf: Dim, products: _Products) -> bool
         contracted[read.weight].add(read.axis)
     for carrier in makers:
         # A maker that is looked up, or that never reads along its other axis, has rows no moments are known of.
-        if carrier.parameter in trace.looked_up_tables or contracted[carrier.parameter] != {1 - carrier.axis}:
+        if carrier.parameter in plan.looked_up or contracted[carrier.parameter] != {1 - carrier.axis}:
             return False
     biases = {read.bias for read in plan.reads if read.weight in {carrier.parameter for carrier in makers}}
     for weight, axes in plan.axes.items():

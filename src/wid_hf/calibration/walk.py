@@ -57,10 +57,11 @@ class Forward:
         self._error: BaseException | None = None
         self._closing = False
         self._thread = threading.Thread(target=self._run, daemon=True, name="wid_hf calibration")
-        self._thread.start()
 
     def advance(self) -> Stop | None:
         """Run to the next stop and return it, or None at the end; what the model raises is raised here."""
+        if self._thread.ident is None:
+            self._thread.start()
         self._go.release()
         self._arrived.acquire()
         if self._error is not None:
@@ -71,7 +72,8 @@ class Forward:
         """End the forward where it stands."""
         self._closing = True
         self._go.release()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def watch(self, weight: str, fold: nn.Module) -> Callable[[], None]:
         """Know what `fold` returns in this forward as `weight`; call the result to stop that."""

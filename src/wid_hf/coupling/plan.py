@@ -59,6 +59,7 @@ class Plan:
         unfolded: differences of that kind that no weight can take over, in words.
         tables: embedding tables whose rows are summed: they share one column compactor.
         reads: every product of a tensor with a weight, in the order of the forward.
+        looked_up: tables whose rows are taken by number.
     """
 
     axes: Mapping[str, Dims]
@@ -68,6 +69,7 @@ class Plan:
     unfolded: tuple[str, ...] = ()
     tables: tuple[frozenset[str], ...] = ()
     reads: tuple[Read, ...] = ()
+    looked_up: frozenset[str] = frozenset()
 
     def size(self, dim: Dim) -> int:
         """Return the student's size of `dim`."""
@@ -81,6 +83,25 @@ class Plan:
     def shape(self, weight: str) -> tuple[int, ...]:
         """Return the shape of `weight` in the student."""
         return tuple(self.size(dim) for dim in self.axes[weight])
+
+    @property
+    def fitted(self) -> tuple[int, ...]:
+        """Numbers of the reads whose weight's columns may be fitted to what is read.
+
+        The axis shrinks, and the weight is a matrix that is used in no other way: a table that is also looked up
+        (a tied decoder) writes along the very axis that it reads.
+        """
+        axes_read: dict[str, set[int]] = {}
+        for read in self.reads:
+            axes_read.setdefault(read.weight, set()).add(read.axis)
+        return tuple(
+            at
+            for at, read in enumerate(self.reads)
+            if self.size(dim := self.axes[read.weight][read.axis]) < dim.size
+            and sum(other.size > 1 for other in self.axes[read.weight]) > 1
+            and read.weight not in self.looked_up
+            and len(axes_read[read.weight]) == 1
+        )
 
     @property
     def couplings(self) -> tuple[Coupling, ...]:
@@ -199,6 +220,7 @@ def make_plan(teacher: Trace, shapes: Mapping[str, tuple[int, ...]], student: Tr
         unfolded=unfolded,
         tables=tuple(frozenset(group) for group in teacher.tables),
         reads=tuple(teacher.reads),
+        looked_up=frozenset(teacher.looked_up_tables),
     )
 
 
