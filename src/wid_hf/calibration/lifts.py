@@ -75,6 +75,9 @@ class _Lifter:
         if not self.compactors:
             return sites
         with quiet_forward(self.teacher), quiet_forward(self.student), ExitStack() as stack:
+            for compaction in self.compactions.values():  # one fold serves the students of all batches
+                stack.callback(compaction.drop_memo)
+                compaction.start_memo()
             teachers = [self._teacher(batch) for batch in batches]
             students = [self._student(batch, stack) for batch in batches]
             pairs = list(zip(teachers, students, strict=True))
@@ -171,6 +174,7 @@ class _Lifter:
         """Let every student go on with the weights as they are now: each has folded the old ones already."""
         for name in (read.weight, read.bias):
             if name is not None:
+                self.compactions[name].start_memo()
                 value = self.compactions[name](self.trace.weights[name])
                 for student in students:
                     student.replace(name, value)
