@@ -98,7 +98,10 @@ class Compaction(nn.Module):
                 folded = module(folded, int(axis))
             if self.shift is not None:
                 folded = folded + self.shift
-            folded = folded.to(original.dtype)
+            folded = folded.to(original.dtype).contiguous()  # as a loaded weight is
+        if not recording and _may_look_trained():
+            # Torch picks its way through a product by this even where nothing is recorded: round as a parameter does.
+            folded.requires_grad_(original.requires_grad)
         if memo is not None:
             memo[recording] = folded
         return folded
@@ -284,6 +287,10 @@ def shrinking_leaves(plan: Plan) -> list[Dim]:
     """Return every leaf of a weight that loses indices."""
     found = dict.fromkeys(leaf for axes in plan.axes.values() for dim in axes for leaf in leaves(dim))
     return [leaf for leaf in found if plan.targets.get(leaf, leaf.size) < leaf.size]
+
+
+def _may_look_trained() -> bool:
+    return not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled()
 
 
 def _inside_checkpoint() -> bool:
