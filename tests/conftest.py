@@ -41,6 +41,11 @@ def minilm_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
+def smollm2_dir() -> Path:
+    return _teacher("smollm2")
+
+
+@pytest.fixture(scope="session")
 def uspto50k() -> Path:
     folder = Path(os.environ.get("WID_HF_DATA", REPOSITORY.parent / "shared" / "data")) / "uspto50k"
     if not folder.is_dir():

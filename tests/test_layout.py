@@ -20,7 +20,7 @@ ALLOWED = {
     "compaction": {"coupling", "errors"},
     "calibration": {"compaction", "coupling", "errors"},
     "config": {"errors"},
-    "inputs": {"errors"},
+    "inputs": {"coupling", "errors"},
     "student": {"config", "coupling", "errors", "inputs"},
     "tuner": {"calibration", "compaction", "config", "coupling", "errors", "student"},
     "peft_registration": {"config", "tuner"},

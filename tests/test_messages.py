@@ -80,7 +80,7 @@ def test_narrower_heads_under_rotary_positions() -> None:
     kind = "full" if "full" in lines[1] else "sliding"  # transformers takes them in the order of a set
     assert lines[1] == (
         "- `model.rotary_emb` (aten.mul.Tensor): 6 cannot become 3, because it meets buffer "
-        f"`model.rotary_emb.{kind}_attention_inv_freq` (aten.mul.Tensor in `model.rotary_emb`)"
+        f"`model.rotary_emb.{kind}_attention_inv_freq` (aten.mul.Tensor in `model.layers.0.attn`)"
     )
     assert lines[-2:] == [
         'Rotary positions fix the width of heads: try head_strategy="head", which drops whole heads.',

@@ -12,8 +12,14 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
+    ConvNextConfig,
+    ConvNextForImageClassification,
     ElectraConfig,
     ElectraForMaskedLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Mamba2Config,
+    Mamba2ForCausalLM,
     PreTrainedModel,
 )
 
@@ -192,6 +198,8 @@ def test_a_model_class_that_refuses_its_config_is_quoted(tiny_bert: BertForMaske
         ({"hidden_size": 24.0}, r"hidden_size=24\.0 is not a positive integer"),
         ({"hidden_size": 0}, "hidden_size=0 is not a positive integer"),
         ({"hidden_size": True}, "hidden_size=True is not a positive integer"),
+        ({"overrides": {"hidden_sizes": [8, 0]}}, r"hidden_sizes=\[8, 0\]: 0 is not a positive integer"),
+        ({"overrides": {"hidden_sizes": []}}, r"hidden_sizes=\[\] is not a positive integer"),
         ({"overrides": {"text_config": {"d_ff": "8"}}}, r"text_config\.d_ff='8' is not a positive integer"),
         ({}, "no size is given; set hidden_size, intermediate_size or another size to shrink"),
     ],
@@ -235,7 +243,7 @@ def test_what_is_no_stock_model_with_weights_is_refused(
     tiny_bert: BertForMaskedLM, spoil: Callable[[PreTrainedModel], Any], message: str
 ) -> None:
     with pytest.raises(TeacherError, match=message):
-        get_wid_model(spoil(tiny_bert), WidConfig(hidden_size=6))
+        get_wid_model(spoil(tiny_bert), WidConfig(hidden_size=12))
 
 
 def test_a_teacher_may_be_used_again_after_its_student_was_made(tiny_bert: BertForMaskedLM) -> None:
@@ -262,6 +270,38 @@ def test_sizes_may_be_given_under_common_names_that_the_config_maps_to_its_own()
     assert student.transformer.h[0].mlp.c_fc.weight.shape == (24, 96)
 
 
+@pytest.fixture
+def staged() -> ConvNextForImageClassification:
+    config = ConvNextConfig(num_stages=2, hidden_sizes=(16, 24), depths=(1, 1), image_size=16, num_labels=3)
+    return ConvNextForImageClassification(config).eval()
+
+
+def test_a_list_of_sizes_narrows_every_stage(staged: ConvNextForImageClassification) -> None:
+    student = plan_student(staged, WidConfig(overrides={"hidden_sizes": [8, 24]})).student
+    assert list(student.config.hidden_sizes) == [8, 24]
+    assert student.convnext.embeddings.patch_embeddings.weight.shape[0] == 8
+    assert student.classifier.weight.shape == (3, 24)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"hidden_sizes": [8]}, "hidden_sizes=[8] is not a list of 2 sizes, as the teacher's [16, 24] is"),
+        ({"hidden_sizes": 8}, "hidden_sizes=8 is not a list of 2 sizes, as the teacher's [16, 24] is"),
+        ({"hidden_sizes": [8, 32]}, "hidden_sizes[1]=32 is wider than the teacher's 24"),
+        ({"hidden_sizes": [16, 24]}, "every size equals the teacher's"),
+        ({"stage_names": [8, 8, 8]}, "stage_names is no list of sizes"),
+        ({"num_channels": [1]}, "num_channels=[1] is a list, the teacher's is 3; give one number"),
+    ],
+)
+def test_lists_that_do_not_fit_the_teachers_are_refused(
+    staged: ConvNextForImageClassification, overrides: dict, message: str
+) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        plan_student(staged, WidConfig(overrides=overrides))
+    assert message in str(refusal.value)
+
+
 def test_llama_keeps_its_stated_head_width_and_drops_key_value_heads_with_query_heads() -> None:
     row = ARCHITECTURES["llama"]
     kept, dropped = (
@@ -270,6 +310,13 @@ def test_llama_keeps_its_stated_head_width_and_drops_key_value_heads_with_query_
     )
     assert (kept.num_attention_heads, kept.num_key_value_heads, kept.head_dim) == (4, 2, 12)
     assert (dropped.num_attention_heads, dropped.num_key_value_heads, dropped.head_dim) == (2, 1, 12)
+
+
+def test_a_single_key_value_head_stays_when_query_heads_are_dropped() -> None:
+    teacher = LlamaForCausalLM(LlamaConfig(**COMMON, num_key_value_heads=1)).eval()
+    student = plan_student(teacher, WidConfig(hidden_size=24, head_strategy="head")).student
+    assert (student.config.num_attention_heads, student.config.num_key_value_heads) == (2, 1)
+    assert student.model.layers[0].self_attn.k_proj.weight.shape == (teacher.config.head_dim, 24)
 
 
 def test_generation_settings_and_label_names_come_along() -> None:
@@ -324,3 +371,16 @@ def test_an_embedding_size_that_equals_the_hidden_size_follows_it() -> None:
     )  # fmt: skip
     student = plan_student(ElectraForMaskedLM(config).eval(), WidConfig(hidden_size=12)).student
     assert (student.config.hidden_size, student.config.embedding_size) == (12, 12)
+
+
+@pytest.mark.parametrize(("strategy", "heads", "width"), [("dim", 4, 8), ("head", 2, 16)])
+def test_heads_that_fill_the_expanded_hidden_size_follow_it(strategy: str, heads: int, width: int) -> None:
+    config = Mamba2Config(
+        vocab_size=30, hidden_size=32, expand=2, num_heads=4, head_dim=16, n_groups=2, state_size=4,
+        num_hidden_layers=2, chunk_size=4,
+    )  # fmt: skip
+    planned = plan_student(Mamba2ForCausalLM(config).eval(), WidConfig(hidden_size=16, head_strategy=strategy))
+    student = planned.student.config
+    assert (student.hidden_size, student.num_heads, student.head_dim) == (16, heads, width)
+    (gates,) = {planned.plan.shape(name) for name in planned.plan.axes if name.endswith("0.mixer.norm.weight")}
+    assert gates == (heads * width,)

@@ -16,10 +16,22 @@ from architectures import ARCHITECTURES, every_case, planned
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import BertForMaskedLM, MarianConfig, MarianMTModel, PreTrainedModel
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertLMHeadModel,
+    CLIPVisionConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    MarianConfig,
+    MarianMTModel,
+    PreTrainedModel,
+    Wav2Vec2Config,
+    Wav2Vec2ForSequenceClassification,
+)
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from wid_hf import ConfigError, PlanError, WidConfig, WidError, WidModel, get_wid_model
+from wid_hf import ConfigError, WidConfig, WidError, WidModel, get_wid_model
 
 IDS = {"input_ids": torch.arange(21).view(3, 7) + 2}
 
@@ -324,17 +336,89 @@ def test_a_first_use_without_gradients_does_not_cost_the_second_its_own(wid: Pef
     assert word.parametrizations.weight.original.grad.abs().max() > 0  # through the tied decoder
 
 
-def test_a_table_that_loading_computes_anew_is_a_constant_and_is_kept() -> None:
+def marian() -> MarianMTModel:
     config = MarianConfig(
         vocab_size=60, d_model=24, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4,
         decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=32,
         pad_token_id=0, decoder_start_token_id=0,
     )  # fmt: skip
-    teacher = MarianMTModel(config).eval()
-    with pytest.raises(PlanError, match=r"24 cannot become 12, because it meets .*embed_positions"):
-        get_wid_model(teacher, WidConfig(hidden_size=12, init="identity"))
+    return MarianMTModel(config).eval()
+
+
+def test_a_table_that_loading_computes_anew_is_kept_where_its_width_is() -> None:
+    teacher = marian()
     halved = WidConfig(overrides={"encoder_ffn_dim": 24, "decoder_ffn_dim": 24}, init="identity")
     student = get_wid_model(teacher, halved).merge_and_unload()
     tables = [model.get_parameter("model.encoder.embed_positions.weight") for model in (teacher, student)]
     assert tables[0].abs().sum() > 0
     assert torch.equal(*tables)
+
+
+def test_a_narrower_student_computes_its_own_positions_and_keeps_the_indices_nearest_to_them(tmp_path: Path) -> None:
+    teacher = marian()
+    wid = get_wid_model(teacher, WidConfig(hidden_size=12, init="identity"), verify=True)
+    student = wid.merge_and_unload()
+    name = "model.encoder.embed_positions.weight"
+    own, theirs = student.get_parameter(name), teacher.get_parameter(name)
+    assert torch.equal(own, MarianMTModel(student.config).get_parameter(name))
+    kept = (student.model.shared.weight[:, :, None] == teacher.model.shared.weight[:, None, :]).all(0).int().argmax(1)
+    assert len(set(kept.tolist())) == 12
+    # The first index has all teacher's to choose from; sines stay with sines of about the same wave length.
+    assert int(kept[0]) == int((own[:, :1] - theirs).square().sum(0).argmin())
+    assert (own - theirs[:, kept]).square().mean() < 0.5 * (own - theirs[:, :12]).square().mean()
+    student.save_pretrained(tmp_path)
+    again = MarianMTModel.from_pretrained(tmp_path)
+    assert torch.equal(again.get_parameter(name), own)
+
+
+def test_a_decoder_with_cross_attention_narrows_the_states_that_it_takes_as_well() -> None:
+    config = BertConfig(
+        vocab_size=60, hidden_size=24, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48,
+        max_position_embeddings=32, is_decoder=True, add_cross_attention=True,
+    )  # fmt: skip
+    teacher = BertLMHeadModel(config).eval()
+    wid = get_wid_model(teacher, WidConfig(hidden_size=12, init="identity"), verify=True)
+    noisy(wid)
+    student = wid.merge_and_unload()
+    assert student.bert.encoder.layer[0].crossattention.self.key.weight.shape == (12, 12)
+    with_states = {**IDS, "encoder_hidden_states": torch.randn(IDS["input_ids"].shape[0], 4, 12)}
+    assert torch.equal(logits(student, with_states), logits(wid, with_states))
+
+
+def test_a_weight_normed_teacher_trains_and_merges_into_its_own_class(tmp_path: Path) -> None:
+    config = Wav2Vec2Config(
+        vocab_size=20, hidden_size=24, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48,
+        conv_dim=(8, 8), conv_kernel=(10, 3), conv_stride=(5, 2), num_feat_extract_layers=2,
+        num_conv_pos_embedding_groups=2, num_conv_pos_embeddings=4, classifier_proj_size=8,
+    )  # fmt: skip
+    teacher = Wav2Vec2ForSequenceClassification(config).eval()
+    wid = get_wid_model(teacher, WidConfig(hidden_size=12, intermediate_size=24, init="identity"), verify=True)
+    sound = {"input_values": torch.randn(2, 400)}
+    wid(**sound).logits.square().sum().backward()
+    noisy(wid)
+    student = wid.merge_and_unload()
+    assert torch.equal(logits(student, sound), logits(wid, sound))
+    student.save_pretrained(tmp_path)
+    again = Wav2Vec2ForSequenceClassification.from_pretrained(tmp_path).eval()
+    assert torch.allclose(logits(again, sound), logits(student, sound), atol=1e-6)
+    # Evaluation never uses the mask embedding; it lies along the hidden size all the same.
+    assert again.wav2vec2.masked_spec_embed.shape == (12,)
+
+
+def test_head_sizes_follow_the_hidden_size_in_a_part_of_a_composite_model() -> None:
+    row = ARCHITECTURES["llama"]
+    text = row.build().config.to_dict()
+    vision = dict(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
+    )
+    config = LlavaConfig(text_config=text, vision_config=CLIPVisionConfig(**vision), image_token_index=1)
+    teacher = LlavaForConditionalGeneration(config).eval()
+    hidden, heads = text["hidden_size"], text["num_attention_heads"]
+    sizes = {"text_config": {"hidden_size": hidden // 2}, "vision_config": {"hidden_size": 8}}
+    wid = get_wid_model(teacher, WidConfig(overrides=sizes, head_strategy="head", init="identity"), verify=True)
+    student = wid.merge_and_unload()
+    assert student.config.text_config.num_attention_heads == heads // 2
+    assert student.config.vision_config.num_attention_heads == 1
+    ids = torch.tensor([[1, 1, 1, 1, 7, 8, 9]])
+    batch = {"input_ids": ids, "pixel_values": torch.randn(1, 3, 16, 16)}
+    assert torch.equal(logits(student, batch), logits(wid, batch))

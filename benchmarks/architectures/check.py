@@ -10,23 +10,26 @@ import logging
 import signal
 import tempfile
 import warnings
-from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import transformers
+from ask import asks, has_heads, is_hidden, leaf_names, wanted
 from tiny import tiny_model
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from wid_hf import ProofError, WidConfig, WidError, get_wid_model
-from wid_hf.coupling import trace, verify
+from wid_hf.compaction import first_indices, install
+from wid_hf.coupling import Example, Trace, make_plan, verify
 from wid_hf.coupling.trace import output_tensors, quiet_forward
-from wid_hf.inputs import example_inputs
+from wid_hf.inputs import example_inputs, further_example
+from wid_hf.student import check_teacher, empty_student, trace_student, trace_teacher
 
-LIMIT = 30
+Further = list[tuple[str, str]]
+LIMIT = 40  # seconds of processor time
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Verdict:
         status: `works`, `partly`, `refused`, `not built` or `wrong`.
         widths: which sizes shrank in a run that passed every check.
         strategies: which head strategies did.
+        hidden: whether the width of the residual stream, of one part at least, is among them.
         reason: why something was refused, not built, or wrong.
     """
 
@@ -49,6 +53,7 @@ class Verdict:
     status: str
     widths: tuple[str, ...] = ()
     strategies: tuple[str, ...] = ()
+    hidden: bool = False
     reason: str = ""
 
 
@@ -58,12 +63,12 @@ class Wrong(Exception):
 
 def check(family: str, task: str, class_name: str) -> Verdict:
     """Run one family through everything, within `LIMIT` seconds."""
-    signal.signal(signal.SIGALRM, _too_long)
-    signal.alarm(LIMIT)
+    signal.signal(signal.SIGPROF, _too_long)
+    signal.setitimer(signal.ITIMER_PROF, LIMIT)
     try:
         return verdict(family, task, class_name)
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _too_long(*_: Any) -> None:
@@ -97,44 +102,67 @@ def be_quiet() -> None:
 
 
 def _checked(family: str, task: str, class_name: str, teacher: PreTrainedModel, inputs: dict[str, Any]) -> Verdict:
+    asked = asks(teacher.config)
+    if not asked:
+        return Verdict(family, task, class_name, "refused", reason="its config states no width as a number or a list")
     try:
-        verify(teacher, trace(teacher, inputs), inputs)
-    except ProofError as failed:
-        if "Not reached by the example inputs" not in str(failed):
-            raise
-        return Verdict(family, task, class_name, "refused", reason=str(failed).splitlines()[-1])
-    if next(_halved(teacher.config), None) is None:
-        return Verdict(family, task, class_name, "not built", reason="its config has no width known to this harness")
+        check_teacher(teacher)
+        seen, further = trace_teacher(teacher, inputs)
+        _prove(teacher, seen)
+        _same_at_full_size(teacher, seen, further)
+    except WidError as refusal:
+        return Verdict(family, task, class_name, "refused", reason=_line(refusal))
     passed: list[tuple[str, tuple[str, ...]]] = []
     reasons: list[str] = []
-    for strategy in ("dim", "head"):
-        for sizes in _halved(teacher.config):
+    for strategy in ("dim", "head") if has_heads(teacher.config) else ("dim",):
+        for sizes in asked:
             try:
-                _narrow(teacher, inputs, sizes, strategy)
+                _narrow(teacher, further, sizes, strategy)
             except WidError as refusal:
                 reasons.append(str(refusal))
             else:
-                passed.append((strategy, _leaf_names(sizes)))
+                passed.append((strategy, leaf_names(sizes)))
                 break
     widths = tuple(sorted({name for _, names in passed for name in names}))
-    strategies = tuple(strategy for strategy, _ in passed)
-    wanted = _leaf_names(next(_halved(teacher.config)))
-    status = "works" if set(wanted) <= set(widths) and widths else "partly" if widths else "refused"
+    strategies = tuple(strategy for strategy, _ in passed) if has_heads(teacher.config) else ()
+    status = "works" if widths and wanted(teacher.config) <= set(widths) else "partly" if widths else "refused"
+    hidden = any(is_hidden(teacher.config, name) for name in widths)
     reason = "" if status == "works" else _line(reasons[0]) if reasons else ""
-    return Verdict(family, task, class_name, status, widths, strategies, reason)
+    return Verdict(family, task, class_name, status, widths, strategies, hidden, reason)
 
 
-def _narrow(teacher: PreTrainedModel, inputs: dict[str, Any], sizes: dict[str, Any], strategy: str) -> None:
+def _prove(teacher: PreTrainedModel, seen: Trace) -> None:
+    """Run the permutation proof; a weight that the inputs did not reach is a refusal, not an error."""
+    try:
+        verify(teacher, seen)
+    except ProofError as failed:
+        if "Not reached by the example inputs" not in str(failed):
+            raise Wrong(str(failed)) from failed
+        raise WidError(str(failed).splitlines()[-1]) from failed
+
+
+def _same_at_full_size(teacher: PreTrainedModel, seen: Trace, further: Further) -> None:
+    """A student as wide as its teacher, made by the same steps as a narrow one, must be the teacher."""
+    student = empty_student(teacher, teacher.config)
+    shapes = {name: tuple(weight.shape) for name, weight in seen.weights.items()}
+    plan = make_plan(seen, shapes, trace_student(student, None, further))
+    teacher = deepcopy(teacher)  # some keep what their last forward computed, with its gradients
+    install(student, seen.weights, seen.aliases, plan, first_indices(plan))
+    if plan.scales or not _equal(_outputs(student, further), _outputs(teacher, further)):
+        raise Wrong("a student of the teacher's own sizes is not the teacher")
+
+
+def _narrow(teacher: PreTrainedModel, further: Further, sizes: dict[str, Any], strategy: str) -> None:
     """Shrink by `sizes`, take a step, merge, save and reload; raise `Wrong` where something does not hold."""
     teacher = deepcopy(teacher)
-    model = get_wid_model(
-        teacher, WidConfig(overrides=sizes, head_strategy=strategy, init="identity"), example_inputs=inputs
-    )  # type: ignore[arg-type]
+    model = get_wid_model(teacher, WidConfig(overrides=sizes, head_strategy=strategy, init="identity"))  # type: ignore[arg-type]
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
-    _loss(output_tensors(model(**inputs))).backward()
+    model.train()  # Reformer refuses gradients in evaluation mode
+    _loss(output_tensors(model(**example_inputs(model.base_model.model)))).backward()
     optimizer.step()
+    model.eval()
     student = model.merge_and_unload()
-    trained, merged = _outputs(model, inputs), _outputs(student, inputs)
+    trained, merged = _outputs(model.base_model.model, further), _outputs(student, further)
     if not _equal(trained, merged):
         raise Wrong(f"merging changed the outputs ({sizes}, {strategy})")
     with tempfile.TemporaryDirectory() as folder:
@@ -144,45 +172,17 @@ def _narrow(teacher: PreTrainedModel, inputs: dict[str, Any], sizes: dict[str, A
     if saved.keys() != read.keys() or not all(torch.equal(saved[name], read[name]) for name in saved):
         raise Wrong(f"reloading changed a weight ({sizes}, {strategy})")
     # Files are mapped at other alignments than memory is allocated at, which moves the last bits of some kernels.
-    if not _equal(merged, _outputs(loaded, inputs), tolerance=1e-5):
+    if not _equal(merged, _outputs(loaded, further), tolerance=1e-5):
         raise Wrong(f"reloading changed the outputs ({sizes}, {strategy})")
 
 
-def _halved(config: PretrainedConfig) -> Iterator[dict[str, Any]]:
-    """Yield what to ask for, the most first: hidden and inner width halved, three quarters of it, then either alone."""
-    hidden = _half(config, ("hidden_size",))
-    inner = _half(
-        config, ("intermediate_size", "ffn_dim", "hidden_dim", "d_ff", "n_inner", "encoder_ffn_dim", "decoder_ffn_dim")
-    )
-    for name, part in vars(config).items():
-        if isinstance(part, PretrainedConfig) and name == "text_config":
-            nested = [{name: sizes} for sizes in _halved(part)]
-            if not hidden:
-                yield from nested
-                return
-    # Half the hidden size may equal the embedding size by accident, where some models drop a projection.
-    wide = {name: size // 2 * 3 for name, size in hidden.items()}
-    for sizes in ({**hidden, **inner}, {**wide, **inner} if wide else {}, hidden, inner):
-        if sizes:
-            yield sizes
-
-
-def _half(config: PretrainedConfig, names: tuple[str, ...]) -> dict[str, int]:
-    sizes = {name: getattr(config, name, None) for name in names if name in {*vars(config), *config.attribute_map}}
-    return {name: size // 2 for name, size in sizes.items() if isinstance(size, int) and size >= 2}
-
-
-def _leaf_names(sizes: dict[str, Any]) -> tuple[str, ...]:
-    names: list[str] = []
-    for name, size in sizes.items():
-        names += [f"{name}.{below}" for below in _leaf_names(size)] if isinstance(size, dict) else [name]
-    return tuple(names)
-
-
-def _outputs(model: torch.nn.Module, inputs: dict[str, Any]) -> list[Tensor]:
+def _outputs(model: PreTrainedModel, further: Further) -> list[Tensor]:
+    """Return the outputs for the example inputs and for every further example."""
+    examples = [Example(example_inputs(model)), *(further_example(model, *extra) for extra in further)]
     # With gradients: torch.matmul takes another path for weights that record none, with other rounding.
     with quiet_forward(model), torch.enable_grad():
-        return [tensor.detach() for tensor in output_tensors(model(**inputs))]
+        outputs = [output_tensors(model.get_submodule(e.part)(**e.inputs)) for e in examples]
+    return [tensor.detach() for tensors in outputs for tensor in tensors]
 
 
 def _equal(a: list[Tensor], b: list[Tensor], tolerance: float = 0.0) -> bool:

@@ -184,8 +184,9 @@ def compactions(student: nn.Module) -> dict[str, Compaction]:
     found = {}
     for name, module in student.named_modules():
         if parametrize.is_parametrized(module):
-            for attribute, steps in module.parametrizations.items():
-                found[f"{name}.{attribute}" if name else attribute] = steps[0]
+            for attribute, (step, *_) in module.parametrizations.items():
+                if isinstance(step, Compaction):  # a stock model's own may be weight norm
+                    found[f"{name}.{attribute}" if name else attribute] = step
     return found
 
 
@@ -279,8 +280,8 @@ class _Maps:
 
 
 def first_indices(plan: Plan) -> dict[Dim, Tensor]:
-    """Return index sets that keep the first indices of every leaf."""
-    return {leaf: torch.arange(plan.targets[leaf]) for leaf in shrinking_leaves(plan)}
+    """Return index sets that keep the first indices of every leaf, or those that the model's own tables ask for."""
+    return {leaf: torch.arange(plan.targets[leaf]) for leaf in shrinking_leaves(plan)} | dict(plan.matched)
 
 
 def shrinking_leaves(plan: Plan) -> list[Dim]:

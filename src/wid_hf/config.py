@@ -37,7 +37,8 @@ class WidConfig(PeftConfig):
         head_strategy: `"dim"` keeps the number of heads and makes each narrower; `"head"` keeps the width
             of heads and drops whole heads.
         overrides: any other size under the name the teacher's config has for it, `{"embedding_size": 64}`;
-            nested for composite models, `{"text_config": {"hidden_size": 384}}`.
+            nested for composite models, `{"text_config": {"hidden_size": 384}}`; a list where the teacher's
+            config has one, `{"hidden_sizes": [32, 64, 128]}`.
         init: how compactors start. `"calibrated"` solves for them in closed form on calibration data;
             `"identity"` only selects rows and columns of the teacher's weights.
         selection: which indices are selected: the `"first"`, those with the largest `"variance"` of activations,
@@ -48,7 +49,8 @@ class WidConfig(PeftConfig):
         ridge: how strongly lifts are held at selection, as a share of the mean variance of what is read.
 
     Raises:
-        ConfigError: an unknown word, a size or count that is not a positive integer, or no size at all.
+        ConfigError: an unknown word, a size that is neither a positive integer nor a list of them, a count that is
+            no positive integer, or no size at all.
     """
 
     hidden_size: int | None = field(default=None, metadata={"help": "Width of the residual stream."})
@@ -108,6 +110,14 @@ def _not_sizes(sizes: dict[str, Any], prefix: str = "") -> list[str]:
     for name, size in sizes.items():
         if isinstance(size, dict):
             problems += _not_sizes(size, f"{prefix}{name}.")
-        elif isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        elif isinstance(size, (list, tuple)) and size:
+            problems += [
+                f"{prefix}{name}={size!r}: {one!r} is not a positive integer" for one in size if not _is_size(one)
+            ]
+        elif not _is_size(size):
             problems.append(f"{prefix}{name}={size!r} is not a positive integer")
     return problems
+
+
+def _is_size(size: object) -> bool:
+    return type(size) is int and size > 0

@@ -1,24 +1,29 @@
 """Tiny example inputs for any `PreTrainedModel`: just enough to run its forward once.
 
-Takes a model, gives keyword arguments. `student` traces with them unless the user gave others.
+Takes a model, gives keyword arguments. `student` traces with them unless the user gave others, and then with
+`further_examples` for the weights that these leave out.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from .coupling import Example
+from .coupling.trace import output_tensors, quiet_forward
 
 SAMPLES = 4000  # a quarter of a second: several frames after the usual convolutions
 BATCH, LENGTH = 3, 7  # odd and different, so that neither is mistaken for a model's own dimension
+Inputs = dict[str, Any]
 
 
-def example_inputs(model: PreTrainedModel) -> dict[str, Any]:
+def example_inputs(model: PreTrainedModel) -> Inputs:
     """Return keyword arguments for one small forward of `model`, on its device.
 
     Tokens are `(3, 7)` integers below the vocabulary size, images `(3, channels, height, width)`, sound
@@ -26,37 +31,75 @@ def example_inputs(model: PreTrainedModel) -> dict[str, Any]:
     """
     accepted = inspect.signature(model.forward).parameters
     main = model.main_input_name
-    inputs: dict[str, Any] = {main: _INPUTS.get(main, _tokens)(model)}
+    if main not in accepted or main == "inputs":  # Perceiver's name for whatever its variant takes
+        main = next((name for name in ("input_ids", "pixel_values") if name in accepted), main)
+    inputs: Inputs = {main: _INPUTS.get(main, _tokens)(model)}
     if "decoder_input_ids" in accepted and main != "decoder_input_ids":
         inputs["decoder_input_ids"] = _tokens(model)
+    for name in _ALWAYS.keys() & accepted.keys():
+        inputs |= _ALWAYS[name](model)
     if "use_cache" in accepted:
         inputs["use_cache"] = False
+    return _on_device(model, inputs)
+
+
+def further_examples(model: PreTrainedModel, unreached: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield what may reach weights that `example_inputs` does not: a part of the model and an optional argument.
+
+    Args:
+        model: the model.
+        unreached: names of weights; only parts of the model that hold one of them are tried.
+    """
+    holders = {name[:at] for name in unreached for at in range(len(name)) if name[at] == "."} | {""}
+    for part, module in model.named_modules():
+        if part in holders and isinstance(module, PreTrainedModel):
+            accepted = inspect.signature(module.forward).parameters
+            yield from ((part, argument) for argument in _EXTRAS if argument in accepted)
+
+
+def further_example(model: PreTrainedModel, part: str, argument: str) -> Example:
+    """Return the example that also gives `argument` to `part` of `model`.
+
+    Raises:
+        Exception: whatever the model raises where the argument cannot be made for it.
+    """
+    module = model.get_submodule(part)
+    inputs = example_inputs(module)
+    inputs |= _EXTRAS[argument](module, inputs)
+    streams = frozenset({argument} & {"encoder_hidden_states"})
+    return Example(_on_device(model, inputs), part, streams)
+
+
+def _on_device(model: PreTrainedModel, inputs: Inputs) -> Inputs:
     return {name: v.to(model.device) if isinstance(v, Tensor) else v for name, v in inputs.items()}
 
 
 def _tokens(model: PreTrainedModel) -> Tensor:
     # Counting down from the end keeps clear of padding and other special tokens, which sit at the start.
-    vocabulary = model.config.get_text_config(decoder=True).vocab_size
+    vocabulary = getattr(model.config.get_text_config(decoder=True), "vocab_size", 100)  # CANINE hashes characters
     return vocabulary - 1 - torch.arange(BATCH * LENGTH).view(BATCH, LENGTH) % (max(vocabulary // 2, 1))
 
 
 def _images(model: PreTrainedModel) -> Tensor:
     config = getattr(model.config, "vision_config", model.config)
-    size = getattr(config, "image_size", None) or 32
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = _pair(getattr(config, "image_size", None) or getattr(config, "input_size", None) or 32)
     return _waves(model, BATCH, getattr(config, "num_channels", 3), height, width)
 
 
 def _sound(model: PreTrainedModel) -> Tensor:
     """Raw samples, or the spectrogram that the config describes."""
-    config = model.config
+    parts = (getattr(model.config, name, None) for name in ("audio_config", "encoder_config"))
+    config = next((part for part in parts if isinstance(part, PretrainedConfig)), model.config)
     bins = getattr(config, "num_mel_bins", None)
     if bins and getattr(config, "max_source_positions", None):
         return _waves(model, BATCH, bins, 2 * config.max_source_positions)  # Whisper halves the frames
     if bins and getattr(config, "max_length", None):
         return _waves(model, BATCH, config.max_length, bins)
-    if width := getattr(config, "feature_projection_input_dim", None):
+    width = getattr(config, "feature_projection_input_dim", None) or getattr(config, "input_dim", None)
+    if width:
         return _waves(model, BATCH, LENGTH * LENGTH, width)
+    if bins:
+        return _waves(model, BATCH, bins, 64)
     return _waves(model, BATCH, SAMPLES)
 
 
@@ -68,4 +111,130 @@ _INPUTS: dict[str, Callable[[PreTrainedModel], Tensor]] = {
     "pixel_values": _images,
     "input_values": _sound,
     "input_features": _sound,
+}
+
+
+def _encoder_states(model: Any, inputs: Inputs) -> Inputs:
+    """Hidden states of another model for the cross attention of a decoder."""
+    config = model.config
+    width = getattr(config, "cross_attention_hidden_size", None) or config.hidden_size
+    return {"encoder_hidden_states": _waves(model, BATCH, LENGTH - 2, width)}
+
+
+def _image_and_text(model: Any, inputs: Inputs) -> Inputs:
+    """Images, and as many placeholder tokens for them as the model's own `get_image_features` gives features."""
+    images = _images(model)
+    if not hasattr(model, "get_image_features") or "input_ids" not in inputs:
+        return {"pixel_values": images}
+    with quiet_forward(model):
+        try:
+            features = model.get_image_features(pixel_values=images)
+        except (ValueError, RuntimeError) as refusal:
+            images = images.unsqueeze(1)  # a list of images for each text
+            try:
+                features = model.get_image_features(pixel_values=images)
+            except (ValueError, RuntimeError):
+                raise refusal from None
+    return {"pixel_values": images, **_with_placeholders(model, inputs, features, "image")}
+
+
+def _sound_and_text(model: Any, inputs: Inputs) -> Inputs:
+    """Sound, its mask where one is asked for, and as many placeholder tokens as there are audio features."""
+    sound: Inputs = {"input_features": _sound(model)}
+    accepted = inspect.signature(model.forward).parameters
+    for name in ("input_features_mask", "feature_attention_mask", "padding_mask"):
+        if name in accepted:
+            sound[name] = torch.ones(BATCH, sound["input_features"].shape[-1], dtype=torch.long)
+    if not hasattr(model, "get_audio_features") or "input_ids" not in inputs:
+        return sound
+    given = sound
+    if "input_ids" in inspect.signature(model.get_audio_features).parameters:
+        given = {**sound, "input_ids": inputs["input_ids"]}
+    with quiet_forward(model):
+        features = model.get_audio_features(**given)
+    return {**sound, **_with_placeholders(model, inputs, features, "audio")}
+
+
+def _with_placeholders(model: Any, inputs: Inputs, features: Any, kind: str) -> Inputs:
+    """Return token ids and mask with a row of `kind`'s placeholder tokens in front."""
+    config = model.config
+    token = getattr(config, f"{kind}_token_id", None)
+    token = getattr(config, f"{kind}_token_index", None) if token is None else token
+    if token is None:
+        return {}
+    pooled = getattr(features, "pooler_output", None)
+    tensors = output_tensors(features if pooled is None else pooled)
+    rows = sum(tensor.numel() // tensor.shape[-1] for tensor in tensors)
+    text = inputs["input_ids"]
+    row = torch.full((BATCH, rows // BATCH), token, device=text.device)
+    ids = torch.cat([row, torch.where(text == token, text - 1, text)], dim=1)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def _masked_patches(model: Any, inputs: Inputs) -> Inputs:
+    """Hide every other patch of the images, which puts the mask embedding in its place."""
+    size, patch = model.config.image_size, model.config.patch_size
+    sides = [s // p for s, p in zip(_pair(size), _pair(patch), strict=True)]
+    return {"bool_masked_pos": torch.arange(BATCH * prod(sides)).view(BATCH, -1) % 2 == 0}
+
+
+def _masked_frames(model: Any, inputs: Inputs) -> Inputs:
+    """Hide every other frame of the sound."""
+    with quiet_forward(model):
+        frames = output_tensors(model(**inputs))[0].shape[1]
+    return {"mask_time_indices": torch.arange(BATCH * frames).view(BATCH, frames) % 2 == 0}
+
+
+def _asked_positions(model: Any, inputs: Inputs) -> Inputs:
+    """Ask for the first two positions without showing them (XLNet)."""
+    return {"target_mapping": torch.eye(LENGTH)[:2].expand(BATCH, 2, LENGTH).contiguous()}
+
+
+def _entities(model: Any, inputs: Inputs) -> Inputs:
+    """Two entities of three words each (LUKE)."""
+    positions = torch.arange(3).expand(BATCH, 2, 3).contiguous()
+    return {"entity_ids": torch.ones(BATCH, 2, dtype=torch.long), "entity_position_ids": positions}
+
+
+def _seen_by_all(model: Any) -> Inputs:
+    """Let the first token see all others and be seen by all (Longformer)."""
+    mask = torch.zeros(BATCH, LENGTH, dtype=torch.long)
+    mask[:, 0] = 1
+    return {"global_attention_mask": mask}
+
+
+def _regions(model: Any) -> Inputs:
+    """Features and boxes of four regions of an image (LXMERT)."""
+    features = _waves(model, BATCH, 4, model.config.visual_feat_dim)
+    return {"visual_feats": features, "visual_pos": _waves(model, BATCH, 4, model.config.visual_pos_dim)}
+
+
+def _patches(model: Any) -> Inputs:
+    """Images as rows of 3 x 2 patches, with their shapes (SigLIP 2)."""
+    config = getattr(model.config, "vision_config", model.config)
+    values = _waves(model, BATCH, 6, config.num_channels * prod(_pair(config.patch_size)))
+    return {
+        "pixel_values": values,
+        "pixel_attention_mask": torch.ones(BATCH, 6, dtype=torch.long),
+        "spatial_shapes": torch.tensor([[3, 2]] * BATCH),
+    }
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+_EXTRAS: dict[str, Callable[[nn.Module, Inputs], Inputs]] = {
+    "encoder_hidden_states": _encoder_states,
+    "pixel_values": _image_and_text,
+    "input_features": _sound_and_text,
+    "bool_masked_pos": _masked_patches,
+    "mask_time_indices": _masked_frames,
+    "target_mapping": _asked_positions,
+    "entity_ids": _entities,
+}
+_ALWAYS: dict[str, Callable[[PreTrainedModel], Inputs]] = {
+    "global_attention_mask": _seen_by_all,
+    "visual_feats": _regions,
+    "spatial_shapes": _patches,
 }

@@ -9,20 +9,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from itertools import chain
+from itertools import product
 from math import gcd
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from .config import WidConfig
-from .coupling import Plan, Trace, make_plan, trace, verify
+from .coupling import Example, Plan, Trace, make_plan, verify
 from .coupling.trace import saved_tensors
 from .errors import ConfigError, PlanError, TeacherError
-from .inputs import example_inputs
+from .inputs import example_inputs, further_example, further_examples
+
+PARAMETRIZED = "The teacher's weights are parametrized already; pass a model with plain weights."
 
 
 @dataclass(frozen=True)
@@ -63,17 +67,16 @@ def plan_student(
     """
     check_teacher(teacher)
     candidates = list(_candidate_configs(teacher.config, config))
-    inputs = dict(inputs) if inputs is not None else example_inputs(teacher)
-    teacher_trace = trace(teacher, inputs)
+    teacher_trace, further = trace_teacher(teacher, inputs)
     if proof:
-        verify(teacher, teacher_trace, inputs)
+        verify(teacher, teacher_trace)
     refusals = []
     for candidate in candidates:
         try:
             shapes = _weight_shapes(type(teacher), candidate, teacher_trace)
             make_plan(teacher_trace, shapes)  # finds contradictions before anything is allocated
             student = empty_student(teacher, candidate)
-            plan = make_plan(teacher_trace, shapes, _trace_student(student, inputs))
+            plan = make_plan(teacher_trace, shapes, trace_student(student, inputs, further))
             if all(plan.shape(name) == tuple(w.shape) for name, w in teacher_trace.weights.items()):
                 raise PlanError("- no weight of the student would be smaller than the teacher's")
         except PlanError as refusal:
@@ -83,11 +86,45 @@ def plan_student(
     raise PlanError(_refusal_text(teacher, config, str(refusals[0]))) from refusals[0]
 
 
-def _trace_student(student: PreTrainedModel, inputs: Mapping[str, Any]) -> Trace:
+def trace_teacher(
+    teacher: PreTrainedModel, inputs: Mapping[str, Any] | None = None
+) -> tuple[Trace, list[tuple[str, str]]]:
+    """Trace `teacher`, also with optional arguments as long as these reach weights that nothing reached before.
+
+    Returns:
+        the trace, and which parts and arguments it took (see `further_examples`).
+    """
+    seen = Trace(teacher)
+    seen.run(Example(dict(inputs) if inputs is not None else example_inputs(teacher)))
+    further = []
+    for part, argument in further_examples(teacher, seen.unreached):
+        before = seen.unreached
+        if not before:
+            break
+        try:
+            seen.run(further_example(teacher, part, argument))
+        except Exception:  # whatever a model raises for an argument that it does not take in this form
+            continue
+        further.append((part, argument))
+    seen.finish()
+    return seen, further
+
+
+def trace_student(student: PreTrainedModel, inputs: Mapping[str, Any] | None, further: list[tuple[str, str]]) -> Trace:
+    """Trace `student` by the same examples as its teacher.
+
+    Raises:
+        PlanError: it does not run at its sizes.
+    """
+    seen = Trace(student)
     try:
-        return trace(student, inputs)
+        seen.run(Example(dict(inputs) if inputs is not None else example_inputs(student)))
+        for part, argument in further:
+            seen.run(further_example(student, part, argument))
     except (RuntimeError, ValueError, IndexError) as cause:  # such as rotary positions of an odd head width
         raise PlanError(f"- {type(student).__name__} does not run at these sizes: {cause}") from cause
+    seen.finish()
+    return seen
 
 
 def check_teacher(teacher: object) -> None:
@@ -103,13 +140,24 @@ def check_teacher(teacher: object) -> None:
         )
     if not isinstance(teacher, PreTrainedModel):
         raise TeacherError(f"The teacher is a {type(teacher).__name__}; pass a transformers PreTrainedModel.")
-    if any(parametrize.is_parametrized(module) for module in teacher.modules()):
-        raise TeacherError("The teacher's weights are parametrized already; pass a model with plain weights.")
+    if any(_is_foreign(step) for module in teacher.modules() for step in _parametrizations(module)):
+        raise TeacherError(PARAMETRIZED)
     if any(parameter.is_meta for parameter in teacher.parameters()):
         raise TeacherError(
             "The teacher is on the meta device and has no weights. Load it with from_pretrained(...) "
             "without device_map='meta' or init_empty_weights()."
         )
+
+
+def _parametrizations(module: nn.Module) -> Iterator[nn.Module]:
+    if parametrize.is_parametrized(module):
+        for steps in module.parametrizations.values():  # type: ignore[operator]
+            yield from steps
+
+
+def _is_foreign(step: nn.Module) -> bool:
+    """Return whether a stock model does not come with this: torch's own weight norm (wav2vec 2.0) it may have."""
+    return type(step).__module__ != "torch.nn.utils.parametrizations"
 
 
 def empty_student(teacher: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
@@ -118,18 +166,34 @@ def empty_student(teacher: PreTrainedModel, config: PretrainedConfig) -> PreTrai
         student = type(teacher)(deepcopy(config))
     student.tie_weights()  # skipped together with the initialisation
     own = dict(teacher.named_parameters()) | dict(teacher.named_buffers())
-    for name, tensor in chain(student.named_parameters(), student.named_buffers()):
+    for name, buffer in student.named_buffers():
         if name in own and own[name].is_floating_point():
-            tensor.data = tensor.data.to(own[name].dtype)
+            buffer.data = buffer.data.to(own[name].dtype)
     saved = saved_tensors(student)
     for name, parameter in student.named_parameters():
         if name in saved:
-            parameter.data.zero_()
+            parameter.data = _zeros(parameter.shape, own[name].dtype if name in own else parameter.dtype)
         elif parameter.shape == own[name].shape:  # computed from the config, which left its sizes alone
             parameter.data = own[name].data.to(parameter.device)
+        else:
+            _compute_anew(student, name)
+            parameter.data = parameter.data.to(own[name].dtype)
     if teacher.can_generate():
         student.generation_config = deepcopy(teacher.generation_config)
     return student.to(teacher.device).train(teacher.training)
+
+
+def _zeros(shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """Return zeros that take no memory until something is written: numpy leaves clearing them to the system."""
+    if not shape.numel():
+        return torch.zeros(shape, dtype=dtype)
+    return torch.from_numpy(np.zeros(shape.numel() * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)
+
+
+def _compute_anew(student: PreTrainedModel, name: str) -> None:
+    """Let the model fill a parameter that no checkpoint holds, as loading one does (Marian's positions)."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        student._init_weights(student.get_submodule(name.rpartition(".")[0]))
 
 
 def _weight_shapes(
@@ -142,6 +206,8 @@ def _weight_shapes(
     except (ValueError, AssertionError, RuntimeError, ZeroDivisionError) as refusal:
         raise PlanError(f"- {model_class.__name__} itself refuses this config: {refusal}") from refusal
     saved = saved_tensors(skeleton)
+    if any(".parametrizations." in name and name not in saved for name in teacher.weights):
+        raise TeacherError(PARAMETRIZED)
     return {name: tuple(t.shape) for name, t in saved.items() if teacher.aliases.get(name, name) == name}
 
 
@@ -154,30 +220,67 @@ def _candidate_configs(teacher: PretrainedConfig, wanted: WidConfig) -> Iterator
     problems = _size_problems(teacher, wanted.requested)
     if problems:
         raise ConfigError(_joined(teacher, problems))
-    heads = _head_sizes(teacher, wanted)
-    for twins in _twins(teacher, wanted):
-        for following in heads:
-            yield _rewritten(teacher, {**twins, **following, **wanted.requested})
+    for sizes in _alternatives(teacher, wanted.requested, wanted.head_strategy):
+        yield _rewritten(teacher, sizes)
 
 
-def _twins(config: PretrainedConfig, wanted: WidConfig) -> list[dict[str, int]]:
+def _alternatives(config: PretrainedConfig, requested: Mapping[str, Any], strategy: str) -> list[dict[str, Any]]:
+    """Return what `requested` may mean together with the sizes that follow from it, parts of `config` included."""
+    parts = {name: sizes for name, sizes in requested.items() if isinstance(sizes, Mapping)}
+    inside = [_alternatives(getattr(config, name), sizes, strategy) for name, sizes in parts.items()]
+    return [
+        {**twins, **expanded, **following, **requested, **dict(zip(parts, chosen, strict=True))}
+        for twins in _twins(config, requested)
+        for expanded in _expanded_heads(config, requested, strategy)
+        for chosen in product(*inside)
+        for following in _head_sizes(config, requested, strategy)
+    ]
+
+
+def _twins(config: PretrainedConfig, requested: Mapping[str, Any]) -> list[dict[str, int]]:
     """Return what else may have to change: nothing, or every other size that equals the old hidden size.
 
     Some models have a projection only where their embedding size differs from the hidden size; where the two
     were equal, the plan refuses a hidden size that shrinks alone.
     """
-    old = getattr(config, "hidden_size", None)
-    new = _lookup(config, wanted.requested, "hidden_size", old)
+    old = _stated(config, "hidden_size")
+    new = _lookup(config, requested, "hidden_size", old)
     own = config.attribute_map.get("hidden_size", "hidden_size")
     same = {name for name, value in vars(config).items() if type(value) is int and value == old}
     names = {name for name in same if any(word in name for word in ("size", "dim", "width", "d_"))}
-    names -= {own, "vocab_size", *wanted.requested}
+    names -= {own, "vocab_size", *requested}
     return [{}, dict.fromkeys(names, new)] if names and new != old else [{}]
+
+
+def _expanded_heads(config: PretrainedConfig, requested: Mapping[str, Any], strategy: str) -> list[dict[str, int]]:
+    """Return what becomes of heads that fill a multiple of the hidden size, as those of state spaces do.
+
+    `expand * hidden_size = heads * head width` is an equation of Mamba 2 and its kin that their configs do not
+    solve: nothing follows by itself. As the strategy says, heads become narrower or fewer; or they stay.
+    """
+    old = getattr(config, "hidden_size", None)
+    new = _lookup(config, requested, "hidden_size", old)
+    sizes = {name: size for name, size in vars(config).items() if type(size) is int and size > 0}
+    expand = next((size for name, size in sizes.items() if name.split("_")[-1] == "expand"), None)
+    if expand is None or not isinstance(old, int) or new == old:
+        return [{}]
+    counts = {name for name in sizes if "heads" in name}
+    widths = {name for name in sizes if "head" in name} - counts
+    filling = [
+        (n, w) for n in counts for w in widths if sizes[n] * sizes[w] == expand * old and not {n, w} & {*requested}
+    ]
+    found = {name: sizes[name] * new // old for pair in filling for name in pair if sizes[name] * new % old == 0}
+    by_width = {name: size for name, size in found.items() if name in widths}
+    by_count = {name: size for name, size in found.items() if name in counts}
+    ways = (by_width, by_count) if strategy == "dim" else (by_count, by_width)
+    return [*(way for way in ways if way), {}]
 
 
 def _rewritten(config: PretrainedConfig, sizes: Mapping[str, Any]) -> PretrainedConfig:
     new = deepcopy(config)
     new.name_or_path = ""  # the student is not what its teacher's name loads
+    if hasattr(new, "quantization_config"):  # of a file that was dequantized on loading, such as GGUF
+        del new.quantization_config
     _write(new, sizes)
     return new
 
@@ -187,7 +290,8 @@ def _write(config: PretrainedConfig, sizes: Mapping[str, Any]) -> None:
         if isinstance(size, Mapping):
             _write(getattr(config, name), size)
         else:
-            setattr(config, name, size)
+            old = _stated(config, name)
+            setattr(config, name, type(old)(size) if isinstance(old, (list, tuple)) else size)  # configs check types
 
 
 def _size_problems(config: PretrainedConfig, sizes: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -199,7 +303,7 @@ def _size_problems(config: PretrainedConfig, sizes: Mapping[str, Any], prefix: s
         if name not in {*vars(config), *config.attribute_map}:
             problems.append(_unknown_name(config, name, prefix))
             continue
-        old = getattr(config, name)
+        old = _stated(config, name)
         twin = seen.setdefault(config.attribute_map.get(name, name), name)
         if twin != name:
             problems.append(f"{prefix}{twin} and {prefix}{name} are one size; give one of them")
@@ -209,16 +313,35 @@ def _size_problems(config: PretrainedConfig, sizes: Mapping[str, Any], prefix: s
             else:
                 problems.append(f"{prefix}{name} is not a nested config of {type(config).__name__}")
             smaller = True
+        elif isinstance(old, (list, tuple)) or isinstance(size, (list, tuple)):
+            faults = _list_problems(f"{prefix}{name}", old, size)
+            problems += faults
+            smaller = smaller or (not faults and list(size) != list(old))
         elif old is None:
             smaller = True  # derived from another size by the model, as n_inner in GPT-2
         elif isinstance(old, bool) or not isinstance(old, int):
             problems.append(f"{prefix}{name} is no size: the teacher's value is {old!r}")
         elif size > old:
             problems.append(f"{prefix}{name}={size} is wider than the teacher's {old}; a student can only be narrower")
-        smaller = smaller or (isinstance(old, int) and size < old)
+        smaller = smaller or (isinstance(old, int) and isinstance(size, int) and size < old)
     if not problems and not smaller:
         problems.append("every size equals the teacher's; ask for at least one smaller size")
     return problems
+
+
+def _list_problems(name: str, old: object, sizes: object) -> list[str]:
+    """Return what is wrong with a list of sizes, such as the widths of the stages of a hierarchical model."""
+    if not isinstance(old, (list, tuple)):
+        return [f"{name}={sizes!r} is a list, the teacher's is {old!r}; give one number"]
+    if not isinstance(sizes, (list, tuple)) or len(sizes) != len(old):
+        return [f"{name}={sizes!r} is not a list of {len(old)} sizes, as the teacher's {list(old)} is"]
+    if not all(type(of) is int for of in old):
+        return [f"{name} is no list of sizes: the teacher's value is {old!r}"]
+    wider = [at for at, (size, of) in enumerate(zip(sizes, old, strict=True)) if size > of]
+    return [
+        f"{name}[{at}]={sizes[at]} is wider than the teacher's {old[at]}; a student can only be narrower"
+        for at in wider
+    ]
 
 
 def _unknown_name(config: PretrainedConfig, name: str, prefix: str) -> str:
@@ -230,7 +353,7 @@ def _unknown_name(config: PretrainedConfig, name: str, prefix: str) -> str:
     return f"{type(config).__name__} has no {prefix}{name}; its sizes are {', '.join(names)}{hint}"
 
 
-def _head_sizes(config: PretrainedConfig, wanted: WidConfig) -> list[dict[str, int]]:
+def _head_sizes(config: PretrainedConfig, requested: Mapping[str, Any], strategy: str) -> list[dict[str, int]]:
     """Return the head sizes that follow from the hidden size, as alternatives in order of preference.
 
     Where the config states a head width of its own and heads stay, the width is scaled first; if the plan
@@ -239,24 +362,24 @@ def _head_sizes(config: PretrainedConfig, wanted: WidConfig) -> list[dict[str, i
     Raises:
         ConfigError: the sizes do not divide; names the nearest that do.
     """
-    requested = wanted.requested
-    old_hidden, old_heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
+    old_hidden, old_heads = _stated(config, "hidden_size"), _stated(config, "num_attention_heads")
     if not isinstance(old_hidden, int) or not isinstance(old_heads, int):
         return [{}]
     hidden = _lookup(config, requested, "hidden_size", old_hidden)
-    own_width = getattr(config, "head_dim", None) if "head_dim" in {*vars(config), *config.attribute_map} else None
-    old_groups = getattr(config, "num_key_value_heads", None)
+    own_width = _stated(config, "head_dim") if "head_dim" in {*vars(config), *config.attribute_map} else None
+    old_groups = _stated(config, "num_key_value_heads")
     heads = _lookup(config, requested, "num_attention_heads", None)
-    if heads is None and wanted.head_strategy == "head" and hidden != old_hidden:
-        divisor = gcd(old_hidden, old_heads, old_groups or 0)
-        if old_heads * hidden % old_hidden or (old_groups or 0) * hidden % old_hidden:
+    if heads is None and strategy == "head" and hidden != old_hidden:
+        groups = old_groups if old_groups != 1 else None  # a single one is shared by however many heads are left
+        divisor = gcd(old_hidden, old_heads, groups or 0)
+        if old_heads * hidden % old_hidden or (groups or 0) * hidden % old_hidden:
             raise ConfigError(_joined(config, [_indivisible(
                 hidden, old_hidden // divisor, old_hidden,
                 f"keeps heads of width {own_width or old_hidden // old_heads} only in steps of {old_hidden // divisor}",
             )]))  # fmt: skip
         following = {"num_attention_heads": old_heads * hidden // old_hidden}
-        if old_groups:
-            following["num_key_value_heads"] = old_groups * hidden // old_hidden
+        if groups:
+            following["num_key_value_heads"] = groups * hidden // old_hidden
         return [following]
     count = heads or old_heads
     if own_width is None:
@@ -268,6 +391,15 @@ def _head_sizes(config: PretrainedConfig, wanted: WidConfig) -> list[dict[str, i
     if "head_dim" in requested or hidden == old_hidden or own_width * hidden % old_hidden:
         return [{}]
     return [{"head_dim": own_width * hidden // old_hidden}, {}]
+
+
+def _stated(config: PretrainedConfig, name: str) -> Any:
+    """Return an entry of `config`, None where it has none; one that layers override is what it is for the others.
+
+    A config with `per_layer_config` raises when such an entry is read as an attribute.
+    """
+    own = config.attribute_map.get(name, name)
+    return vars(config)[own] if own in vars(config) else getattr(config, name, None)
 
 
 def _lookup(config: PretrainedConfig, requested: Mapping[str, Any], name: str, default: Any) -> Any:

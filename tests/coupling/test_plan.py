@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 import torch
 from architectures import ARCHITECTURES, every_case, planned
+from torch import Tensor, nn
 from transformers import BertForMaskedLM
 
 from wid_hf import Plan, PlanError
@@ -135,7 +136,7 @@ def test_llama_query_heads_are_key_value_heads_times_groups() -> None:
     assert plan.shape(f"{layer}.k_proj.weight") == (12, 24)
     assert group(plan, f"{layer}.o_proj.weight[1]").student_structure == "1 x 2 x 12"
     frozen = group(plan, f"{layer}.q_proj.weight[0]").frozen
-    assert str(frozen) == "meets buffer `model.rotary_emb.inv_freq` (aten.mul.Tensor in `model.rotary_emb`)"
+    assert str(frozen) == "meets buffer `model.rotary_emb.inv_freq` (aten.mul.Tensor in `model.layers.0.self_attn`)"
 
 
 def test_llama_heads_keep_their_width_when_only_widths_may_shrink() -> None:
@@ -191,7 +192,49 @@ def test_a_weight_with_another_number_of_axes_is_refused(tiny_bert: BertForMaske
         make_plan(trace(tiny_bert, INPUTS), shapes)
 
 
+class HalfFrozen(nn.Module):
+    """A width of which one half meets a constant, so that only the other half may shrink."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(6, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.up(x).split(8, dim=-1)
+        return first * torch.arange(8), second
+
+
+def test_a_size_that_frozen_parts_forbid_names_the_operation_that_froze_them() -> None:
+    seen = trace(HalfFrozen(16), {"x": torch.randn(3, 6)})
+    words = r"`up.weight` axis 0: 8 cannot be shared among 8 \+ 8; 8 of it counts positions \(aten\.arange\.default\)"
+    with pytest.raises(PlanError, match=words):
+        make_plan(seen, {"up.weight": (8, 6), "up.bias": (8,)})
+
+
 def test_long_lists_of_contradictions_are_cut_short(tiny_bert: BertForMaskedLM) -> None:
     with pytest.raises(PlanError, match="- and 36 more of the kind") as refusal:
         make_plan(trace(tiny_bert, INPUTS), dict.fromkeys(list(shapes_of(tiny_bert))[:-30], (1, 2, 3)))
     assert str(refusal.value).count("\n") == 6
+
+
+class SizedPath(nn.Module):
+    """Heads whose module begins differently where they are wide, and once more stores in another order."""
+
+    def __init__(self, heads: int, width: int) -> None:
+        super().__init__()
+        self.up, self.heads, self.width = nn.Linear(6, heads * width), heads, width
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.up(x)
+        h = h.relu().exp() if self.width > 4 else h.relu().sin().exp()
+        h = h.contiguous() if self.width > 4 else h.clone()
+        return h.reshape(3, self.heads, self.width).sum(1)
+
+
+@pytest.mark.parametrize(("heads", "width"), [(4, 4), (4, 2)])
+def test_what_both_forwards_did_alike_after_they_differed_tells_heads_from_widths(heads: int, width: int) -> None:
+    inputs = {"x": torch.randn(3, 6)}
+    student = SizedPath(heads, width)
+    shapes = {name: tuple(weight.shape) for name, weight in student.named_parameters()}
+    plan = make_plan(trace(SizedPath(4, 8), inputs), shapes, trace(student, inputs))
+    assert [plan.size(factor) for factor in find(plan.axes["up.weight"][0]).factors] == [heads, width]

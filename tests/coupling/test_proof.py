@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from architectures import ARCHITECTURES, every_family
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, BertForMaskedLM
 
 from wid_hf import ProofError, WidConfig, get_wid_model
@@ -24,19 +24,19 @@ INPUTS = {"input_ids": torch.arange(21).view(3, 7)}
 def test_every_free_dimension_of_every_architecture_is_proved(family: str) -> None:
     row = ARCHITECTURES[family]
     model = row.build()
-    assert verify(model, trace(model, row.inputs), row.inputs) >= 5
+    assert verify(model, trace(model, row.inputs)) >= 5
 
 
 def test_the_proof_counts_residual_feed_forward_heads_and_two_widths_per_layer(tiny_bert: BertForMaskedLM) -> None:
     # The prediction head's transform has a width of its own, but the tied decoder joins it to the residual.
-    assert verify(tiny_bert, trace(tiny_bert, INPUTS), INPUTS) == 1 + 2 * (1 + 3)
+    assert verify(tiny_bert, trace(tiny_bert, INPUTS)) == 1 + 2 * (1 + 3)
 
 
 def test_the_proof_leaves_weights_modes_and_random_state_alone(tiny_bert: BertForMaskedLM) -> None:
     tiny_bert.train()
     weights = {name: tensor.clone() for name, tensor in tiny_bert.state_dict().items()}
     state = torch.get_rng_state()
-    verify(tiny_bert, trace(tiny_bert, INPUTS), INPUTS)
+    verify(tiny_bert, trace(tiny_bert, INPUTS))
     assert all(torch.equal(tensor, weights[name]) for name, tensor in tiny_bert.state_dict().items())
     assert all(module.training for module in tiny_bert.modules())
     assert torch.equal(torch.get_rng_state(), state)
@@ -81,7 +81,7 @@ def test_a_broken_rule_is_caught_and_the_members_are_named(
             parameter.normal_(std=0.5, generator=torch.Generator().manual_seed(parameter.numel()))
     monkeypatch.setitem(registry._RULES, operation, broken)
     with pytest.raises(ProofError, match=rf"(?s)proof failed for BertForMaskedLM.*{culprit}"):
-        verify(tiny_bert, trace(tiny_bert, INPUTS), INPUTS)
+        verify(tiny_bert, trace(tiny_bert, INPUTS))
 
 
 def test_get_wid_model_proves_on_request_before_anything_is_wrapped(
@@ -91,6 +91,32 @@ def test_get_wid_model_proves_on_request_before_anything_is_wrapped(
     with pytest.raises(ProofError, match="renaming indices changed the outputs"):
         get_wid_model(tiny_bert, WidConfig(hidden_size=12), verify=True)
     assert not hasattr(tiny_bert, "peft_config")
+
+
+class Caching(nn.Module):
+    """Keeps in evaluation what it computed from a weight, as LeViT does with its attention biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down, self.bias = nn.Linear(6, 8), nn.Linear(8, 4), nn.Parameter(torch.randn(8))
+        self.kept: Tensor | None = None
+
+    def train(self, mode: bool = True) -> Caching:
+        self.kept = None if mode else self.kept
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training or self.kept is None:
+            self.kept = self.bias * 2
+        return self.down(self.up(x) * self.kept)
+
+
+def test_what_a_model_keeps_in_evaluation_neither_fools_the_proof_nor_outlives_it() -> None:
+    model = Caching().eval()
+    x = torch.randn(3, 6)
+    before = model(x)
+    assert verify(model, trace(model, {"x": x})) == 2
+    assert torch.equal(model(x), before)
 
 
 @pytest.mark.parametrize(("fixture", "hidden"), [("reaction_bert_dir", 256), ("minilm_dir", 384)])
@@ -107,4 +133,4 @@ def test_real_teachers_are_proved_on_their_real_weights(
     assert model.config.hidden_size == hidden
     inputs = example_inputs(model)
     layers = model.config.num_hidden_layers
-    assert verify(model, trace(model, inputs), inputs) >= 1 + 4 * layers
+    assert verify(model, trace(model, inputs)) >= 1 + 4 * layers

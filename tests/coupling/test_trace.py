@@ -7,10 +7,14 @@ from math import sqrt
 import pytest
 import torch
 from architectures import ARCHITECTURES, every_family, planned
+from torch import Tensor, nn
 from transformers import BertForMaskedLM
 
-from wid_hf.coupling import trace
+from wid_hf.coupling import Example, make_plan, trace, verify
 from wid_hf.coupling.carrier import Carrier
+from wid_hf.coupling.dims import find
+from wid_hf.coupling.plan import key
+from wid_hf.coupling.trace import Trace
 
 
 def hooks(model: torch.nn.Module) -> int:
@@ -103,3 +107,142 @@ def test_each_narrower_head_has_its_attention_scale_folded(family: str) -> None:
     else:
         layers = 1 if family == "albert" else 2
         assert list(scales(family, "dim").values()) == pytest.approx([sqrt(1 / 2)] * layers)
+
+
+class Routed(nn.Module):
+    """Three experts of which tokens above 0 take the first, the others the second; the third gets none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter = nn.Linear(4, 6)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 6)) for _ in range(3))
+        self.leave = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        return self.leave(x + self.experts[0](x) + self.experts[1](x))
+
+
+def test_an_expert_that_got_no_token_follows_a_sibling_that_got_some() -> None:
+    model = Routed()
+    seen = trace(model, {"x": torch.randn(3, 7, 4)})
+    assert seen.twins["experts.2.0.weight"] == "experts.0.0.weight"
+    residual, inner = seen.weight_dims["enter.weight"][0], seen.weight_dims["experts.0.0.weight"][0]
+    assert [key(dim) for dim in seen.weight_dims["experts.2.0.weight"]] == [key(inner), key(residual)]
+    shapes = {name: tuple({6: 3, 5: 5, 4: 4, 2: 2}[size] for size in w.shape) for name, w in seen.weights.items()}
+    assert any("experts.2.0.weight` was not reached and follows" in note for note in make_plan(seen, shapes).notes)
+
+
+class Idle(nn.Module):
+    """A weight-normed convolution that no forward calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used = nn.Linear(4, 2)
+        self.idle = nn.utils.parametrizations.weight_norm(nn.Conv1d(4, 2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.used(x)
+
+
+def test_a_weight_in_parts_that_no_forward_reaches_is_frozen() -> None:
+    seen = trace(Idle(), {"x": torch.randn(3, 7, 4)})
+    direction = seen.weight_dims["idle.parametrizations.weight.original1"]
+    assert [dim.frozen is not None for dim in map(find, direction)] == [True] * 3
+
+
+class Towers(nn.Module):
+    """A part with a projection; the model's own forward uses the part only when told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter = nn.Linear(4, 6)
+        self.part = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 6))
+
+    def forward(self, x: Tensor, side: Tensor | None = None) -> Tensor:
+        x = self.enter(x)
+        return x if side is None else x + self.part(side)
+
+
+def test_a_further_example_couples_what_the_first_leaves_out() -> None:
+    model, x = Towers(), torch.randn(3, 7, 4)
+    alone = trace(model, {"x": x})
+    assert alone.unreached == ["part.0.weight", "part.0.bias", "part.1.weight", "part.1.bias"]
+    both = trace(model, {"x": x}, [Example({"x": x, "side": x})])
+    assert both.unreached == []
+    assert key(both.weight_dims["part.1.weight"][0]) == key(both.weight_dims["enter.weight"][0])
+    assert verify(model, both) == 2
+
+
+def test_what_a_part_returns_is_frozen_where_nothing_shows_how_the_model_uses_it() -> None:
+    model, x = Towers(), torch.randn(3, 7, 4)
+    seen = trace(model, {"x": x}, [Example({"input": x}, part="part")])
+    assert seen.unreached == []
+    assert find(seen.weight_dims["part.0.weight"][0]).frozen is None
+    frozen = find(seen.weight_dims["part.1.weight"][0]).frozen
+    assert frozen is not None and "returned by a part of the model" in frozen.text
+
+
+def test_a_further_example_that_fails_reaches_nothing() -> None:
+    model, x = Towers(), torch.randn(3, 7, 4)
+    seen = Trace(model)
+    seen.run(Example({"x": x}))
+    before, steps = seen.unreached, dict(seen.steps)
+    with pytest.raises(RuntimeError):
+        seen.run(Example({"x": x, "side": torch.randn(2, 7, 4)}))  # the part runs, its sum does not
+    assert seen.unreached == before
+    assert dict(seen.steps) == steps
+
+
+class Positions(nn.Module):
+    """Adds or multiplies a table that no checkpoint holds."""
+
+    def __init__(self, multiply: bool) -> None:
+        super().__init__()
+        self.enter, self.leave, self.multiply = nn.Linear(4, 6), nn.Linear(6, 2), multiply
+        self.register_buffer("table", torch.randn(20, 6), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.table[: x.shape[1]]
+        return self.leave(self.enter(x) * rows if self.multiply else self.enter(x) + rows)
+
+
+@pytest.mark.parametrize("multiply", [False, True])
+def test_a_computed_table_may_shrink_where_it_is_added_but_not_where_it_multiplies(multiply: bool) -> None:
+    model = Positions(multiply)
+    seen = trace(model, {"x": torch.randn(3, 7, 4)})
+    dim = find(seen.weight_dims["enter.weight"][0])
+    assert key(dim) == key(seen.computed_dims["table"][1])
+    assert (dim.frozen is not None) == multiply
+    assert verify(model, seen) == (1 if multiply else 2)  # the output is free as well
+    if multiply:
+        assert "meets buffer `table`" in str(dim.frozen)
+
+
+def test_a_module_that_the_forward_itself_puts_in_place_is_named() -> None:
+    class Swapping(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = torch.nn.Linear(4, 6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.inner = torch.nn.Sequential(self.inner)
+            return self.inner(x)
+
+    seen = trace(Swapping(), {"x": torch.randn(3, 4)})
+    assert {name for name, _ in seen.steps} >= {"inner.0"}
+
+
+def test_a_weight_norm_that_nothing_reached_is_frozen() -> None:
+    class Idle(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = torch.nn.Linear(4, 6)
+            self.idle = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(4, 6))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.up(x)
+
+    seen = trace(Idle(), {"x": torch.randn(3, 4)})
+    idle = [dims for name, dims in seen.weight_dims.items() if name.startswith("idle.")]
+    assert idle and all(dim.frozen is not None for dims in idle for dim in dims)

@@ -84,7 +84,7 @@ class _Lifter:
             regression: Regression | None = None
             previous: list[Stop | None] = []
             for at, here in track(
-                walk([*teachers, *students], max(self.compactors)),
+                walk([*teachers, *students], self.compactors),
                 "Calibrating",
                 total=len(self.compactors),
                 transient=True,

@@ -93,7 +93,7 @@ class _Surveyor:
     ) -> None:  # fmt: skip
         self.teacher, self.trace, self.plan, self.given = teacher, trace, plan, given
         self.shrinking = {leaf for leaf, size in plan.targets.items() if size < leaf.size}
-        self.free = _free(trace, plan, self.shrinking) if spectra else {}
+        self.free = _free(trace, plan, self.shrinking - set(plan.matched)) if spectra else {}
         self.chosen = self.shrinking - set(self.free)
         read = {leaf for read in plan.reads for leaf in leaves(self._axis(read))}
         self.only_written = self.chosen - read
@@ -106,7 +106,7 @@ class _Surveyor:
     def run(self, batches: Sequence[Batch]) -> Survey:
         stops = [at for at, read in enumerate(self.plan.reads) if self._matters(at, read)]
         if not stops:  # nothing that is read shrinks
-            return Survey({leaf: self._indices(leaf) for leaf in self.chosen}, {}, 0)
+            return Survey({leaf: self._indices(leaf) for leaf in self.chosen} | dict(self.plan.matched), {}, 0)
         with quiet_forward(self.teacher):
             forwards = [Forward(self.teacher, prepared(self.teacher, batch), self.plan, stops) for batch in batches]
             for forward in forwards:
@@ -114,9 +114,7 @@ class _Surveyor:
                     forward.know(name, tensor)
             covariance = None
             previous: list[Stop | None] = []
-            for at, here in track(
-                walk(forwards, stops[-1]), "Looking at the teacher", total=len(stops), transient=True
-            ):
+            for at, here in track(walk(forwards, stops), "Looking at the teacher", total=len(stops), transient=True):
                 if covariance is None or not same(previous, here):
                     covariance = self._covariance(forwards, here)
                 previous = here
@@ -125,6 +123,7 @@ class _Surveyor:
         sets = {leaf: self._indices(leaf) for leaf in self.chosen} if self.given is None else dict(self.given)
         # What is turned keeps no index in particular, but as many.
         sets |= {leaf: torch.arange(self.plan.targets[leaf]) for leaf in self.free}
+        sets |= self.plan.matched
         return Survey(sets, dict(self._rotations(sets)), self.positions)
 
     def _axis(self, read: Read) -> Dim:

@@ -72,7 +72,7 @@ def variance_indices(
             raise DataError("The teacher's activations on the calibration data are not finite; check its dtype.")
         for leaf, score in _by_leaf(plan, dim, variance / variance.mean().clamp(min=1e-30)):
             scores[leaf] = scores[leaf] + score
-    return {leaf: _largest(scores[leaf], leaf, plan) for leaf in wanted}
+    return {leaf: _largest(scores[leaf], leaf, plan) for leaf in wanted} | dict(plan.matched)
 
 
 def _observe(

@@ -172,12 +172,13 @@ class _Reader(TorchDispatchMode):
         return None
 
 
-def walk(forwards: Sequence[Forward], last: int) -> Iterator[tuple[int, list[Stop | None]]]:
+def walk(forwards: Sequence[Forward], stops: Collection[int]) -> Iterator[tuple[int, list[Stop | None]]]:
     """Yield each read that some forward makes, and where every forward stands: None for one that does not make it.
 
-    The reads come in the plan's order, each once all forwards that make it have reached it. After the read number
-    `last`, when the caller stops asking or when anything is raised, all forwards are ended where they stand.
+    The reads come in the plan's order, each once all forwards that make it have reached it. After the last of `stops`,
+    when the caller stops asking or when anything is raised, all forwards are ended where they stand.
     """
+    left = set(stops)
     with ExitStack() as stack:
         for forward in forwards:
             stack.callback(forward.close)
@@ -186,7 +187,8 @@ def walk(forwards: Sequence[Forward], last: int) -> Iterator[tuple[int, list[Sto
             at = min(stop.at for stop in here if stop is not None)
             present = [stop if stop is not None and stop.at == at else None for stop in here]
             yield at, present
-            if at == last:
+            left.discard(at)
+            if not left:
                 return
             # Forwards that stand elsewhere stay; a read that came earlier in another order is not waited for.
             for index, stop in enumerate(present):

@@ -1,17 +1,18 @@
-"""Which dimensions of a model must shrink together: inferred from one forward, never listed.
+"""Which dimensions of a model must shrink together: inferred from tiny forwards, never listed.
 
-Stages: `trace` (a forward under symbolic dimensions) -> `make_plan` (sizes, or a refusal) -> `verify`.
+Stages: `trace` (forwards under symbolic dimensions) -> `make_plan` (sizes, or a refusal) -> `verify`.
 """
 
 from .dims import Dim, Reason
 from .plan import Coupling, Plan, make_plan
 from .registry import covered_operations, rule
-from .trace import Trace, trace
+from .trace import Example, Trace, trace
 from .verify import verify
 
 __all__ = [
     "Coupling",
     "Dim",
+    "Example",
     "Plan",
     "Reason",
     "Trace",

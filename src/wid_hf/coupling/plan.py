@@ -9,18 +9,23 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 from math import isclose, prod
 
+import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from ..errors import PlanError
 from .carrier import Carrier
 from .dims import Dim, Reason, describe, factors_of, find, leaves, parts_of
 from .reads import Read
-from .trace import Dims, Trace
+from .trace import Call, Dims, Step, Trace
 
 Key = tuple  # of leaf identities, nested like the tree
+IN_MEMORY = {"aten.clone.default", "aten.contiguous.default", "aten.alias.default", "aten.detach.default"}
+SPELLINGS = dict.fromkeys(("aten._unsafe_view.default", "aten.reshape.default"), "aten.view.default")
 SHOWN = 6  # contradictions listed in a refusal; the rest follow from them as a rule
 
 
@@ -60,6 +65,9 @@ class Plan:
         tables: embedding tables whose rows are summed: they share one column compactor.
         reads: every product of a tensor with a weight, in the order of the forward.
         looked_up: tables whose rows are taken by number.
+        matched: for each leaf that a table computed from the config is added to (sinusoidal positions), the
+            indices whose entries are nearest to the student's own table, in its order. Every start keeps these.
+        twins: weights that no example reached and that follow the weight named beside them.
     """
 
     axes: Mapping[str, Dims]
@@ -70,6 +78,8 @@ class Plan:
     tables: tuple[frozenset[str], ...] = ()
     reads: tuple[Read, ...] = ()
     looked_up: frozenset[str] = frozenset()
+    matched: Mapping[Dim, Tensor] = field(default_factory=dict)
+    twins: Mapping[str, str] = field(default_factory=dict)
 
     def size(self, dim: Dim) -> int:
         """Return the student's size of `dim`."""
@@ -146,7 +156,8 @@ class Plan:
     def notes(self) -> tuple[str, ...]:
         """What the start does beside selecting indices: numbers folded into weights, and those that could not be."""
         folded = [f"`{c.parameter}` starts scaled by {factor:.4g}" for c, factor in self.scales.items()]
-        return (*folded, *self.unfolded)
+        followers = [f"`{name}` was not reached and follows `{twin}`" for name, twin in self.twins.items()]
+        return (*folded, *self.unfolded, *followers)
 
     def __str__(self) -> str:
         """Return the table and the notes as text, 140 columns wide."""
@@ -204,6 +215,7 @@ def make_plan(teacher: Trace, shapes: Mapping[str, tuple[int, ...]], student: Tr
     in_weights = {leaf for axes in teacher.weight_dims.values() for dim in axes for leaf in leaves(dim)}
     if student is not None:
         solver.equations += _shared_steps(teacher, student, in_weights)
+        solver.equations += _shared_tables(teacher, student, in_weights)
     solver.solve()
     if student is not None and not solver.problems:
         solver.require_all(in_weights)
@@ -221,6 +233,8 @@ def make_plan(teacher: Trace, shapes: Mapping[str, tuple[int, ...]], student: Tr
         tables=tuple(frozenset(group) for group in teacher.tables),
         reads=tuple(teacher.reads),
         looked_up=frozenset(teacher.looked_up_tables),
+        matched=_matched(teacher, student, solver.targets) if student is not None else {},
+        twins=teacher.twins,
     )
 
 
@@ -264,7 +278,8 @@ class _Solver:
             return True
         children = factors_of(dim) if dim.factors else parts_of(dim)
         unknown = [child for child in children if self._value(child) is None]
-        known = [value for child in children if (value := self._value(child)) is not None]
+        decided = [child for child in children if child not in unknown]
+        known = [self._value(child) or 0 for child in decided]
         if not unknown:
             self._check(dim, size, place)
             return True
@@ -273,14 +288,14 @@ class _Solver:
                 return False
             rest = prod(known)
             if size % rest:
-                self.problems.append(f"{place}: {size} is not a multiple of {rest}")
+                self.problems.append(f"{place}: {size} is not a multiple of {rest}{_because(decided)}")
                 return True
             return self._apply(unknown[0], size // rest, place)
         if len({key(child) for child in unknown}) > 1:
             return False
         share, remainder = divmod(size - sum(known), len(unknown))
         if remainder or share <= 0:
-            self.problems.append(f"{place}: {size} cannot be shared among {describe(dim)}")
+            self.problems.append(f"{place}: {size} cannot be shared among {describe(dim)}{_because(decided)}")
             return True
         return self._apply(unknown[0], share, place)
 
@@ -302,7 +317,8 @@ class _Solver:
         value = self._value(dim)
         if value != size:
             others = sorted({self.places[leaf] for leaf in leaves(dim) if leaf in self.places})
-            self.problems.append(f"{place} wants {size}, but {', '.join(others) or 'frozen parts'} make it {value}")
+            makers = ", ".join(others) or "frozen parts"
+            self.problems.append(f"{place} wants {size}, but {makers} make it {value}{_because([dim])}")
 
     def _value(self, dim: Dim) -> int | None:
         dim = find(dim)
@@ -315,40 +331,89 @@ class _Solver:
         return prod(values) if dim.factors else sum(values)  # type: ignore[arg-type]
 
 
-def _shared_steps(teacher: Trace, student: Trace, wanted: set[Dim]) -> Iterator[tuple[Dim, int, str]]:
-    """Yield an equation for each dimension that holds a weight's leaf, as far as both ran the same operations.
+def _because(dims: Iterable[Dim]) -> str:
+    """Say what froze the largest frozen leaf of `dims`, or nothing where none is."""
+    frozen = [leaf for dim in dims for leaf in leaves(dim) if leaf.frozen is not None and leaf.size > 1]
+    largest = max(frozen, key=lambda leaf: leaf.size, default=None)
+    return f"; {largest.size} of it {largest.frozen}" if largest is not None else ""
 
-    A call of a module counts up to the first operation that differs: sizes decide some of torch's paths.
+
+def _shared_steps(teacher: Trace, student: Trace, wanted: set[Dim]) -> Iterator[tuple[Dim, int, str]]:
+    """Yield an equation for each dimension that holds a weight's leaf, as far as both ran the same operations."""
+    for call, mine, theirs in _same_steps(teacher, student):
+        for dims, again in zip(mine.dims, theirs.dims, strict=False):
+            for dim, other in zip(dims, again, strict=False):
+                if any(leaf in wanted for leaf in leaves(dim)):
+                    yield dim, other.size, f"`{call[0]}` ({mine.operation})"
+
+
+def _same_steps(teacher: Trace, student: Trace) -> Iterator[tuple[Call, Step, Step]]:
+    """Yield what both forwards did alike, call by call.
+
+    Sizes decide some of torch's paths. A call of a module therefore counts from its start up to the first
+    operation that differs, and from its end back to the last one; operations that only rearrange memory
+    do not count.
     """
     for call, steps in teacher.steps.items():
-        for mine, theirs in zip(steps, student.steps.get(call, []), strict=False):
-            if mine.operation != theirs.operation or len(mine.dims) != len(theirs.dims):
-                break
-            for dims, again in zip(mine.dims, theirs.dims, strict=True):
-                for dim, other in zip(dims, again, strict=False):
-                    if any(leaf in wanted for leaf in leaves(dim)):
-                        yield dim, other.size, f"`{call[0]}` ({mine.operation})"
+        mine = [step for step in steps if step.operation not in IN_MEMORY]
+        theirs = [step for step in student.steps.get(call, []) if step.operation not in IN_MEMORY]
+        alike = list(takewhile(_alike_steps, zip(mine, theirs, strict=False)))
+        rest = min(len(mine), len(theirs)) - len(alike)
+        backwards = zip(mine[::-1][:rest], theirs[::-1][:rest], strict=True)
+        for pair in (*alike, *takewhile(_alike_steps, backwards)):
+            yield (call, *pair)
+
+
+def _alike_steps(pair: tuple[Step, Step]) -> bool:
+    mine, theirs = pair
+    same = SPELLINGS.get(mine.operation, mine.operation) == SPELLINGS.get(theirs.operation, theirs.operation)
+    return same and list(map(len, mine.dims)) == list(map(len, theirs.dims))
+
+
+def _shared_tables(teacher: Trace, student: Trace, wanted: set[Dim]) -> Iterator[tuple[Dim, int, str]]:
+    """Yield an equation for each axis of a computed table that holds a weight's leaf."""
+    for name, dims in teacher.computed_dims.items():
+        for axis, (dim, other) in enumerate(zip(dims, student.computed_dims.get(name, ()), strict=False)):
+            if any(leaf in wanted for leaf in leaves(dim)):
+                yield dim, other.size, f"buffer `{name}` axis {axis}"
+
+
+def _matched(teacher: Trace, student: Trace, targets: Mapping[Dim, int]) -> dict[Dim, Tensor]:
+    """Return for each leaf of a computed table the teacher's indices nearest to the student's, none twice."""
+    found: dict[Dim, Tensor] = {}
+    for name, table in teacher.computed.items():
+        own = student.computed.get(name)
+        for axis, dim in enumerate(map(find, teacher.computed_dims[name])):
+            if own is None or dim in found or not dim.is_leaf or targets.get(dim, dim.size) == dim.size:
+                continue
+            theirs, mine = table.movedim(axis, 0).flatten(1), own.movedim(axis, 0).flatten(1)
+            if theirs.shape[1] != mine.shape[1] or mine.shape[0] != targets[dim]:
+                continue
+            distance = torch.cdist(mine.double(), theirs.double())
+            chosen = torch.empty(len(mine), dtype=torch.long)
+            for row in range(len(mine)):
+                chosen[row] = distance[row].argmin()
+                distance[:, chosen[row]] = torch.inf
+            found[dim] = chosen
+    return found
 
 
 def _scales(teacher: Trace, student: Trace) -> tuple[dict[Carrier, float], tuple[str, ...]]:
     """Return the factors that the student's weights must take over, and those that no weight can."""
     per_call: dict[Carrier, dict[tuple[str, int], float]] = {}
     unfolded = []
-    for call, steps in teacher.steps.items():
-        for mine, theirs in zip(steps, student.steps.get(call, []), strict=False):
-            if mine.operation != theirs.operation:
-                break
-            if not mine.factor or not theirs.factor or isclose(mine.factor, theirs.factor, rel_tol=1e-6):
-                continue
-            ratio = mine.factor / theirs.factor
-            if mine.carrier is None:
-                unfolded.append(
-                    f"not folded: `{call[0]}` multiplies by {theirs.factor:.4g}, the teacher by {mine.factor:.4g}"
-                )
-                continue
-            carrier = teacher.carried_by.get(mine.carrier, mine.carrier)
-            calls = per_call.setdefault(carrier, {})
-            calls[call] = calls.get(call, 1.0) * ratio
+    for call, mine, theirs in _same_steps(teacher, student):
+        if not mine.factor or not theirs.factor or isclose(mine.factor, theirs.factor, rel_tol=1e-6):
+            continue
+        ratio = mine.factor / theirs.factor
+        if mine.carrier is None:
+            unfolded.append(
+                f"not folded: `{call[0]}` multiplies by {theirs.factor:.4g}, the teacher by {mine.factor:.4g}"
+            )
+            continue
+        carrier = teacher.carried_by.get(mine.carrier, mine.carrier)
+        calls = per_call.setdefault(carrier, {})
+        calls[call] = calls.get(call, 1.0) * ratio
     scales = {carrier: next(iter(calls.values())) for carrier, calls in per_call.items()}
     return scales, tuple(dict.fromkeys(unfolded))
 

@@ -1,15 +1,15 @@
-"""Watch one tiny forward of a model and give every tensor symbolic dimensions.
+"""Watch tiny forwards of a model and give every tensor symbolic dimensions.
 
 Takes a model and example inputs, gives a `Trace`: the dimension trees of all weights, of all module
-outputs and of the model's outputs. `plan` reads it; `rules` write it while the forward runs.
+outputs and of the model's outputs. `plan` reads it; `rules` write it while the forwards run.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
@@ -28,8 +29,25 @@ from .reads import Read, contraction, is_linear
 from .registry import rule_for
 
 NOT_REACHED = Reason("", "", "was not reached by the example inputs")
+ADDITIONS = {"aten.add.Tensor", "aten.add_.Tensor"}
 Dims = tuple[Dim, ...]
-Call = tuple[str, int]  # a module's name and the how-manieth call of it in this forward
+Call = tuple[str, int]  # a module's name and the how-manieth call of it in this trace
+
+
+@dataclass(frozen=True)
+class Example:
+    """One forward: of the model, or of a part of it that the model's own forward does not use in full.
+
+    Attributes:
+        inputs: keyword arguments of the forward.
+        part: name of the submodule that runs; "" is the model itself.
+        streams: names of inputs that are hidden states of another model, such as an encoder's: their last
+            axis may shrink together with the weights that read it.
+    """
+
+    inputs: Mapping[str, Any]
+    part: str = ""
+    streams: frozenset[str] = field(default_factory=frozenset)
 
 
 @dataclass(frozen=True)
@@ -46,15 +64,35 @@ class Step:
 
 
 class Trace:
-    """What one forward revealed about a model's dimensions."""
+    """What some forwards revealed about a model's dimensions.
+
+    Attributes:
+        examples: the forwards that were watched, in order.
+        weights: what a checkpoint of the model holds, by the first name of each tensor.
+        aliases: every name in a checkpoint with the first name of the same tensor.
+        weight_dims: for each weight the tree of each axis.
+        computed: tables that the model computes from its config (positions) and no checkpoint holds.
+        computed_dims: for each of those the tree of each axis.
+        steps: for each call of a module its operations in order.
+        module_outputs: for each module the trees of the first tensor that it returned.
+        output_dims: for each output of each example the tree of each axis.
+        stream_dims: for each `Example.streams` input, by example and name, the tree of each axis.
+        carried_by: carriers that stand in for others.
+        tables: groups of embedding tables whose rows are summed.
+        twins: weights that no example reached and that follow a weight of a sibling module, by name.
+    """
 
     def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.examples: list[Example] = []
         self.weights: dict[str, Tensor] = named_weights(model)
         self.aliases: dict[str, str] = aliases(model)
         self.weight_dims: dict[str, Dims] = {}
         self.steps: dict[Call, list[Step]] = defaultdict(list)
         self.module_outputs: dict[str, Dims] = {}
         self.output_dims: list[Dims] = []
+        self.stream_dims: dict[tuple[int, str], Dims] = {}
+        self.twins: dict[str, str] = {}
         self.carried_by: dict[Carrier, Carrier] = {}
         self.tables: list[set[str]] = []
         self.reads: list[Read] = []
@@ -71,21 +109,26 @@ class Trace:
         self._times_called: Counter[str] = Counter()
         self._operation = ""
         self._pending_factor: tuple[float | None, Carrier | None] = (None, None)
-        self._constants = {id(tensor): name for name, tensor in chain(model.named_buffers(), model.named_parameters())}
         for name, tensor in self.weights.items():
             self.weight_dims[name] = tuple(Dim(size) for size in tensor.shape)
             self._dims[tensor] = self.weight_dims[name]
             self._names[tensor] = name
-            self._constants.pop(id(tensor), None)
+        own = {id(tensor) for tensor in self.weights.values()}
+        rest = chain(model.named_buffers(), model.named_parameters())
+        self.computed: dict[str, Tensor] = {name: tensor for name, tensor in rest if id(tensor) not in own}
+        self.computed_dims = {name: tuple(Dim(size) for size in t.shape) for name, t in self.computed.items()}
+        self._from_tables = WeakIdKeyDictionary()  # tensors made of computed tables alone, and of which
+        for name, tensor in self.computed.items():
+            self._dims[tensor] = self.computed_dims[name]
+            self._from_tables[tensor] = name
 
     # What rules use.
 
     def dims(self, tensor: Tensor) -> Dims:
         """Return the dimensions of `tensor`; one never seen before is a constant and arrives frozen."""
         if tensor not in self._dims:
-            name = self._constants.get(id(tensor))
-            what = f"meets buffer `{name}`" if name else "meets an input or a constant"
-            self._dims[tensor] = tuple(Dim(size, self.reason(what)) for size in tensor.shape)
+            why = self.reason("meets an input or a constant")
+            self._dims[tensor] = tuple(Dim(size, why) for size in tensor.shape)
         return self._dims[tensor]
 
     def unify(self, a: Dim, b: Dim) -> None:
@@ -98,7 +141,7 @@ class Trace:
 
     def freeze_if_used(self, result: Tensor, dim: Dim, text: str) -> None:
         """Forbid `dim` to shrink as soon as anything is computed from `result` (some models ask for its shape only)."""
-        self._waiting[result] = (dim, self.reason(text))
+        self._waiting.setdefault(result, []).append((dim, self.reason(text)))
 
     def frozen(self, size: int, text: str) -> Dim:
         """Return a new dimension of `size` that cannot shrink."""
@@ -158,6 +201,10 @@ class Trace:
         operands = [tensor for tensor in tree_leaves((args, dict(kwargs))) if isinstance(tensor, Tensor)]
         self._used(operands)
         self._reached.update(map(id, operands))
+        of_weights = any(self.depends_on_weights(tensor) for tensor in operands)
+        tables = [name for tensor in operands if (name := self._from_tables.get(tensor)) is not None]
+        if tables and of_weights and str(operation) not in ADDITIONS:
+            self._freeze_tables(operands)
         results = [tensor for tensor in tree_leaves(out) if isinstance(tensor, Tensor)]
         rule = rule_for(operation)
         given = rule(self, out, *args, **kwargs) if rule is not None else None
@@ -173,9 +220,12 @@ class Trace:
         self._note_read(operation, args)
         if not is_linear(operation, args):
             self._aligned += [dim for tensor in operands for dim in self.dims(tensor) if dim.size > 1]
-        if any(self.depends_on_weights(tensor) for tensor in operands):
-            for tensor in results:
+        for tensor in results:
+            if of_weights:
                 self._computed[tensor] = True
+                self._from_tables.pop(tensor, None)
+            elif tables:
+                self._from_tables[tensor] = tables[0]
         self.steps[self._calls[-1]].append(Step(str(operation), tuple(dims), *self._pending_factor))
 
     def _note_read(self, operation: OpOverload, args: Sequence[Any]) -> None:
@@ -191,10 +241,22 @@ class Trace:
             if axis is not None:
                 self.reads.append(Read(name, axis, bias, self.carrier(read), product.routed))
 
+    def _freeze_tables(self, operands: Sequence[Tensor]) -> None:
+        """Forbid computed tables to shrink: the student's own, narrower one holds other numbers.
+
+        Only a sum forgives that: the student's table is added in its place, at indices chosen to suit. A
+        product (rotary positions) or a look-up by its entries does not.
+        """
+        for tensor in operands:
+            if (name := self._from_tables.get(tensor)) is not None:
+                for dim in self.dims(tensor):
+                    self.freeze(dim, f"meets buffer `{name}`")
+
     def _used(self, tensors: Sequence[Tensor]) -> None:
         for tensor in tensors:
             if tensor in self._waiting:
-                freeze(*self._waiting.pop(tensor))
+                for dim, why in self._waiting.pop(tensor):
+                    freeze(dim, why)
 
     def _checked(self, given: Any, results: list[Tensor]) -> list[Dims] | None:
         """Return one tuple of dimensions per result, or None where the rule gave none that fit."""
@@ -208,38 +270,120 @@ class Trace:
 
     @contextmanager
     def following_modules(self, model: nn.Module) -> Iterator[None]:
-        """Keep the name of the module that runs, so that reasons can tell where."""
+        """Keep the name of the module that runs, so that reasons can tell where.
+
+        The hooks are global because a forward may put other modules in place (BigBird swaps its attention).
+        """
+        names: dict[nn.Module, str] = {}
+
+        def name_of(module: nn.Module) -> str | None:
+            if module not in names:
+                names.update({module: name for name, module in model.named_modules()})
+            return names.get(module)
+
+        def enter(module: nn.Module, args: Any) -> None:
+            if (name := name_of(module)) is not None:
+                self._times_called[name] += 1
+                self._calls.append((name, self._times_called[name]))
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            if (name := name_of(module)) is not None:
+                self._calls.pop()
+                tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+                if tensors and tensors[0] in self._dims:
+                    self.module_outputs[name] = self._dims[tensors[0]]
+
         with ExitStack() as stack:
-            for name, module in model.named_modules():
-                stack.callback(module.register_forward_pre_hook(self._enter(name)).remove)
-                stack.callback(module.register_forward_hook(self._leave(name), always_call=True).remove)
+            stack.callback(register_module_forward_pre_hook(enter).remove)
+            stack.callback(register_module_forward_hook(leave, always_call=True).remove)
             yield
 
-    def _enter(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any) -> None:
-            self._times_called[name] += 1
-            self._calls.append((name, self._times_called[name]))
+    def run(self, example: Example) -> None:
+        """Watch one more forward.
 
-        return hook
-
-    def _leave(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            self._calls.pop()
-            tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-            if tensors and tensors[0] in self._dims:
-                self.module_outputs[name] = self._dims[tensors[0]]
-
-        return hook
-
-    def finish(self, output: Any) -> None:
-        """Keep the dimensions of the model's outputs and drop everything that refers to tensors."""
+        Raises:
+            Exception: whatever the forward raises; couplings that it revealed until then stay, but the weights
+                that it reached count as not reached.
+        """
+        called, reached = Counter(self._times_called), set(self._reached)
+        part = self.model.get_submodule(example.part)
+        for name in example.streams:
+            stream = example.inputs[name]
+            dims = [self.frozen(size, "is the batch or the length of an input") for size in stream.shape[:-1]]
+            self._dims[stream] = (*dims, Dim(stream.shape[-1]))
+            self._computed[stream] = True
+        try:
+            with (
+                quiet_forward(self.model),
+                sdpa_kernel(SDPBackend.MATH),  # composite: the rules of its parts cover every mask and grouping
+                self.following_modules(self.model),
+                _Watch(self),
+            ):
+                output = part(**example.inputs)
+        except Exception:
+            for call in [call for call in self.steps if call[1] > called[call[0]]]:
+                del self.steps[call]
+            self._times_called, self._reached = called, reached
+            raise
+        self.stream_dims |= {(len(self.examples), name): self._dims[example.inputs[name]] for name in example.streams}
+        self.examples.append(example)
         outputs = output_tensors(output)
         self._used(outputs)
-        for name, weight in self.weights.items():
-            if id(weight) not in self._reached:  # an expert that got no token: nothing is known about it
+        self.output_dims += [self.dims(tensor) for tensor in outputs]
+        if example.part:
+            self._freeze_loose_ends(outputs, reached)
+
+    def _freeze_loose_ends(self, outputs: Sequence[Tensor], reached: set[int]) -> None:
+        """Freeze what a part returns that no earlier forward knows: where the whole model uses it was not seen."""
+        names = [name for name, weight in self.weights.items() if id(weight) in reached]
+        known = {leaf for name in names for dim in self.weight_dims[name] for leaf in leaves(dim)}
+        for tensor in outputs:
+            for dim in self.dims(tensor):
+                if known.isdisjoint(leaves(dim)):
+                    freeze(dim, Reason("", "", "is returned by a part of the model that only an example calls"))
+
+    @property
+    def unreached(self) -> list[str]:
+        """Names of weights that no forward has touched and whose indices differ (a mask embedding of zeros is free)."""
+        return [
+            name
+            for name, weight in self.weights.items()
+            if id(weight) not in self._reached and weight.numel() > 1 and bool((weight != weight.flatten()[0]).any())
+        ]
+
+    def finish(self) -> None:
+        """Give weights that no forward reached the dimensions of a sibling's, or freeze them."""
+        for name in self.unreached:
+            twin = self._twin(name)
+            if twin is None:
                 for dim in self.weight_dims[name]:
                     freeze(dim, NOT_REACHED)
-        self.output_dims = [self.dims(tensor) for tensor in outputs]
+                continue
+            self.twins[name] = twin
+            for mine, theirs in zip(self.weight_dims[name], self.weight_dims[twin], strict=True):
+                unify(mine, theirs, NOT_REACHED)
+
+    def _twin(self, name: str) -> str | None:
+        """Return the same weight of a sibling module, for an expert that got no token where another got some.
+
+        Siblings are the modules of one list or dictionary that are of one class and shape. Nothing is known
+        where none of them, or a part of this one, was called.
+        """
+        parts = name.split(".")
+        for at in range(len(parts) - 1, 0, -1):
+            container = self.model.get_submodule(".".join(parts[:at]))
+            children = dict(container.named_children())  # a parametrization's list holds weights as well
+            if not isinstance(container, (nn.ModuleList, nn.ModuleDict)) or parts[at] not in children:
+                continue
+            mine = children[parts[at]]
+            if any(id(parameter) in self._reached for parameter in mine.parameters()):
+                return None
+            for key, sibling in children.items():
+                other = ".".join([*parts[:at], key, *parts[at + 1 :]])
+                if type(sibling) is type(mine) and other in self.weights and id(self.weights[other]) in self._reached:
+                    same = self.weights[other].shape == self.weights[name].shape
+                    return other if same else None
+        return None
 
 
 class _Watch(TorchDispatchMode):
@@ -255,24 +399,20 @@ class _Watch(TorchDispatchMode):
         return out
 
 
-def trace(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
-    """Run `model(**inputs)` once and return the dimensions of everything in it.
+def trace(model: nn.Module, inputs: Mapping[str, Any], further: Sequence[Example] = ()) -> Trace:
+    """Run `model(**inputs)` once, and `further` examples, and return the dimensions of everything in it.
 
     The model is left as it was: parameters, buffers, training mode and the random state do not change.
 
     Args:
         model: any module whose weights are not on the meta device.
         inputs: keyword arguments of its forward; small sizes suffice.
+        further: forwards that reach weights which this one leaves out.
     """
     seen = Trace(model)
-    with (
-        quiet_forward(model),
-        sdpa_kernel(SDPBackend.MATH),  # composite: the rules of its parts cover every mask and grouping
-        seen.following_modules(model),
-        _Watch(seen),
-    ):
-        output = model(**inputs)
-    seen.finish(output)
+    for example in (Example(inputs), *further):
+        seen.run(example)
+    seen.finish()
     return seen
 
 
@@ -281,13 +421,23 @@ def quiet_forward(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; training mode of every module and the random state come back."""
     modes = [(module, module.training) for module in model.modules()]
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    model.eval()
+    forget(model)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
             yield
     finally:
+        forget(model)
         for module, training in modes:
             module.training = training
+
+
+def forget(model: nn.Module) -> None:
+    """Put `model` into evaluation mode, without what it keeps there of other weights.
+
+    LeViT computes attention biases once per evaluation; going to training mode drops them.
+    """
+    model.train()
+    model.eval()
 
 
 def saved_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """The permutation proof: a coupled dimension is one exactly when its indices can be renamed at will.
 
-Takes a model, its trace and inputs; raises where renaming a dimension's indices throughout the weights
-changes the outputs. Called by `get_wid_model(verify=True)`, `wid-hf plan --verify` and the tests.
+Takes a model and its trace; raises where renaming a dimension's indices throughout the weights changes the
+outputs of the examples that were traced. Called by `get_wid_model(verify=True)`, `wid-hf plan --verify` and the tests.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from ..errors import ProofError
 from .dims import Dim, describe, leaves
 from .plan import Plan, make_plan, nesting
 from .selection import IndexSets, axis_indices
-from .trace import NOT_REACHED, Trace, output_tensors, quiet_forward
+from .trace import NOT_REACHED, Trace, forget, output_tensors, quiet_forward
 
 
-def verify(model: nn.Module, trace: Trace, inputs: Mapping[str, Any], seed: int = 0) -> int:
+def verify(model: nn.Module, trace: Trace, seed: int = 0) -> int:
     """Permute the indices of every unfrozen leaf throughout the weights and compare outputs.
 
-    All leaves are permuted at once; only if that changes an output are they tried one by one to name the
-    culprits. Weights are jittered first, since constant ones (fresh normalisation weights) hide errors.
+    Tables that the model computes from its config, and hidden states that come from outside, are permuted
+    as well where the trace says that they have such a leaf. All leaves are permuted at once; only if that
+    changes an output are they tried one by one to name the culprits. Weights are jittered first, since
+    constant ones (fresh normalisation weights) hide errors.
 
     Returns:
         How many leaves were proved.
@@ -42,11 +44,11 @@ def verify(model: nn.Module, trace: Trace, inputs: Mapping[str, Any], seed: int 
     weights = {name: _jittered(weight, generator) for name, weight in trace.weights.items()}
     wanted = _free_leaves(plan)
     permutations = {leaf: _permutation(plan, leaf, generator) for leaf in wanted}
-    wrong = _culprits(model, plan, trace, weights, permutations, inputs)
+    wrong = _culprits(model, plan, trace, weights, permutations)
     if wrong and next(iter(weights.values())).dtype != torch.float64:
         # A deep model can blow rounding up beyond any tolerance; what is wrong is wrong in float64 too.
         wide = {name: weight.double() if weight.is_floating_point() else weight for name, weight in weights.items()}
-        wrong = _culprits(deepcopy(model).double(), plan, trace, wide, permutations, _doubled(inputs))
+        wrong = _culprits(deepcopy(model).double(), plan, trace, wide, permutations)
     if not wrong:
         return len(wanted)
     unknown = [name for name, axes in plan.axes.items() if any(d.frozen == NOT_REACHED for d in axes)]
@@ -60,25 +62,19 @@ def verify(model: nn.Module, trace: Trace, inputs: Mapping[str, Any], seed: int 
 
 
 def _culprits(
-    model: nn.Module, plan: Plan, trace: Trace, weights: Mapping[str, Tensor], permutations: IndexSets,
-    inputs: Mapping[str, Any],
-) -> list[Dim]:  # fmt: skip
+    model: nn.Module, plan: Plan, trace: Trace, weights: Mapping[str, Tensor], permutations: IndexSets
+) -> list[Dim]:
     """Return the leaves whose permutation changes the outputs; all of them where only several together do."""
     with quiet_forward(model):
-        before = _outputs(model, weights, inputs)
-        if not _changes(model, plan, trace, weights, permutations, inputs, before):
+        before = _outputs(model, plan, trace, weights, {})
+        if not _changes(model, plan, trace, weights, permutations, before):
             return []
         alone = [
             leaf
             for leaf, permutation in permutations.items()
-            if _changes(model, plan, trace, weights, {leaf: permutation}, inputs, before)
+            if _changes(model, plan, trace, weights, {leaf: permutation}, before)
         ]
     return alone or list(permutations)
-
-
-def _doubled(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    floating = {n: v.double() for n, v in inputs.items() if isinstance(v, Tensor) and v.is_floating_point()}
-    return {**inputs, **floating}
 
 
 def _free_leaves(plan: Plan) -> list[Dim]:
@@ -108,17 +104,45 @@ def _permuted(plan: Plan, tensor: Tensor, dims: Sequence[Dim], sets: IndexSets) 
     return tensor
 
 
-def _outputs(model: nn.Module, weights: Mapping[str, Tensor], inputs: Mapping[str, Any]) -> list[Tensor]:
-    return output_tensors(functional_call(model, dict(weights), kwargs=dict(inputs), tie_weights=True))
+class _Part(nn.Module):
+    """A part of a model that is called by itself, with the whole model's names for its weights."""
+
+    def __init__(self, model: nn.Module, part: str) -> None:
+        super().__init__()
+        self.model = model
+        self.part = part
+
+    def forward(self, **inputs: Any) -> Any:
+        return self.model.get_submodule(self.part)(**inputs)
+
+
+def _outputs(
+    model: nn.Module, plan: Plan, trace: Trace, weights: Mapping[str, Tensor], sets: IndexSets
+) -> list[Tensor]:
+    """Return the outputs of all examples with everything permuted by `sets` that has such a leaf."""
+    dtype = next(weight.dtype for weight in weights.values() if weight.is_floating_point())
+    tensors = {name: _permuted(plan, weight, plan.axes[name], sets) for name, weight in weights.items()}
+    for name, table in trace.computed.items():
+        given = table.detach().to(dtype) if table.is_floating_point() and dtype == torch.float64 else table.detach()
+        tensors[name] = _permuted(plan, given, trace.computed_dims[name], sets)
+    named = {f"model.{name}": tensor for name, tensor in tensors.items()}
+    outputs = []
+    for number, example in enumerate(trace.examples):
+        forget(model)
+        inputs = dict(example.inputs)
+        for name in example.streams:
+            inputs[name] = _permuted(plan, inputs[name], trace.stream_dims[number, name], sets)
+        if dtype == torch.float64:
+            inputs |= {n: v.double() for n, v in inputs.items() if isinstance(v, Tensor) and v.is_floating_point()}
+        outputs += output_tensors(functional_call(_Part(model, example.part), named, kwargs=inputs, tie_weights=True))
+    return outputs
 
 
 def _changes(
-    model: nn.Module, plan: Plan, trace: Trace, weights: Mapping[str, Tensor], sets: IndexSets,
-    inputs: Mapping[str, Any], before: list[Tensor],
-) -> bool:  # fmt: skip
+    model: nn.Module, plan: Plan, trace: Trace, weights: Mapping[str, Tensor], sets: IndexSets, before: list[Tensor]
+) -> bool:
     """Return whether permuting by `sets` changes an output beyond the same permutation of the output itself."""
-    renamed = {name: _permuted(plan, weight, plan.axes[name], sets) for name, weight in weights.items()}
-    after = _outputs(model, renamed, inputs)
+    after = _outputs(model, plan, trace, weights, sets)
     for old, new, dims in zip(before, after, trace.output_dims, strict=True):
         expected = _permuted(plan, old, dims, sets)
         if not expected.is_floating_point():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..dims import Dim
+from ..dims import Dim, find, split_concat
 from ..registry import rule
 from .pointwise import broadcast
 
@@ -35,15 +35,36 @@ def advanced_index(trace: Trace, out: Tensor, a: Tensor, indices: Sequence[Tenso
     places = [place for place, index in enumerate(indices) if index is not None]
     given = [index for index in indices if index is not None]
     if any(index.dtype in (torch.bool, torch.uint8) for index in given):
-        return None
-    for place in places:
-        trace.freeze(dims[place], "is looked up by number")
+        return _read_where(trace, out, dims, given) if places == [0] else None
+    for place, index in zip(places, given, strict=True):
+        _freeze_looked_up(trace, dims[place], index)
     shape = torch.broadcast_shapes(*(index.shape for index in given))
     block = broadcast(trace, torch.empty(shape, device="meta"), *given)
     rest = [dim for place, dim in enumerate(dims) if place not in places]
     together = places == list(range(places[0], places[-1] + 1))
     at = places[0] if together else 0
     return (*rest[:at], *block, *rest[at:])
+
+
+def _read_where(trace: Trace, out: Tensor, dims: Dims, given: Sequence[Tensor]) -> Dims:
+    """`a[mask]`, where the mask covers the first dimensions: `(b, s, width) -> (n, width)`."""
+    (mask,) = given
+    for dim in dims[: mask.ndim]:
+        trace.freeze_if_used(out, dim, "is looked up by number")
+    return (trace.frozen(out.shape[0], "counts what a mask selects"), *dims[mask.ndim :])
+
+
+def _freeze_looked_up(trace: Trace, dim: Dim, index: Tensor) -> None:
+    """Freeze what `index` may point into: `[-2]` in the code counts from the end, so only the end is frozen.
+
+    Falcon takes its one key and one value head from behind all query heads in this way.
+    """
+    text = "is looked up by number"
+    why = find(trace.dims(index)[0]).frozen if index.ndim == 1 and index.numel() else None
+    is_literal = why is not None and why.operation == "aten.lift_fresh.default"
+    if is_literal and int(index.max()) < 0 and (end := -int(index.min())) < dim.size:
+        dim = split_concat(dim, [dim.size - end, end], trace.reason(text))[1]
+    trace.freeze(dim, text)
 
 
 @rule(aten.index_select.default)
@@ -98,14 +119,45 @@ def ranking(trace: Trace, out: Sequence[Tensor], a: Tensor, dim: int = -1, *args
 def write_at(
     trace: Trace, out: Tensor, a: Tensor, indices: Sequence[Tensor | None], values: Tensor, *args: Any
 ) -> Dims | None:
-    """`a[i, j] = values`."""
+    """`a[i, j] = values`, or `a[mask] = values` where the mask covers the first dimensions."""
     if any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices):
-        return None
+        return _write_where(trace, a, indices, values)
     read = advanced_index(trace, torch.empty(a.shape, device="meta")[tuple(_blanks(a, indices))], a, indices)
     for dim, given in zip((read or ())[::-1], trace.dims(values)[::-1], strict=False):
         if dim.size == given.size:
             trace.unify(dim, given)
     return trace.dims(a)
+
+
+def _write_where(trace: Trace, a: Tensor, indices: Sequence[Tensor | None], values: Tensor) -> Dims | None:
+    mask, *others = indices
+    if mask is None or any(other is not None for other in others):
+        return None
+    dims = trace.dims(a)
+    for dim in dims[: mask.ndim]:
+        trace.freeze(dim, "is looked up by number")
+    for dim, given in zip(dims[mask.ndim :][::-1], trace.dims(values)[::-1], strict=False):
+        if dim.size == given.size:
+            trace.unify(dim, given)
+    return dims
+
+
+@rule(aten.masked_scatter.default, aten.masked_scatter_.default)
+def fill_where(trace: Trace, out: Tensor, a: Tensor, mask: Tensor, source: Tensor) -> Dims | None:
+    """Put rows of `source (n, width)` where `mask` is set: image features in place of their placeholder tokens.
+
+    Only where the mask takes or leaves whole rows does `width` keep its meaning.
+    """
+    whole_rows = bool((mask == mask[..., :1]).all())
+    if not whole_rows or source.shape[-1] != a.shape[-1]:
+        return None
+    dims = trace.dims(a)
+    for dim in dims[:-1]:
+        trace.freeze(dim, "is filled in the order of a mask")
+    for dim in trace.dims(source)[:-1]:
+        trace.freeze(dim, "is read in the order of a mask")
+    trace.unify(dims[-1], trace.dims(source)[-1])
+    return dims
 
 
 def _blanks(a: Tensor, indices: Sequence[Tensor | None]) -> list[Any]:

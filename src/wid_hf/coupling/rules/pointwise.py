@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -51,11 +52,25 @@ def broadcast(trace: Trace, out: Tensor, *tensors: Tensor) -> Dims:
     aten.tanh_.default, aten.sigmoid_.default, aten.gelu_.default, 
     aten.expm1.default, aten.exp2.default, aten.atan2.default, aten.log2.default,
     aten.lerp.Tensor, aten.lerp.Scalar, aten.logit.default, aten.logical_not_.default, aten.bitwise_xor.Tensor,
-    aten.__and__.Tensor, aten.__or__.Tensor, 
+    aten.__and__.Tensor, aten.__or__.Tensor, aten.polar.default, aten.complex.default, aten._conj.default,
+    aten.angle.default, 
+    aten.celu.default, aten.hardtanh_.default, aten.leaky_relu_.default, aten.elu_.default,
+    aten.hardswish_.default, aten.hardsigmoid_.default, aten.mish_.default, aten.add_.Scalar, aten.sub_.Scalar,
+    aten.rsqrt_.default, aten.sqrt_.default, aten.neg_.default, aten.abs_.default, aten.round.decimals,
+    aten.trunc.default, aten.frac.default, aten.sinh.default, aten.cosh.default, aten.asinh.default, aten.sinc.default,
+    aten.erfc.default, aten.fmod.Scalar, aten.fmod.Tensor, aten.addcdiv.default, aten.xlogy.Tensor, aten.log10.default,
+    aten.threshold.default, aten._prelu_kernel.default, aten.clamp_max_.default,
+    aten.logical_xor.default, aten.bitwise_and.Scalar, aten.bitwise_or.Scalar, aten.floor_divide.Scalar,
 )  # fmt: skip
 def elementwise(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> Dims:
     """`f(x, y, ...)` on each element."""
     return broadcast(trace, out, *(arg for arg in args if isinstance(arg, Tensor)))
+
+
+@rule(aten.log_sigmoid_forward.default)
+def log_sigmoid(trace: Trace, out: Sequence[Tensor], a: Tensor) -> list[Dims]:
+    """The result, and what a backward needs on some devices (empty on others)."""
+    return [trace.dims(a), trace.dims(a) if out[1].shape == a.shape else tuple(Dim(size) for size in out[1].shape)]
 
 
 @rule(aten.add.Tensor, aten.add_.Tensor, aten.add.Scalar)

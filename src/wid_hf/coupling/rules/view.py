@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from ..carrier import Carrier
-from ..dims import Dim, concat, find, product, regroup, split_concat
+from ..dims import Dim, concat, find, freeze, product, regroup, split_concat
 from ..registry import rule
 
 if TYPE_CHECKING:
     from ..trace import Dims, Trace
 
 aten = torch.ops.aten
+
+WINDOW = "is walked in windows"
 
 
 @rule(aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten._reshape_alias.default)
@@ -129,23 +131,36 @@ def slice_(
     trace: Trace, out: Tensor, a: Tensor, place: int = 0, start: int | None = None, stop: int | None = None,
     step: int = 1,
 ) -> Dims:  # fmt: skip
-    """Keep a stretch of one dimension; strides mix positions and freeze it."""
+    """Keep a stretch of one dimension, or every step-th index of it: the outer factor of `rest x step`."""
     place %= a.ndim
     size, kept = a.shape[place], out.shape[place]
     if kept == size:
         _moved(trace, out, a)
         return trace.dims(a)
     dims = trace.dims(a)
-    if step != 1 or kept == 0:
-        trace.freeze(dims[place], "is read with a stride")
-        return (*dims[:place], trace.frozen(kept, "is read with a stride"), *dims[place + 1 :])
+    if kept == 0:
+        trace.freeze(dims[place], "is read in part")
+        return (*dims[:place], trace.frozen(0, "is read in part"), *dims[place + 1 :])
     first = max(start + size, 0) if start is not None and start < 0 else start or 0
+    if step != 1:
+        return (*dims[:place], _every(trace, dims[place], first, kept, step), *dims[place + 1 :])
     sizes = [first, kept, size - first - kept]
     present = [s for s in sizes if s]
     outs = [out if index == 1 else None for index, s in enumerate(sizes) if s]
     cut = split_concat(dims[place], present, trace.reason("is cut at a place that its structure does not have"))
     trace.carry(out, _cut(trace.carrier(a), a, place, first, first + kept))
     return (*dims[:place], cut[outs.index(out) if len(outs) > 1 else 0], *dims[place + 1 :])
+
+
+def _every(trace: Trace, dim: Dim, first: int, kept: int, step: int) -> Dim:
+    """Return every `step`-th index of `dim`, which interleaves: `gate, up, gate, up` is `pairs x 2`."""
+    why = trace.reason("is read with a stride")
+    if first < step and kept * step == dim.size:
+        rest, inner = regroup([dim], [kept, step], why)
+        freeze(inner, why)
+        return rest
+    freeze(dim, why)
+    return Dim(kept, why)
 
 
 @rule(aten.select.int)
@@ -211,9 +226,88 @@ def pad(trace: Trace, out: Tensor, a: Tensor, widths: Sequence[int], value: floa
 def windows(trace: Trace, out: Tensor, a: Tensor, place: int, size: int, step: int) -> Dims:
     """Overlapping stretches of one dimension, their inside as a new last dimension."""
     dims = list(trace.dims(a))
-    trace.freeze(dims[place], "is walked in windows")
+    trace.freeze(dims[place], WINDOW)
     dims[place] = trace.frozen(out.shape[place], "counts windows")
     return (*dims, trace.frozen(size, "is a position in a window"))
+
+
+@rule(aten.as_strided.default)
+def strided(
+    trace: Trace, out: Tensor, a: Tensor, sizes: Sequence[int], strides: Sequence[int], offset: int | None = None
+) -> Dims | None:
+    """A view by memory addresses (overlapping windows): dimensions that are walked as before are themselves.
+
+    An address holds an index of such a dimension in a digit of its own where all other steps are multiples
+    of the dimension's whole extent, or are too small to reach its step even together.
+    """
+    if (offset is not None and offset != a.storage_offset()) or not _dense(a):
+        return None
+    own = {a.stride(place): place for place in range(a.ndim) if a.shape[place] > 1}
+    dims: list[Dim] = []
+    for at, (size, stride) in enumerate(zip(sizes, strides, strict=True)):
+        place = own.get(stride)
+        others = [(n, s) for j, (n, s) in enumerate(zip(sizes, strides, strict=True)) if j != at and n > 1]
+        walked_alike = (
+            place is not None
+            and a.shape[place] == size
+            and (
+                all(s % (stride * size) == 0 for _, s in others if s >= stride)
+                and sum((n - 1) * s for n, s in others if s < stride) < stride
+            )
+        )
+        dims.append(trace.dims(a)[place] if walked_alike and place is not None else trace.frozen(size, WINDOW))
+    for dim in trace.dims(a):
+        if dim not in dims:
+            trace.freeze(dim, WINDOW)
+    return tuple(dims)
+
+
+def _dense(a: Tensor) -> bool:
+    """Return whether the elements of `a` fill their stretch of memory without gaps or overlaps, in any order."""
+    extent = 1
+    for stride, size in sorted(zip(a.stride(), a.shape, strict=True)):
+        if size > 1:
+            if stride != extent:
+                return False
+            extent *= size
+    return True
+
+
+@rule(aten.as_strided_.default)
+def restrided(trace: Trace, out: Tensor, a: Tensor, sizes: Sequence[int], *args: Any) -> Dims | None:
+    """A tensor that is told its strides anew in place: pooling to one position does so for dimensions of size 1."""
+    dims = trace.dims(a)
+    wide = [stride for stride, size in zip(out.stride(), sizes, strict=True) if size > 1]
+    same = [dim.size for dim in dims] == list(sizes) and wide == sorted(wide, reverse=True) and _dense(out)
+    return dims if same else None
+
+
+@rule(aten.view_as_complex.default)
+def as_complex(trace: Trace, out: Tensor, a: Tensor) -> Dims:
+    """`(..., 2) -> (...)`: real and imaginary parts are told apart by number."""
+    *dims, parts = trace.dims(a)
+    trace.freeze(parts, "is a complex number's real and imaginary part")
+    return tuple(dims)
+
+
+@rule(aten.view_as_real.default)
+def as_real(trace: Trace, out: Tensor, a: Tensor) -> Dims:
+    """`(...) -> (..., 2)`."""
+    return (*trace.dims(a), trace.frozen(2, "is a complex number's real and imaginary part"))
+
+
+@rule(aten.diagonal.default)
+def diagonal(trace: Trace, out: Tensor, a: Tensor, offset: int = 0, first: int = 0, second: int = 1) -> Dims:
+    """Equal indices of two dimensions, as a new last one: only the main diagonal of a square leaves them free."""
+    dims = trace.dims(a)
+    first, second = first % a.ndim, second % a.ndim
+    rest = tuple(dim for place, dim in enumerate(dims) if place not in (first, second))
+    if offset == 0 and a.shape[first] == a.shape[second]:
+        trace.unify(dims[first], dims[second])
+        return (*rest, dims[first])
+    for place in (first, second):
+        trace.freeze(dims[place], "is walked in order")
+    return (*rest, trace.frozen(out.shape[-1], "is walked in order"))
 
 
 @rule(aten.glu.default)
