@@ -55,7 +55,7 @@ class Architecture:
 
     def config(self, strategy: str, **others: Any) -> WidConfig:
         """Return what asks for the student half as wide."""
-        return WidConfig(**self.halved, head_strategy=strategy, **others)
+        return WidConfig(**{"init": "identity", **self.halved, **others}, head_strategy=strategy)
 
 
 def _gpt2() -> PreTrainedModel:

@@ -31,7 +31,7 @@ def wid(tiny_bert: BertForMaskedLM) -> nn.Module:
     with torch.no_grad():
         for seed, parameter in enumerate(tiny_bert.parameters()):
             parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(seed))
-    return get_wid_model(tiny_bert, WidConfig(hidden_size=12, intermediate_size=32)).base_model
+    return get_wid_model(tiny_bert, WidConfig(hidden_size=12, intermediate_size=32, init="identity")).base_model
 
 
 def maps(student: nn.Module, name: str, weight: str = "weight") -> nn.ModuleDict:
@@ -139,7 +139,7 @@ def test_attention_keeps_the_teachers_scale_over_the_selected_rows(tiny_bert: Be
         for seed, parameter in enumerate(tiny_bert.parameters()):
             parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(seed))
     tiny_bert.set_attn_implementation("eager")
-    wid = get_wid_model(tiny_bert, WidConfig(hidden_size=12)).base_model
+    wid = get_wid_model(tiny_bert, WidConfig(hidden_size=12, init="identity")).base_model
     assert wid.model.config._attn_implementation == "eager"
     seen: list[Tensor] = []
     layer = wid.model.bert.encoder.layer[0]
@@ -178,7 +178,7 @@ def test_compactors_are_float32_or_wider_and_weights_keep_the_teachers_dtype(
     dtype: torch.dtype, matrix: torch.dtype
 ) -> None:
     config = BertConfig(vocab_size=60, hidden_size=24, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48)
-    wid = get_wid_model(BertForMaskedLM(config).to(dtype).eval(), WidConfig(hidden_size=12)).base_model
+    wid = get_wid_model(BertForMaskedLM(config).to(dtype).eval(), WidConfig(hidden_size=12, init="identity")).base_model
     assert {p.dtype for name, p in wid.model.named_parameters() if name.endswith(".matrix")} == {matrix}
     assert wid.model.get_submodule(QUERY).weight.dtype == dtype
     assert wid.model(input_ids=IDS).logits.dtype == dtype

@@ -23,7 +23,7 @@ from wid_hf import ConfigError, DataError, OutputError, PlanError, TeacherError,
 from wid_hf.compress import CompressSettings, compress, whole_folder
 from wid_hf.coupling.trace import named_weights
 
-HALF = WidConfig(hidden_size=12, intermediate_size=24, selection="variance")
+HALF = WidConfig(hidden_size=12, intermediate_size=24, selection="variance", init="identity")
 QUICK = CompressSettings(steps=3, batch_size=8, max_length=12, validation_texts=16)
 
 

@@ -61,7 +61,7 @@ def test_every_block_of_a_page_runs(page: Path, workplace: Path) -> None:
     names: dict[str, Any] = {
         "teacher": AutoModelForMaskedLM.from_pretrained("teacher"),
         "tokenizer": tokenizer,
-        "dataset": tokenize(Dataset.from_dict({"text": texts(16)}), tokenizer, max_length=16),
+        "dataset": tokenize(Dataset.from_dict({"text": texts(64)}), tokenizer, max_length=16),
     }
     rules = dict(registry._RULES)
     try:

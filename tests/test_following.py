@@ -14,7 +14,7 @@ from wid_hf import FollowingTrainer, WidConfig, WidError, WidTrainingArguments, 
 from wid_hf.data import tokenize
 from wid_hf.following import following_loss
 
-HALF = WidConfig(hidden_size=12, intermediate_size=24)
+HALF = WidConfig(hidden_size=12, intermediate_size=24, init="identity")
 
 
 def rows(count: int = 32) -> Dataset:

@@ -18,7 +18,7 @@ ALLOWED = {
     "errors": set(),
     "coupling": {"errors"},
     "compaction": {"coupling", "errors"},
-    "calibration": {"coupling", "errors"},
+    "calibration": {"compaction", "coupling", "errors"},
     "config": {"errors"},
     "inputs": {"coupling", "errors"},
     "student": {"config", "coupling", "errors", "inputs"},

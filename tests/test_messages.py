@@ -112,23 +112,30 @@ def test_a_teacher_without_weights() -> None:
     )
 
 
-def test_variance_without_calibration_data() -> None:
+def test_a_merge_without_calibration_data() -> None:
     row = ARCHITECTURES["bert"]
-    config = row.config("dim", selection="variance")
-    assert message(lambda: get_wid_model(row.build(), config)) == (
-        'selection="variance" ranks indices by activations: pass calibration_data=batches, an iterable of '
-        'keyword dictionaries for the model\'s forward, or use selection="first".'
-    )
-    wid = get_peft_model(row.build(), config)
+    wid = get_wid_model(row.build(), row.config("dim", init="calibrated"))
     assert message(wid.merge_and_unload) == (
-        'This model was made with selection="variance" but has seen no calibration data. '
-        "Call model.calibrate(batches), or pass calibration_data to get_wid_model."
+        "This model was made with init='calibrated', selection='pivots' but has seen no calibration data. Call "
+        'model.calibrate(batches), pass calibration_data to get_wid_model, or set init="identity" and '
+        'selection="first". Nothing was merged.'
+    )
+
+
+def test_calibration_data_with_too_few_tokens() -> None:
+    row = ARCHITECTURES["bert"]
+    wid = get_peft_model(row.build(), row.config("dim", init="calibrated"))
+    batch = {"input_ids": torch.arange(20).view(2, 10) + 5}
+    assert message(lambda: wid.base_model.calibrate([batch])) == (
+        "The calibration data holds 20 tokens that are not padding, but the student's widest layer input has 48 "
+        "indices: at least 49 tokens are needed, ten times as many are better. Give more texts, or raise "
+        "calibration_samples."
     )
 
 
 def test_calibration_data_of_padding_only() -> None:
     row = ARCHITECTURES["bert"]
-    wid = get_peft_model(row.build(), row.config("dim", selection="variance"))
+    wid = get_peft_model(row.build(), row.config("dim", init="calibrated"))
     padding = {name: torch.zeros(2, 5, dtype=torch.long) for name in ("input_ids", "attention_mask")}
     for batches in ([], [padding]):
         assert message(lambda batches=batches: wid.base_model.calibrate(batches)) == (

@@ -193,8 +193,8 @@ def test_a_model_class_that_refuses_its_config_is_quoted(tiny_bert: BertForMaske
     ("words", "message"),
     [
         ({"hidden_size": 24, "head_strategy": "width"}, "head_strategy='width' is not one of 'dim', 'head'"),
-        ({"hidden_size": 24, "selection": "last"}, "selection='last' is not one of 'first', 'variance'"),
-        ({"hidden_size": 24, "init": "random"}, "init='random' is not one of 'identity'"),
+        ({"hidden_size": 24, "selection": "last"}, "selection='last' is not one of 'first', 'variance', 'pivots'"),
+        ({"hidden_size": 24, "init": "random"}, "init='random' is not one of 'calibrated', 'identity'"),
         ({"hidden_size": 24.0}, r"hidden_size=24\.0 is not a positive integer"),
         ({"hidden_size": 0}, "hidden_size=0 is not a positive integer"),
         ({"hidden_size": True}, "hidden_size=True is not a positive integer"),

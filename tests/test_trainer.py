@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from transformers import BertForMaskedLM, TrainerCallback, TrainingArguments
 from wid_hf import TrainingError, WidConfig, WidError, WidTrainer, WidTrainingArguments, get_wid_model
 from wid_hf.compaction import Compactor
 
-HALF = WidConfig(hidden_size=12, intermediate_size=24)
+HALF = WidConfig(hidden_size=12, intermediate_size=24, init="identity")
 
 
 def masked_rows(count: int = 16, length: int = 8) -> Dataset:
@@ -202,3 +203,64 @@ def test_learning_rates_that_cannot_be_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=words):
         arguments(tmp_path, compactor_learning_rate=compactors, teacher_learning_rate=teacher)
+
+
+CALIBRATED = WidConfig(hidden_size=12, intermediate_size=24, calibration_samples=48, calibration_batch_size=16)
+
+
+def test_a_start_that_nobody_calibrated_is_calibrated_on_the_training_set(
+    tiny_bert: BertForMaskedLM, tmp_path: Path
+) -> None:
+    model = get_wid_model(tiny_bert, CALIBRATED)
+    args = arguments(tmp_path, max_steps=1, learning_rate=0.0, weight_decay=0.0)
+    trainer = WidTrainer(model=model, args=args, train_dataset=masked_rows(200))
+    batches = list(trainer.calibration_batches())
+    assert [len(batch["input_ids"]) for batch in batches] == [16, 16, 16]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        trainer.train()
+    assert model.base_model.calibrated
+    by_hand = get_wid_model(tiny_bert, CALIBRATED, calibration_data=batches)
+    assert torch.equal(logits(model), logits(by_hand))
+    assert model.base_model.calibration.positions == 48 * 8
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    WidTrainer(model=model, args=args, train_dataset=masked_rows(64, length=9)).train()  # not again
+    assert all(torch.equal(before[n], p) for n, p in model.named_parameters())
+
+
+def test_taking_calibration_rows_does_not_move_the_random_state(tiny_bert: BertForMaskedLM, tmp_path: Path) -> None:
+    rows = masked_rows(64)
+    trainer = WidTrainer(model=get_wid_model(tiny_bert, CALIBRATED), args=arguments(tmp_path), train_dataset=rows)
+    state = torch.get_rng_state()
+    first, second = (torch.cat([b["input_ids"] for b in trainer.calibration_batches()]) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(first, second) and len(first) == 48
+
+
+def test_a_run_that_is_resumed_keeps_its_own_calibration(tiny_bert: BertForMaskedLM, tmp_path: Path) -> None:
+    teachers = [deepcopy(tiny_bert), deepcopy(tiny_bert), deepcopy(tiny_bert)]
+    given = {"max_steps": 4, "lr_scheduler_type": "linear", "learning_rate": 1e-3}
+    rows = masked_rows(64)
+
+    def trainer(teacher: BertForMaskedLM, **others: Any) -> WidTrainer:
+        args = arguments(tmp_path / "parts", **{**given, **others})
+        return WidTrainer(model=get_wid_model(teacher, CALIBRATED), args=args, train_dataset=rows)
+
+    whole = trainer(teachers[0])
+    whole.train()
+    first = trainer(teachers[1], save_strategy="steps", save_steps=2)
+    first.train()
+    second = trainer(teachers[2])
+    second.train(resume_from_checkpoint=str(tmp_path / "parts" / "checkpoint-2"))
+    assert second.model.base_model.calibrated and second.model.base_model.calibration is None
+    assert second.model.base_model.kept_outputs() == whole.model.base_model.kept_outputs()
+    for (name, a), (_, b) in zip(whole.model.named_parameters(), second.model.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_shifts_learn_with_the_compactors(tiny_bert: BertForMaskedLM, tmp_path: Path) -> None:
+    args = arguments(tmp_path, compactor_learning_rate=3e-3, teacher_learning_rate=2e-4)
+    trainer = WidTrainer(model=get_wid_model(tiny_bert, CALIBRATED), args=args, train_dataset=masked_rows())
+    rates = {p: group["lr"] for group in trainer.create_optimizer().param_groups for p in group["params"]}
+    shifts = [p for name, p in trainer.model.named_parameters() if name.endswith(".shift")]
+    assert len(shifts) == 13 and {rates[p] for p in shifts} == {3e-3}

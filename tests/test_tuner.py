@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from functools import cache, partial
 from math import prod
 from pathlib import Path
@@ -30,7 +31,7 @@ from transformers import (
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from wid_hf import ConfigError, DataError, WidConfig, WidError, WidModel, get_wid_model
+from wid_hf import ConfigError, WidConfig, WidError, WidModel, get_wid_model
 
 IDS = {"input_ids": torch.arange(21).view(3, 7) + 2}
 
@@ -161,7 +162,7 @@ def test_gradient_checkpointing_changes_no_gradient(family: str) -> None:
 def test_a_checkpoint_around_the_second_use_of_a_tied_weight_changes_no_gradient(
     tiny_bert: BertForMaskedLM, reentrant: bool
 ) -> None:
-    wid = get_wid_model(tiny_bert, WidConfig(hidden_size=12))
+    wid = get_wid_model(tiny_bert, WidConfig(hidden_size=12, init="identity"))
     noisy(wid)
 
     def gradients() -> dict[str, Tensor]:
@@ -179,11 +180,11 @@ def test_a_checkpoint_around_the_second_use_of_a_tied_weight_changes_no_gradient
 
 @pytest.fixture
 def wid(tiny_bert: BertForMaskedLM) -> PeftModel:
-    return get_wid_model(tiny_bert, WidConfig(hidden_size=12, intermediate_size=24))
+    return get_wid_model(tiny_bert, WidConfig(hidden_size=12, intermediate_size=24, init="identity"))
 
 
 def test_pefts_own_door_gives_the_same_model(tiny_bert: BertForMaskedLM, wid: PeftModel) -> None:
-    again = get_peft_model(tiny_bert, WidConfig(hidden_size=12, intermediate_size=24))
+    again = get_peft_model(tiny_bert, WidConfig(hidden_size=12, intermediate_size=24, init="identity"))
     assert isinstance(again, PeftModel) and isinstance(again.base_model, WidModel)
     assert torch.equal(logits(again, IDS), logits(wid, IDS))
     assert {n: p.shape for n, p in again.named_parameters()} == {n: p.shape for n, p in wid.named_parameters()}
@@ -196,7 +197,7 @@ def test_trainable_parameters_are_printed(wid: PeftModel, capsys: pytest.Capture
 
 
 def test_the_config_given_is_not_changed(tiny_bert: BertForMaskedLM) -> None:
-    config = WidConfig(hidden_size=12)
+    config = WidConfig(hidden_size=12, init="identity")
     before = dict(vars(config))
     get_wid_model(tiny_bert, config)
     assert vars(config) == before
@@ -204,7 +205,7 @@ def test_the_config_given_is_not_changed(tiny_bert: BertForMaskedLM) -> None:
 
 def test_unload_gives_the_teacher_back(tiny_bert: BertForMaskedLM) -> None:
     before = logits(tiny_bert, IDS)
-    wid = get_wid_model(tiny_bert, WidConfig(hidden_size=12))
+    wid = get_wid_model(tiny_bert, WidConfig(hidden_size=12, init="identity"))
     noisy(wid)
     assert wid.unload() is tiny_bert is wid.base_model.teacher
     assert torch.equal(logits(tiny_bert, IDS), before)
@@ -252,11 +253,22 @@ def test_merging_weights_that_are_not_finite_is_refused_on_request(wid: PeftMode
 
 
 def test_a_merge_without_the_calibration_that_was_asked_for_is_refused(tiny_bert: BertForMaskedLM) -> None:
-    wid = get_peft_model(tiny_bert, WidConfig(hidden_size=12, selection="variance"))
+    wid = get_peft_model(tiny_bert, WidConfig(hidden_size=12, selection="variance", init="identity"))
     with pytest.raises(WidError, match="has seen no calibration data"):
         wid.merge_and_unload()
     wid.base_model.calibrate([IDS])
     assert wid.merge_and_unload().config.hidden_size == 12
+
+
+def test_a_model_that_waits_for_calibration_warns_at_its_first_forward(tiny_bert: BertForMaskedLM) -> None:
+    wid = get_peft_model(tiny_bert, WidConfig(hidden_size=12))
+    with pytest.warns(UserWarning, match=r"init='calibrated'.*has seen no calibration data\. Call model\.calibrate"):
+        wid(**IDS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        wid(**IDS)
+    identity = get_peft_model(tiny_bert, WidConfig(hidden_size=12, init="identity"))
+    assert torch.equal(logits(wid, IDS), logits(identity, IDS))
 
 
 def test_calibrating_restarts_the_same_compactors_at_other_indices(tiny_bert: BertForMaskedLM) -> None:
@@ -264,7 +276,7 @@ def test_calibrating_restarts_the_same_compactors_at_other_indices(tiny_bert: Be
         tiny_bert.bert.embeddings.word_embeddings.weight[:, 12:] *= 50
         for norm in (m for m in tiny_bert.modules() if isinstance(m, nn.LayerNorm)):
             norm.weight[12:] = 5.0
-    wid = get_wid_model(tiny_bert, WidConfig(hidden_size=12))
+    wid = get_peft_model(tiny_bert, WidConfig(hidden_size=12, init="identity", selection="variance"))
     ids = {name: id(parameter) for name, parameter in wid.named_parameters()}
     noisy(wid)
     wid.base_model.calibrate([IDS])
@@ -273,11 +285,12 @@ def test_calibrating_restarts_the_same_compactors_at_other_indices(tiny_bert: Be
     assert torch.equal(wid.base_model.model.bert.embeddings.word_embeddings.weight, words[:, 12:])
 
 
-def test_variance_without_data_and_data_without_variance_are_refused(tiny_bert: BertForMaskedLM) -> None:
-    with pytest.raises(DataError, match=r'selection="variance" ranks indices by activations: pass calibration_data'):
-        get_wid_model(tiny_bert, WidConfig(hidden_size=12, selection="variance"))
-    with pytest.raises(ConfigError, match=r'calibration_data is given but selection="first" does not use it'):
-        get_wid_model(tiny_bert, WidConfig(hidden_size=12), calibration_data=[IDS])
+def test_calibration_data_that_nothing_uses_is_refused(tiny_bert: BertForMaskedLM) -> None:
+    identity = WidConfig(hidden_size=12, init="identity")
+    with pytest.raises(ConfigError, match=r'init="identity" with selection="first" does not use it; set init="calib'):
+        get_wid_model(tiny_bert, identity, calibration_data=[IDS])
+    with pytest.raises(ConfigError, match="calibration data is given but"):
+        get_wid_model(tiny_bert, identity).base_model.calibrate([IDS])
 
 
 def test_another_methods_config_is_refused(tiny_bert: BertForMaskedLM) -> None:
@@ -334,7 +347,7 @@ def marian() -> MarianMTModel:
 
 def test_a_table_that_loading_computes_anew_is_kept_where_its_width_is() -> None:
     teacher = marian()
-    halved = WidConfig(overrides={"encoder_ffn_dim": 24, "decoder_ffn_dim": 24})
+    halved = WidConfig(overrides={"encoder_ffn_dim": 24, "decoder_ffn_dim": 24}, init="identity")
     student = get_wid_model(teacher, halved).merge_and_unload()
     tables = [model.get_parameter("model.encoder.embed_positions.weight") for model in (teacher, student)]
     assert tables[0].abs().sum() > 0
@@ -343,7 +356,7 @@ def test_a_table_that_loading_computes_anew_is_kept_where_its_width_is() -> None
 
 def test_a_narrower_student_computes_its_own_positions_and_keeps_the_indices_nearest_to_them(tmp_path: Path) -> None:
     teacher = marian()
-    wid = get_wid_model(teacher, WidConfig(hidden_size=12), verify=True)
+    wid = get_wid_model(teacher, WidConfig(hidden_size=12, init="identity"), verify=True)
     student = wid.merge_and_unload()
     name = "model.encoder.embed_positions.weight"
     own, theirs = student.get_parameter(name), teacher.get_parameter(name)
@@ -364,7 +377,7 @@ def test_a_decoder_with_cross_attention_narrows_the_states_that_it_takes_as_well
         max_position_embeddings=32, is_decoder=True, add_cross_attention=True,
     )  # fmt: skip
     teacher = BertLMHeadModel(config).eval()
-    wid = get_wid_model(teacher, WidConfig(hidden_size=12), verify=True)
+    wid = get_wid_model(teacher, WidConfig(hidden_size=12, init="identity"), verify=True)
     noisy(wid)
     student = wid.merge_and_unload()
     assert student.bert.encoder.layer[0].crossattention.self.key.weight.shape == (12, 12)
@@ -379,7 +392,7 @@ def test_a_weight_normed_teacher_trains_and_merges_into_its_own_class(tmp_path: 
         num_conv_pos_embedding_groups=2, num_conv_pos_embeddings=4, classifier_proj_size=8,
     )  # fmt: skip
     teacher = Wav2Vec2ForSequenceClassification(config).eval()
-    wid = get_wid_model(teacher, WidConfig(hidden_size=12, intermediate_size=24), verify=True)
+    wid = get_wid_model(teacher, WidConfig(hidden_size=12, intermediate_size=24, init="identity"), verify=True)
     sound = {"input_values": torch.randn(2, 400)}
     wid(**sound).logits.square().sum().backward()
     noisy(wid)
@@ -402,7 +415,7 @@ def test_head_sizes_follow_the_hidden_size_in_a_part_of_a_composite_model() -> N
     teacher = LlavaForConditionalGeneration(config).eval()
     hidden, heads = text["hidden_size"], text["num_attention_heads"]
     sizes = {"text_config": {"hidden_size": hidden // 2}, "vision_config": {"hidden_size": 8}}
-    wid = get_wid_model(teacher, WidConfig(overrides=sizes, head_strategy="head"), verify=True)
+    wid = get_wid_model(teacher, WidConfig(overrides=sizes, head_strategy="head", init="identity"), verify=True)
     student = wid.merge_and_unload()
     assert student.config.text_config.num_attention_heads == heads // 2
     assert student.config.vision_config.num_attention_heads == 1

@@ -155,7 +155,7 @@ def _same_at_full_size(teacher: PreTrainedModel, seen: Trace, further: Further) 
 def _narrow(teacher: PreTrainedModel, further: Further, sizes: dict[str, Any], strategy: str) -> None:
     """Shrink by `sizes`, take a step, merge, save and reload; raise `Wrong` where something does not hold."""
     teacher = deepcopy(teacher)
-    model = get_wid_model(teacher, WidConfig(overrides=sizes, head_strategy=strategy))  # type: ignore[arg-type]
+    model = get_wid_model(teacher, WidConfig(overrides=sizes, head_strategy=strategy, init="identity"))  # type: ignore[arg-type]
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
     model.train()  # Reformer refuses gradients in evaluation mode
     _loss(output_tensors(model(**example_inputs(model.base_model.model)))).backward()

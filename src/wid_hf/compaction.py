@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from .coupling import Dim, Plan
+from .coupling.carrier import Carrier
 from .coupling.dims import leaves
 from .coupling.plan import key
 from .coupling.selection import IndexSets, axis_indices
@@ -74,11 +75,14 @@ class Compaction(nn.Module):
 
     Args:
         maps: for each shrinking axis its `Compactor` or `Choice`; modules may be shared between weights.
+        shift: a learned vector `(k,)` that is added in the end: what a bias takes over from the dropped indices
+            that the weight beside it reads.
     """
 
-    def __init__(self, maps: Mapping[int, Compactor | Choice]) -> None:
+    def __init__(self, maps: Mapping[int, Compactor | Choice], shift: Tensor | None = None) -> None:
         super().__init__()
         self.maps = nn.ModuleDict({str(axis): module for axis, module in maps.items()})
+        self.shift = nn.Parameter(shift) if shift is not None else None
         self._memo: dict[bool, Tensor] | None = None  # by whether gradients are recorded
 
     def forward(self, original: Tensor) -> Tensor:
@@ -92,7 +96,12 @@ class Compaction(nn.Module):
             folded = original.to(torch.promote_types(original.dtype, torch.float32))
             for axis, module in self.maps.items():
                 folded = module(folded, int(axis))
-            folded = folded.to(original.dtype)
+            if self.shift is not None:
+                folded = folded + self.shift
+            folded = folded.to(original.dtype).contiguous()  # as a loaded weight is
+        if not recording and _may_look_trained():
+            # Torch picks its way through a product by this even where nothing is recorded: round as a parameter does.
+            folded.requires_grad_(original.requires_grad)
         if memo is not None:
             memo[recording] = folded
         return folded
@@ -112,6 +121,8 @@ def install(
     names: Mapping[str, str],
     plan: Plan,
     sets: IndexSets,
+    *,
+    shifts: bool = False,
 ) -> None:
     """Make every weight of `student` a function of the teacher's tensor of the same name.
 
@@ -124,9 +135,15 @@ def install(
         names: every name in the teacher's checkpoint with the first name of the same tensor.
         plan: trees and sizes.
         sets: which indices each leaf keeps at the start.
+        shifts: give every bias beside a weight whose input shrinks a learned shift, zero at the start.
     """
     maps = _Maps(plan, sets, teacher_weights)
-    made = {first: Compaction(maps.of(first)) for first in teacher_weights if maps.needed(first)}
+    shifted = _shifted(plan) if shifts else set()
+    made = {
+        first: Compaction(maps.of(first), maps.zeros(first) if first in shifted else None)
+        for first in teacher_weights
+        if maps.needed(first) or first in shifted
+    }
     for name, first in names.items():
         module, attribute = _owner(student, name)
         _set_tensor(module, attribute, teacher_weights[first])
@@ -136,13 +153,24 @@ def install(
     _fold_shared_once(student, [compaction for first, compaction in made.items() if users[first] > 1])
 
 
-def restart(student: nn.Module, teacher_weights: Mapping[str, Tensor], plan: Plan, sets: IndexSets) -> None:
-    """Set every map of an installed student back to selecting `sets`, in place."""
-    maps = _Maps(plan, sets, teacher_weights)
+def restart(
+    student: nn.Module,
+    teacher_weights: Mapping[str, Tensor],
+    plan: Plan,
+    sets: IndexSets,
+    rotations: Mapping[Carrier, Tensor] | None = None,
+) -> None:
+    """Set every map of an installed student back to selecting `sets`, in place; shifts become zero.
+
+    `rotations (k, n)` take the place of selection in the stretches of axes that they name.
+    """
+    maps = _Maps(plan, sets, teacher_weights, rotations)
     for name, compaction in compactions(student).items():
         if name in teacher_weights:
             for axis, fresh in maps.of(name).items():
                 compaction.maps[str(axis)].load_state_dict(fresh.state_dict())
+            if compaction.shift is not None:
+                compaction.shift.detach().zero_()
 
 
 def folded_weights(student: nn.Module, names: Mapping[str, str]) -> dict[str, Tensor]:
@@ -165,10 +193,17 @@ def compactions(student: nn.Module) -> dict[str, Compaction]:
 class _Maps:
     """Makes the map of each axis once, and shares it where weights must share it."""
 
-    def __init__(self, plan: Plan, sets: IndexSets, weights: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        sets: IndexSets,
+        weights: Mapping[str, Tensor],
+        rotations: Mapping[Carrier, Tensor] | None = None,
+    ) -> None:
         self.plan = plan
         self.sets = sets
         self.weights = weights
+        self.rotations = rotations or {}
         self.shared: dict[Any, Compactor | Choice] = {}
 
     def needed(self, weight: str) -> bool:
@@ -178,6 +213,12 @@ class _Maps:
     def of(self, weight: str) -> dict[int, Compactor | Choice]:
         """Return the maps of all axes of `weight` that need one."""
         return {axis: self._map(weight, axis) for axis in self._axes(weight)}
+
+    def zeros(self, bias: str) -> Tensor:
+        """Return a shift for `bias` that changes nothing."""
+        weight = self.weights[bias]
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        return torch.zeros(self.plan.shape(bias), dtype=dtype, device=weight.device)
 
     def _axes(self, weight: str) -> list[int]:
         dims = self.plan.axes[weight]
@@ -196,8 +237,17 @@ class _Maps:
             else:
                 start = torch.zeros(len(indices), dim.size, dtype=factors.dtype)
                 start[torch.arange(len(indices)), indices] = factors
+                self._rotate(start, indices, *place[1:])
                 self.shared[place] = Compactor(start.to(device))
         return self.shared[place]
+
+    def _rotate(self, start: Tensor, indices: Tensor, *place: Any) -> None:
+        """Replace selection by the rotations of this axis; the factors of its indices stay."""
+        for carrier, rotation in self.rotations.items():
+            if (carrier.parameter, carrier.axis) == place:
+                span = slice(carrier.start, carrier.stop)
+                rows = ((indices >= carrier.start) & (indices < carrier.stop)).nonzero()[:, 0]
+                start[rows, span] = rotation.to(start) * self._factors(*place)[span].to(start)
 
     def _place(self, weight: str, axis: int) -> tuple[Any, ...]:
         """Return what identifies the map: the weight's own axis, its table group, or its matrix's axis."""
@@ -208,8 +258,10 @@ class _Maps:
         if _is_matrix(self.plan.axes[weight]):
             return ("axis", weight, axis)
         for sibling in _siblings(self.plan, weight):
+            read = {read.axis for read in self.plan.reads if read.weight == sibling}
             for at, other in enumerate(self.plan.axes[sibling]):
-                if _is_matrix(self.plan.axes[sibling]) and key(other) == key(dim):
+                # A vector beside a square weight goes with what the weight writes, not with what it reads.
+                if _is_matrix(self.plan.axes[sibling]) and key(other) == key(dim) and read != {at}:
                     return ("axis", sibling, at)
         return ("choice", weight, axis)
 
@@ -238,6 +290,10 @@ def shrinking_leaves(plan: Plan) -> list[Dim]:
     return [leaf for leaf in found if plan.targets.get(leaf, leaf.size) < leaf.size]
 
 
+def _may_look_trained() -> bool:
+    return not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled()
+
+
 def _inside_checkpoint() -> bool:
     """Return whether saved tensors are being intercepted, as `torch.utils.checkpoint` does."""
     if torch.compiler.is_compiling():
@@ -247,6 +303,12 @@ def _inside_checkpoint() -> bool:
 
 def _is_matrix(dims: tuple[Dim, ...]) -> bool:
     return sum(dim.size > 1 for dim in dims) > 1
+
+
+def _shifted(plan: Plan) -> set[str]:
+    """Return every bias that is added where the columns of a weight are fitted."""
+    biases = {plan.reads[at].bias for at in plan.fitted}
+    return {bias for bias in biases if bias is not None}
 
 
 def _siblings(plan: Plan, weight: str) -> list[str]:

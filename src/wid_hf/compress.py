@@ -41,8 +41,6 @@ from .teachers import load_teacher, load_tokenizer
 from .trainer import WidTrainer, WidTrainingArguments
 from .tuner import get_wid_model
 
-CALIBRATION_TEXTS = 256
-
 
 @dataclass(frozen=True)
 class CompressSettings:
@@ -118,7 +116,7 @@ def compress(
     scorer = _Scorer(objective, model, tokenizer, held_out, settings)
     scores = {"teacher": scorer.score(model)}
     sizes = {"teacher": model_size(model)}
-    calibration = _calibration(train_set, tokenizer, settings) if config.selection == "variance" else None
+    calibration = _calibration(train_set, collator, config, settings.seed) if config.needs_data else None
     wid_model = get_wid_model(model, config, calibration_data=calibration)
     scores["start"] = scorer.score(wid_model)
     with tempfile.TemporaryDirectory() as scratch:
@@ -237,12 +235,13 @@ def _collator(objective: str, tokenizer: PreTrainedTokenizerBase) -> Any:
     )
 
 
-def _calibration(
-    train_set: Dataset, tokenizer: PreTrainedTokenizerBase, settings: CompressSettings
-) -> list[dict[str, Tensor]]:
-    texts = train_set.select(range(min(CALIBRATION_TEXTS, len(train_set))))
-    rows = texts.select_columns(["input_ids", "attention_mask"])
-    return list(batches(rows, DataCollatorWithPadding(tokenizer), settings.batch_size))
+def _calibration(train_set: Dataset, collator: Any, config: WidConfig, seed: int) -> list[dict[str, Tensor]]:
+    """Return what training would see: masked for a masked language model, whose lifts are worse otherwise."""
+    texts = train_set.select(range(min(config.calibration_samples, len(train_set))))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made = list(batches(texts, collator, config.calibration_batch_size))
+    return [{name: t for name, t in batch.items() if name != "special_tokens_mask"} for batch in made]
 
 
 def _learning_rates(objective: str, settings: CompressSettings) -> dict[str, float]:

@@ -7,6 +7,7 @@ transformers config, PEFT saves it as `adapter_config.json`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from math import inf
 from typing import Any, Literal, get_args
 
 from peft import PeftConfig
@@ -14,8 +15,8 @@ from peft import PeftConfig
 from .errors import ConfigError
 
 HeadStrategy = Literal["dim", "head"]
-Selection = Literal["first", "variance"]
-Init = Literal["identity"]
+Selection = Literal["first", "variance", "pivots"]
+Init = Literal["calibrated", "identity"]
 
 PEFT_TYPE = "WID"
 SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
@@ -38,13 +39,18 @@ class WidConfig(PeftConfig):
         overrides: any other size under the name the teacher's config has for it, `{"embedding_size": 64}`;
             nested for composite models, `{"text_config": {"hidden_size": 384}}`; a list where the teacher's
             config has one, `{"hidden_sizes": [32, 64, 128]}`.
-        init: how compactors start; `"identity"` selects rows and columns of the teacher's weights.
-        selection: which indices are selected: `"first"`, or those with the largest `"variance"` of
-            activations, which takes calibration data.
+        init: how compactors start. `"calibrated"` solves for them in closed form on calibration data;
+            `"identity"` only selects rows and columns of the teacher's weights.
+        selection: which indices are selected: the `"first"`, those with the largest `"variance"` of activations,
+            or those that explain the others best, `"pivots"`. By default pivots for a calibrated start and the
+            first for identity.
+        calibration_samples: how many rows of the training set `WidTrainer` calibrates on, if nobody did before.
+        calibration_batch_size: rows per batch then.
+        ridge: how strongly lifts are held at selection, as a share of the mean variance of what is read.
 
     Raises:
-        ConfigError: an unknown word, a size that is neither a positive integer nor a list of them, or no size
-            at all.
+        ConfigError: an unknown word, a size that is neither a positive integer nor a list of them, a count that is
+            no positive integer, or no size at all.
     """
 
     hidden_size: int | None = field(default=None, metadata={"help": "Width of the residual stream."})
@@ -58,14 +64,19 @@ class WidConfig(PeftConfig):
     overrides: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "Other sizes under the teacher's own config names."}
     )
-    init: Init = field(default="identity", metadata={"help": "How compactors start."})
-    selection: Selection = field(
-        default="first", metadata={"help": "Which indices the start selects: 'first' or 'variance'."}
+    init: Init = field(default="calibrated", metadata={"help": "How compactors start: 'calibrated' or 'identity'."})
+    selection: Selection | None = field(
+        default=None, metadata={"help": "Which indices the start selects: 'first', 'variance' or 'pivots'."}
     )
+    calibration_samples: int = field(default=256, metadata={"help": "Training rows to calibrate on."})
+    calibration_batch_size: int = field(default=32, metadata={"help": "Rows per batch of calibration."})
+    ridge: float = field(default=1e-4, metadata={"help": "How strongly lifts are held at selection."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PEFT_TYPE
+        if self.selection is None:
+            self.selection = "pivots" if self.init == "calibrated" else "first"
         problems = [
             f"{name}={getattr(self, name)!r} is not one of {', '.join(map(repr, get_args(words)))}"
             for name, words in (("head_strategy", HeadStrategy), ("init", Init), ("selection", Selection))
@@ -73,10 +84,19 @@ class WidConfig(PeftConfig):
         ]
         problems += list(_not_sizes({name: getattr(self, name) for name in SIZES if getattr(self, name) is not None}))
         problems += list(_not_sizes(self.overrides))
+        counts = ("calibration_samples", "calibration_batch_size")
+        problems += list(_not_sizes({name: getattr(self, name) for name in counts}))
+        if isinstance(self.ridge, bool) or not isinstance(self.ridge, (int, float)) or not 0 < self.ridge < inf:
+            problems.append(f"ridge={self.ridge!r} is not a number above 0")
         if not self.requested:
             problems.append("no size is given; set hidden_size, intermediate_size or another size to shrink")
         if problems:
             raise ConfigError("WidConfig: " + "; ".join(problems))
+
+    @property
+    def needs_data(self) -> bool:
+        """Return whether the start is made from activations."""
+        return self.init == "calibrated" or self.selection != "first"
 
     @property
     def requested(self) -> dict[str, Any]:

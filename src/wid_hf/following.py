@@ -42,7 +42,6 @@ class FollowingTrainer(WidTrainer):
         self.cosine_weight = cosine_weight
         self.model_accepts_loss_kwargs = False  # the loss is a mean: Trainer divides it by the accumulation
         self.teacher = model.base_model.teacher.to(self.args.device).eval()
-        self.kept = torch.tensor(model.base_model.kept_outputs(), device=self.args.device)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False,
@@ -55,8 +54,9 @@ class FollowingTrainer(WidTrainer):
         if not hasattr(target, "last_hidden_state"):
             raise TeacherError(f"{type(self.teacher).__name__} returns no last_hidden_state to follow.")
         output = model(**given)
-        mask = given.get("attention_mask", torch.ones(target.last_hidden_state.shape[:2], device=self.kept.device))
-        loss = following_loss(output.last_hidden_state, target.last_hidden_state, self.kept, mask, self.cosine_weight)
+        kept = self.model.base_model.kept.to(target.last_hidden_state.device)
+        mask = given.get("attention_mask", torch.ones(target.last_hidden_state.shape[:2], device=kept.device))
+        loss = following_loss(output.last_hidden_state, target.last_hidden_state, kept, mask, self.cosine_weight)
         return (loss, output) if return_outputs else loss
 
 

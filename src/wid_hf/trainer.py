@@ -6,16 +6,18 @@ overridden, so callbacks, checkpoints, distribution and logging are its own.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .compaction import Compactor
-from .errors import TrainingError, WidError
+from .compaction import Compaction
+from .errors import DataError, TrainingError, WidError
 from .tuner import WidModel
 
 NO_LABEL = -100  # transformers' mark for positions that are not predicted
@@ -52,7 +54,9 @@ class WidTrainingArguments(TrainingArguments):
 class WidTrainer(Trainer):
     """Train a wid model: `Trainer` with learning rates for compactors and teacher weights.
 
-    With plain `TrainingArguments` both learn at `learning_rate`. Where the loss stops being finite, training
+    With plain `TrainingArguments` both learn at `learning_rate`. A start that needs calibration data and was given
+    none is made before the first step from `calibration_samples` rows of the training set, put together by the data
+    collator; a run that is resumed keeps its own. Where the loss stops being finite, training
     stops before the step is taken, the weights go back to the last ones whose loss was finite, and
     `TrainingError` says so. They are kept in memory every `logging_steps` steps.
 
@@ -70,7 +74,31 @@ class WidTrainer(Trainer):
         for parameter, rate in _rates(model, args).items():
             parameter.requires_grad_(rate is None or rate > 0)
         super().__init__(model=model, args=args, **kwargs)
+        self.add_callback(_CalibrateFirst(self))
         self._good: tuple[int, dict[str, Tensor]] | None = None
+
+    def calibration_batches(self) -> Iterator[dict[str, Any]]:
+        """Yield batches of `calibration_samples` rows of the training set, the same in every process of a run.
+
+        Raises:
+            DataError: there is no training set.
+        """
+        config = self.model.peft_config[self.model.active_adapter]
+        if self.train_dataset is None:
+            raise DataError("There is no training set to calibrate on: pass train_dataset, or calibrate the model.")
+        samples, size = config.calibration_samples, config.calibration_batch_size
+        rows = self._calibration_rows(samples)
+        collate = self._get_collator_with_removed_columns(self.data_collator, description="calibration")
+        with torch.random.fork_rng():  # collators mask at random; training is to go on as if nothing had been drawn
+            torch.manual_seed(self.args.seed)
+            while batch := list(islice(rows, size)):
+                yield dict(collate(batch))
+
+    def _calibration_rows(self, samples: int) -> Iterator[Any]:
+        if not hasattr(self.train_dataset, "__len__"):
+            return islice(iter(self.train_dataset), samples)
+        order = torch.randperm(len(self.train_dataset), generator=torch.Generator().manual_seed(self.args.seed))
+        return (self.train_dataset[int(row)] for row in order[:samples])
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Let `Trainer` make the optimizer, then split its groups by learning rate."""
@@ -142,9 +170,23 @@ class WidTrainer(Trainer):
         return max(1, int(self.state.logging_steps or 1))
 
 
+class _CalibrateFirst(TrainerCallback):
+    """Makes the start before the first step, once a checkpoint to resume from has been loaded."""
+
+    def __init__(self, trainer: WidTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        wid_model = self.trainer.model.base_model
+        if not wid_model.calibrated:
+            wid_model.calibrate(self.trainer.calibration_batches())
+
+
 def _rates(model: nn.Module, args: TrainingArguments | None) -> dict[nn.Parameter, float | None]:
     """Return the learning rate of every parameter; None stands for `args.learning_rate`."""
-    compactors = {p for m in model.modules() if isinstance(m, Compactor) for p in m.parameters()}
+    compactors = {p for m in model.modules() if isinstance(m, Compaction) for p in m.parameters()}
     for_compactors = getattr(args, "compactor_learning_rate", None)
     for_teacher = getattr(args, "teacher_learning_rate", None)
     return {p: for_compactors if p in compactors else for_teacher for p in model.parameters()}

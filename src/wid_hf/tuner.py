@@ -5,6 +5,7 @@ PEFT calls `inject_adapter`; users call `get_wid_model`, then `merge_and_unload`
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from typing import Any, ClassVar
@@ -15,12 +16,12 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .calibration import variance_indices
-from .compaction import Compaction, first_indices, folded_weights, install, restart
+from .calibration import Calibration, calibrated_start
+from .compaction import Compaction, first_indices, folded_weights, install
 from .config import WidConfig
 from .coupling import Plan
-from .coupling.selection import axis_indices
-from .errors import ConfigError, DataError, WidError
+from .coupling.selection import IndexSets, axis_indices
+from .errors import ConfigError, WidError
 from .student import Planned, check_teacher, empty_student, plan_student
 
 Batch = Mapping[str, Any]
@@ -33,8 +34,11 @@ class WidModel(BaseTuner):
         model: the student, an instance of the teacher's class; what trains and what `forward` runs.
         teacher: the teacher; its weights are the very tensors that the student is folded from.
         plan: the coupled dimensions with their sizes.
+        calibration: what the last `calibrate` found, or None.
     """
 
+    calibrated: Tensor
+    kept: Tensor
     prefix = "wid_"
     tuner_layer_cls = Compaction
     target_module_mapping: ClassVar[dict[str, list[str]]] = {}
@@ -53,9 +57,18 @@ class WidModel(BaseTuner):
         # Kept out of the module tree: the student's originals are the teacher's parameters already.
         self._planned = (planned, model)
         self.model = planned.student
-        self._calibrated = config.selection == "first"
-        self._sets = first_indices(planned.plan)
-        install(self.model, planned.trace.weights, planned.trace.aliases, planned.plan, self._sets)
+        self._config = config
+        self._warned = False
+        self.calibration: Calibration | None = None
+        sets = first_indices(planned.plan)
+        install(
+            self.model, planned.trace.weights, planned.trace.aliases, planned.plan, sets,
+            shifts=config.init == "calibrated",
+        )  # fmt: skip
+        # Buffers, because a run that is resumed must know both.
+        self.register_buffer("calibrated", torch.tensor(not config.needs_data))
+        self.register_buffer("kept", self._kept(sets))
+        self.model.register_forward_pre_hook(self._warn_once)
 
     @property
     def plan(self) -> Plan:
@@ -69,7 +82,7 @@ class WidModel(BaseTuner):
 
     def kept_outputs(self) -> list[int]:
         """Return which coordinates of the teacher's first output (last axis) the student's started as."""
-        return axis_indices(self.plan, self._planned[0].trace.output_dims[0][-1], self._sets)
+        return self.kept.tolist()
 
     def merge_and_unload(
         self, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None
@@ -87,13 +100,10 @@ class WidModel(BaseTuner):
             An instance of the teacher's class with the student's config.
 
         Raises:
-            WidError: `selection="variance"` was never given calibration data, or `safe_merge` found NaN.
+            WidError: the start needs calibration data and was never given any, or `safe_merge` found NaN.
         """
-        if not self._calibrated:
-            raise WidError(
-                'This model was made with selection="variance" but has seen no calibration data. '
-                "Call model.calibrate(batches), or pass calibration_data to get_wid_model."
-            )
+        if not self.calibrated:
+            raise WidError(f"{self._uncalibrated()} Nothing was merged.")
         planned, teacher = self._planned
         weights = folded_weights(self.model, planned.trace.aliases)
         if safe_merge and (bad := [n for n, w in weights.items() if not torch.isfinite(w).all()]):
@@ -106,19 +116,49 @@ class WidModel(BaseTuner):
         """Return the teacher."""
         return self.teacher
 
-    def calibrate(self, batches: Iterable[Batch]) -> None:
-        """Choose indices anew by the variance of the teacher's activations on `batches`; compactors restart.
+    def calibrate(self, batches: Iterable[Batch], *, lifts: bool = True, spectra: bool = True) -> None:
+        """Set the start of every compactor from the teacher's activations on `batches`; training so far is undone.
+
+        With `init="calibrated"` indices are chosen, the inside of attention heads is turned to what matters most,
+        and each weight's columns are fitted so that it reads from the student's stream what the teacher reads.
+        With `init="identity"` only indices are chosen.
 
         Args:
-            batches: keyword dictionaries for the teacher's forward; padding is left out by `attention_mask`.
+            batches: keyword dictionaries for the teacher's forward; padding is left out by `attention_mask`, and
+                labels are not used.
+            lifts: False leaves the fitting of columns out, to see what it is worth.
+            spectra: False leaves the turning of heads out.
 
         Raises:
-            DataError: there is no batch, or nothing but padding.
+            DataError: there is no batch or nothing but padding, too few tokens, or activations are not finite.
+            ConfigError: `init="identity"` with `selection="first"`, which no data changes.
         """
         planned, teacher = self._planned
-        self._sets = variance_indices(teacher, planned.trace, planned.plan, batches)
-        restart(self.model, planned.trace.weights, planned.plan, self._sets)
-        self._calibrated = True
+        config = self._config
+        _refuse_unused_data(config)
+        solved = config.init == "calibrated"
+        sets, found = calibrated_start(
+            teacher, self.model, planned.trace, planned.plan, batches, selection=config.selection,
+            lifts=lifts and solved, spectra=spectra and solved, ridge=config.ridge,
+        )  # fmt: skip
+        self.calibration = found if solved else None
+        self.kept.copy_(self._kept(sets))
+        self.calibrated.fill_(True)
+
+    def _kept(self, sets: IndexSets) -> Tensor:
+        return torch.tensor(axis_indices(self.plan, self._planned[0].trace.output_dims[0][-1], sets))
+
+    def _uncalibrated(self) -> str:
+        how = f"init={self._config.init!r}, selection={self._config.selection!r}"
+        return (
+            f"This model was made with {how} but has seen no calibration data. Call model.calibrate(batches), "
+            'pass calibration_data to get_wid_model, or set init="identity" and selection="first".'
+        )
+
+    def _warn_once(self, *_: Any) -> None:
+        if not self.calibrated and not self._warned:
+            self._warned = True
+            warnings.warn(f"{self._uncalibrated()} Until then it only selects indices.", stacklevel=2)
 
     def _create_and_replace(self, *args: Any, **kwargs: Any) -> None:
         raise NotImplementedError("WID replaces the whole model in inject_adapter, not layer by layer.")
@@ -136,7 +176,9 @@ class WidModel(BaseTuner):
         return {
             name: t
             for name, t in state_dict.items()
-            if name in trained or (".parametrizations." in name and ".maps." in name)
+            if name in trained
+            or (".parametrizations." in name and (".maps." in name or name.endswith(".shift")))
+            or name in ("base_model.calibrated", "base_model.kept")
         }
 
 
@@ -157,7 +199,8 @@ def get_wid_model(
     Args:
         model: the teacher, any stock `PreTrainedModel` with weights.
         config: the student's sizes.
-        calibration_data: keyword dictionaries for the teacher's forward, for `selection="variance"`.
+        calibration_data: keyword dictionaries for the teacher's forward, a few hundred texts in all; labels are
+            not used. Without it, call `calibrate` later, or let `WidTrainer` take it from the training set.
         example_inputs: keyword arguments for one forward of the teacher, if those made from its config
             do not fit.
         verify: prove the coupled dimensions by permutation on the real weights first.
@@ -171,23 +214,26 @@ def get_wid_model(
         ConfigError: a name or size that its config cannot express.
         PlanError: sizes that contradict each other or shrink a frozen dimension.
         ProofError: the permutation proof failed.
-        DataError: `selection="variance"` without usable calibration data.
+        DataError: calibration data that cannot be used.
     """
     if not isinstance(config, WidConfig):
         raise ConfigError(f"get_wid_model takes a WidConfig, not a {type(config).__name__}.")
-    if config.selection == "variance" and calibration_data is None:
-        raise DataError(
-            'selection="variance" ranks indices by activations: pass calibration_data=batches, an iterable of '
-            'keyword dictionaries for the model\'s forward, or use selection="first".'
-        )
-    if config.selection == "first" and calibration_data is not None:
-        raise ConfigError('calibration_data is given but selection="first" does not use it; set selection="variance".')
+    if calibration_data is not None:
+        _refuse_unused_data(config)
     check_teacher(model)
     planned = plan_student(model, config, inputs=example_inputs, proof=verify)
     wrapped = get_peft_model(model, _with_plan(config, planned), adapter_name=adapter_name)
     if calibration_data is not None:
         wrapped.base_model.calibrate(calibration_data)
     return wrapped
+
+
+def _refuse_unused_data(config: WidConfig) -> None:
+    if not config.needs_data:
+        raise ConfigError(
+            'calibration data is given but init="identity" with selection="first" does not use it; '
+            'set init="calibrated".'
+        )
 
 
 def _with_plan(config: WidConfig, planned: Planned) -> WidConfig:

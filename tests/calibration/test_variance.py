@@ -97,7 +97,7 @@ def test_whole_heads_made_to_vary_most_are_kept(teacher: BertForMaskedLM) -> Non
                 linear = layer.attention.self.get_submodule(name)
                 linear.weight.mul_(0.01)
                 linear.weight.view(4, 6, 24)[[1, 3]] *= 1000
-    planned = plan_student(teacher, WidConfig(hidden_size=12, head_strategy="head"))
+    planned = plan_student(teacher, WidConfig(hidden_size=12, head_strategy="head", init="identity"))
     sets = variance_indices(teacher, planned.trace, planned.plan, [batch()])
     heads = [indices.tolist() for leaf, indices in sets.items() if leaf.size == 4]
     assert heads == [[1, 3]] * len(heads) and heads
@@ -163,7 +163,9 @@ def test_activations_that_are_not_finite_are_refused(tiny_bert: BertForMaskedLM)
 
 def test_the_student_starts_from_the_chosen_indices(teacher: BertForMaskedLM) -> None:
     kept = chosen(teacher, [batch()], hidden_size=12)[f"{WORD}[1]"]
-    wid = get_wid_model(teacher, WidConfig(hidden_size=12, selection="variance"), calibration_data=[batch()]).base_model
+    wid = get_wid_model(
+        teacher, WidConfig(hidden_size=12, selection="variance", init="identity"), calibration_data=[batch()]
+    ).base_model
     words = teacher.bert.embeddings.word_embeddings.weight
     assert torch.equal(wid.model.bert.embeddings.word_embeddings.weight, words[:, kept])
     norm = teacher.bert.embeddings.LayerNorm.weight

@@ -24,7 +24,7 @@ import corpus
 import demo
 
 TOPICS = len(list(corpus.paragraphs(corpus.topics.values())))
-CONFIG = WidConfig(hidden_size=16, intermediate_size=32, selection="variance")
+CONFIG = WidConfig(hidden_size=16, intermediate_size=32, selection="variance", init="identity")
 SETTINGS = CompressSettings(
     steps=2,
     batch_size=4,

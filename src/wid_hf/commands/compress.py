@@ -25,8 +25,8 @@ def compress(
     head_strategy: options.Strategy = options.HeadStrategy.dim,
     overrides: options.Overrides = None,
     selection: Annotated[
-        options.Selection, typer.Option(help="Which of the teacher's indices the start keeps.")
-    ] = options.Selection.variance,
+        options.Selection | None, typer.Option(help="Which of the teacher's indices the start keeps.")
+    ] = None,
     steps: Annotated[int, typer.Option(min=0, help="Optimizer steps.")] = CompressSettings.steps,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts per step.")] = CompressSettings.batch_size,
     max_length: Annotated[int, typer.Option(min=3, help="Tokens per text.")] = CompressSettings.max_length,
@@ -49,7 +49,7 @@ def compress(
         head_dim,
         head_strategy,
         overrides,
-        selection.value,
+        selection.value if selection is not None else None,
     )
     settings = CompressSettings(
         steps=steps,

@@ -23,6 +23,7 @@ class Selection(str, Enum):
 
     first = "first"
     variance = "variance"
+    pivots = "pivots"
 
 
 Teacher = Annotated[str, typer.Argument(help="Folder or Hub id of the teacher.")]
@@ -42,7 +43,7 @@ TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run 
 
 def wid_config(
     hidden_size: int | None, intermediate_size: int | None, heads: int | None, key_value_heads: int | None,
-    head_dim: int | None, strategy: HeadStrategy, overrides: list[str] | None, selection: str = "first",
+    head_dim: int | None, strategy: HeadStrategy, overrides: list[str] | None, selection: str | None = None,
 ) -> WidConfig:  # fmt: skip
     """Return the `WidConfig` that the options describe."""
     return WidConfig(

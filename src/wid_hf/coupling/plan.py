@@ -20,6 +20,7 @@ from torch import Tensor
 from ..errors import PlanError
 from .carrier import Carrier
 from .dims import Dim, Reason, describe, factors_of, find, leaves, parts_of
+from .reads import Read
 from .trace import Call, Dims, Step, Trace
 
 Key = tuple  # of leaf identities, nested like the tree
@@ -62,6 +63,8 @@ class Plan:
             student's own code multiplies by another number than the teacher's (attention scale).
         unfolded: differences of that kind that no weight can take over, in words.
         tables: embedding tables whose rows are summed: they share one column compactor.
+        reads: every product of a tensor with a weight, in the order of the forward.
+        looked_up: tables whose rows are taken by number.
         matched: for each leaf that a table computed from the config is added to (sinusoidal positions), the
             indices whose entries are nearest to the student's own table, in its order. Every start keeps these.
         twins: weights that no example reached and that follow the weight named beside them.
@@ -74,6 +77,8 @@ class Plan:
     scales: Mapping[Carrier, float] = field(default_factory=dict)
     unfolded: tuple[str, ...] = ()
     tables: tuple[frozenset[str], ...] = ()
+    reads: tuple[Read, ...] = ()
+    looked_up: frozenset[str] = frozenset()
     matched: Mapping[Dim, Tensor] = field(default_factory=dict)
     twins: Mapping[str, str] = field(default_factory=dict)
     idle: tuple[str, ...] = ()
@@ -90,6 +95,25 @@ class Plan:
     def shape(self, weight: str) -> tuple[int, ...]:
         """Return the shape of `weight` in the student."""
         return tuple(self.size(dim) for dim in self.axes[weight])
+
+    @property
+    def fitted(self) -> tuple[int, ...]:
+        """Numbers of the reads whose weight's columns may be fitted to what is read.
+
+        The axis shrinks, and the weight is a matrix that is used in no other way: a table that is also looked up
+        (a tied decoder) writes along the very axis that it reads.
+        """
+        axes_read: dict[str, set[int]] = {}
+        for read in self.reads:
+            axes_read.setdefault(read.weight, set()).add(read.axis)
+        return tuple(
+            at
+            for at, read in enumerate(self.reads)
+            if self.size(dim := self.axes[read.weight][read.axis]) < dim.size
+            and sum(other.size > 1 for other in self.axes[read.weight]) > 1
+            and read.weight not in self.looked_up
+            and len(axes_read[read.weight]) == 1
+        )
 
     @property
     def couplings(self) -> tuple[Coupling, ...]:
@@ -210,6 +234,8 @@ def make_plan(teacher: Trace, shapes: Mapping[str, tuple[int, ...]], student: Tr
         scales=scales,
         unfolded=unfolded,
         tables=tuple(frozenset(group) for group in teacher.tables),
+        reads=tuple(teacher.reads),
+        looked_up=frozenset(teacher.looked_up_tables),
         matched=_matched(teacher, student, solver.targets) if student is not None else {},
         twins=teacher.twins,
         idle=tuple(teacher.idle),

@@ -28,6 +28,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from . import rules as _rules  # noqa: F401  (importing it registers the rules)
 from .carrier import Carrier
 from .dims import Dim, Reason, freeze, leaves, unify
+from .reads import Read, contraction, is_linear
 from .registry import rule_for
 
 NOT_REACHED = Reason("", "", "was not reached by the example inputs")
@@ -100,6 +101,9 @@ class Trace:
         self.idle: list[str] = []
         self.carried_by: dict[Carrier, Carrier] = {}
         self.tables: list[set[str]] = []
+        self.reads: list[Read] = []
+        self.looked_up_tables: set[str] = set()
+        self._aligned: list[Dim] = []
         self._dims = WeakIdKeyDictionary()
         self._carriers = WeakIdKeyDictionary()
         self._sums = WeakIdKeyDictionary()
@@ -183,10 +187,16 @@ class Trace:
     def looked_up(self, tensor: Tensor, tables: set[str]) -> None:
         """Record that `tensor` is a sum of rows looked up in `tables`."""
         self._sums[tensor] = tables
+        self.looked_up_tables |= tables
 
     def lookups(self, tensor: Tensor) -> set[str]:
         """Return the tables whose rows are summed in `tensor`."""
         return self._sums.get(tensor, set())
+
+    @property
+    def aligned(self) -> set[Dim]:
+        """Every leaf whose indices mean something by themselves: a non-linear or element-wise operation met it."""
+        return {leaf for dim in self._aligned for leaf in leaves(dim)}
 
     # What the dispatch mode and the module hooks use.
 
@@ -213,6 +223,9 @@ class Trace:
             dims = [tuple(self.frozen(size, text) for size in tensor.shape) for tensor in results]
         for tensor, its_dims in zip(results, dims, strict=True):
             self._dims[tensor] = its_dims
+        self._note_read(operation, args)
+        if not is_linear(operation, args):
+            self._aligned += [dim for tensor in operands for dim in self.dims(tensor) if dim.size > 1]
         for tensor in results:
             if of_weights:
                 self._computed[tensor] = True
@@ -220,6 +233,19 @@ class Trace:
             elif tables:
                 self._from_tables[tensor] = tables[0]
         self.steps[self._calls[-1]].append(Step(str(operation), tuple(dims), *self._pending_factor))
+
+    def _note_read(self, operation: OpOverload, args: Sequence[Any]) -> None:
+        """Remember a product of a weight with a tensor that is none."""
+        if (product := contraction(operation, args)) is None:
+            return
+        for (read, _), (weight, place) in (product.operands, product.operands[::-1]):
+            name = self.weight_name(weight)
+            if name is None or self.weight_name(read) is not None:
+                continue
+            axis = next((at for at, dim in enumerate(self.weight_dims[name]) if dim is self.dims(weight)[place]), None)
+            bias = self.weight_name(product.bias) if product.bias is not None else None
+            if axis is not None:
+                self.reads.append(Read(name, axis, bias, self.carrier(read), product.routed))
 
     def _freeze_tables(self, operands: Sequence[Tensor]) -> None:
         """Forbid computed tables to shrink: the student's own, narrower one holds other numbers.

@@ -1,0 +1,86 @@
+"""Which indices of a dimension explain the others best: column subset selection, greedily.
+
+Takes covariances, gives kept indices in ascending order; ties go to the lower index. Called by `survey`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+RELATIVE_EPS = 1e-9  # of the largest variance: what is left below it is rounding
+
+
+def pivots(covariance: Tensor, count: int) -> Tensor:
+    """Return the first `count` pivots of a pivoted Cholesky factorisation, sorted `(count,)`.
+
+    Each pivot is the index that varies most after regression on those chosen before it. Where everything left
+    is explained already (a degenerate covariance), the indices of largest variance fill up.
+
+    Args:
+        covariance: `(n, n)`, float64.
+        count: how many of the n are kept.
+    """
+    variance = covariance.diagonal().clone()
+    left = variance.clone()
+    enough = variance.max() * RELATIVE_EPS
+    factor = covariance.new_zeros(count, len(covariance))
+    kept: list[int] = []
+    while len(kept) < count and left.max() > enough:
+        pivot = _first_largest(left)
+        at = len(kept)
+        row = (covariance[pivot] - factor[:at].T @ factor[:at, pivot]) / left[pivot].sqrt()
+        factor[at] = row
+        left = left - row.square()
+        kept.append(pivot)
+        left[kept] = -torch.inf
+    variance[kept] = -torch.inf
+    while len(kept) < count:
+        kept.append(_first_largest(variance))
+        variance[kept[-1]] = -torch.inf
+    return torch.tensor(sorted(kept))
+
+
+def blocks(covariances: Sequence[Tensor], readers: Sequence[Tensor], size: int, count: int) -> Tensor:
+    """Return the `count` of `size` blocks (heads) whose indices explain what all blocks contribute best.
+
+    Greedy: each step keeps the block that, together with those kept, regresses the largest share of the
+    energy `tr(W S W^T)` of the reading matrices' outputs, summed over the readers.
+
+    Args:
+        covariances: S `(n, n)` of what each reader reads, blocks outermost.
+        readers: `W^T W (n, n)` of the matrices that read it.
+        size: number of blocks.
+        count: how many are kept.
+
+    Returns:
+        Sorted block numbers `(count,)`.
+    """
+    kept: list[int] = []
+    for _ in range(count):
+        gains = torch.full((size,), -torch.inf, dtype=torch.float64)
+        for block in sorted(set(range(size)) - set(kept)):
+            gains[block] = sum(
+                _explained(covariance, reader, [*kept, block], size)
+                for covariance, reader in zip(covariances, readers, strict=True)
+            )
+        kept.append(_first_largest(gains))
+    return torch.tensor(sorted(kept))
+
+
+def _explained(covariance: Tensor, reader: Tensor, chosen: list[int], size: int) -> float:
+    """Return the share of `tr(W S W^T)` that regression on the chosen blocks explains."""
+    width = len(covariance) // size
+    inside = torch.cat([torch.arange(block * width, (block + 1) * width) for block in chosen])
+    across = covariance[inside]
+    own = across[:, inside]
+    ridge = RELATIVE_EPS * own.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny)
+    factor = torch.linalg.cholesky_ex(own + ridge * torch.eye(len(own)).to(own)).L
+    explained = (torch.cholesky_solve(across @ reader, factor) * across).sum()
+    return float(explained / (reader * covariance).sum().clamp(min=torch.finfo(torch.float64).tiny))
+
+
+def _first_largest(values: Tensor) -> int:
+    return int((values == values.max()).nonzero()[0])

@@ -1,0 +1,180 @@
+"""The lift of every read: from what the student reads to what the teacher reads, by regression.
+
+Takes teacher and student side by side, goes through the reads in the order of the forward, and writes the
+column compactors and bias shifts of each before the student goes on. Called by the tuner after `survey`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from rich.progress import track
+from torch import nn
+
+from ..compaction import Compaction, Compactor
+from ..coupling.plan import Plan, key
+from ..coupling.reads import Read
+from ..coupling.trace import Trace, quiet_forward
+from ..errors import DataError
+from .moments import Lift, Regression
+from .record import Site
+from .survey import NOT_FINITE, same
+from .walk import Batch, Forward, Stop, prepared, walk
+
+FEW = "too few positions"
+ROUTED = "positions of teacher and student differ"
+
+
+def lift_reads(
+    teacher: nn.Module, student: nn.Module, compactions: Mapping[str, Compaction], trace: Trace, plan: Plan,
+    batches: Sequence[Batch], *, ridge: float,
+) -> list[Site]:  # fmt: skip
+    """Set the column compactors of `student` and the shifts of the biases beside them, read after read.
+
+    At each read `C = argmin E|x_teacher - C x_student - c0|^2` over all positions, where the student has been
+    lifted at all earlier reads; then `W_student = R W C`, and `R W c0` goes into the bias, where there is one.
+    A weight that is read several times (shared layers) is fitted to all its reads so far. Where positions
+    cannot be paired (experts that other tokens are routed to) or are fewer than indices (a pooled token), the
+    latest lift of the same coupled dimension is taken.
+
+    Args:
+        teacher: runs as it is.
+        student: installed, at its start.
+        compactions: of the student, by the teacher's name of each weight.
+        trace: the teacher's.
+        plan: sizes and reads.
+        batches: as for `survey`.
+        ridge: strength of the regularisation, a share of the mean variance.
+
+    Raises:
+        DataError: activations of the student are not finite.
+    """
+    return _Lifter(teacher, student, compactions, trace, plan, ridge).run(batches)
+
+
+class _Lifter:
+    def __init__(
+        self, teacher: nn.Module, student: nn.Module, compactions: Mapping[str, Compaction], trace: Trace, plan: Plan,
+        ridge: float,
+    ) -> None:  # fmt: skip
+        self.teacher, self.student = teacher, student
+        self.compactions, self.trace, self.plan, self.ridge = compactions, trace, plan, ridge
+        modules = {at: compactions[plan.reads[at].weight].maps[str(plan.reads[at].axis)] for at in plan.fitted}
+        self.compactors = {at: module for at, module in modules.items() if isinstance(module, Compactor)}
+        self.uses = Counter(plan.reads[at].weight for at in self.compactors)
+        self.starts = {plan.reads[at].weight: m.matrix.detach().T.clone() for at, m in self.compactors.items()}
+        self.so_far: dict[str, Regression] = {}
+        self.latest: dict[Any, Regression] = {}
+
+    def run(self, batches: Sequence[Batch]) -> list[Site]:
+        sites: list[Site] = []
+        if not self.compactors:
+            return sites
+        with quiet_forward(self.teacher), quiet_forward(self.student), ExitStack() as stack:
+            for compaction in self.compactions.values():  # one fold serves the students of all batches
+                stack.callback(compaction.drop_memo)
+                compaction.start_memo()
+            teachers = [self._teacher(batch) for batch in batches]
+            students = [self._student(batch, stack) for batch in batches]
+            pairs = list(zip(teachers, students, strict=True))
+            regression: Regression | None = None
+            previous: list[Stop | None] = []
+            for at, here in track(
+                walk([*teachers, *students], self.compactors),
+                "Calibrating",
+                total=len(self.compactors),
+                transient=True,
+            ):
+                if not previous or not same(previous, here):
+                    regression = self._observe(pairs, here[: len(pairs)], here[len(pairs) :], self.plan.reads[at])
+                previous = here
+                sites.append(self._lift(at, regression))
+                self._refresh(students, self.plan.reads[at])
+        return sites
+
+    def _teacher(self, batch: Batch) -> Forward:
+        forward = Forward(self.teacher, prepared(self.teacher, batch), self.plan, self.compactors)
+        for name, tensor in self.trace.weights.items():
+            forward.know(name, tensor)
+        return forward
+
+    def _student(self, batch: Batch, stack: ExitStack) -> Forward:
+        forward = Forward(self.student, prepared(self.student, batch), self.plan, self.compactors)
+        for name, compaction in self.compactions.items():
+            stack.callback(forward.watch(name, compaction))
+        return forward
+
+    def _observe(
+        self, pairs: Sequence[tuple[Forward, Forward]], teacher: Sequence[Stop | None], student: Sequence[Stop | None],
+        read: Read,
+    ) -> Regression | None:  # fmt: skip
+        """Return the joint moments of this read, or None where positions cannot be paired."""
+        if read.routed:
+            return None
+        regression = None
+        for (one, other), mine, theirs in zip(pairs, teacher, student, strict=True):
+            if mine is None and theirs is None:
+                continue
+            if mine is None or theirs is None:
+                return None
+            x, y = one.rows(mine), other.rows(theirs)
+            if len(x) != len(y):
+                return None
+            regression = regression or Regression(x.shape[1], y.shape[1], x.device)
+            regression.add(x, y)
+        if regression is not None:
+            for who, fine in zip(("teacher", "student"), regression.is_finite(), strict=True):
+                if not fine:
+                    raise DataError(NOT_FINITE.format(who))
+        return regression
+
+    def _lift(self, at: int, seen: Regression | None) -> Site:
+        """Set the compactor and the shift of one read."""
+        read, compactor = self.plan.reads[at], self.compactors[at]
+        intercept = read.bias is not None
+        dim = self.plan.axes[read.weight][read.axis]
+        start, size = self.starts[read.weight], self.plan.size(dim)
+        note = ROUTED if seen is None else FEW if seen.count <= size else ""
+        if seen is not None and not note:
+            if self.uses[read.weight] > 1:
+                total = self.so_far.setdefault(read.weight, Regression(dim.size, size, seen.energy.device))
+                total += seen
+                seen = total
+            self.latest[key(dim)] = seen
+        used = self.latest.get(key(dim)) if note else seen
+        lift = used.solve(start, self.ridge, intercept) if used is not None else None
+        if lift is not None:
+            self._write(read, compactor, lift)
+        before, after = (
+            seen.error(each, intercept) if seen is not None else float("nan")
+            for each in (start, lift.columns if lift is not None else start)
+        )
+        return Site(read.weight, read.axis, dim.size, size, seen.count if seen else 0, before, after, note)
+
+    @torch.no_grad()
+    def _write(self, read: Read, compactor: Compactor, lift: Lift) -> None:
+        compactor.matrix.copy_(lift.columns.T)
+        if read.bias is None:
+            return
+        bias, weight = self.compactions[read.bias], self.trace.weights[read.weight].detach()
+        along = [at for at in range(weight.ndim) if at != read.axis]
+        made = torch.tensordot(weight.to(lift.offset), lift.offset, dims=([read.axis], [0]))
+        made = made.flatten(1).sum(1) if len(along) > 1 else made  # a kernel adds its constant at every tap
+        for module in bias.maps.values():
+            made = module(made.to(compactor.matrix), 0)
+        assert bias.shift is not None  # `install` gave one to every bias that is added at such a read
+        bias.shift.copy_(made)
+
+    @torch.no_grad()
+    def _refresh(self, students: Sequence[Forward], read: Read) -> None:
+        """Let every student go on with the weights as they are now: each has folded the old ones already."""
+        for name in (read.weight, read.bias):
+            if name is not None:
+                self.compactions[name].start_memo()
+                value = self.compactions[name](self.trace.weights[name])
+                for student in students:
+                    student.replace(name, value)

@@ -1,0 +1,155 @@
+"""Running means and second moments: all that calibration keeps of activations.
+
+Takes rows of activations, gives covariances of one tensor and regressions of one tensor on another. Products are
+formed batch by batch about the batch's own mean, in the precision of the activations but never less than float32,
+and added up in float64 (Chan, Golub and LeVeque 1979, who show why nothing cancels).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+TINY = 1e-30
+
+
+def place_of(device: torch.device) -> torch.device:
+    """Return where float64 statistics of tensors on `device` live: MPS has no float64."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+class Covariance:
+    """Mean and second moments of `n` indices."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self.count = 0
+        self.mean = torch.zeros(size, dtype=torch.float64, device=place_of(device))
+        self.about_mean = torch.zeros(size, size, dtype=torch.float64, device=place_of(device))
+
+    def add(self, rows: Tensor) -> None:
+        """Add observations `(rows, n)`."""
+        if not len(rows):
+            return
+        mean, rows = _centred(rows)
+        self.about_mean += (rows.T @ rows).to(self.mean)
+        count = self.count + len(rows)
+        step = mean.to(self.mean) - self.mean
+        self.about_mean.addr_(step, step, alpha=self.count * len(rows) / count)
+        self.mean += step * (len(rows) / count)
+        self.count = count
+
+    def matrix(self, centred: bool) -> Tensor:
+        """Return the covariance `(n, n)`, or the second moments about zero."""
+        covariance = self.about_mean / max(self.count, 1)
+        return covariance if centred else covariance + torch.outer(self.mean, self.mean)
+
+
+@dataclass(frozen=True)
+class Lift:
+    """The affine map `x_teacher = columns @ x_student + offset`: `(n, k)` and `(n,)`."""
+
+    columns: Tensor
+    offset: Tensor
+
+
+class Regression:
+    """Joint second moments of `n` teacher indices and `k` student indices, observed at the same positions."""
+
+    def __init__(self, teacher: int, student: int, device: torch.device) -> None:
+        place = place_of(device)
+        self.count = 0
+        self.teacher = torch.zeros(teacher, dtype=torch.float64, device=place)
+        self.student = torch.zeros(student, dtype=torch.float64, device=place)
+        self.cross = torch.zeros(teacher, student, dtype=torch.float64, device=place)
+        self.second = torch.zeros(student, student, dtype=torch.float64, device=place)
+        self.energy = torch.zeros((), dtype=torch.float64, device=place)
+
+    def add(self, teacher: Tensor, student: Tensor) -> None:
+        """Add observations `(rows, n)` and `(rows, k)` of the same positions."""
+        if not len(teacher):
+            return
+        new = Regression(teacher.shape[1], student.shape[1], teacher.device)
+        new.count = len(teacher)
+        (mean, teacher), (other, student) = _centred(teacher), _centred(student)
+        new.teacher, new.student = mean.to(self.teacher), other.to(self.student)
+        new.cross, new.second = (teacher.T @ student).to(self.cross), (student.T @ student).to(self.second)
+        new.energy = teacher.square().sum().to(self.energy)
+        self += new
+
+    def __iadd__(self, new: Regression) -> Regression:
+        count = self.count + new.count
+        if not count:
+            return self
+        share = new.count / count
+        teacher, student = new.teacher - self.teacher, new.student - self.student
+        for mine, theirs, step in (
+            (self.cross, new.cross, torch.outer(teacher, student)),
+            (self.second, new.second, torch.outer(student, student)),
+            (self.energy, new.energy, teacher.square().sum()),
+        ):
+            mine.add_(theirs).add_(step, alpha=self.count * share)
+        self.teacher.add_(teacher, alpha=share)
+        self.student.add_(student, alpha=share)
+        self.count = count
+        return self
+
+    def is_finite(self) -> tuple[bool, bool]:
+        """Return whether all that was observed of the teacher, and of the student, is finite."""
+        return bool(self.energy.isfinite()), bool(self.second.isfinite().all())
+
+    def solve(self, start: Tensor, ridge: float, intercept: bool) -> Lift:
+        """Return `argmin E|x_teacher - C x_student - c0|^2 + r |C - start|^2`, Tikhonov's ridge regression.
+
+        `r` is `ridge` times the mean variance of the student's indices, so where the student's stream says
+        nothing (constant features, directions never seen) the lift stays what it was.
+
+        Args:
+            start: `(n, k)`, towards which the solution shrinks.
+            ridge: strength, a share of the mean variance.
+            intercept: whether there is a `c0`; otherwise it is zero.
+        """
+        cross, second, _ = self._moments(intercept)
+        start = start.to(second)
+        strength = ridge * second.diagonal().mean()
+        columns = start
+        if strength > TINY:  # else a stream that never moves
+            columns = start + _ridged(second, float(strength), (cross - start @ second).T).T
+        offset = self.teacher - columns @ self.student if intercept else torch.zeros_like(self.teacher)
+        return Lift(columns, offset)
+
+    def error(self, columns: Tensor, intercept: bool) -> float:
+        """Return `E|x_teacher - C x_student - c0|^2 / E|x_teacher|^2` with the best `c0`, or none.
+
+        With an intercept both are taken about the mean. 0 where the teacher's stream never moves.
+        """
+        cross, second, energy = self._moments(intercept)
+        columns = columns.to(second)
+        left = energy - 2 * (columns * cross).sum() + ((columns @ second) * columns).sum()
+        return float((left / energy).clamp(min=0)) if energy > TINY else 0.0
+
+    def _moments(self, centred: bool) -> tuple[Tensor, Tensor, Tensor]:
+        count = max(self.count, 1)
+        cross, second, energy = self.cross / count, self.second / count, self.energy / count
+        if not centred:
+            cross = cross + torch.outer(self.teacher, self.student)
+            second = second + torch.outer(self.student, self.student)
+            energy = energy + self.teacher.square().sum()
+        return cross, second, energy
+
+
+def _ridged(second: Tensor, strength: float, right: Tensor) -> Tensor:
+    """Return `(second + strength)^-1 right`; what rounding has made of singular directions counts as singular."""
+    factor, failed = torch.linalg.cholesky_ex(second + strength * torch.eye(len(second)).to(second))
+    if not failed:
+        return torch.cholesky_solve(right, factor)
+    values, vectors = torch.linalg.eigh(second)
+    return vectors @ ((vectors.T @ right) / (values.clamp(min=0) + strength)[:, None])
+
+
+def _centred(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean of observations and the observations about it, in float32 or more."""
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    mean = rows.mean(0)
+    return mean, rows - mean

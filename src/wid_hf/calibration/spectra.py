@@ -1,0 +1,62 @@
+"""Maps inside attention heads from singular values: what a head may be turned into without anyone noticing.
+
+Takes second moments per head, gives dense row maps `(heads, k, n)`. Called by `survey`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+RIDGE = 1e-8  # of the mean variance: keeps square roots and solutions finite where a head never moves
+
+
+def logit_maps(left: Tensor, right: Tensor, kept: int) -> tuple[Tensor, Tensor]:
+    """Return `P` and `Q (heads, k, n)` that keep products `x^T y` best: `x^T y ~ (P x)^T (Q y)`.
+
+    With `A = S_x^(1/2)`, `B = S_y^(1/2)` and the singular value decomposition `A B = U D V^T`, the best product
+    of rank k is `P^T Q` with `P = D^(-1/2) V_k^T B` and `Q = D^(-1/2) U_k^T A` (Eckart and Young 1936, in the
+    coordinates where both are white).
+
+    Args:
+        left: second moments of x, `(heads, n, n)`.
+        right: of y, the same shape; about the mean where a shift of all y changes nothing.
+        kept: k.
+    """
+    a, b = _root(_regular(left)), _root(_regular(right))
+    u, d, vh = torch.linalg.svd(a @ b)
+    shrink = d[:, :kept, None].rsqrt()
+    return shrink * (vh[:, :kept] @ b), shrink * (u[:, :, :kept].mT @ a)
+
+
+def context_maps(moments: Tensor, readers: Tensor, kept: int) -> tuple[Tensor, Tensor]:
+    """Return `R (heads, k, n)` and `C (heads, n, k)` that keep `W x ~ W C R x` best, the rows of R orthonormal.
+
+    The span of R is that of the leading left singular vectors of `W S^(1/2)`, pulled back through W; C is the
+    regression of x on `R x`.
+
+    Args:
+        moments: second moments S of x, `(heads, n, n)`.
+        readers: `W^T W (heads, n, n)` of the matrices that read x.
+        kept: k.
+    """
+    moments, readers = _regular(moments), _regular(readers)
+    root = _root(moments)
+    # The right singular vectors V of W S^(1/2) are the eigenvectors of S^(1/2) W^T W S^(1/2); R = V^T S^(-1/2)
+    # spans the same rows as V^T S^(1/2) W^T W, which needs no inverse.
+    vectors = torch.linalg.eigh(root @ readers @ root).eigenvectors.flip(-1)[..., :kept]
+    rows = torch.linalg.qr((vectors.mT @ root @ readers).mT).Q.mT
+    across = moments @ rows.mT
+    return rows, torch.linalg.solve(rows @ across, across.mT).mT
+
+
+def _regular(moments: Tensor) -> Tensor:
+    """Return moments that are positive definite; those of a head that never moves become the identity."""
+    energy = moments.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
+    identity = torch.eye(moments.shape[-1]).to(moments)
+    return torch.where(energy > 0, moments + RIDGE * energy * identity, identity)
+
+
+def _root(moments: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(moments)
+    return vectors * values.clamp(min=0).sqrt()[:, None, :] @ vectors.mT

@@ -1,0 +1,287 @@
+"""The calibrated start: every read is the least-squares fit to the teacher's, for every family."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from architectures import ARCHITECTURES, VOCABULARY, Architecture, every_case
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import BertForMaskedLM, PreTrainedModel
+
+from wid_hf import DataError, WidConfig, get_wid_model
+from wid_hf.compaction import compactions
+from wid_hf.data import load_texts, tokenize
+from wid_hf.evaluation import masked_batches, masked_lm_score
+from wid_hf.teachers import load_teacher, load_tokenizer
+
+HALF = {"hidden_size": 12, "intermediate_size": 24}
+LAYER = "bert.encoder.layer.1"
+
+
+def batch(rows: int = 24, length: int = 10, seed: int = 0, vocabulary: int = 60) -> dict[str, Tensor]:
+    """Random tokens; the last rows are padded."""
+    ids = torch.randint(5, vocabulary, (rows, length), generator=torch.Generator().manual_seed(seed))
+    mask = torch.ones_like(ids)
+    mask[-rows // 4 :, -3:] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def data_for(row: Architecture, count: int, first_seed: int = 0) -> list[dict[str, Any]]:
+    """Batches for one family, like its example inputs but larger."""
+    made = []
+    for seed in range(first_seed, first_seed + count):
+        given: dict[str, Any] = {"use_cache": False} if "use_cache" in row.inputs else {}
+        for at, (name, tensor) in enumerate(row.inputs.items()):
+            if name == "pixel_values":
+                g = torch.Generator().manual_seed(seed)
+                given[name] = torch.randn(16, *tensor.shape[1:], generator=g)
+            elif name != "use_cache":
+                given |= {name: batch(seed=100 * at + seed, vocabulary=VOCABULARY)["input_ids"]}
+        made.append(given)
+    return made
+
+
+def outputs(model: nn.Module, batches: list[dict[str, Any]]) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([model(**each).logits.flatten() for each in batches])
+
+
+@pytest.fixture
+def teacher(tiny_bert: BertForMaskedLM) -> BertForMaskedLM:
+    """A tiny BERT whose every weight matters."""
+    with torch.no_grad():
+        for seed, parameter in enumerate(tiny_bert.parameters()):
+            parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(seed))
+    return tiny_bert
+
+
+def calibrated(teacher: PreTrainedModel, batches: list[dict[str, Any]], **words: Any) -> PeftModel:
+    return get_wid_model(teacher, WidConfig(**{**HALF, **words}), calibration_data=batches)
+
+
+def matrices(model: PeftModel) -> dict[str, Tensor]:
+    return {n: p.clone() for n, p in model.named_parameters() if n.endswith((".matrix", ".shift"))}
+
+
+@every_case
+def test_every_family_gains_from_its_lifts_and_merges_exactly(family: str, strategy: str) -> None:
+    row = ARCHITECTURES[family]
+    model = get_wid_model(row.build(), row.config(strategy, init="calibrated"), example_inputs=row.inputs)
+    held_out = data_for(row, 2, first_seed=50)
+    wanted = outputs(model.base_model.teacher, held_out)
+
+    def error() -> float:
+        return float((outputs(model, held_out) - wanted).square().sum() / wanted.square().sum())
+
+    model.base_model.calibrate(data_for(row, 6), lifts=False, spectra=False)
+    selected = error()
+    model.base_model.calibrate(data_for(row, 6))
+    assert error() < 0.9 * selected
+    sites = model.base_model.calibration.sites
+    assert len(sites) >= 8 and all(site.after <= site.before + 1e-6 for site in sites if not site.note)
+    assert (outputs(model, held_out) - outputs(model.merge_and_unload(), held_out)).abs().max() == 0
+
+
+def reads(model: nn.Module, names: list[str], batches: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """What each linear module reads at positions that are not padding, `(positions, size)`."""
+    seen: dict[str, list[Tensor]] = {name: [] for name in names}
+    mask: list[Tensor] = []
+
+    def keep(name: str) -> Any:
+        return lambda module, args: seen[name].append(args[0][mask[-1]])
+
+    handles = [model.get_submodule(name).register_forward_pre_hook(keep(name)) for name in names]
+    with torch.no_grad():
+        for each in batches:
+            mask.append(each["attention_mask"].bool())
+            model(**each)
+    for handle in handles:
+        handle.remove()
+    return {name: torch.cat(parts) for name, parts in seen.items()}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("strategy", ["dim", "head"])
+def test_every_lift_is_the_least_squares_fit_of_what_the_finished_student_reads(
+    teacher: BertForMaskedLM, strategy: str
+) -> None:
+    teacher = teacher.double()
+    data = [batch(seed=seed) for seed in range(3)]
+    model = calibrated(teacher, data, head_strategy=strategy, ridge=1e-13)
+    student = model.base_model.model
+    made = compactions(student)
+    sites = [site.weight.removesuffix(".weight") for site in model.base_model.calibration.sites]
+    assert len(sites) == 13
+    theirs, mine = reads(teacher, sites, data), reads(student, sites, data)
+    for site, record in zip(sites, model.base_model.calibration.sites, strict=True):
+        design = torch.cat([mine[site], torch.ones(len(mine[site]), 1)], 1)
+        exact = torch.linalg.lstsq(design, theirs[site]).solution.T
+        # What a normalisation writes is collinear, so only what is made of it is unique.
+        rows = made[f"{site}.weight"].maps["0"].matrix
+        wanted = teacher.get_submodule(site)(design @ exact.T) @ rows.T
+        assert torch.allclose(student.get_submodule(site)(mine[site]), wanted, atol=1e-5), site
+        left = theirs[site] - design @ exact.T
+        about = theirs[site] - theirs[site].mean(0)
+        assert record.after == pytest.approx(float(left.square().sum() / about.square().sum()), rel=1e-5)
+        assert record.positions == len(left) == sum(int(each["attention_mask"].sum()) for each in data)
+
+
+def test_heads_are_turned_together_where_only_products_meet_them(teacher: BertForMaskedLM) -> None:
+    model = calibrated(teacher, [batch(rows=60)])
+    made = compactions(model.base_model.model)
+
+    def is_selection(name: str, axis: int) -> bool:
+        matrix = made[f"{LAYER}.{name}.weight"].maps[str(axis)].matrix
+        return bool((matrix.count_nonzero(1) == 1).all())
+
+    assert not any(is_selection(f"attention.self.{name}", 0) for name in ("query", "key", "value"))
+    assert is_selection("attention.output.dense", 0) and is_selection("intermediate.dense", 0)
+    turned = made[f"{LAYER}.attention.self.value.weight"].maps["0"].matrix.view(4, 3, 4, 6)
+    for head in range(4):  # no head takes anything from another
+        others = [other for other in range(4) if other != head]
+        assert turned[head][:, others].abs().max() == 0
+    model.base_model.calibrate([batch(rows=60)], spectra=False)
+    assert is_selection("attention.self.query", 0)
+
+
+@torch.no_grad()
+def test_the_logits_of_every_head_are_the_best_of_their_rank(teacher: BertForMaskedLM) -> None:
+    teacher, data = teacher.double(), [batch(rows=60)]
+    made = compactions(calibrated(teacher, data).base_model.model)
+    own = "bert.encoder.layer.0.attention.self"
+    stream = reads(teacher, [f"{own}.query"], data)[f"{own}.query"]
+    written = {}
+    for name in ("query", "key"):
+        maps = made[f"{own}.{name}.weight"].maps["0"].matrix.view(4, 3, 4, 6)
+        written[name] = teacher.get_submodule(f"{own}.{name}")(stream).view(-1, 4, 6), maps
+    (queries, left), (keys, right) = written["query"], written["key"]
+    keys = keys - keys.mean(0)  # softmax takes no notice of a shift of all keys
+    for head in range(4):
+        a, b = (torch.linalg.cholesky(x[:, head].T @ x[:, head] / len(x)) for x in (queries, keys))
+        kept = left[head, :, head].T @ right[head, :, head] / (3 / 6) ** 0.5  # the scale's ratio is on the queries
+        error = (a.T @ (torch.eye(6) - kept) @ b).square().sum()
+        best = torch.linalg.svdvals(a.T @ b)[3:].square().sum()
+        assert float(error) == pytest.approx(float(best), rel=1e-3)
+
+
+def test_rotary_heads_are_never_turned() -> None:
+    row = ARCHITECTURES["llama"]
+    model = get_wid_model(row.build(), row.config("head", init="calibrated"), calibration_data=data_for(row, 3))
+    made = compactions(model.base_model.model)
+    for name in ("q_proj", "k_proj", "v_proj"):
+        matrix = made[f"model.layers.0.self_attn.{name}.weight"].maps["0"].matrix
+        assert (matrix.count_nonzero(1) == 1).all()
+
+
+def test_garbage_at_padded_positions_changes_nothing(teacher: BertForMaskedLM) -> None:
+    clean = batch(rows=40)
+    garbage = {**clean, "input_ids": clean["input_ids"].where(clean["attention_mask"].bool(), 7)}
+    first, second = (matrices(calibrated(teacher, [each])) for each in (clean, garbage))
+    assert all(torch.allclose(first[name], second[name], atol=1e-5) for name in first)
+    garbage.pop("attention_mask")
+    third = matrices(calibrated(teacher, [garbage]))
+    assert not all(torch.allclose(first[name], third[name], atol=1e-2) for name in first)
+
+
+def test_calibrating_twice_is_calibrating_once_and_order_does_not_matter(teacher: BertForMaskedLM) -> None:
+    data = [batch(seed=seed) for seed in range(3)]
+    model = calibrated(teacher.double(), data)
+    once = matrices(model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in once:
+                parameter.zero_()
+    model.base_model.calibrate(data)
+    assert all(torch.equal(once[name], tensor) for name, tensor in matrices(model).items())
+    model.base_model.calibrate(data[::-1])
+    assert all(torch.allclose(once[name], tensor, atol=1e-6) for name, tensor in matrices(model).items())
+
+
+def test_calibration_leaves_nothing_behind(teacher: BertForMaskedLM) -> None:
+    teacher.train()
+    state, weights = torch.get_rng_state(), {n: t.clone() for n, t in teacher.state_dict().items()}
+    model = get_wid_model(teacher, WidConfig(**HALF))
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
+    model.base_model.calibrate([{**batch(), "labels": torch.tensor([1])}])
+    assert [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()] == hooks
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in teacher.state_dict().items())
+    assert all(module.training for module in teacher.modules())
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    assert not [thread for thread in threading.enumerate() if "wid_hf" in thread.name]
+
+
+def test_what_a_forward_raises_surfaces_once_and_ends_all(teacher: BertForMaskedLM) -> None:
+    model = get_wid_model(teacher, WidConfig(**HALF))
+    wrong = {"input_ids": torch.full((2, 5), 1000)}
+    with pytest.raises(IndexError, match="index out of range"):
+        model.base_model.calibrate([batch(), wrong, batch()])
+    assert not [thread for thread in threading.enumerate() if "wid_hf" in thread.name]
+    model.base_model.calibrate([batch()])
+    assert model.base_model.calibrated
+
+
+def test_activations_that_are_not_finite_are_refused(teacher: BertForMaskedLM) -> None:
+    with torch.no_grad():
+        teacher.bert.encoder.layer[0].intermediate.dense.weight[3] = float("inf")
+    model = get_wid_model(teacher, WidConfig(**HALF))
+    with pytest.raises(DataError, match="The teacher's activations on the calibration data are not finite"):
+        model.base_model.calibrate([batch()])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_teachers_get_float32_compactors_near_those_of_full_precision(
+    teacher: BertForMaskedLM, dtype: torch.dtype
+) -> None:
+    data = [batch(rows=60, seed=seed) for seed in range(3)]
+    wanted = outputs(teacher, data)
+    model = calibrated(teacher.to(dtype), data)
+    assert {tensor.dtype for tensor in matrices(model).values()} == {torch.float32}
+    error = (outputs(model, data).float() - wanted).square().sum() / wanted.square().sum()
+    assert error < 0.5
+
+
+def test_a_weight_shared_by_layers_is_fitted_to_all_its_reads() -> None:
+    row = ARCHITECTURES["albert"]
+    model = get_wid_model(row.build(), row.config("dim", init="calibrated"), calibration_data=data_for(row, 4))
+    sites = [site for site in model.base_model.calibration.sites if site.weight.endswith("ffn.weight")]
+    assert len(sites) == 2
+    assert sites[1].positions == 2 * sites[0].positions
+    assert sites[1].after < 0.7 * sites[1].before
+
+
+def test_a_pooled_token_with_fewer_texts_than_indices_takes_the_streams_lift() -> None:
+    row = ARCHITECTURES["vit"]
+    data = [{"pixel_values": each["pixel_values"][:4]} for each in data_for(row, 4)]
+    model = get_wid_model(row.build(), row.config("dim", init="calibrated"), calibration_data=data)
+    *_, before, classifier = model.base_model.calibration.sites
+    assert classifier.weight == "classifier.weight" and classifier.note == "too few positions"
+    assert classifier.positions == 16 and before.positions == 16 * 26
+    made = compactions(model.base_model.model)
+    assert not (made["classifier.weight"].maps["1"].matrix.count_nonzero(1) == 1).all()
+
+
+def test_the_record_becomes_a_table_and_a_dictionary(teacher: BertForMaskedLM) -> None:
+    found = calibrated(teacher, [batch()]).base_model.calibration
+    assert found.table().row_count == len(found.sites) == 13
+    assert found.to_dict()["sites"][0]["weight"] == "bert.encoder.layer.0.attention.self.query.weight"
+    assert 0 < found.seconds < 60
+
+
+@pytest.mark.slow
+def test_a_reaction_bert_of_half_width_predicts_without_any_training(reaction_bert_dir: Path, uspto50k: Path) -> None:
+    tokenizer = load_tokenizer(str(reaction_bert_dir))
+
+    def masked(split: str, count: int, seed: int) -> list[dict[str, Tensor]]:
+        (source,) = uspto50k.glob(f"*{split}*")
+        texts = load_texts(str(source)).select(range(count))
+        return masked_batches(tokenize(texts, tokenizer, 128), tokenizer, 32, seed)
+
+    config = WidConfig(hidden_size=128, intermediate_size=256)
+    model = get_wid_model(load_teacher(str(reaction_bert_dir)), config, calibration_data=masked("train", 256, 1))
+    assert masked_lm_score(model.merge_and_unload(), masked("val", 256, 0)).accuracy > 0.86
