@@ -7,6 +7,7 @@ be refused is refused before the student is allocated, and the teacher is never 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import product
@@ -282,7 +283,8 @@ def _rewritten(config: PretrainedConfig, sizes: Mapping[str, Any]) -> Pretrained
     if hasattr(new, "quantization_config"):  # of a file that was dequantized on loading, such as GGUF
         del new.quantization_config
     _write(new, sizes)
-    _settle(new, type(new).from_dict(new.to_dict()))
+    with suppress(Exception):  # a config that its own class refuses: the plan will say so
+        _settle(new, type(new).from_dict(new.to_dict()))
     return new
 
 
