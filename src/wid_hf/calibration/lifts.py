@@ -25,6 +25,7 @@ from .record import Site
 from .survey import NOT_FINITE, same
 from .walk import Batch, Forward, Stop, prepared, walk
 
+ENOUGH = 2  # positions per index of the student; below that a fit says more about these positions than others
 FEW = "too few positions"
 ROUTED = "positions of teacher and student differ"
 
@@ -38,7 +39,7 @@ def lift_reads(
     At each read `C = argmin E|x_teacher - C x_student - c0|^2` over all positions, where the student has been
     lifted at all earlier reads; then `W_student = R W C`, and `R W c0` goes into the bias, where there is one.
     A weight that is read several times (shared layers) is fitted to all its reads so far. Where positions
-    cannot be paired (experts that other tokens are routed to) or are fewer than indices (a pooled token), the
+    cannot be paired (experts that other tokens are routed to) or are fewer than two per index (a pooled token), the
     latest lift of the same coupled dimension is taken.
 
     Args:
@@ -138,7 +139,7 @@ class _Lifter:
         intercept = read.bias is not None
         dim = self.plan.axes[read.weight][read.axis]
         start, size = self.starts[read.weight], self.plan.size(dim)
-        note = ROUTED if seen is None else FEW if seen.count <= size else ""
+        note = ROUTED if seen is None else FEW if seen.count < ENOUGH * size else ""
         if seen is not None and not note:
             if self.uses[read.weight] > 1:
                 total = self.so_far.setdefault(read.weight, Regression(dim.size, size, seen.energy.device))
