@@ -248,7 +248,7 @@ def test_a_weight_norm_that_nothing_reached_is_frozen() -> None:
     assert idle and all(dim.frozen is not None for dims in idle for dim in dims)
 
 
-class Idle(nn.Module):
+class Forgetful(nn.Module):
     """Makes a layer that its forward never uses, and one that it uses for other inputs only."""
 
     def __init__(self) -> None:
@@ -263,7 +263,7 @@ class Idle(nn.Module):
 
 
 def test_a_weight_that_no_code_reads_is_free_and_one_that_other_inputs_reach_is_frozen() -> None:
-    seen = trace(Idle(), {"x": torch.randn(3, 7, 4)})
+    seen = trace(Forgetful(), {"x": torch.randn(3, 7, 4)})
     forgotten = "forgotten" + "_layer"  # in one piece the name would stand in this file twice
     assert seen.idle == [f"{forgotten}.weight", f"{forgotten}.bias"]
     assert find(seen.weight_dims[f"{forgotten}.weight"][0]).frozen is None
