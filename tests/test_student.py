@@ -390,16 +390,16 @@ def test_heads_that_fill_the_expanded_hidden_size_follow_it(strategy: str, heads
 
 def test_a_single_layer_shrinks_where_the_config_has_sizes_by_layer(tmp_path: Path) -> None:
     teacher = tiny_model("dots3_note_text", "Dots3NoteForCausalLM")
-    assert [layer.qk_nope_head_dim for layer in teacher.config.per_layer_config] == [64, 64, 96]
-    wanted = WidConfig(overrides={"per_layer_config": {"2": {"qk_nope_head_dim": 48}}}, init="identity")
+    assert [layer.kv_lora_rank for layer in teacher.config.per_layer_config] == [16, 16, 32]
+    wanted = WidConfig(overrides={"per_layer_config": {"2": {"kv_lora_rank": 8}}}, init="identity")
     wid = get_wid_model(teacher, wanted)
     student = wid.merge_and_unload()
-    assert [layer.qk_nope_head_dim for layer in student.config.per_layer_config] == [64, 64, 48]
+    assert [layer.kv_lora_rank for layer in student.config.per_layer_config] == [16, 16, 8]
     ids = {"input_ids": torch.arange(21).view(3, 7)}
     assert torch.equal(wid(**ids).logits, student(**ids).logits)
     student.save_pretrained(tmp_path)
     again = type(teacher).from_pretrained(tmp_path)
-    assert [layer.qk_nope_head_dim for layer in again.config.per_layer_config] == [64, 64, 48]
+    assert [layer.kv_lora_rank for layer in again.config.per_layer_config] == [16, 16, 8]
 
 
 @pytest.mark.parametrize(

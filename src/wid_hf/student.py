@@ -223,7 +223,10 @@ def _candidate_configs(teacher: PretrainedConfig, wanted: WidConfig) -> Iterator
     if problems:
         raise ConfigError(_joined(teacher, problems))
     for sizes in _alternatives(teacher, wanted.requested, wanted.head_strategy):
-        yield _rewritten(teacher, sizes)
+        try:
+            yield _rewritten(teacher, sizes)
+        except ValueError as refusal:  # a config that checks its entries as they are written
+            raise ConfigError(_joined(teacher, [f"the config itself refuses these sizes: {refusal}"])) from refusal
 
 
 def _alternatives(config: PretrainedConfig, requested: Mapping[str, Any], strategy: str) -> list[dict[str, Any]]:
