@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 CELL = (0.72, 0.3)  # inches
+LETTER = 0.09  # inches
 MOST = (8.0, 24.0)  # inches of one heat map; where cells would need more they shrink and lose their numbers
 READABLE = 0.5  # inches of width that a number needs
 LABELS = 40  # names along one axis that can still be read
@@ -49,7 +50,8 @@ def draw(calibration: Calibration, path: Path) -> None:
 
     grid = _grid([site for site in calibration.sites if site.layer])
     outside = [site for site in calibration.sites if not site.layer]
-    width = min(CELL[0] * max(len(grid.columns), 4), MOST[0])
+    named = LETTER * max((len(site.place) + 7 for site in outside), default=0)
+    width = min(max(CELL[0] * max(len(grid.columns), 4), named), MOST[0])
     heights = [min(CELL[1] * len(part), MOST[1]) for part in (grid.rows, outside)]
     figure = Figure(figsize=(2 * width + 3, sum(heights) + 2.8), layout="constrained")
     figure.suptitle(

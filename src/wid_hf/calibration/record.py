@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby
 from math import isfinite, nan
 from typing import Any
 
@@ -107,8 +106,10 @@ def _site_row(site: Site) -> tuple[str, ...]:
 
 def _layer_rows(sites: Sequence[Site]) -> Iterator[tuple[str, ...]]:
     """Yield each layer with its mean shares and its worst read; reads outside of layers count as one."""
-    for name, group in groupby(sites, key=lambda site: site.layer or "outside"):
-        members = list(group)
+    layers: dict[str, list[Site]] = {}
+    for site in sites:
+        layers.setdefault(site.layer or "outside", []).append(site)
+    for name, members in layers.items():
         fitted = [site for site in members if not site.note]
         before, after = (_mean([getattr(site, which) for site in fitted]) for which in MISSED)
         worst = max(fitted, key=lambda site: site.after, default=None)
