@@ -31,12 +31,12 @@ from torch.nn import functional
 from transformers import AutoModel, AutoTokenizer, BatchEncoding
 
 from wid_hf import WidConfig, WidError
-from wid_hf.compress import CompressSettings, compress, whole_folder
+from wid_hf.compress import OF_CALIBRATION, CompressSettings, compress, whole_folder
 from wid_hf.data import load_texts
 from wid_hf.evaluation import latency, mean_pool
-from wid_hf.report import FILE_NAME
+from wid_hf.report import FILE_NAME, PICTURE_NAME
 
-CONFIG = WidConfig(hidden_size=192, intermediate_size=768, head_strategy="dim", selection="variance")
+CONFIG = WidConfig(hidden_size=192, intermediate_size=768, head_strategy="dim")
 SETTINGS = CompressSettings(steps=280, batch_size=16, max_length=32)
 SENTENCE = "Return the index of the first item that is equal to the given value."
 TIMED_TEXTS = 32
@@ -133,6 +133,8 @@ def demonstrate(
     console.print(table(found, title))
     draw(found, title, output / "before_after.png")
     console.print(f"Picture: {output / 'before_after.png'}")
+    if (student / PICTURE_NAME).exists():
+        console.print(f"What the calibrated start misses, layer by layer: {student / PICTURE_NAME}")
     console.print(prove_without_wid(student, embed_sentence(models["student"], tokenizer)))
     return found
 
@@ -165,7 +167,7 @@ def train_student(
     if report is not None and not retrain and was_made_with(report, teacher, train, config, settings):
         console.print(f"Student: {student} was trained with these settings and is used again (--retrain trains anew)")
         return report
-    console.print(f"Student: training {settings.steps} steps of {settings.batch_size} texts")
+    console.print(f"Student: {config.init} start, then {settings.steps} steps of {settings.batch_size} texts")
     compress(str(teacher), str(train), student, config, settings, overwrite=True)
     # Read back, so that what is shown is what the file says.
     return json.loads((student / FILE_NAME).read_text(encoding="utf-8"))
@@ -189,7 +191,7 @@ def was_made_with(
         "head_strategy": config.head_strategy,
         "start": f"{config.init}, {config.selection}",
     }
-    trained = asdict(settings) | {"train": str(train)}
+    trained = asdict(settings) | {"train": str(train)} | {name: getattr(config, name) for name in OF_CALIBRATION}
     return wanted.items() <= report.items() and trained.items() <= report["settings"].items()
 
 

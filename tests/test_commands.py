@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,39 @@ def test_compress_prints_teacher_start_and_student_side_by_side(teacher: Path, t
     assert "masked lm accuracy" in out
     assert "2 steps" in out
     assert (tmp_path / "s" / "wid_report.json").is_file()
+
+
+def test_compress_without_steps_calibrates_merges_and_tells_how_well(teacher: Path, tmp_path: Path) -> None:
+    out = invoke(
+        "compress", str(teacher), "--train", str(write_texts(tmp_path / "t.txt")), "--output", str(tmp_path / "s"),
+        *SIZES, "--steps", "0", "--validation-texts", "8", "--max-length", "12",
+        "--calibration-samples", "30", "--calibration-batch-size", "10", "--ridge", "0.01",
+    )  # fmt: skip
+    report = json.loads((tmp_path / "s" / "wid_report.json").read_text())
+    assert {name: report["settings"][name] for name in ("calibration_samples", "calibration_batch_size", "ridge")} == {
+        "calibration_samples": 30, "calibration_batch_size": 10, "ridge": 0.01,
+    }  # fmt: skip
+    site = report["calibration"]["sites"][0]
+    assert f"{site['before']:.1%}" in out and f"{site['after']:.1%}" in out
+    assert f"{report['calibration']['positions']:,} positions" in out
+    assert "calibrated, pivots, not trained" in out
+    assert f"{report['scores']['student']['masked_lm_accuracy']:.4f}" in out
+    assert str(tmp_path / "s" / "calibration.png") in out
+
+
+def test_compress_with_an_identity_start_tells_of_no_calibration(teacher: Path, tmp_path: Path) -> None:
+    out = invoke(
+        "compress", str(teacher), "--train", str(write_texts(tmp_path / "t.txt")), "--output", str(tmp_path / "s"),
+        *SIZES, "--steps", "0", "--validation-texts", "8", "--init", "identity",
+    )  # fmt: skip
+    assert "identity, first, not trained" in out
+    assert "positions" not in out and "calibration.png" not in out
+
+
+@pytest.mark.parametrize("ridge", ["0", "-1", "nan"])
+def test_a_ridge_that_is_no_strength_is_refused(teacher: Path, tmp_path: Path, ridge: str) -> None:
+    with pytest.raises(ConfigError, match="is not a number above 0"):
+        invoke("compress", str(teacher), "--train", "t.txt", "--output", str(tmp_path / "s"), *SIZES, "--ridge", ridge)
 
 
 def test_overrides_reach_the_config_under_the_teachers_own_names(teacher: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,14 +19,17 @@ from transformers import (
     BertForMaskedLM,
     BertForSequenceClassification,
     BertModel,
+    PreTrainedModel,
 )
 
-from wid_hf import ConfigError, DataError, OutputError, PlanError, TeacherError, TrainingError, WidConfig
+from wid_hf import ConfigError, DataError, OutputError, PlanError, TeacherError, TrainingError, WidConfig, WidModel
 from wid_hf.compress import CompressSettings, compress, whole_folder
 from wid_hf.coupling.trace import named_weights
 
 HALF = WidConfig(hidden_size=12, intermediate_size=24, selection="variance", init="identity")
+CALIBRATED = WidConfig(hidden_size=12, intermediate_size=24, calibration_samples=40, calibration_batch_size=16)
 QUICK = CompressSettings(steps=3, batch_size=8, max_length=12, validation_texts=16)
+UNTRAINED = replace(QUICK, steps=0)
 
 
 @pytest.fixture
@@ -99,10 +104,104 @@ def test_the_same_seed_gives_the_same_student(tmp_path: Path, masked_teacher: Pa
 
 
 def test_no_steps_leave_the_student_at_its_start(tmp_path: Path, masked_teacher: Path, train_file: Path) -> None:
-    settings = CompressSettings(steps=0, batch_size=8, max_length=12, validation_texts=16)
-    report = compress(str(masked_teacher), str(train_file), tmp_path / "student", HALF, settings)
+    report = compress(str(masked_teacher), str(train_file), tmp_path / "student", HALF, UNTRAINED)
     assert report.scores["student"] == report.scores["start"]
     assert (report.steps, report.tokens, report.seconds) == (0, 0, 0.0)
+    assert report.calibration is None
+    # An identity start only selects rows and columns: every entry of the student is one of the teacher's.
+    teacher, student = (
+        AutoModelForMaskedLM.from_pretrained(f).bert.embeddings.word_embeddings.weight
+        for f in (masked_teacher, tmp_path / "student")
+    )
+    assert all((teacher == column[:, None]).all(0).any() for column in student.T)
+    assert not (tmp_path / "student" / "calibration.png").exists()
+
+
+@pytest.mark.parametrize("model_class", [BertForMaskedLM, BertModel])
+def test_a_calibrated_start_is_the_default_and_told_in_report_and_picture(
+    tmp_path: Path, train_file: Path, model_class: type[PreTrainedModel]
+) -> None:
+    teacher = save_teacher(tmp_path / "teacher", model_class)
+    report = compress(str(teacher), str(train_file), tmp_path / "student", CALIBRATED, UNTRAINED)
+    written = json.loads((tmp_path / "student" / "wid_report.json").read_text())
+    sites = written["calibration"]["sites"]
+    assert written["start"] == "calibrated, pivots"
+    assert sites[0]["weight"].endswith("encoder.layer.0.attention.self.query.weight")
+    assert len(sites) == 13  # six in each of two layers, and the pooler or the head
+    assert all(site["after"] < site["before"] for site in sites)
+    assert report.calibration is not None and written["calibration"]["seconds"] == report.calibration.seconds > 0
+    # 40 of the 64 texts that are not held out, each of 5 to 12 tokens
+    assert 5 * 40 <= written["calibration"]["positions"] <= 12 * 40
+    assert written["settings"]["calibration_samples"] == 40 and written["settings"]["ridge"] == CALIBRATED.ridge
+    assert (tmp_path / "student" / "calibration.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_calibrated_start_is_better_than_selection(tmp_path: Path, train_file: Path) -> None:
+    teacher = save_teacher(tmp_path / "teacher", BertModel)
+    selected = replace(CALIBRATED, init="identity")
+    scores = {
+        config.init: compress(str(teacher), str(train_file), tmp_path / config.init, config, UNTRAINED).scores[
+            "student"
+        ]
+        for config in (CALIBRATED, selected)
+    }
+    assert scores["calibrated"]["cosine_correlation"] > scores["identity"]["cosine_correlation"]
+
+
+def test_calibration_sees_texts_of_the_whole_file_masked_as_in_training(
+    tmp_path: Path, masked_teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = tmp_path / "train.txt"  # sorted, as files of labelled texts often are
+    train.write_text("one one one one one one\n" * 300 + "nine nine nine nine nine nine\n" * 300)
+    seen: list[dict[str, torch.Tensor]] = []
+    calibrate = WidModel.calibrate
+
+    def watch(model: WidModel, batches: Iterable[dict[str, torch.Tensor]]) -> None:
+        seen.extend(batches)
+        calibrate(model, seen)
+
+    monkeypatch.setattr(WidModel, "calibrate", watch)
+    for steps in (0, 1):
+        seen.clear()
+        settings = replace(UNTRAINED, steps=steps)
+        compress(str(masked_teacher), str(train), tmp_path / f"student{steps}", CALIBRATED, settings)
+        ids = torch.cat([batch["input_ids"] for batch in seen])
+        assert ids.shape == (40, 8) and len(seen[0]["input_ids"]) == 16
+        assert (ids == 5).any(1).sum() > 5 and (ids == 13).any(1).sum() > 5
+        assert 0.03 < (ids == 4).float().mean() < 0.3  # [MASK]
+
+
+@pytest.mark.parametrize("content", ["\N{SNOWMAN} \N{SNOWMAN}\n" * 50, "uno dos tres\n" * 50])
+def test_texts_that_do_not_tokenize_are_refused_before_any_work(
+    tmp_path: Path, masked_teacher: Path, content: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(WidModel, "calibrate", lambda *_: pytest.fail("calibrated"))
+    (tmp_path / "train.txt").write_text(content)
+    with pytest.raises(DataError, match=r"the 40 texts do not tokenize: .* special and unknown tokens"):
+        compress(str(masked_teacher), str(tmp_path / "train.txt"), tmp_path / "student", CALIBRATED, UNTRAINED)
+    assert entries(tmp_path) == {"teacher", "train.txt"}
+
+
+def test_too_few_texts_for_the_students_width_are_refused(tmp_path: Path, masked_teacher: Path) -> None:
+    train = write_texts(tmp_path / "train.txt", count=4)
+    with pytest.raises(DataError, match=r"widest layer input has 24 indices: at least 25 tokens .* Give more texts"):
+        compress(str(masked_teacher), str(train), tmp_path / "student", replace(CALIBRATED, calibration_samples=2),
+                 UNTRAINED)  # fmt: skip
+    assert entries(tmp_path) == {"teacher", "train.txt"}
+
+
+def test_learning_rates_depend_on_the_start_unless_they_are_given(
+    tmp_path: Path, masked_teacher: Path, train_file: Path
+) -> None:
+    def rates(name: str, config: WidConfig, settings: CompressSettings) -> dict[str, float]:
+        return compress(str(masked_teacher), str(train_file), tmp_path / name, config, settings).settings[
+            "learning_rates"
+        ]
+
+    assert rates("a", HALF, UNTRAINED) == {"compactors": 5e-4, "teacher": 1e-5}
+    assert rates("b", CALIBRATED, UNTRAINED) == {"compactors": 1e-4, "teacher": 3e-4}
+    given = replace(UNTRAINED, teacher_learning_rate=0.0)
+    assert rates("c", CALIBRATED, given) == {"compactors": 1e-4, "teacher": 0.0}
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ ALLOWED = {
     "evaluation": {"data", "errors"},
     "trainer": {"compaction", "errors", "tuner"},
     "following": {"errors", "evaluation", "trainer"},
-    "report": {"errors", "evaluation"},
+    "report": {"calibration", "errors", "evaluation"},
     "teachers": {"errors"},
     "compress": {"config", "data", "errors", "evaluation", "following", "report", "teachers", "trainer", "tuner"},
     "commands": {"compress", "config", "errors", "evaluation", "report", "student", "teachers"},

@@ -1,6 +1,7 @@
 """One call from a teacher's name to a student's folder.
 
-Takes names of a teacher and of texts, gives a folder with the student, its tokenizer and `wid_report.json`.
+Takes names of a teacher and of texts, gives a folder with the student, its tokenizer, `wid_report.json` and, for a
+calibrated start, `calibration.png`.
 Called by `wid-hf compress` and the demo.
 """
 
@@ -44,10 +45,10 @@ from .tuner import get_wid_model
 
 @dataclass(frozen=True)
 class CompressSettings:
-    """How to train; a learning rate that is None is the objective's default.
+    """How to train; a learning rate that is None is the default for objective and start.
 
     Attributes:
-        steps: optimizer steps.
+        steps: optimizer steps; 0 leaves the student at its start.
         batch_size: texts per step.
         max_length: tokens per text, longer ones are cut.
         compactor_learning_rate: of compactors.
@@ -69,8 +70,15 @@ class CompressSettings:
     seed: int = 0
 
 
-# Learning rates (compactors, teacher weights) from the few short runs in docs/results.md.
-LEARNING_RATES = {"masked-lm": (5e-4, 1e-5), "following": (2e-4, 0.0)}
+# Learning rates (compactors, teacher weights) by objective and start, from the short runs in docs/results.md. Lifts
+# are dense, so that one step of their compactors moves a weight further than from an identity start.
+LEARNING_RATES = {
+    ("masked-lm", "calibrated"): (1e-4, 3e-4),
+    ("masked-lm", "identity"): (5e-4, 1e-5),
+    ("following", "calibrated"): (2e-4, 0.0),
+    ("following", "identity"): (2e-4, 0.0),
+}
+OF_CALIBRATION = ("calibration_samples", "calibration_batch_size", "ridge")  # what the report tells of the config
 
 
 def compress(
@@ -86,14 +94,15 @@ def compress(
 ) -> Report:
     """Make a student of `teacher`, train it on `train`, and write it to `output`.
 
-    The objective is masked language modelling where the teacher has such a head; a headless encoder follows
-    its own originals. `output` appears only when everything in it is complete.
+    A start that needs data is made from rows of `train`, masked as in training. The objective is masked language
+    modelling where the teacher has such a head; a headless encoder follows its own originals. `output` appears only
+    when everything in it is complete.
 
     Args:
         teacher: folder or Hub id.
         train: text file, JSON lines or name of a dataset.
         output: folder for the student, its tokenizer and `wid_report.json`.
-        config: the student's sizes.
+        config: the student's sizes and its start.
         settings: how to train.
         revision: of the teacher on the Hub.
         trust_remote_code: passed on to transformers.
@@ -111,16 +120,18 @@ def compress(
     model = load_teacher(teacher, revision=revision, trust_remote_code=trust_remote_code)
     objective = _objective(model)
     tokenizer = load_tokenizer(teacher, revision=revision, trust_remote_code=trust_remote_code)
-    train_set, held_out = _tokens(train, tokenizer, settings)
-    collator = _collator(objective, tokenizer)
-    scorer = _Scorer(objective, model, tokenizer, held_out, settings)
-    scores = {"teacher": scorer.score(model)}
     sizes = {"teacher": model_size(model)}
-    calibration = _calibration(train_set, collator, config, settings.seed) if config.needs_data else None
-    wid_model = get_wid_model(model, config, calibration_data=calibration)
-    scores["start"] = scorer.score(wid_model)
+    wid_model = get_wid_model(model, config)  # first, because it is what refuses most
+    train_set, held_out = _tokens(train, tokenizer, config, settings)
+    rates = _learning_rates(objective, config, settings)
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = _trainer(objective, wid_model, train_set, collator, settings, scratch)
+        trainer = _trainer(objective, wid_model, train_set, tokenizer, settings, rates, scratch)
+        if config.needs_data:
+            wid_model.base_model.calibrate(trainer.calibration_batches())
+        scorer = _Scorer(objective, model, tokenizer, held_out, settings)
+        scores = {"teacher": scorer.score(model)}
+        if settings.steps:
+            scores["start"] = scorer.score(wid_model)
         try:
             outcome = trainer.train() if settings.steps else None
         except TrainingError as cause:
@@ -130,12 +141,14 @@ def compress(
             raise TrainingError(f"{cause} The student at those weights is in {kept}.") from cause
     student = wid_model.merge_and_unload()
     scores["student"] = scorer.score(student)
+    scores.setdefault("start", scores["student"])
     sizes["student"] = model_size(student)
     report = Report(
         teacher=teacher,
         requested=config.requested,
         head_strategy=config.head_strategy,
         start=f"{config.init}, {config.selection}",
+        calibration=wid_model.base_model.calibration,
         objective=objective,
         sizes=sizes,
         scores=scores,
@@ -143,7 +156,9 @@ def compress(
         tokens=int(trainer.state.num_input_tokens_seen),
         seconds=outcome.metrics["train_runtime"] if outcome else 0.0,
         losses=[(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry],
-        settings=asdict(settings) | {"train": train, "learning_rates": _learning_rates(objective, settings)},
+        settings=asdict(settings)
+        | {name: getattr(config, name) for name in OF_CALIBRATION}
+        | {"train": train, "learning_rates": rates},
         seed=settings.seed,
     )
     with whole_folder(output, overwrite) as folder:
@@ -219,33 +234,23 @@ def _objective(teacher: PreTrainedModel) -> str:
     )
 
 
-def _tokens(train: str, tokenizer: PreTrainedTokenizerBase, settings: CompressSettings) -> tuple[Dataset, Dataset]:
+def _tokens(
+    train: str, tokenizer: PreTrainedTokenizerBase, config: WidConfig, settings: CompressSettings
+) -> tuple[Dataset, Dataset]:
+    """Return tokens to train on and held-out ones; without training, only what calibration takes."""
     texts = load_texts(train, column=settings.column)
     if settings.validation is not None:
         held_out = load_texts(settings.validation, column=settings.column, split="validation")
         held_out = held_out.select(range(min(settings.validation_texts, len(held_out))))
     else:
         texts, held_out = hold_out(texts, min(settings.validation_texts, max(len(texts) // 5, 1)), settings.seed)
+    if not settings.steps:
+        texts = texts.shuffle(seed=settings.seed).select(range(min(config.calibration_samples, len(texts))))
     return tuple(tokenize(part, tokenizer, settings.max_length) for part in (texts, held_out))
 
 
-def _collator(objective: str, tokenizer: PreTrainedTokenizerBase) -> Any:
-    return (
-        DataCollatorForLanguageModeling(tokenizer) if objective == "masked-lm" else DataCollatorWithPadding(tokenizer)
-    )
-
-
-def _calibration(train_set: Dataset, collator: Any, config: WidConfig, seed: int) -> list[dict[str, Tensor]]:
-    """Return what training would see: masked for a masked language model, whose lifts are worse otherwise."""
-    texts = train_set.select(range(min(config.calibration_samples, len(train_set))))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        made = list(batches(texts, collator, config.calibration_batch_size))
-    return [{name: t for name, t in batch.items() if name != "special_tokens_mask"} for batch in made]
-
-
-def _learning_rates(objective: str, settings: CompressSettings) -> dict[str, float]:
-    compactors, teacher = LEARNING_RATES[objective]
+def _learning_rates(objective: str, config: WidConfig, settings: CompressSettings) -> dict[str, float]:
+    compactors, teacher = LEARNING_RATES[objective, config.init]
     given = settings.compactor_learning_rate, settings.teacher_learning_rate
     return {
         "compactors": compactors if given[0] is None else given[0],
@@ -257,11 +262,11 @@ def _trainer(
     objective: str,
     model: PeftModel,
     train_set: Dataset,
-    collator: Any,
+    tokenizer: PreTrainedTokenizerBase,
     settings: CompressSettings,
+    rates: dict[str, float],
     scratch: str,
 ) -> WidTrainer:
-    rates = _learning_rates(objective, settings)
     arguments = WidTrainingArguments(
         output_dir=scratch,
         max_steps=max(settings.steps, 1),
@@ -278,7 +283,11 @@ def _trainer(
         include_num_input_tokens_seen="non_padding",
         seed=settings.seed,
     )
-    trainer_class = WidTrainer if objective == "masked-lm" else FollowingTrainer
+    trainer_class: type[WidTrainer]
+    if objective == "masked-lm":
+        trainer_class, collator = WidTrainer, DataCollatorForLanguageModeling(tokenizer)
+    else:
+        trainer_class, collator = FollowingTrainer, DataCollatorWithPadding(tokenizer)
     trainer = trainer_class(model=model, args=arguments, train_dataset=train_set, data_collator=collator)
     trainer.pop_callback(ProgressCallback)
     trainer.add_callback(_Progress())

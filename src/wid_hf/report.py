@@ -1,7 +1,7 @@
 """`wid_report.json`: what a run did, in numbers that other commands read.
 
-Takes the figures of a run, gives a JSON file and a table. Written by `compress`; nothing in it is typed by
-hand.
+Takes the figures of a run, gives a JSON file, a table and a picture of the calibration. Written by `compress`;
+nothing in it is typed by hand.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from .calibration import Calibration
+from .calibration.picture import draw
 from .evaluation.sizes import ModelSize
 
 FILE_NAME = "wid_report.json"
+PICTURE_NAME = "calibration.png"
 PACKAGES = ("wid-hf", "torch", "transformers", "peft", "accelerate", "datasets", "safetensors")
 
 
@@ -42,10 +45,12 @@ class Report:
         teacher: name or folder of the teacher.
         requested: the sizes asked for.
         head_strategy: `dim` or `head`.
-        start: how compactors started, such as `identity, variance`.
+        start: how compactors started, such as `calibrated, pivots`.
+        calibration: what was missed of every layer's input before and after; None for an identity start.
         objective: `masked-lm` or `following`.
         sizes: parameters in all, encoder parameters and bytes of weights, for `teacher` and `student`.
-        scores: figures on held-out texts, for `teacher`, `start` (before training) and `student`.
+        scores: figures on held-out texts, for `teacher`, `start` (before training) and `student`; without
+            training, start and student are one.
         steps: optimizer steps.
         tokens: tokens trained on, padding not counted.
         seconds: wall time of training.
@@ -60,6 +65,7 @@ class Report:
     requested: dict[str, Any]
     head_strategy: str
     start: str
+    calibration: Calibration | None
     objective: str
     sizes: dict[str, ModelSize]
     scores: dict[str, dict[str, float]]
@@ -73,19 +79,21 @@ class Report:
     versions: dict[str, str] = field(default_factory=package_versions)
 
     def save(self, folder: Path) -> Path:
-        """Write `wid_report.json` into `folder` and return its path."""
+        """Write `wid_report.json` into `folder`, `calibration.png` if there is something to draw; return the former."""
+        values = asdict(self)
+        if self.calibration is not None:
+            values["calibration"] = self.calibration.to_dict()
+            if self.calibration.sites:
+                draw(self.calibration, folder / PICTURE_NAME)
         path = folder / FILE_NAME
-        path.write_text(json.dumps(asdict(self), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         return path
 
     def table(self) -> Table:
-        """Return teacher, start and student side by side."""
-        names = list(self.scores)
-        table = Table(
-            "",
-            *names,
-            title=f"{self.teacher}: {self.steps} steps, {self.tokens:,} tokens, {self.seconds:.0f} s",
-        )
+        """Return teacher, start and student side by side; no start where nothing was trained."""
+        names = [name for name in self.scores if self.steps or name != "start"]
+        trained = f"{self.steps} steps, {self.tokens:,} tokens, {self.seconds:.0f} s"
+        table = Table("", *names, title=f"{self.teacher}: {trained if self.steps else f'{self.start}, not trained'}")
         for row in size_rows(self.sizes, names):
             table.add_row(*row)
         for figure in next(iter(self.scores.values())):

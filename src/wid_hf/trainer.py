@@ -74,6 +74,8 @@ class WidTrainer(Trainer):
         for parameter, rate in _rates(model, args).items():
             parameter.requires_grad_(rate is None or rate > 0)
         super().__init__(model=model, args=args, **kwargs)
+        if self.place_model_on_device:  # the parameters came along, since they are the student's; buffers did not
+            model.base_model.teacher.to(self.args.device)
         self.add_callback(_CalibrateFirst(self))
         self._good: tuple[int, dict[str, Tensor]] | None = None
 

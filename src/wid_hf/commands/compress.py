@@ -10,6 +10,8 @@ from rich.console import Console
 
 from ..compress import CompressSettings
 from ..compress import compress as compress_teacher
+from ..config import WidConfig
+from ..report import PICTURE_NAME
 from . import options
 
 
@@ -24,10 +26,24 @@ def compress(
     head_dim: options.HeadDim = None,
     head_strategy: options.Strategy = options.HeadStrategy.dim,
     overrides: options.Overrides = None,
+    init: Annotated[
+        options.Init, typer.Option(help="Solve for the start on texts of --train, or only select.")
+    ] = options.Init.calibrated,
     selection: Annotated[
         options.Selection | None, typer.Option(help="Which of the teacher's indices the start keeps.")
     ] = None,
-    steps: Annotated[int, typer.Option(min=0, help="Optimizer steps.")] = CompressSettings.steps,
+    calibration_samples: Annotated[
+        int, typer.Option(min=1, help="Texts to calibrate on.")
+    ] = WidConfig.calibration_samples,
+    calibration_batch_size: Annotated[
+        int, typer.Option(min=1, help="Texts per batch of calibration.")
+    ] = WidConfig.calibration_batch_size,
+    ridge: Annotated[
+        float, typer.Option(help="How strongly lifts are held at selection, above 0; more for few texts.")
+    ] = WidConfig.ridge,
+    steps: Annotated[
+        int, typer.Option(min=0, help="Optimizer steps; 0 leaves the student at its start.")
+    ] = CompressSettings.steps,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts per step.")] = CompressSettings.batch_size,
     max_length: Annotated[int, typer.Option(min=3, help="Tokens per text.")] = CompressSettings.max_length,
     compactor_learning_rate: Annotated[float | None, typer.Option(min=0, help="0 freezes compactors.")] = None,
@@ -40,7 +56,7 @@ def compress(
     trust_remote_code: options.TrustRemoteCode = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
 ) -> None:
-    """Make a narrower student of a teacher, train it, and save it as a stock model."""
+    """Make a narrower student of a teacher, calibrate and train it, and save it as a stock model."""
     config = options.wid_config(
         hidden_size,
         intermediate_size,
@@ -49,7 +65,11 @@ def compress(
         head_dim,
         head_strategy,
         overrides,
-        selection.value if selection is not None else None,
+        init=init.value,
+        selection=selection.value if selection is not None else None,
+        calibration_samples=calibration_samples,
+        calibration_batch_size=calibration_batch_size,
+        ridge=ridge,
     )
     settings = CompressSettings(
         steps=steps,
@@ -67,5 +87,8 @@ def compress(
         revision=revision, trust_remote_code=trust_remote_code, overwrite=overwrite,
     )  # fmt: skip
     console = Console()
+    if report.calibration is not None and report.calibration.sites:
+        console.print(report.calibration.table())
+        console.print(f"The same as a picture, read by read: {output / PICTURE_NAME}", soft_wrap=True)
     console.print(report.table())
-    console.print(f"The student is in {output}: AutoModel.from_pretrained({str(output)!r}) loads it.")
+    console.print(f"The student is in {output}: AutoModel.from_pretrained({str(output)!r}) loads it.", soft_wrap=True)

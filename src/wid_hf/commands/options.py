@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,6 +16,13 @@ class HeadStrategy(str, Enum):
 
     dim = "dim"
     head = "head"
+
+
+class Init(str, Enum):
+    """The words of `--init`."""
+
+    calibrated = "calibrated"
+    identity = "identity"
 
 
 class Selection(str, Enum):
@@ -43,9 +50,9 @@ TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run 
 
 def wid_config(
     hidden_size: int | None, intermediate_size: int | None, heads: int | None, key_value_heads: int | None,
-    head_dim: int | None, strategy: HeadStrategy, overrides: list[str] | None, selection: str | None = None,
+    head_dim: int | None, strategy: HeadStrategy, overrides: list[str] | None, **start: Any,
 ) -> WidConfig:  # fmt: skip
-    """Return the `WidConfig` that the options describe."""
+    """Return the `WidConfig` that the options describe; `start` takes its other fields under their own names."""
     return WidConfig(
         hidden_size=hidden_size,
         intermediate_size=intermediate_size,
@@ -54,7 +61,7 @@ def wid_config(
         head_dim=head_dim,
         head_strategy=strategy.value,
         overrides=_nested(overrides or []),
-        selection=selection,  # type: ignore[arg-type]
+        **start,
     )
 
 
