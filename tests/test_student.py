@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from architectures import ARCHITECTURES, COMMON
+from tiny import tiny_model
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -384,3 +386,36 @@ def test_heads_that_fill_the_expanded_hidden_size_follow_it(strategy: str, heads
     assert (student.hidden_size, student.num_heads, student.head_dim) == (16, heads, width)
     (gates,) = {planned.plan.shape(name) for name in planned.plan.axes if name.endswith("0.mixer.norm.weight")}
     assert gates == (heads * width,)
+
+
+def test_a_single_layer_shrinks_where_the_config_has_sizes_by_layer(tmp_path: Path) -> None:
+    teacher = tiny_model("dots3_note_text", "Dots3NoteForCausalLM")
+    assert [layer.kv_lora_rank for layer in teacher.config.per_layer_config] == [16, 16, 32]
+    wanted = WidConfig(overrides={"per_layer_config": {"2": {"kv_lora_rank": 8}}}, init="identity")
+    wid = get_wid_model(teacher, wanted)
+    student = wid.merge_and_unload()
+    assert [layer.kv_lora_rank for layer in student.config.per_layer_config] == [16, 16, 8]
+    ids = {"input_ids": torch.arange(21).view(3, 7)}
+    assert torch.equal(wid(**ids).logits, student(**ids).logits)
+    student.save_pretrained(tmp_path)
+    again = type(teacher).from_pretrained(tmp_path)
+    assert [layer.kv_lora_rank for layer in again.config.per_layer_config] == [16, 16, 8]
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ({7: {"qk_nope_head_dim": 48}}, r"per_layer_config\[7\]: the layers are 0 to 2"),
+        ({2: {"qk_nope_head_dim": 500}}, r"per_layer_config\[2\]\.qk_nope_head_dim=500 is wider than the teacher's 96"),
+        ({2: {"width": 5}}, r"has no per_layer_config\[2\]\.width"),
+    ],
+)
+def test_a_size_that_a_layer_cannot_have_is_refused(layers: dict[int, Any], message: str) -> None:
+    teacher = tiny_model("dots3_note_text", "Dots3NoteForCausalLM")
+    with pytest.raises(ConfigError, match=message):
+        get_wid_model(teacher, WidConfig(overrides={"per_layer_config": layers}))
+
+
+def test_layers_without_sizes_of_their_own_are_told(tiny_bert: BertForMaskedLM) -> None:
+    with pytest.raises(ConfigError, match="the layers of this BertConfig have no sizes of their own"):
+        get_wid_model(tiny_bert, WidConfig(overrides={"per_layer_config": {0: {"intermediate_size": 24}}}))

@@ -38,7 +38,8 @@ class WidConfig(PeftConfig):
             of heads and drops whole heads.
         overrides: any other size under the name the teacher's config has for it, `{"embedding_size": 64}`;
             nested for composite models, `{"text_config": {"hidden_size": 384}}`; a list where the teacher's
-            config has one, `{"hidden_sizes": [32, 64, 128]}`.
+            config has one, `{"hidden_sizes": [32, 64, 128]}`; by number of the layer where its layers have sizes
+            of their own, `{"per_layer_config": {2: {"head_dim": 32}}}`.
         init: how compactors start. `"calibrated"` solves for them in closed form on calibration data;
             `"identity"` only selects rows and columns of the teacher's weights.
         selection: which indices are selected: the `"first"`, those with the largest `"variance"` of activations,

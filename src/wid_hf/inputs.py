@@ -54,7 +54,7 @@ def further_examples(model: PreTrainedModel, unreached: Iterable[str]) -> Iterat
     holders = {name[:at] for name in unreached for at in range(len(name)) if name[at] == "."} | {""}
     for part, module in model.named_modules():
         if part in holders and isinstance(module, PreTrainedModel):
-            accepted = inspect.signature(module.forward).parameters
+            accepted = inspect.signature(module.forward).parameters.keys() - {model.main_input_name}
             yield from ((part, argument) for argument in _EXTRAS if argument in accepted)
 
 

@@ -27,6 +27,7 @@ from .coupling.trace import saved_tensors
 from .errors import ConfigError, PlanError, TeacherError
 from .inputs import example_inputs, further_example, further_examples
 
+LAYERS = "per_layer_config"  # transformers' name for sizes that differ from layer to layer
 PARAMETRIZED = "The teacher's weights are parametrized already; pass a model with plain weights."
 
 
@@ -222,12 +223,15 @@ def _candidate_configs(teacher: PretrainedConfig, wanted: WidConfig) -> Iterator
     if problems:
         raise ConfigError(_joined(teacher, problems))
     for sizes in _alternatives(teacher, wanted.requested, wanted.head_strategy):
-        yield _rewritten(teacher, sizes)
+        try:
+            yield _rewritten(teacher, sizes)
+        except ValueError as refusal:  # a config that checks its entries as they are written
+            raise ConfigError(_joined(teacher, [f"the config itself refuses these sizes: {refusal}"])) from refusal
 
 
 def _alternatives(config: PretrainedConfig, requested: Mapping[str, Any], strategy: str) -> list[dict[str, Any]]:
     """Return what `requested` may mean together with the sizes that follow from it, parts of `config` included."""
-    parts = {name: sizes for name, sizes in requested.items() if isinstance(sizes, Mapping)}
+    parts = {name: sizes for name, sizes in requested.items() if isinstance(sizes, Mapping) and name != LAYERS}
     inside = [_alternatives(getattr(config, name), sizes, strategy) for name, sizes in parts.items()]
     return [
         {**twins, **expanded, **following, **requested, **dict(zip(parts, chosen, strict=True))}
@@ -300,7 +304,11 @@ def _settle(config: PretrainedConfig, loaded: PretrainedConfig) -> None:
 
 def _write(config: PretrainedConfig, sizes: Mapping[str, Any]) -> None:
     for name, size in sizes.items():
-        if isinstance(size, Mapping):
+        if name == LAYERS:
+            own = {int(layer): inside for layer, inside in (config.to_dict().get(LAYERS) or {}).items()}
+            asked = {int(layer): {**own.get(int(layer), {}), **inside} for layer, inside in size.items()}
+            config.per_layer_config = {**own, **asked}
+        elif isinstance(size, Mapping):
             _write(getattr(config, name), size)
         else:
             old = _stated(config, name)
@@ -313,6 +321,10 @@ def _size_problems(config: PretrainedConfig, sizes: Mapping[str, Any], prefix: s
     smaller = False
     seen: dict[str, str] = {}
     for name, size in sizes.items():
+        if name == LAYERS and isinstance(size, Mapping):
+            problems += _layer_problems(config, size, prefix)
+            smaller = True
+            continue
         if name not in {*vars(config), *config.attribute_map}:
             problems.append(_unknown_name(config, name, prefix))
             continue
@@ -355,6 +367,23 @@ def _list_problems(name: str, old: object, sizes: object) -> list[str]:
         f"{name}[{at}]={sizes[at]} is wider than the teacher's {old[at]}; a student can only be narrower"
         for at in wider
     ]
+
+
+def _layer_problems(config: PretrainedConfig, layers: Mapping[Any, Any], prefix: str) -> list[str]:
+    """Return what is wrong with sizes asked for single layers, by the number of the layer."""
+    problems = []
+    own = list(config.per_layer_config) if config.to_dict().get(LAYERS) else []
+    for layer, sizes in layers.items():
+        where = f"{prefix}{LAYERS}[{layer}]"
+        if not own:
+            problems.append(f"{where}: the layers of this {type(config).__name__} have no sizes of their own")
+        elif not str(layer).isdigit() or int(layer) >= len(own):
+            problems.append(f"{where}: the layers are 0 to {len(own) - 1}")
+        elif not isinstance(sizes, Mapping):
+            problems.append(f"{where} is {sizes!r}; give a dictionary of sizes")
+        else:
+            problems += _size_problems(own[int(layer)], sizes, f"{where}.")
+    return problems
 
 
 def _unknown_name(config: PretrainedConfig, name: str, prefix: str) -> str:

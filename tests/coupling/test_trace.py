@@ -246,3 +246,26 @@ def test_a_weight_norm_that_nothing_reached_is_frozen() -> None:
     seen = trace(Idle(), {"x": torch.randn(3, 4)})
     idle = [dims for name, dims in seen.weight_dims.items() if name.startswith("idle.")]
     assert idle and all(dim.frozen is not None for dims in idle for dim in dims)
+
+
+class Forgetful(nn.Module):
+    """Makes a layer that its forward never uses, and one that it uses for other inputs only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.leave = nn.Linear(4, 6), nn.Linear(6, 2)
+        self.forgotten_layer = nn.Linear(6, 6)
+        self.sometimes = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor, often: bool = False) -> Tensor:
+        x = self.enter(x)
+        return self.leave(self.sometimes(x) if often else x)
+
+
+def test_a_weight_that_no_code_reads_is_free_and_one_that_other_inputs_reach_is_frozen() -> None:
+    seen = trace(Forgetful(), {"x": torch.randn(3, 7, 4)})
+    forgotten = "forgotten" + "_layer"  # in one piece the name would stand in this file twice
+    assert seen.idle == [f"{forgotten}.weight", f"{forgotten}.bias"]
+    assert find(seen.weight_dims[f"{forgotten}.weight"][0]).frozen is None
+    frozen = find(seen.weight_dims["sometimes.weight"][0]).frozen
+    assert frozen is not None and "not reached" in frozen.text

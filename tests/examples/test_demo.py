@@ -21,7 +21,6 @@ from wid_hf.compress import CompressSettings
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 import corpus
-
 import demo
 
 TOPICS = len(list(corpus.paragraphs(corpus.topics.values())))
