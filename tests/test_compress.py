@@ -190,6 +190,20 @@ def test_too_few_texts_for_the_students_width_are_refused(tmp_path: Path, masked
     assert entries(tmp_path) == {"teacher", "train.txt"}
 
 
+@pytest.mark.slow
+def test_a_reaction_bert_of_half_width_needs_no_training(
+    tmp_path: Path, reaction_bert_dir: Path, uspto50k: Path
+) -> None:
+    config = WidConfig(hidden_size=128, intermediate_size=256)
+    settings = CompressSettings(
+        steps=0, column="rxn", validation=str(uspto50k / "valid.jsonl.gz"), validation_texts=256
+    )
+    train, output = str(uspto50k / "train.jsonl.gz"), tmp_path / "student"
+    report = compress(str(reaction_bert_dir), train, output, config, settings)
+    assert report.scores["student"]["masked_lm_accuracy"] > 0.86
+    assert report.calibration is not None and len(report.calibration.sites) == 73
+
+
 def test_learning_rates_depend_on_the_start_unless_they_are_given(
     tmp_path: Path, masked_teacher: Path, train_file: Path
 ) -> None:

@@ -75,7 +75,7 @@ class CompressSettings:
 LEARNING_RATES = {
     ("masked-lm", "calibrated"): (1e-4, 3e-4),
     ("masked-lm", "identity"): (5e-4, 1e-5),
-    ("following", "calibrated"): (2e-4, 0.0),
+    ("following", "calibrated"): (5e-5, 0.0),
     ("following", "identity"): (2e-4, 0.0),
 }
 OF_CALIBRATION = ("calibration_samples", "calibration_batch_size", "ridge")  # what the report tells of the config
