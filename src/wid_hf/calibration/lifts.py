@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+from rich.console import Console
 from rich.progress import track
 from torch import nn
 
@@ -89,6 +90,7 @@ class _Lifter:
                 "Calibrating",
                 total=len(self.compactors),
                 transient=True,
+                console=Console(stderr=True),
             ):
                 if not previous or not same(previous, here):
                     regression = self._observe(pairs, here[: len(pairs)], here[len(pairs) :], self.plan.reads[at])

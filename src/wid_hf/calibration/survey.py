@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
@@ -114,7 +115,8 @@ class _Surveyor:
                     forward.know(name, tensor)
             covariance = None
             previous: list[Stop | None] = []
-            for at, here in track(walk(forwards, stops), "Looking at the teacher", total=len(stops), transient=True):
+            steps, screen = walk(forwards, stops), Console(stderr=True)
+            for at, here in track(steps, "Looking at the teacher", len(stops), transient=True, console=screen):
                 if covariance is None or not same(previous, here):
                     covariance = self._covariance(forwards, here)
                 previous = here

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -100,7 +101,7 @@ def _observe(
             dims = trace.module_outputs.get(name)
             if dims is not None and any(wanted & set(leaves(dim)) for dim in dims):
                 stack.callback(module.register_forward_hook(watcher(name, dims)).remove)
-        for batch in track(batches, "Calibrating", transient=True):
+        for batch in track(batches, "Calibrating", transient=True, console=Console(stderr=True)):
             given = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items() if k != "labels"}
             mask[0] = given.get("attention_mask")
             tokens += int(mask[0].sum()) if mask[0] is not None else 1
