@@ -30,7 +30,9 @@ TRAINED = ("identity, first indices", "identity, largest variance", CALIBRATED)
 STEPS = {"reaction-bert": 300, "minilm": 500}
 
 Teachers = Annotated[list[str] | None, typer.Option("--teacher", help=f"Only these of {', '.join(SUBJECTS)}.")]
-Widths = Annotated[list[str] | None, typer.Option("--width", help="Only students of these widths, as tables name them.")]
+Widths = Annotated[
+    list[str] | None, typer.Option("--width", help="Only students of these widths, as tables name them.")
+]
 Minutes = Annotated[float | None, typer.Option(min=0, help="Begin no run after this many minutes.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Optimizer steps; 300 for the reaction BERT, 500 for MiniLM.")]
 Seeds = Annotated[int, typer.Option(min=1, help="How many seeds.")]

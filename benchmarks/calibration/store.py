@@ -1,7 +1,7 @@
 """Finished runs, one JSON file each, so that an interrupted series goes on where it stopped.
 
 Takes the settings of a run and a function that makes it, gives its record. A record is found again by its settings
-alone: it says with which commit it was made, and whoever changes the code deletes the folder to measure anew.
+alone: it says with which commit of the library it was made, and whoever changes the code deletes the folder to measure anew.
 """
 
 from __future__ import annotations
@@ -57,7 +57,10 @@ class Store:
 
 
 def _commit() -> str:
-    said = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return said.stdout.strip() or "unknown"
+    """Return the last commit of the library, with a mark if it or these benchmarks have changed since."""
+    changed = _git("status", "--porcelain", "--", "src", "benchmarks/calibration")
+    return (_git("log", "-1", "--format=%h", "--", "src") or "unknown") + ("-dirty" if changed else "")
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()

@@ -199,7 +199,7 @@ class Sentences(Subject):
             ]  # fmt: skip
         return {
             "loss": sum(losses) / len(losses),
-            "Spearman": float(cosines.rank().corr(labels.rank())),  # Spearman is Pearson's correlation of ranks
+            "Spearman": spearman(cosines, labels),
             "cosine with teacher": float(functional.cosine_similarity(vectors, wanted[:, kept]).mean()),
             "correlation of cosines": cosine_correlation(wanted, vectors),
         }
@@ -249,6 +249,11 @@ class Decoder(Subject):
         return {"loss": total / tokens, "perplexity": exp(total / tokens)}
 
 
+def spearman(a: pd.Series, b: pd.Series) -> float:
+    """Return Spearman's correlation: Pearson's of the ranks, where ties share theirs."""
+    return float(a.rank().corr(b.rank()))
+
+
 def _to(batch: Batch, device: torch.device) -> Batch:
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
@@ -269,7 +274,7 @@ SUBJECTS: dict[str, Subject] = {
     "minilm": Sentences(
         "minilm", TEACHERS / "minilm", _widths(384, 1536),
         DATA / "glue" / "stsb" / "train.jsonl", ("text_a", "text_b"), DATA / "glue" / "stsb" / "test.jsonl",
-        calibration_texts=1536, scored_texts=1379, max_length=64, validation=DATA / "glue" / "stsb" / "dev.jsonl",
+        calibration_texts=512, scored_texts=1379, max_length=64, validation=DATA / "glue" / "stsb" / "dev.jsonl",
     ),
 }  # fmt: skip
 
