@@ -1,7 +1,8 @@
 """Finished runs, one JSON file each, so that an interrupted series goes on where it stopped.
 
 Takes the settings of a run and a function that makes it, gives its record. A record is found again by its settings
-alone: it says with which commit of the library it was made, and whoever changes the code deletes the folder to measure anew.
+alone: it says with which commit of the library it was made, and whoever changes the code deletes the folder to measure
+anew.
 """
 
 from __future__ import annotations
