@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +26,7 @@ from training import train
 
 PAGE = ROOT / "docs" / "starts.md"
 RESULTS = ROOT / ".cache" / "results"
+UNTRAINED_DECODERS = ("identity, first indices", "selection only (pivots)", CALIBRATED)
 TRAINED = ("identity, first indices", "identity, largest variance", CALIBRATED)
 STEPS = {"reaction-bert": 300, "minilm": 500}
 
@@ -50,15 +51,15 @@ def ablation(
     lines = ["`python benchmarks/calibration ablation`: no training at all.", ""]
     store = _store(limit_minutes)
     for subject in _subjects(teacher):
-        lines += _untrained(subject, store, width)
+        lines += _untrained(subject, store, width, STARTS)
     print(write_section(output, "Without training", lines))
 
 
 @app.command()
 def decoder(width: Widths = None, limit_minutes: Minutes = None, output: Output = PAGE) -> None:
-    """Measure the same on SmolLM2-135M: perplexity on Wikinews."""
+    """Measure first indices, selection and the calibrated start on SmolLM2-135M: perplexity on Wikinews."""
     lines = ["`python benchmarks/calibration decoder`: no training at all.", ""]
-    lines += _untrained(DECODER, _store(limit_minutes), width)
+    lines += _untrained(DECODER, _store(limit_minutes), width, UNTRAINED_DECODERS)
     print(write_section(output, "A decoder without training", lines))
 
 
@@ -108,18 +109,18 @@ def _store(minutes: float | None) -> Store:
     return Store(RESULTS) if minutes is None else Store(RESULTS, time.monotonic() + 60 * minutes)
 
 
-def _untrained(subject: Subject, store: Store, widths: list[str] | None) -> list[str]:
-    """Return lines about all starts of all students of a subject, or of those of these widths."""
+def _untrained(subject: Subject, store: Store, widths: list[str] | None, names: Collection[str]) -> list[str]:
+    """Return lines about the starts called `names` of all students of a subject, or of those of these widths."""
     data = {"calibration": subject.calibration_texts, "scored": subject.scored_texts, "length": subject.max_length}
     ask = {"what": "untrained", "teacher": subject.name}
     whole = store.get({**ask, "start": "teacher", **data}, lambda: measure_teacher(subject))
     records: dict[tuple[str, str], Record] = {}
     wanted = {width: sizes for width, sizes in subject.sizes.items() if not widths or width in widths}
     for width, sizes in wanted.items():
-        for name, start in STARTS.items():
+        for name in names:
             made = store.get(
                 {**ask, "start": name, "sizes": dict(sizes), **data},
-                lambda sizes=sizes, start=start: measure_start(subject, sizes, start, seed=0),
+                lambda sizes=sizes, name=name: measure_start(subject, sizes, STARTS[name], seed=0),
             )
             if made is not None:
                 records[width, name] = made
@@ -133,7 +134,7 @@ def _untrained(subject: Subject, store: Store, widths: list[str] | None) -> list
     ]  # fmt: skip
     if not rows:
         return [f"{subject.name}: no run is finished yet.", ""]
-    missing = len(wanted) * len(STARTS) - len(records)
+    missing = len(wanted) * len(names) - len(records)
     head = ["width", "start", "parameters", *subject.figures, "seconds (CPU)", "GB beyond the models"]
     return [
         f"**{subject.name}**, calibrated on {subject.calibration_texts} texts and scored on {subject.scored_texts} "
