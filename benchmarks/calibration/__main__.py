@@ -1,0 +1,188 @@
+"""What the calibrated start is worth: without training, after equal training, and at which learning rates.
+
+`python benchmarks/calibration ablation|decoder|starts|sweep` prints a section of docs/starts.md and writes it there.
+Every run leaves a record in .cache/results, so that an interrupted series goes on where it stopped; delete the folder
+to measure anew.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Annotated
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import datasets
+import typer
+from page import before_and_after, figures, made_by, table, write_section
+from starts import CALIBRATED, STARTS, measure_start, measure_teacher
+from store import ROOT, Record, Store
+from subjects import DECODER, SUBJECTS, Subject
+from training import train
+
+PAGE = ROOT / "docs" / "starts.md"
+RESULTS = ROOT / ".cache" / "results"
+UNTRAINED_DECODERS = ("identity, first indices", "selection only (pivots)", CALIBRATED)
+TRAINED = ("identity, first indices", "identity, largest variance", CALIBRATED)
+STEPS = {"reaction-bert": 300, "minilm": 500}
+
+Teachers = Annotated[list[str] | None, typer.Option("--teacher", help=f"Only these of {', '.join(SUBJECTS)}.")]
+Widths = Annotated[
+    list[str] | None, typer.Option("--width", help="Only students of these widths, as tables name them.")
+]
+Minutes = Annotated[float | None, typer.Option(min=0, help="Begin no run after this many minutes.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Optimizer steps; 300 for the reaction BERT, 500 for MiniLM.")]
+Seeds = Annotated[int, typer.Option(min=1, help="How many seeds.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Texts per step.")]
+Output = Annotated[Path, typer.Option(help="Page to write the section to.")]
+
+app = typer.Typer(pretty_exceptions_enable=False, help=__doc__)
+
+
+@app.command()
+def ablation(
+    teacher: Teachers = None, width: Widths = None, limit_minutes: Minutes = None, output: Output = PAGE
+) -> None:
+    """Measure each piece of the calibrated start at three widths, without training."""
+    lines = ["`python benchmarks/calibration ablation`: no training at all.", ""]
+    store = _store(limit_minutes)
+    for subject in _subjects(teacher):
+        lines += _untrained(subject, store, width, STARTS)
+    print(write_section(output, "Without training", lines))
+
+
+@app.command()
+def decoder(width: Widths = None, limit_minutes: Minutes = None, output: Output = PAGE) -> None:
+    """Measure first indices, selection and the calibrated start on SmolLM2-135M: perplexity on Wikinews."""
+    lines = ["`python benchmarks/calibration decoder`: no training at all.", ""]
+    lines += _untrained(DECODER, _store(limit_minutes), width, UNTRAINED_DECODERS)
+    print(write_section(output, "A decoder without training", lines))
+
+
+@app.command()
+def starts(
+    teacher: Teachers = None, steps: Steps = None, seeds: Seeds = 3, batch_size: BatchSize = 16,
+    limit_minutes: Minutes = None, output: Output = PAGE,
+) -> None:  # fmt: skip
+    """Train from three starts equally: the learning rates of `wid-hf compress`, half width."""
+    lines = [
+        "`python benchmarks/calibration starts`: equal training at half width, with the learning rates of "
+        "`wid-hf compress`.",
+        "",
+    ]
+    store = _store(limit_minutes)
+    for subject in _subjects(teacher):
+        runs = {name: (name, subject.rates) for name in TRAINED}
+        lines += _trained(subject, store, runs, steps or STEPS[subject.name], seeds, batch_size)
+    print(write_section(output, "After equal training", lines))
+
+
+@app.command()
+def sweep(
+    teacher: Teachers = None, steps: Steps = None, seeds: Seeds = 1, batch_size: BatchSize = 16,
+    limit_minutes: Minutes = None, output: Output = PAGE,
+) -> None:  # fmt: skip
+    """Train from the calibrated start at half width with learning rates over a grid."""
+    lines = [
+        "`python benchmarks/calibration sweep`: from the calibrated start at half width. A run is named by its "
+        "learning rates, of compactors / of the teacher's weights.",
+        "",
+    ]
+    store = _store(limit_minutes)
+    for subject in _subjects(teacher):
+        runs = {f"{rates[0]:.0e} / {rates[1]:.0e}": (CALIBRATED, rates) for rates in subject.grid}
+        lines += _trained(subject, store, runs, steps or STEPS[subject.name], seeds, batch_size)
+    print(write_section(output, "Learning rates", lines))
+
+
+def _subjects(names: list[str] | None) -> list[Subject]:
+    if unknown := set(names or ()) - set(SUBJECTS):
+        raise typer.BadParameter(f"{', '.join(sorted(unknown))} is none of {', '.join(SUBJECTS)}.")
+    return [SUBJECTS[name] for name in names or SUBJECTS]
+
+
+def _store(minutes: float | None) -> Store:
+    return Store(RESULTS) if minutes is None else Store(RESULTS, time.monotonic() + 60 * minutes)
+
+
+def _untrained(subject: Subject, store: Store, widths: list[str] | None, names: Collection[str]) -> list[str]:
+    """Return lines about the starts called `names` of all students of a subject, or of those of these widths."""
+    data = {"calibration": subject.calibration_texts, "scored": subject.scored_texts, "length": subject.max_length}
+    ask = {"what": "untrained", "teacher": subject.name}
+    whole = store.get({**ask, "start": "teacher", **data}, lambda: measure_teacher(subject))
+    records: dict[tuple[str, str], Record] = {}
+    wanted = {width: sizes for width, sizes in subject.sizes.items() if not widths or width in widths}
+    for width, sizes in wanted.items():
+        for name in names:
+            made = store.get(
+                {**ask, "start": name, "sizes": dict(sizes), **data},
+                lambda sizes=sizes, name=name: measure_start(subject, sizes, STARTS[name], seed=0),
+            )
+            if made is not None:
+                records[width, name] = made
+    rows = [["", "teacher", f"{whole['parameters']:,}", *figures(whole, subject.figures), "", ""]] if whole else []
+    rows += [
+        [
+            width, name, f"{made['parameters']:,}", *figures(made, subject.figures),
+            f"{made['start_seconds']:.0f} ({made['start_cpu_seconds']:.0f})", f"{made['start_gigabytes']:.2f}",
+        ]
+        for (width, name), made in records.items()
+    ]  # fmt: skip
+    if not rows:
+        return [f"{subject.name}: no run is finished yet.", ""]
+    missing = len(wanted) * len(names) - len(records)
+    head = ["width", "start", "parameters", *subject.figures, "seconds (CPU)", "GB beyond the models"]
+    return [
+        f"**{subject.name}**, calibrated on {subject.calibration_texts} texts and scored on {subject.scored_texts} "
+        f"others of at most {subject.max_length} tokens, one seed. {made_by(records.values())}"
+        + (f" {missing} runs are missing." if missing else ""),
+        *table(head, rows),
+    ]
+
+
+def _trained(
+    subject: Subject, store: Store, runs: Mapping[str, tuple[str, tuple[float, float]]], steps: int, seeds: int,
+    batch_size: int,
+) -> list[str]:  # fmt: skip
+    """Return lines about trainings: `runs` are starts with learning rates, by the name that the table has for them."""
+    sizes = subject.sizes["1/2"]
+    found: dict[str, list[Record]] = {name: [] for name in runs}
+    for seed in range(seeds):  # first all with one seed, so that what a short time allows can be compared
+        for name, (start, rates) in runs.items():
+            settings = {
+                "what": "trained", "teacher": subject.name, "start": start, "sizes": dict(sizes), "steps": steps,
+                "batch_size": batch_size, "rates": list(rates), "seed": seed,
+                "calibration": subject.calibration_texts, "scored": subject.scored_texts, "length": subject.max_length,
+            }  # fmt: skip
+            made = store.get(
+                settings,
+                lambda start=start, rates=rates, seed=seed: train(
+                    subject, sizes, STARTS[start], steps=steps, batch_size=batch_size, rates=rates, seed=seed
+                ),
+            )
+            if made is not None:
+                found[name].append(made)
+    done = [made for records in found.values() for made in records]
+    if not done:
+        return [f"{subject.name}: no run is finished yet.", ""]
+    missing = len(runs) * seeds - len(done)
+    rows = [
+        [name, str(len(records)), *before_and_after(records, subject.figures)]
+        for name, records in found.items()
+        if records
+    ]
+    return [
+        f"**{subject.name}**, {steps} steps of {batch_size} texts of at most {subject.max_length} tokens, scored on "
+        f"{subject.scored_texts} others; before → after. {made_by(done)}"
+        + (f" {missing} runs are missing." if missing else ""),
+        *table(["run", "seeds", *subject.figures], rows),
+    ]
+
+
+if __name__ == "__main__":
+    datasets.disable_progress_bars()
+    app()

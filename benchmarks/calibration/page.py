@@ -1,0 +1,56 @@
+"""docs/starts.md: one section for each command, replaced when its command ran again.
+
+Takes records, gives Markdown tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+
+from store import Record
+
+HEAD = """# Starts measured
+Written by `python benchmarks/calibration`; do not edit. Each section is what the command under its title made of the \
+records in `.cache/results`; a run that is recorded there is not repeated.
+"""
+
+
+def write_section(page: Path, title: str, lines: Iterable[str]) -> str:
+    """Put a section into `page` in the place of the one with this title, or at its end, and return it."""
+    section = "\n".join([f"## {title}", *lines]) + "\n"
+    text = page.read_text(encoding="utf-8") if page.exists() else HEAD
+    before, found, rest = text.partition(f"\n## {title}\n")
+    _, more, after = rest.partition("\n## ")
+    page.write_text(
+        before.rstrip("\n") + "\n\n" + section + (f"\n## {after}" if found and more else ""), encoding="utf-8"
+    )
+    return section
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return a Markdown table."""
+    return ["", *(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)), ""]
+
+
+def figures(record: Record, styles: Mapping[str, str]) -> list[str]:
+    """Return the scores of a record as a table writes them."""
+    return [format(record["scores"][name], style) for name, style in styles.items()]
+
+
+def before_and_after(records: Sequence[Record], styles: Mapping[str, str]) -> list[str]:
+    """Return for each score `mean before -> mean after ± standard deviation` over records; one has no deviation."""
+    cells = []
+    for name, style in styles.items():
+        start, end = ([record[when][name] for record in records] for when in ("before", "scores"))
+        deviation = f" ± {format(stdev(end), style)}" if len(end) > 1 else ""
+        cells.append(f"{format(mean(start), style)} → {format(mean(end), style)}{deviation}")
+    return cells
+
+
+def made_by(records: Iterable[Record]) -> str:
+    """Return on what the records were made, and from which commits."""
+    records = list(records)
+    machines = "; ".join(sorted({record["hardware"] for record in records}))
+    return f"{machines}; commit {', '.join(sorted({record['commit'] for record in records}))}."

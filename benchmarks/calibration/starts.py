@@ -1,0 +1,82 @@
+"""The starts that are compared, each piece of the calibrated one on its own, and what a student is at one of them.
+
+Takes a subject, sizes and a start, gives a wid model or its figures before training, with seconds and memory.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from store import Record
+from subjects import Batch, Subject
+from transformers import PreTrainedModel
+
+from wid_hf import WidConfig, get_wid_model
+from wid_hf.evaluation import model_size
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a student starts: `init` and `selection` of its config, and the switches of `calibrate`."""
+
+    init: str = "calibrated"
+    selection: str = "pivots"
+    lifts: bool = True
+    spectra: bool = True
+
+
+CALIBRATED = "+ attention spectra = calibrated"
+STARTS = {
+    "identity, first indices": Start("identity", "first"),
+    "identity, largest variance": Start("identity", "variance"),
+    "selection only (pivots)": Start(lifts=False, spectra=False),
+    "+ lifts": Start(spectra=False),
+    CALIBRATED: Start(),
+}
+
+
+def uncalibrated(teacher: PreTrainedModel, sizes: Mapping[str, Any], start: Start) -> PeftModel:
+    """Return a student of `teacher` that has seen no data yet."""
+    return get_wid_model(teacher, WidConfig(**sizes, init=start.init, selection=start.selection))
+
+
+def calibrate(model: PeftModel, start: Start, batches: list[Batch]) -> None:
+    """Make the start, if it needs data."""
+    if not model.base_model.calibrated:
+        model.base_model.calibrate(batches, lifts=start.lifts, spectra=start.spectra)
+
+
+def measure_teacher(subject: Subject) -> Record:
+    """Return figures and parameters of the teacher."""
+    teacher = subject.teacher()
+    return {"scores": subject.score(teacher), "parameters": model_size(teacher).total}
+
+
+def measure_start(subject: Subject, sizes: Mapping[str, Any], start: Start, seed: int) -> Record:
+    """Return figures of a student that nothing trained, and what it took to start it."""
+    model = uncalibrated(subject.teacher(), sizes, start)
+    batches = subject.calibration(seed)  # tokenized before the clock starts
+    before = _reset_peak()
+    began, used = time.perf_counter(), time.process_time()
+    calibrate(model, start, batches)
+    return {
+        "start_seconds": time.perf_counter() - began, "start_cpu_seconds": time.process_time() - used,
+        "start_gigabytes": _peak() - before, "scores": subject.score(model),
+        "parameters": model_size(model.merge_and_unload()).total,
+    }  # fmt: skip
+
+
+def _reset_peak() -> float:
+    """Forget this process's peak of resident memory (Linux) and return what it holds now, in GB."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _peak()
+
+
+def _peak() -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024 / 1e9

@@ -1,0 +1,67 @@
+"""Finished runs, one JSON file each, so that an interrupted series goes on where it stopped.
+
+Takes the settings of a run and a function that makes it, gives its record. A record is found again by its settings
+alone: it says with which commit of the library it was made, and whoever changes the code deletes the folder to measure
+anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from wid_hf.report import hardware_name, package_versions
+
+ROOT = Path(__file__).parents[2]
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of records; after `deadline` (`time.monotonic`) nothing new is begun."""
+
+    folder: Path
+    deadline: float = inf
+
+    def get(self, settings: Record, make: Callable[[], Record]) -> Record | None:
+        """Return the record of `settings`, made now if there is none; None if there is no time left for it."""
+        text = json.dumps(settings, sort_keys=True)
+        label = " ".join(str(value) for value in settings.values())
+        file = self.folder / settings["what"] / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+        if file.exists():
+            return json.loads(file.read_text(encoding="utf-8"))
+        if time.monotonic() > self.deadline:
+            return None
+        with Console(stderr=True).status(label):
+            began = time.monotonic()
+            made = make()
+        record = {
+            "settings": settings, "seconds": time.monotonic() - began, "commit": _commit(),
+            "hardware": hardware_name(), "versions": package_versions(), **made,
+        }  # fmt: skip
+        file.parent.mkdir(parents=True, exist_ok=True)
+        whole = file.with_suffix(f".{os.getpid()}")
+        whole.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        whole.replace(file)
+        Console(stderr=True).print(f"{record['seconds']:.0f} s: {label}", highlight=False)
+        return record
+
+
+def _commit() -> str:
+    """Return the last commit of the library, with a mark if it or these benchmarks have changed since."""
+    changed = _git("status", "--porcelain", "--", "src", "benchmarks/calibration")
+    return (_git("log", "-1", "--format=%h", "--", "src") or "unknown") + ("-dirty" if changed else "")
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()

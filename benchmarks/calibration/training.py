@@ -1,0 +1,56 @@
+"""One short training of a student from one of its starts.
+
+Takes a subject, sizes, a start and settings; gives figures before and after, and the training losses.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from starts import Start, calibrate, uncalibrated
+from store import Record
+from subjects import Subject
+from transformers import PrinterCallback, ProgressCallback
+
+from wid_hf import WidTrainingArguments
+
+
+def train(
+    subject: Subject, sizes: Mapping[str, Any], start: Start, *, steps: int, batch_size: int,
+    rates: tuple[float, float], seed: int,
+) -> Record:  # fmt: skip
+    """Return what `steps` steps make of a student; all but the start is as `wid-hf compress` does it.
+
+    Args:
+        subject: gives teacher, data and trainer.
+        sizes: the student's.
+        start: where it starts.
+        steps: optimizer steps.
+        batch_size: texts per step.
+        rates: learning rates of compactors and of the teacher's weights.
+        seed: of the texts calibrated on, data order, masking and dropout.
+    """
+    model = uncalibrated(subject.teacher(), sizes, start)
+    calibrate(model, start, subject.calibration(seed))
+    before = subject.score(model)
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = WidTrainingArguments(
+            output_dir=scratch, max_steps=steps, per_device_train_batch_size=batch_size,
+            compactor_learning_rate=rates[0], teacher_learning_rate=rates[1], weight_decay=0.01, warmup_steps=0.05,
+            lr_scheduler_type="linear", logging_steps=max(1, steps // 20), save_strategy="no", report_to="none",
+            dataloader_pin_memory=torch.cuda.is_available(), disable_tqdm=True, seed=seed,
+        )  # fmt: skip
+        trainer = subject.trainer(
+            model=model, args=arguments, train_dataset=subject.train_set, data_collator=subject.collator
+        )
+        trainer.pop_callback(ProgressCallback)
+        trainer.pop_callback(PrinterCallback)
+        began = time.perf_counter()
+        trainer.train()
+        seconds = time.perf_counter() - began
+    losses = [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+    return {"before": before, "scores": subject.score(model), "losses": losses, "training_seconds": seconds}

@@ -1,0 +1,181 @@
+"""`python benchmarks/calibration` on tiny teachers: what a run measures, what it keeps, and what the page says."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from importlib import util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pandas as pd
+import pytest
+from toys import save_teacher, texts
+from transformers import BertForMaskedLM, BertModel
+
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "calibration"
+SIZES = {width: {"hidden_size": 4 * share, "intermediate_size": 8 * share} for width, share in (("1/2", 3), ("1/4", 2))}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def modules() -> Iterator[None]:
+    """Make the package's modules importable by the names that they have for each other, here alone."""
+    names = {file.stem for file in FOLDER.glob("*.py")}
+    sys.path.insert(0, str(FOLDER))
+    yield
+    sys.path.remove(str(FOLDER))
+    for name in names - {"__main__"}:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """`benchmarks/calibration/__main__.py` with tiny teachers, and a folder of its own for records and page."""
+    spec = util.spec_from_file_location("starts_run", FOLDER / "__main__.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(module, "SUBJECTS", {"reaction-bert": masked(tmp_path), "minilm": sentences(tmp_path)})
+    return module
+
+
+def write_rows(file: Path, seed: int, count: int = 48) -> Path:
+    rows = zip(texts(count, seed), texts(count, seed + 100), range(count), strict=True)
+    lines = [json.dumps({"text_a": a, "text_b": b, "label": float(at % 6)}) for a, b, at in rows]
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
+def masked(folder: Path) -> Any:
+    from subjects import Masked
+
+    return Masked(
+        "reaction-bert", save_teacher(folder / "masked", BertForMaskedLM), SIZES, write_rows(folder / "a.jsonl", 0),
+        ("text_a",), write_rows(folder / "b.jsonl", 1), calibration_texts=40, scored_texts=16, max_length=12,
+    )  # fmt: skip
+
+
+def sentences(folder: Path) -> Any:
+    from subjects import Sentences
+
+    return Sentences(
+        "minilm", save_teacher(folder / "encoder", BertModel), SIZES, write_rows(folder / "a.jsonl", 0),
+        ("text_a", "text_b"), write_rows(folder / "b.jsonl", 1), calibration_texts=40, scored_texts=16, max_length=12,
+        validation=write_rows(folder / "c.jsonl", 2),
+    )  # fmt: skip
+
+
+def test_every_start_of_every_width_is_measured_and_the_pieces_differ(
+    command: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.md"
+    command.ablation(teacher=["reaction-bert"], output=page)
+    records = [json.loads(file.read_text()) for file in (tmp_path / "results" / "untrained").iterdir()]
+    assert len(records) == 1 + 2 * len(command.STARTS)
+    losses = [record["scores"]["loss"] for record in records]
+    assert len(set(losses)) == len(losses)
+    assert capsys.readouterr().out.strip() in page.read_text()
+    rows = [line for line in page.read_text().splitlines() if line.startswith(("| 1/2 |", "| 1/4 |"))]
+    assert len(rows) == 2 * len(command.STARTS)
+    assert "missing" not in page.read_text()
+
+
+def test_a_finished_run_is_read_back_and_no_run_begins_out_of_time(
+    command: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "page.md"
+    command.ablation(teacher=["reaction-bert"], width=["1/2"], output=page)
+    first = page.read_text()
+    for name in ("measure_teacher", "measure_start"):
+        monkeypatch.setattr(command, name, lambda *_, **__: pytest.fail("measured again"))
+    command.ablation(teacher=["reaction-bert"], width=["1/2"], output=page)
+    assert page.read_text() == first
+    command.ablation(teacher=["reaction-bert"], limit_minutes=0, output=page)
+    assert f"{len(command.STARTS)} runs are missing" in page.read_text()
+
+
+def test_a_run_that_fails_leaves_no_record(tmp_path: Path) -> None:
+    from store import Store
+
+    store = Store(tmp_path, time.monotonic() + 60)
+    with pytest.raises(ZeroDivisionError):
+        store.get({"what": "test"}, lambda: {"scores": 1 / 0})
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == []
+    made = store.get({"what": "test"}, lambda: {"scores": 1})
+    assert made == store.get({"what": "test"}, lambda: pytest.fail("measured again"))
+    assert store.get({"what": "test", "seed": 1}, lambda: {"scores": 2})["scores"] == 2
+
+
+def test_training_is_measured_before_and_after_for_each_seed(command: ModuleType, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    command.starts(steps=3, seeds=2, batch_size=4, output=page)
+    records = [json.loads(file.read_text()) for file in (tmp_path / "results" / "trained").iterdir()]
+    assert len(records) == 2 * 2 * len(command.TRAINED)
+    for record in records:
+        assert record["before"]["loss"] != record["scores"]["loss"]
+        assert len(record["losses"]) == 3
+    assert page.read_text().count("→") >= 2 * len(command.TRAINED)
+    assert page.read_text().count("±") > 2 * len(command.TRAINED)
+
+
+def test_training_starts_where_the_ablation_left_the_student(command: ModuleType) -> None:
+    from starts import CALIBRATED, STARTS, measure_start
+    from training import train
+
+    subject = command.SUBJECTS["reaction-bert"]
+    begun = measure_start(subject, SIZES["1/2"], STARTS[CALIBRATED], seed=0)
+    trained = train(subject, SIZES["1/2"], STARTS[CALIBRATED], steps=1, batch_size=4, rates=(1e-4, 1e-5), seed=0)
+    assert trained["before"] == begun["scores"]
+
+
+def test_a_sweep_runs_every_pair_of_its_grid(
+    command: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = ((1e-4, 0.0), (1e-2, 0.0))
+    monkeypatch.setattr(type(command.SUBJECTS["minilm"]), "grid", grid)
+    command.sweep(teacher=["minilm"], steps=3, batch_size=4, output=tmp_path / "page.md")
+    records = [json.loads(file.read_text()) for file in (tmp_path / "results" / "trained").iterdir()]
+    assert {tuple(record["settings"]["rates"]) for record in records} == set(grid)
+    assert len({record["before"]["loss"] for record in records}) == 1
+    assert len({record["scores"]["loss"] for record in records}) == 2
+
+
+def test_a_teacher_follows_itself_perfectly(command: ModuleType) -> None:
+    subject = command.SUBJECTS["minilm"]
+    found = subject.score(subject.teacher())
+    assert found["loss"] == pytest.approx(0, abs=1e-6)
+    assert found["cosine with teacher"] == pytest.approx(1)
+    assert found["correlation of cosines"] == pytest.approx(1)
+
+
+def test_spearman_counts_ranks_and_ties_share_theirs(command: ModuleType) -> None:
+    from subjects import spearman
+
+    assert spearman(pd.Series([1.0, 2.0, 3.0, 40.0]), pd.Series([9.0, 8.0, 8.0, 1.0])) == pytest.approx(-(0.9**0.5))
+
+
+def test_a_section_takes_the_place_of_its_older_self_and_leaves_the_others(command: ModuleType, tmp_path: Path) -> None:
+    from page import write_section
+
+    page = tmp_path / "page.md"
+    for title, line in (("One", "old"), ("Two", "kept"), ("One", "new"), ("Three", "last"), ("Three", "newest")):
+        write_section(page, title, [line])
+    text = page.read_text()
+    assert [line for line in text.splitlines() if line][-6:] == [
+        "## One",
+        "new",
+        "## Two",
+        "kept",
+        "## Three",
+        "newest",
+    ]
+
+
+def test_an_unknown_teacher_is_named(command: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(command.typer.BadParameter, match="nobody is none of reaction-bert, minilm"):
+        command.ablation(teacher=["nobody"], output=tmp_path / "page.md")
