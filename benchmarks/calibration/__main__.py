@@ -24,6 +24,8 @@ from store import ROOT, Record, Store
 from subjects import DECODER, SUBJECTS, Subject
 from training import train
 
+from wid_hf.compress import LEARNING_RATES
+
 PAGE = ROOT / "docs" / "starts.md"
 RESULTS = ROOT / ".cache" / "results"
 UNTRAINED_DECODERS = ("identity, first indices", "selection only (pivots)", CALIBRATED)
@@ -70,13 +72,13 @@ def starts(
 ) -> None:  # fmt: skip
     """Train from three starts equally: the learning rates of `wid-hf compress`, half width."""
     lines = [
-        "`python benchmarks/calibration starts`: equal training at half width, with the learning rates of "
-        "`wid-hf compress`.",
+        "`python benchmarks/calibration starts`: equal training at half width, with the learning rates that "
+        "`wid-hf compress` has for each start.",
         "",
     ]
     store = _store(limit_minutes)
     for subject in _subjects(teacher):
-        runs = {name: (name, subject.rates) for name in TRAINED}
+        runs = {name: (name, LEARNING_RATES[subject.objective, STARTS[name].init]) for name in TRAINED}
         lines += _trained(subject, store, runs, steps or STEPS[subject.name], seeds, batch_size)
     print(write_section(output, "After equal training", lines))
 

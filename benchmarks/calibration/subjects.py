@@ -28,7 +28,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from wid_hf.compress import LEARNING_RATES
 from wid_hf.data import batches, load_texts, tokenize
 from wid_hf.evaluation import cosine_correlation, embed, masked_batches, masked_lm_score
 from wid_hf.evaluation.eval_mode import eval_mode
@@ -72,7 +71,7 @@ class Subject(ABC):
 
     figures: ClassVar[Mapping[str, str]]  # what `score` gives, with how a table writes it
     trainer: ClassVar[type[WidTrainer] | None] = None
-    rates: ClassVar[tuple[float, float] | None] = None  # of compactors and teacher's weights
+    objective: ClassVar[str | None] = None  # of `wid-hf compress`, which knows learning rates for it
     grid: ClassVar[tuple[tuple[float, float], ...]] = ()  # the same, for the sweep
 
     def teacher(self) -> PreTrainedModel:
@@ -114,7 +113,7 @@ class Masked(Subject):
 
     figures: ClassVar[Mapping[str, str]] = {"loss": ".3f", "accuracy": ".1%"}
     trainer: ClassVar[type[WidTrainer] | None] = WidTrainer
-    rates: ClassVar[tuple[float, float] | None] = LEARNING_RATES["masked-lm"]
+    objective: ClassVar[str | None] = "masked-lm"
     grid: ClassVar[tuple[tuple[float, float], ...]] = tuple(
         (compactors, teacher) for compactors in (1e-4, 3e-4, 1e-3) for teacher in (1e-5, 1e-4, 3e-4)
     )
@@ -152,7 +151,7 @@ class Sentences(Subject):
         "loss": ".3f", "Spearman": ".2%", "cosine with teacher": ".3f", "correlation of cosines": ".3f",
     }  # fmt: skip
     trainer: ClassVar[type[WidTrainer] | None] = FollowingTrainer
-    rates: ClassVar[tuple[float, float] | None] = LEARNING_RATES["following"]
+    objective: ClassVar[str | None] = "following"
     grid: ClassVar[tuple[tuple[float, float], ...]] = tuple(
         (compactors, 0.0) for compactors in (5e-5, 2e-4, 5e-4, 1e-3)
     )
