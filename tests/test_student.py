@@ -419,3 +419,18 @@ def test_a_size_that_a_layer_cannot_have_is_refused(layers: dict[int, Any], mess
 def test_layers_without_sizes_of_their_own_are_told(tiny_bert: BertForMaskedLM) -> None:
     with pytest.raises(ConfigError, match="the layers of this BertConfig have no sizes of their own"):
         get_wid_model(tiny_bert, WidConfig(overrides={"per_layer_config": {0: {"intermediate_size": 24}}}))
+
+
+class DerivedConfig(BertConfig):
+    """Computes a size from another one whenever it is made."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.half_size = self.hidden_size // 2
+
+
+def test_a_size_that_the_config_computes_is_what_loading_the_student_computes(tiny_bert: BertForMaskedLM) -> None:
+    teacher = BertForMaskedLM(DerivedConfig(**tiny_bert.config.to_dict()))
+    assert teacher.config.half_size == 12
+    student = plan_student(teacher, WidConfig(hidden_size=12)).student
+    assert student.config.half_size == 6

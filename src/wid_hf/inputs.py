@@ -236,7 +236,7 @@ def _regions(model: Any) -> Inputs:
 
 def _patches(model: Any) -> Inputs:
     """Images as rows of 3 x 2 patches, with their shapes (SigLIP 2)."""
-    config = getattr(model.config, "vision_config", model.config)
+    config = _part_of(model.config, "vision_config")
     values = _waves(model, BATCH, 6, config.num_channels * prod(_pair(config.patch_size)))
     return {
         "pixel_values": values,

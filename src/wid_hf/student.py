@@ -91,7 +91,7 @@ def plan_student(
 def trace_teacher(
     teacher: PreTrainedModel, inputs: Mapping[str, Any] | None = None
 ) -> tuple[Trace, list[tuple[str, str]]]:
-    """Trace `teacher`, also with optional arguments as long as these reach weights that nothing reached before.
+    """Trace `teacher`, also with optional arguments as long as there are weights that nothing has reached.
 
     Returns:
         the trace, and which parts and arguments it took (see `further_examples`).
@@ -100,8 +100,7 @@ def trace_teacher(
     seen.run(Example(dict(inputs) if inputs is not None else example_inputs(teacher)))
     further = []
     for part, argument in further_examples(teacher, seen.unreached):
-        before = seen.unreached
-        if not before:
+        if not seen.unreached:
             break
         try:
             seen.run(further_example(teacher, part, argument))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from math import sqrt
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -269,3 +272,44 @@ def test_a_weight_that_no_code_reads_is_free_and_one_that_other_inputs_reach_is_
     assert find(seen.weight_dims[f"{forgotten}.weight"][0]).frozen is None
     frozen = find(seen.weight_dims["sometimes.weight"][0]).frozen
     assert frozen is not None and "not reached" in frozen.text
+
+
+BASE = """
+from torch import nn
+
+class Base(nn.Module):
+    def forward(self, x, often=False):
+        x = self.enter(x)
+        return self.leave(self.unusual(x) if often else x)
+"""
+MADE_ELSEWHERE = """
+from torch import nn
+from base_of_it import Base
+
+class Made(Base):
+    def __init__(self):
+        super().__init__()
+        self.enter, self.leave = nn.Linear(4, 6), nn.Linear(6, 2)
+        self.unusual = nn.Linear(6, 6)
+"""
+
+
+def test_a_weight_that_a_base_class_in_another_file_reads_is_not_idle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "base_of_it.py").write_text(BASE, encoding="utf-8")
+    (tmp_path / "made_of_it.py").write_text(MADE_ELSEWHERE, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    model = importlib.import_module("made_of_it").Made()
+    seen = trace(model, {"x": torch.randn(3, 7, 4)})
+    assert seen.idle == []
+    frozen = find(seen.weight_dims["unusual.weight"][0]).frozen
+    assert frozen is not None and "not reached" in frozen.text
+
+
+def test_nothing_is_idle_where_a_class_has_no_source_file() -> None:
+    made: dict[str, Any] = {"__name__": "a_notebook"}
+    exec(MADE_ELSEWHERE.replace("from base_of_it import Base", BASE), made)
+    seen = trace(made["Made"](), {"x": torch.randn(3, 7, 4)})
+    assert seen.idle == []
+    assert find(seen.weight_dims["unusual.weight"][0]).frozen is not None

@@ -362,9 +362,11 @@ class Trace:
 
         Those that no code reads stay free: whichever of their indices are kept, no forward can tell.
         """
-        for name in self.unreached:
+        unreached = self.unreached
+        code = _code_of(self.model) if unreached else ""
+        for name in unreached:
             twin = self._twin(name)
-            if twin is None and self._is_idle(name):
+            if twin is None and self._is_idle(name, code):
                 self.idle.append(name)
                 continue
             if twin is None:
@@ -375,16 +377,10 @@ class Trace:
             for mine, theirs in zip(self.weight_dims[name], self.weight_dims[twin], strict=True):
                 unify(mine, theirs, NOT_REACHED)
 
-    def _is_idle(self, name: str) -> bool:
-        """Return whether no code reads a weight or a module around it: its file has the name only where it is made."""
-        parts = name.split(".")
-        for at, attribute in enumerate(parts):
-            owner = self.model.get_submodule(".".join(parts[:at]))
-            source = inspect.getsourcefile(type(owner))
-            if source is None or type(owner).__module__.startswith("torch.") or attribute.isdigit():
-                continue
-            text = Path(source).read_text(encoding="utf-8")
-            uses = re.findall(rf"\b{re.escape(attribute)}\b(.?.?.?)", text)
+    def _is_idle(self, name: str, code: str) -> bool:
+        """Return whether no code reads a weight or a module around it: the name stands only where it is made."""
+        for attribute in name.split("."):
+            uses = re.findall(rf"\b{re.escape(attribute)}\b(.?.?.?)", code)
             if len(uses) == 1 and uses[0].startswith(" = "):
                 return True
         return False
@@ -464,6 +460,21 @@ def forget(model: nn.Module) -> None:
     """
     model.train()
     model.eval()
+
+
+def _code_of(model: nn.Module) -> str:
+    """Return the source of every class in `model` and of their bases, torch's own left out.
+
+    "" where it cannot tell what is read: a class without a source file, as one made in a notebook, or code that
+    asks for attributes of itself by computed names.
+    """
+    kinds = {kind for module in model.modules() for kind in type(module).__mro__}
+    try:
+        files = {inspect.getsourcefile(k) for k in kinds if k.__module__.split(".")[0] not in ("torch", "builtins")}
+        code = "\n".join(Path(file or "").read_text(encoding="utf-8") for file in sorted(files, key=str))
+    except (TypeError, OSError):
+        return ""
+    return "" if re.search(r"getattr\(\s*self\s*,\s*f[\"']", code) else code
 
 
 def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
