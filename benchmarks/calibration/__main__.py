@@ -30,6 +30,7 @@ PAGE = ROOT / "docs" / "starts.md"
 RESULTS = ROOT / ".cache" / "results"
 UNTRAINED_DECODERS = ("identity, first indices", "selection only (pivots)", CALIBRATED)
 TRAINED = ("identity, first indices", "identity, largest variance", CALIBRATED)
+SWEPT = (CALIBRATED, "identity, first indices")
 STEPS = {"reaction-bert": 300, "minilm": 500}
 
 Teachers = Annotated[list[str] | None, typer.Option("--teacher", help=f"Only these of {', '.join(SUBJECTS)}.")]
@@ -88,15 +89,19 @@ def sweep(
     teacher: Teachers = None, steps: Steps = None, seeds: Seeds = 1, batch_size: BatchSize = 16,
     limit_minutes: Minutes = None, output: Output = PAGE,
 ) -> None:  # fmt: skip
-    """Train from the calibrated start at half width with learning rates over a grid."""
+    """Train at half width with learning rates over one grid for each start, so that none is better tuned."""
     lines = [
-        "`python benchmarks/calibration sweep`: from the calibrated start at half width. A run is named by its "
-        "learning rates, of compactors / of the teacher's weights.",
+        "`python benchmarks/calibration sweep`: at half width. A run is named by its start and its learning rates, of "
+        "compactors / of the teacher's weights.",
         "",
     ]
     store = _store(limit_minutes)
     for subject in _subjects(teacher):
-        runs = {f"{rates[0]:.0e} / {rates[1]:.0e}": (CALIBRATED, rates) for rates in subject.grid}
+        runs = {
+            f"{STARTS[start].init}, {rates[0]:.0e} / {rates[1]:.0e}": (start, rates)
+            for start in SWEPT
+            for rates in subject.grid
+        }
         lines += _trained(subject, store, runs, steps or STEPS[subject.name], seeds, batch_size)
     print(write_section(output, "Learning rates", lines))
 

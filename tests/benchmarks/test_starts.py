@@ -133,16 +133,17 @@ def test_training_starts_where_the_ablation_left_the_student(command: ModuleType
     assert trained["before"] == begun["scores"]
 
 
-def test_a_sweep_runs_every_pair_of_its_grid(
+def test_a_sweep_runs_every_pair_of_its_grid_from_both_starts(
     command: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grid = ((1e-4, 0.0), (1e-2, 0.0))
     monkeypatch.setattr(type(command.SUBJECTS["minilm"]), "grid", grid)
     command.sweep(teacher=["minilm"], steps=3, batch_size=4, output=tmp_path / "page.md")
     records = [json.loads(file.read_text()) for file in (tmp_path / "results" / "trained").iterdir()]
+    assert len(records) == 4
     assert {tuple(record["settings"]["rates"]) for record in records} == set(grid)
-    assert len({record["before"]["loss"] for record in records}) == 1
-    assert len({record["scores"]["loss"] for record in records}) == 2
+    assert len({record["before"]["loss"] for record in records}) == 2
+    assert len({record["scores"]["loss"] for record in records}) == 4
 
 
 def test_a_teacher_follows_itself_perfectly(command: ModuleType) -> None:
