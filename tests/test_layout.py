@@ -30,7 +30,19 @@ ALLOWED = {
     "following": {"errors", "evaluation", "trainer"},
     "report": {"calibration", "errors", "evaluation"},
     "teachers": {"errors"},
-    "compress": {"config", "data", "errors", "evaluation", "following", "report", "teachers", "trainer", "tuner"},
+    "card": {"errors", "evaluation", "report", "student"},
+    "compress": {
+        "card",
+        "config",
+        "data",
+        "errors",
+        "evaluation",
+        "following",
+        "report",
+        "teachers",
+        "trainer",
+        "tuner",
+    },
     "commands": {"compress", "config", "errors", "evaluation", "report", "student", "teachers"},
 }
 LIBRARIES_KEPT_OUT = {
