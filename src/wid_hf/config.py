@@ -48,6 +48,8 @@ class WidConfig(PeftConfig):
         calibration_samples: how many rows of the training set `WidTrainer` calibrates on, if nobody did before.
         calibration_batch_size: rows per batch then.
         ridge: how strongly lifts are held at selection, as a share of the mean variance of what is read.
+        teacher_fingerprint: of the teacher's weights; filled in when a wid model is made. A config that has one, as
+            those of saved adapters do, is refused by any other teacher.
 
     Raises:
         ConfigError: an unknown word, a size that is neither a positive integer nor a list of them, a count that is
@@ -72,6 +74,7 @@ class WidConfig(PeftConfig):
     calibration_samples: int = field(default=256, metadata={"help": "Training rows to calibrate on."})
     calibration_batch_size: int = field(default=32, metadata={"help": "Rows per batch of calibration."})
     ridge: float = field(default=1e-4, metadata={"help": "How strongly lifts are held at selection."})
+    teacher_fingerprint: str | None = field(default=None, metadata={"help": "Fingerprint of the teacher's weights."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
