@@ -200,6 +200,7 @@ def test_a_model_class_that_refuses_its_config_is_quoted(tiny_bert: BertForMaske
         ({"hidden_size": 24.0}, r"hidden_size=24\.0 is not a positive integer"),
         ({"hidden_size": 0}, "hidden_size=0 is not a positive integer"),
         ({"hidden_size": True}, "hidden_size=True is not a positive integer"),
+        ({"hidden_size": 24, "overrides": [8]}, r"overrides=\[8\] is not a dictionary of sizes by name"),
         ({"overrides": {"hidden_sizes": [8, 0]}}, r"hidden_sizes=\[8, 0\]: 0 is not a positive integer"),
         ({"overrides": {"hidden_sizes": []}}, r"hidden_sizes=\[\] is not a positive integer"),
         ({"overrides": {"text_config": {"d_ff": "8"}}}, r"text_config\.d_ff='8' is not a positive integer"),

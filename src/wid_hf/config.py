@@ -81,6 +81,8 @@ class WidConfig(PeftConfig):
         self.peft_type = PEFT_TYPE
         if self.selection is None:
             self.selection = "pivots" if self.init == "calibrated" else "first"
+        if not isinstance(self.overrides, dict):
+            raise ConfigError(f"WidConfig: overrides={self.overrides!r} is not a dictionary of sizes by name")
         problems = [
             f"{name}={getattr(self, name)!r} is not one of {', '.join(map(repr, get_args(words)))}"
             for name, words in (("head_strategy", HeadStrategy), ("init", Init), ("selection", Selection))
