@@ -26,6 +26,8 @@ BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.S)
 # The documents name models and datasets of the Hub; tests have no network and little time.
 SMALLER = {
     "google-bert/bert-base-uncased": "teacher",
+    ".push_to_hub(": ".save_pretrained(",
+    ", private=True)": ")",
     "wikitext:wikitext-103-raw-v1": "train.txt",
     "max_steps=1000": "max_steps=2, report_to='none', use_cpu=True, dataloader_pin_memory=False, save_strategy='no'",
     ".cache/teachers/reaction-bert": "teacher",
@@ -78,7 +80,7 @@ def test_every_block_of_a_page_runs(page: Path, workplace: Path) -> None:
 
 
 def run_shell(code: str) -> None:
-    """Run `wid-hf` in this process; of `make`, check that the target exists."""
+    """Run `wid-hf` in this process; of `make` and of examples, check that the target exists."""
     for line in code.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         if not words:
@@ -89,6 +91,8 @@ def run_shell(code: str) -> None:
                 words[output] += "-by-command"
             result = CliRunner().invoke(app, words[1:], catch_exceptions=False)
             assert result.exit_code == 0, result.output
+        elif words[0] == "python":
+            assert (ROOT / words[1]).is_file()  # tests/examples runs it
         else:
             assert words[0] == "make", f"nothing runs {line!r}"
             subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, check=True, capture_output=True)
