@@ -250,7 +250,7 @@ def _tokens(
 
 
 def _learning_rates(objective: str, config: WidConfig, settings: CompressSettings) -> dict[str, float]:
-    compactors, teacher = LEARNING_RATES[objective, config.init]
+    compactors, teacher = LEARNING_RATES[objective, str(config.init)]
     given = settings.compactor_learning_rate, settings.teacher_learning_rate
     return {
         "compactors": compactors if given[0] is None else given[0],

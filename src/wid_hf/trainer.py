@@ -16,6 +16,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from .callback import WidCallback
 from .compaction import Compaction
 from .errors import DataError, TrainingError, WidError
 from .tuner import WidModel
@@ -77,6 +78,7 @@ class WidTrainer(Trainer):
         if self.place_model_on_device:  # the parameters came along, since they are the student's; buffers did not
             model.base_model.teacher.to(self.args.device)
         self.add_callback(_CalibrateFirst(self))
+        self.add_callback(WidCallback(self))
         self._good: tuple[int, dict[str, Tensor]] | None = None
 
     def calibration_batches(self) -> Iterator[dict[str, Any]]:
@@ -146,6 +148,8 @@ class WidTrainer(Trainer):
         if not torch.isfinite(loss):
             self._go_back(float(loss))
         step = self.state.global_step
+        if self._good is not None and any(self._good[1][n].shape != p.shape for n, p in self._trained()):
+            self._good = None  # the model has shrunk since
         if self._good is None or (step != self._good[0] and step % self._keep_every() == 0):
             self._good = step, {n: p.detach().clone() for n, p in self._trained()}
         return loss
