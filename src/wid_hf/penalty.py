@@ -32,7 +32,8 @@ def pull_by_moments(
 
     For dropped rows the task's gradient is replaced by `strength * value`. As Adam divides by the root of the second
     moment, that alone would pull no harder than strength 1; so the gradient becomes `value`, and the part above 1 goes
-    into the first moment only: `m <- m + (1 - beta1) * (strength - 1) * value`.
+    into the first moment only, which becomes `beta1 * m + (1 - beta1) * strength * value` by the step. The first step of
+    all makes the moments, so its part above 1 is left out.
 
     Args:
         optimizer: Adam, AdamW or their kin, which keep `exp_avg`.
@@ -55,4 +56,5 @@ def pull_by_moments(
         value = matrix.detach()[dropped]
         matrix.grad[dropped] = value
         if state:
-            state["exp_avg"][dropped] += (1 - own[0]) * (strength - 1) * value.to(state["exp_avg"].dtype)
+            above = (1 - own[0]) / own[0] * (strength - 1)  # the step multiplies by beta1
+            state["exp_avg"][dropped] += above * value.to(state["exp_avg"].dtype)

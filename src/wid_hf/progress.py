@@ -104,7 +104,7 @@ class Progress(nn.Module):
             raise WidError(
                 f"Step {step} comes after step {seen}. Call wid_step once after each optimizer step, in order."
             )
-        if step == seen or self.finished:
+        if step == seen or self.narrow:
             self.steps.fill_(step)
             return False
         grown = self.timeline.increment(step) > self.timeline.increment(seen)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms.join import Joinable
 from torch.nn.parallel import DistributedDataParallel
 
 from .compaction import Compactor, compactions
@@ -83,11 +84,7 @@ def carry(optimizer: torch.optim.Optimizer, moved: Mapping[Tensor, Moved]) -> No
 
 def can_carry(optimizer: torch.optim.Optimizer) -> bool:
     """Return whether `carry` may exchange parameters: not where processes share the moments among themselves."""
-    if torch.distributed.is_available():
-        from torch.distributed.optim import ZeroRedundancyOptimizer
-
-        return not isinstance(optimizer, ZeroRedundancyOptimizer)
-    return True
+    return not isinstance(optimizer, Joinable)  # torch's ZeroRedundancyOptimizer
 
 
 def rewrap(wrapped: nn.Module) -> None:

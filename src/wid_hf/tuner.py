@@ -67,7 +67,7 @@ class WidModel(BaseTuner):
         self._config = config
         self._warned = False
         self._optimizer: torch.optim.Optimizer | None = None
-        self._wrapped: nn.Module | None = None
+        self._wrapped: tuple[nn.Module, ...] = ()  # a tuple, since a module would become a part of this one
         self._statistics: KeptStatistics | None = None
         self._listening: RemovableHandle | None = None
         self.calibration: Calibration | None = None
@@ -132,7 +132,7 @@ class WidModel(BaseTuner):
             return
         self.progress.begin(total_steps)
         self._optimizer = getattr(optimizer, "optimizer", optimizer)  # what accelerate wraps
-        self._wrapped = wrapped
+        self._wrapped = (wrapped,) if wrapped is not None else ()
         schedule = self.progress.schedule
         if self._listening is not None:
             self._listening.remove()
@@ -273,8 +273,8 @@ class WidModel(BaseTuner):
             self._listening.remove()
         if self._optimizer is not None:
             carry(self._optimizer, moved)
-        if self._wrapped is not None:
-            rewrap(self._wrapped)
+        for wrapped in self._wrapped:
+            rewrap(wrapped)
 
     def _finish(self, progress: Progress, force: bool) -> None:
         """Shrink for a merge, if the schedule is done or the caller insists."""
