@@ -32,8 +32,8 @@ def pull_by_moments(
 
     For dropped rows the task's gradient is replaced by `strength * value`. As Adam divides by the root of the second
     moment, that alone would pull no harder than strength 1; so the gradient becomes `value`, and the part above 1 goes
-    into the first moment only, which becomes `beta1 * m + (1 - beta1) * strength * value` by the step. The first step of
-    all makes the moments, so its part above 1 is left out.
+    into the first moment only, which becomes `beta1 * m + (1 - beta1) * strength * value` by the step. The very first
+    step makes the moments, so its part above 1 is left out.
 
     Args:
         optimizer: Adam, AdamW or their kin, which keep `exp_avg`.
