@@ -1,8 +1,8 @@
 """What starts and schedules are worth: without training, after equal training, and at which learning rates.
 
 `python benchmarks/calibration ablation|decoder|starts|sweep|schedules` prints a section of docs/starts.md and writes it
-there. Every run leaves a record in .cache/results, so that an interrupted series goes on where it stopped; delete the folder
-to measure anew.
+there. Every run leaves a record in .cache/results, so that an interrupted series goes on where it stopped; delete the
+folder to measure anew.
 """
 
 from __future__ import annotations
