@@ -374,6 +374,12 @@ def test_widths_are_logged_and_drawn(tiny_bert: BertForMaskedLM, tmp_path: Path)
     assert (tmp_path / "widths.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_choices_between_logged_steps_are_logged_as_well(tiny_bert: BertForMaskedLM, tmp_path: Path) -> None:
+    trainer = trained(tiny_bert, tmp_path, logging_steps=16)
+    steps = [entry["step"] for entry in trainer.state.log_history if "wid/wide" in entry]
+    assert steps == [2, 4, 6, 8, 11, 16]
+
+
 def test_a_schedule_longer_than_the_training_is_refused_before_the_first_step(
     tiny_bert: BertForMaskedLM, tmp_path: Path
 ) -> None:

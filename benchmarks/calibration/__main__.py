@@ -213,7 +213,7 @@ def _trained(
     rows = [
         [
             name, str(len(records)), *before_and_after(records, subject.figures),
-            f"{records[0]['training_seconds']:.0f}", *([str(records[0]["narrow_from"])] if became else []),
+            f"{records[0]['training_seconds']:.0f}", *([str(records[0]["narrow_from"] or "")] if became else []),
         ]
         for name, records in found.items()
         if records

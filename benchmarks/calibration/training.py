@@ -17,7 +17,7 @@ from subjects import Subject
 from transformers import PrinterCallback, ProgressCallback, Trainer
 
 from wid_hf import WidTrainingArguments
-from wid_hf.widths import widths_over_steps
+from wid_hf.widths import narrow_from, widths_over_steps
 
 
 def train(
@@ -61,6 +61,6 @@ def train(
     losses = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
     return {
         "before": before, "scores": subject.score(model), "losses": losses, "training_seconds": seconds,
-        "narrow_from": next((entry["step"] for entry in history if entry.get("wid/wide") == 0.0), 0),
+        "narrow_from": narrow_from(history),
         "widths": widths_over_steps(history),
     }  # fmt: skip

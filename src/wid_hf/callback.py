@@ -14,9 +14,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from .errors import WidError
 from .tuner import WidModel
-from .widths import save_widths
-
-PICTURE = "widths.png"
+from .widths import PICTURE_NAME, draw_widths, narrow_from, widths_over_steps
 
 
 class WidCallback(TrainerCallback):
@@ -54,7 +52,9 @@ class WidCallback(TrainerCallback):
         """Do what is due, before the step is logged or saved."""
         tuner = _tuner(kwargs["model"])
         shrank = tuner.wid_step(state.global_step)
-        if self.trainer is not None and tuner.progress is not None and (control.should_log or shrank):
+        if self.trainer is None or tuner.progress is None:
+            return
+        if control.should_log or shrank or tuner.progress.chose_at == state.global_step:
             figures = tuner.progress.figures(tuner.model if tuner.is_wide else None)
             self.trainer.log({**figures, **self._speed(state), "wid/wide": float(tuner.is_wide)})
 
@@ -64,7 +64,10 @@ class WidCallback(TrainerCallback):
         """Draw widths over steps beside the checkpoints."""
         tuner = _tuner(kwargs["model"])
         if self.trainer is not None and tuner.progress is not None and state.is_world_process_zero:
-            save_widths(state.log_history, Path(args.output_dir or ".") / PICTURE)
+            history = state.log_history
+            picture = Path(args.output_dir or ".") / PICTURE_NAME
+            if widths := widths_over_steps(history):
+                draw_widths(widths, narrow_from(history), picture)
 
     def _speed(self, state: TrainerState) -> dict[str, float]:
         """Return tokens per second since the last call, if `include_num_input_tokens_seen` counts them."""

@@ -38,9 +38,11 @@ from .errors import OutputError, TeacherError, TrainingError
 from .evaluation import embed, masked_batches, masked_lm_score, model_size, sentence_score
 from .following import FollowingTrainer
 from .report import Report
+from .schedule import WidSchedule
 from .teachers import load_teacher, load_tokenizer
 from .trainer import WidTrainer, WidTrainingArguments
 from .tuner import get_wid_model
+from .widths import narrow_from, widths_over_steps
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,8 @@ def compress(
     """
     output = Path(output)
     _check_output(output, overwrite)
+    if isinstance(config.schedule, WidSchedule):
+        config.schedule.timeline(settings.steps)  # refuses what does not end within the steps
     model = load_teacher(teacher, revision=revision, trust_remote_code=trust_remote_code)
     objective = _objective(model)
     tokenizer = load_tokenizer(teacher, revision=revision, trust_remote_code=trust_remote_code)
@@ -137,7 +141,7 @@ def compress(
         except TrainingError as cause:
             kept = output.with_name(output.name + "-last-good")
             with whole_folder(kept, overwrite=True) as folder:
-                _save(wid_model.merge_and_unload(), tokenizer, folder)
+                _save(wid_model.merge_and_unload(force=True), tokenizer, folder)
             raise TrainingError(f"{cause} The student at those weights is in {kept}.") from cause
     student = wid_model.merge_and_unload()
     scores["student"] = scorer.score(student)
@@ -160,6 +164,9 @@ def compress(
         | {name: getattr(config, name) for name in OF_CALIBRATION}
         | {"train": train, "learning_rates": rates},
         seed=settings.seed,
+        schedule=asdict(config.schedule) if isinstance(config.schedule, WidSchedule) else None,
+        widths=widths_over_steps(trainer.state.log_history),
+        narrow_from=narrow_from(trainer.state.log_history),
     )
     with whole_folder(output, overwrite) as folder:
         _save(student, tokenizer, folder)

@@ -38,6 +38,7 @@ class Progress(nn.Module):
         steps: optimizer steps seen, `()` int64.
         narrow: whether the model is the narrow one, `()` bool.
         timeline: what happens when; None until `begin`.
+        chose_at: the step after which something was dropped last; None if this process has seen none.
     """
 
     steps: Tensor
@@ -48,6 +49,7 @@ class Progress(nn.Module):
         self.plan = plan
         self.schedule = schedule
         self.timeline: Timeline | None = None
+        self.chose_at: int | None = None
         self.leaves = shrinking_leaves(plan)
         outer = set(plan.under.values())
         self.kinds = ["width" if leaf in plan.under else "head" if leaf in outer else "stream" for leaf in self.leaves]
@@ -110,6 +112,7 @@ class Progress(nn.Module):
         grown = self.timeline.increment(step) > self.timeline.increment(seen)
         if grown:
             self._choose(wide, step)
+            self.chose_at = step
         self._fade(wide, seen, step)
         self.steps.fill_(step)
         return grown

@@ -1,6 +1,6 @@
 """A picture of widths over steps.
 
-Takes a trainer's log, gives a PNG. Called by `WidCallback` and `compress`.
+Takes a trainer's log, gives a PNG. Called by `WidCallback` and `report`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 KEPT = "wid/kept/"
+PICTURE_NAME = "widths.png"
 
 
 def widths_over_steps(history: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
@@ -24,20 +25,21 @@ def widths_over_steps(history: Sequence[Mapping[str, Any]]) -> dict[str, list[tu
     return found
 
 
-def save_widths(history: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw kept indices over steps, and where the model became narrow, to `path` (PNG); nothing if none were logged."""
-    widths = widths_over_steps(history)
-    if not widths:
-        return
+def narrow_from(history: Sequence[Mapping[str, Any]]) -> int | None:
+    """Return the step after which the model was narrow, None if a trainer's log does not tell of one."""
+    return next((int(entry["step"]) for entry in history if entry.get("wid/wide") == 0.0), None)
+
+
+def draw_widths(widths: Mapping[str, Sequence[tuple[int, float]]], narrow: int | None, path: Path) -> None:
+    """Draw kept indices over steps, and where the model became narrow, to `path` (PNG)."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     for name, points in widths.items():
         steps, kept = zip(*points, strict=True)
         axes.step(steps, kept, where="post", label=name, linewidth=1.5)
-    narrow = [int(entry["step"]) for entry in history if entry.get("wid/wide") == 0.0]
-    if narrow:
-        axes.axvline(narrow[0], color="0.4", linestyle="--", linewidth=1)
-        axes.text(narrow[0], axes.get_ylim()[1], " narrow from here", color="0.3", va="top", fontsize=8)
+    if narrow is not None:
+        axes.axvline(narrow, color="0.4", linestyle="--", linewidth=1)
+        axes.text(narrow, axes.get_ylim()[1], " narrow from here", color="0.3", va="top", fontsize=8)
     axes.set(xlabel="step", ylabel="kept indices", ylim=(0, None), title="Widths over training")
     axes.legend(fontsize=7, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
