@@ -38,6 +38,8 @@ class FollowingTrainer(WidTrainer):
                 "FollowingTrainer follows the teacher's own weights, so they must stay as they are: "
                 "pass WidTrainingArguments(teacher_learning_rate=0, ...)."
             )
+        if getattr(args, "distillation", []):
+            raise WidError("FollowingTrainer has its own loss from the teacher: use WidTrainer for distillation.")
         super().__init__(model, args, **kwargs)
         self.cosine_weight = cosine_weight
         self.model_accepts_loss_kwargs = False  # the loss is a mean: Trainer divides it by the accumulation

@@ -22,10 +22,9 @@ from transformers.trainer_utils import TrainOutput
 from .callback import WidCallback
 from .checkpoints import begin_checkpoint, last_whole_checkpoint, refuse_torn_checkpoint
 from .compaction import Compaction
+from .distillation import LOSSES, NO_LABEL, Distillation, shifts_labels
 from .errors import DataError, TrainingError, WidError
 from .tuner import WidModel
-
-NO_LABEL = -100  # transformers' mark for positions that are not predicted
 
 
 @dataclass
@@ -35,9 +34,14 @@ class WidTrainingArguments(TrainingArguments):
     Args:
         compactor_learning_rate: for compactors; `learning_rate` if None, 0 freezes them.
         teacher_learning_rate: for the teacher's weights; `learning_rate` if None, 0 freezes them.
+        distillation: losses from the teacher beside the training loss, some of `"logits"`, `"hidden"`, `"relations"`;
+            none by default. The teacher's weights must be frozen.
+        distillation_weight: what their sum is multiplied by.
+        distillation_temperature: of the logits.
 
     Raises:
-        ValueError: a learning rate below 0, or both 0.
+        ValueError: a learning rate below 0, or both 0; an unknown loss, a weight or temperature that is not above 0,
+            or distillation from a teacher that trains.
     """
 
     compactor_learning_rate: float | None = field(
@@ -46,6 +50,11 @@ class WidTrainingArguments(TrainingArguments):
     teacher_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the teacher's weights; 0 freezes them."}
     )
+    distillation: list[str] = field(
+        default_factory=list, metadata={"help": "Losses from the frozen teacher: 'logits', 'hidden', 'relations'."}
+    )
+    distillation_weight: float = field(default=1.0, metadata={"help": "Weight of these losses beside the training's."})
+    distillation_temperature: float = field(default=2.0, metadata={"help": "Temperature of distilled logits."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,6 +63,16 @@ class WidTrainingArguments(TrainingArguments):
             raise ValueError(f"learning rates must be 0 or more, got {rates}")
         if all(rate == 0 for rate in rates.values()):
             raise ValueError("both learning rates are 0, so nothing would train; set one above 0")
+        if unknown := [name for name in self.distillation if name not in LOSSES]:
+            raise ValueError(f"distillation={unknown} is unknown; it takes some of {', '.join(LOSSES)}")
+        for name in ("distillation_weight", "distillation_temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0")
+        if self.distillation and self.teacher_learning_rate != 0:
+            raise ValueError(
+                "distillation follows the teacher's own weights, so they must stay as they are: set "
+                f"teacher_learning_rate=0 (it is {self.teacher_learning_rate}), or leave distillation out"
+            )
 
 
 class WidTrainer(Trainer):
@@ -84,6 +103,12 @@ class WidTrainer(Trainer):
         self.add_callback(_CalibrateFirst(self))
         self.add_callback(WidCallback(self))
         self._good: tuple[int, dict[str, Tensor]] | None = None
+        wanted = getattr(self.args, "distillation", [])
+        if wanted and self.args.n_gpu > 1:
+            raise TrainingError(
+                "Distillation does not work with nn.DataParallel: start one process per GPU (torchrun)."
+            )
+        self._distillation = Distillation(model, wanted, self.args.distillation_temperature) if wanted else None
 
     def train(self, resume_from_checkpoint: str | PathLike[str] | bool | None = None, **kwargs: Any) -> TrainOutput:
         """Train as `Trainer` does, and resume from whole checkpoints only.
@@ -156,7 +181,27 @@ class WidTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:  # fmt: skip
-        """Return the loss averaged over the labels of the whole optimizer step, however it is accumulated.
+        """Return the loss averaged over the labels of the whole optimizer step, and what is distilled while training.
+
+        The loss of evaluation is the model's own, so that runs with and without distillation compare.
+        """
+        if self._distillation is None or not model.training:
+            return self._own_loss(model, inputs, return_outputs, num_items_in_batch)
+        given = dict(inputs)  # label smoothing takes labels out of inputs
+        with self._distillation.watching() as student:
+            loss, student.output = self._own_loss(model, inputs, True, num_items_in_batch)
+        with self.accelerator.autocast():
+            teacher = self._distillation.target(given)
+        distilled = self._distillation.loss(student, teacher, given, num_items_in_batch)
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            distilled = distilled * self.accelerator.num_processes
+        loss = loss + self.args.distillation_weight * distilled
+        return (loss, student.output) if return_outputs else loss
+
+    def _own_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool, num_items_in_batch: Tensor | int | None
+    ) -> Any:
+        """Return the training loss averaged over the labels of the whole optimizer step, however it is accumulated.
 
         `Trainer` leaves that to the model, and many (BERT among them) average over the micro-batch instead;
         their loss would then grow with `gradient_accumulation_steps`.
@@ -172,7 +217,7 @@ class WidTrainer(Trainer):
 
     def _averages_per_batch(self) -> bool:
         # Causal LMs count shifted labels and do use num_items_in_batch; so does a loss of the user's own.
-        is_causal = str(getattr(self.model, "loss_type", "")).startswith("ForCausalLM")
+        is_causal = shifts_labels(self.model.base_model.model)
         return not is_causal and self.compute_loss_func is None and self.args.n_gpu <= 1
 
     def training_step(
