@@ -246,7 +246,7 @@ def test_learning_rates_depend_on_the_start_unless_they_are_given(
             "learning_rates"
         ]
 
-    assert rates("a", HALF, UNTRAINED) == {"compactors": 5e-4, "teacher": 1e-5}
+    assert rates("a", HALF, UNTRAINED) == {"compactors": 3e-4, "teacher": 3e-4}
     assert rates("b", CALIBRATED, UNTRAINED) == {"compactors": 1e-4, "teacher": 3e-4}
     given = replace(UNTRAINED, teacher_learning_rate=0.0)
     assert rates("c", CALIBRATED, given) == {"compactors": 1e-4, "teacher": 0.0}
