@@ -92,6 +92,7 @@ def test_a_progressive_run_reports_its_widths_and_draws_them(
     stream = written["widths"]["bert.embeddings.word_embeddings.weight[1]"]
     assert dict(map(tuple, stream)) == {1: 21, 2: 18, 3: 15, 4: 12, 5: 12, 6: 12, 7: 12, 8: 12}
     assert written["narrow_from"] == 6
+    assert [step for step, _ in written["losses"]] == list(range(1, 9))
     assert written["schedule"] == asdict(schedule)
     assert (output / "widths.png").read_bytes().startswith(b"\x89PNG")
     assert AutoModelForMaskedLM.from_pretrained(output).config.hidden_size == 12

@@ -56,7 +56,9 @@ class WidCallback(TrainerCallback):
             return
         if control.should_log or shrank or tuner.progress.chose_at == state.global_step:
             figures = tuner.progress.figures(tuner.model if tuner.is_wide else None)
+            due = control.should_log
             self.trainer.log({**figures, **self._speed(state), "wid/wide": float(tuner.is_wide)})
+            control.should_log = due  # a log answers the request; the trainer's own, with the loss, comes after
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

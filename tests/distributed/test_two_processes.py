@@ -20,6 +20,12 @@ SCRIPT = Path(__file__).parent / "train.py"
 CONFIGS: dict[str, dict[str, Any]] = {
     "identity": {"hidden_size": 12, "intermediate_size": 24, "init": "identity"},
     "calibrated": {"hidden_size": 12, "intermediate_size": 24, "calibration_samples": 32},
+    # Choices after steps 1 and 2, narrow after step 4: a run that stops after step 3 resumes before the shrink.
+    "progressive": {
+        "hidden_size": 12,
+        "intermediate_size": 24,
+        "schedule": {"mask_interval": 1, "mask_increments": 2, "decay_to_zero_steps": 2},
+    },
 }
 # Every launcher finds a free port by itself. Without --cpu, which starts one process; the script asks for the CPU.
 ALONE = [sys.executable]
@@ -59,6 +65,31 @@ def test_two_processes_have_the_losses_of_one_with_the_summed_batch(tmp_path: Pa
     assert type(students[1]) is BertForMaskedLM and students[1].config.hidden_size == 12
     for (name, mine), (_, other) in zip(students[0].named_parameters(), students[1].named_parameters(), strict=True):
         assert torch.allclose(mine, other, atol=1e-4), name
+
+
+def test_the_model_shrinks_under_accelerate_too(tmp_path: Path) -> None:
+    given = ["--steps", "6", "--dropout", "0"]
+    one = train(ALONE, tmp_path / "one", CONFIGS["progressive"], "--batch", "8", *given)[0]
+    parts = ["--batch", "2", "--accumulation", "2", "--checkpointing"]
+    both = train(ACCELERATE, tmp_path / "two", CONFIGS["progressive"], *parts, *given)
+    assert_equal_to_one(both, one, steps=6)
+    assert AutoModelForMaskedLM.from_pretrained(tmp_path / "two" / "student").config.hidden_size == 12
+
+
+def test_the_penalty_works_where_processes_share_the_optimizers_state(tmp_path: Path) -> None:
+    """ZeRO-1: rows reach zero alike, the model stays wide and says so, and merging gives the narrow student."""
+    script = Path(__file__).parent / "zero.py"
+    done = subprocess.run(
+        [*TORCHRUN, str(script), str(tmp_path)], capture_output=True, text=True, timeout=900, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
+    first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    assert first["wide"] and first["dropped_norm"] == 0.0
+    assert "stays at the teacher's widths" in first["warning"]
+    assert first["merged_hidden_size"] == 12
+    assert first["difference"] <= 1e-5
 
 
 def test_accumulation_and_gradient_checkpointing_change_nothing_under_accelerate(tmp_path: Path) -> None:
