@@ -39,7 +39,7 @@ each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.ke
 
 
 def make_trainer(folder: Path, config: dict[str, Any] = CONFIGS["identity"], **given: Any) -> WidTrainer:
-    """A trainer with dropout, so that a wrong random state shows, and two micro-batches a step."""
+    """A trainer with dropout and random masks, so that a wrong random state shows, and two micro-batches a step."""
     tokenizer = word_tokenizer()
     rows = tokenize(Dataset.from_dict({"text": texts(64)}), tokenizer, max_length=16)
     teacher = BertForMaskedLM.from_pretrained(save_teacher(folder.parent / "teacher", BertForMaskedLM))
@@ -64,7 +64,7 @@ def make_trainer(folder: Path, config: dict[str, Any] = CONFIGS["identity"], **g
         warnings.simplefilter("ignore", FutureWarning)  # the older name is the one that all releases know
         args = WidTrainingArguments(**{**defaults, **given})
     model = get_wid_model(teacher, WidConfig(**config))
-    collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    collator = DataCollatorForLanguageModeling(tokenizer)
     return WidTrainer(model=model, args=args, train_dataset=rows, data_collator=collator, **kwargs)
 
 
