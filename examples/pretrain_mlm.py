@@ -44,7 +44,7 @@ from wid_hf.widths import narrow_from, widths_over_steps
 SHUFFLED = 10_000  # blocks among which a streamed corpus is shuffled
 
 # Narrow from the first step; by the paper's proportions of all steps; by its own numbers, meant for 400,000 steps.
-SCHEDULES = {"narrow": "narrow", "progressive": WidSchedule(), "paper": WidSchedule.paper()}
+SCHEDULES: dict[str, Any] = {"narrow": "narrow", "progressive": WidSchedule(), "paper": WidSchedule.paper()}
 
 
 @dataclass

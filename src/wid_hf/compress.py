@@ -72,8 +72,8 @@ class CompressSettings:
     seed: int = 0
 
 
-# Learning rates (compactors, teacher weights) by objective and start: the best of the sweep in docs/starts.md. Lifts are
-# dense, so that one step of their compactors moves a weight further than from an identity start.
+# Learning rates (compactors, teacher weights) by objective and start: the best of the sweep in docs/starts.md. Lifts
+# are dense, so that one step of their compactors moves a weight further than from an identity start.
 LEARNING_RATES = {
     ("masked-lm", "calibrated"): (1e-4, 3e-4),
     ("masked-lm", "identity"): (3e-4, 3e-4),

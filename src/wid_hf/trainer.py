@@ -16,11 +16,13 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
 from .callback import WidCallback
 from .checkpoints import begin_checkpoint, last_whole_checkpoint, refuse_torn_checkpoint
+from .collation import SteadyCollator
 from .compaction import Compaction
 from .distillation import LOSSES, NO_LABEL, Distillation, shifts_labels
 from .errors import DataError, TrainingError, WidError
@@ -89,6 +91,8 @@ class WidTrainer(Trainer):
         TrainingError: from `train`, when the loss is NaN or infinite.
     """
 
+    data_collator: Any
+
     def __init__(self, model: PeftModel, args: TrainingArguments | None = None, **kwargs: Any) -> None:
         if not isinstance(getattr(model, "base_model", None), WidModel):
             raise WidError(
@@ -102,6 +106,7 @@ class WidTrainer(Trainer):
             model.base_model.teacher.to(self.args.device)
         self.add_callback(_CalibrateFirst(self))
         self.add_callback(WidCallback(self))
+        self.add_callback(_CountEpochs(self))
         self._good: tuple[int, dict[str, Tensor]] | None = None
         wanted = getattr(self.args, "distillation", [])
         if wanted and self.args.n_gpu > 1:
@@ -140,6 +145,15 @@ class WidTrainer(Trainer):
                 begin_checkpoint(Path(output_dir))
             self.accelerator.wait_for_everyone()  # the others write their random states next
         super().save_model(output_dir, _internal_call)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Return `Trainer`'s, whose batches have the same random masks in a run that is resumed."""
+        given = self.data_collator
+        self.data_collator = self.steady_collator = SteadyCollator(given, self.args.seed)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = given
 
     def calibration_batches(self) -> Iterator[dict[str, Any]]:
         """Yield batches of `calibration_samples` rows of the training set, the same in every process of a run.
@@ -268,6 +282,24 @@ class _CalibrateFirst(TrainerCallback):
         wid_model = self.trainer.model.base_model
         if not wid_model.calibrated:
             wid_model.calibrate(self.trainer.calibration_batches())
+
+
+class _CountEpochs(TrainerCallback):
+    """Tells the collator of training which epoch begins."""
+
+    def __init__(self, trainer: WidTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.next = int(state.epoch or 0)
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.steady_collator.epoch = self.next
+        self.next += 1
 
 
 def _rates(model: nn.Module, args: TrainingArguments | None) -> dict[nn.Parameter, float | None]:
