@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from rotation import rotated_start
 from store import Record
 from subjects import Batch, Subject
 from transformers import PreTrainedModel
@@ -22,12 +23,13 @@ from wid_hf.evaluation import model_size
 
 @dataclass(frozen=True)
 class Start:
-    """How a student starts: `init` and `selection` of its config, and the switches of `calibrate`."""
+    """How a student starts: `init` and `selection` of its config, the switches of `calibrate`, a turned stream."""
 
     init: str = "calibrated"
     selection: str = "pivots"
     lifts: bool = True
     spectra: bool = True
+    rotated: bool = False
 
 
 CALIBRATED = "+ attention spectra = calibrated"
@@ -38,6 +40,10 @@ STARTS = {
     "+ lifts": Start(spectra=False),
     CALIBRATED: Start(),
 }
+ROTATED = "calibrated, stream in an orthogonal basis"
+DECODER_STARTS = {name: STARTS[name] for name in ("identity, first indices", "selection only (pivots)", CALIBRATED)} | {
+    ROTATED: Start(rotated=True)
+}
 
 
 def uncalibrated(teacher: PreTrainedModel, sizes: Mapping[str, Any], start: Start) -> PeftModel:
@@ -47,7 +53,9 @@ def uncalibrated(teacher: PreTrainedModel, sizes: Mapping[str, Any], start: Star
 
 def calibrate(model: PeftModel, start: Start, batches: list[Batch]) -> None:
     """Make the start, if it needs data."""
-    if not model.base_model.calibrated:
+    if start.rotated:
+        rotated_start(model, batches)
+    elif not model.base_model.calibrated:
         model.base_model.calibrate(batches, lifts=start.lifts, spectra=start.spectra)
 
 

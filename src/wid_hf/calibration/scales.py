@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..compaction import Choice, Compaction, Compactor
 from ..coupling.carrier import Carrier
-from ..coupling.plan import Plan
+from ..coupling.plan import Plan, key
 from .moments import place_of
 
 
@@ -34,7 +34,11 @@ def scaled_reads(plan: Plan, compactions: Mapping[str, Compaction]) -> dict[int,
         ):
             continue
         module = made.parameter.rpartition(".")[0]
-        names = tuple(name for name in plan.axes if name.rpartition(".")[0] == module and name in compactions)
+        names = tuple(
+            name
+            for name, axes in plan.axes.items()
+            if name.rpartition(".")[0] == module and [key(each) for each in axes] == [key(dim)] and name in compactions
+        )
         chosen = all(isinstance(map_, Choice) for name in names for map_ in compactions[name].maps.values())
         if made.parameter in names and chosen and _columns(compactions, read.weight, read.axis) is not None:
             found[at] = names
