@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +20,7 @@ import datasets
 import typer
 from curves import draw_curves
 from page import before_and_after, figures, made_by, table, write_section
-from starts import CALIBRATED, SCHEDULES, STARTS, measure_start, measure_teacher
+from starts import CALIBRATED, DECODER_STARTS, SCHEDULES, STARTS, Start, measure_start, measure_teacher
 from store import ROOT, Record, Store
 from subjects import DECODER, SUBJECTS, Subject
 from training import train
@@ -29,7 +29,6 @@ from wid_hf.compress import LEARNING_RATES
 
 PAGE = ROOT / "docs" / "starts.md"
 RESULTS = ROOT / ".cache" / "results"
-UNTRAINED_DECODERS = ("identity, first indices", "selection only (pivots)", CALIBRATED)
 ALL = STARTS | SCHEDULES
 SCRATCH_RATE = 1e-3  # the best of ../shared/design.md's coarse sweep for a half-width student
 TRAINED = ("identity, first indices", "identity, largest variance", CALIBRATED)
@@ -63,9 +62,9 @@ def ablation(
 
 @app.command()
 def decoder(width: Widths = None, limit_minutes: Minutes = None, output: Output = PAGE) -> None:
-    """Measure first indices, selection and the calibrated start on SmolLM2-135M: perplexity on Wikinews."""
+    """Measure starts of SmolLM2-135M, one of them in an orthogonal basis: perplexity on Wikinews."""
     lines = ["`python benchmarks/calibration decoder`: no training at all.", ""]
-    lines += _untrained(DECODER, _store(limit_minutes), width, UNTRAINED_DECODERS)
+    lines += _untrained(DECODER, _store(limit_minutes), width, DECODER_STARTS)
     print(write_section(output, "A decoder without training", lines))
 
 
@@ -143,18 +142,18 @@ def _store(minutes: float | None) -> Store:
     return Store(RESULTS) if minutes is None else Store(RESULTS, time.monotonic() + 60 * minutes)
 
 
-def _untrained(subject: Subject, store: Store, widths: list[str] | None, names: Collection[str]) -> list[str]:
-    """Return lines about the starts called `names` of all students of a subject, or of those of these widths."""
+def _untrained(subject: Subject, store: Store, widths: list[str] | None, starts: Mapping[str, Start]) -> list[str]:
+    """Return lines about these starts of all students of a subject, or of those of these widths."""
     data = {"calibration": subject.calibration_texts, "scored": subject.scored_texts, "length": subject.max_length}
     ask = {"what": "untrained", "teacher": subject.name}
     whole = store.get({**ask, "start": "teacher", **data}, lambda: measure_teacher(subject))
     records: dict[tuple[str, str], Record] = {}
     wanted = {width: sizes for width, sizes in subject.sizes.items() if not widths or width in widths}
     for width, sizes in wanted.items():
-        for name in names:
+        for name, start in starts.items():
             made = store.get(
                 {**ask, "start": name, "sizes": dict(sizes), **data},
-                lambda sizes=sizes, name=name: measure_start(subject, sizes, STARTS[name], seed=0),
+                lambda sizes=sizes, start=start: measure_start(subject, sizes, start, seed=0),
             )
             if made is not None:
                 records[width, name] = made
@@ -168,7 +167,7 @@ def _untrained(subject: Subject, store: Store, widths: list[str] | None, names: 
     ]  # fmt: skip
     if not rows:
         return [f"{subject.name}: no run is finished yet.", ""]
-    missing = len(wanted) * len(names) - len(records)
+    missing = len(wanted) * len(starts) - len(records)
     head = ["width", "start", "parameters", *subject.figures, "seconds (CPU)", "GB beyond the models"]
     return [
         f"**{subject.name}**, calibrated on {subject.calibration_texts} texts and scored on {subject.scored_texts} "

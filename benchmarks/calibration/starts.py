@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from rotation import rotated_start
 from store import Record
 from subjects import Batch, Subject
 from transformers import PreTrainedModel
@@ -25,13 +26,14 @@ from wid_hf.evaluation import model_size
 class Start:
     """How a student starts and becomes narrow: fields of its config, and the switches of `calibrate`.
 
-    `scratch` stands for a stock student with random weights, which inherits nothing.
+    `rotated` turns the residual stream; `scratch` stands for a stock student with random weights.
     """
 
     init: str = "calibrated"
     selection: str = "pivots"
     lifts: bool = True
     spectra: bool = True
+    rotated: bool = False
     schedule: str | WidSchedule = "narrow"
     head_strategy: str = "dim"
     scratch: bool = False
@@ -44,6 +46,10 @@ STARTS = {
     "selection only (pivots)": Start(lifts=False, spectra=False),
     "+ lifts": Start(spectra=False),
     CALIBRATED: Start(),
+}
+ROTATED = "calibrated, stream in an orthogonal basis"
+DECODER_STARTS = {name: STARTS[name] for name in ("identity, first indices", "selection only (pivots)", CALIBRATED)} | {
+    ROTATED: Start(rotated=True)
 }
 
 
@@ -80,7 +86,9 @@ def from_scratch(teacher: PreTrainedModel, sizes: Mapping[str, Any], seed: int) 
 
 def calibrate(model: PeftModel, start: Start, batches: list[Batch]) -> None:
     """Make the start, if it needs data."""
-    if not model.base_model.calibrated:
+    if start.rotated:
+        rotated_start(model, batches)
+    elif not model.base_model.calibrated:
         model.base_model.calibrate(batches, lifts=start.lifts, spectra=start.spectra)
 
 

@@ -21,6 +21,7 @@ from wid_hf.teachers import load_teacher, load_tokenizer
 
 HALF = {"hidden_size": 12, "intermediate_size": 24}
 LAYER = "bert.encoder.layer.1"
+TABLE = "bert.embeddings.word_embeddings.weight"
 
 
 def batch(rows: int = 24, length: int = 10, seed: int = 0, vocabulary: int = 60) -> dict[str, Tensor]:
@@ -115,10 +116,11 @@ def test_every_lift_is_the_least_squares_fit_of_what_the_finished_student_reads(
     model = calibrated(teacher, data, head_strategy=strategy, ridge=1e-13)
     student = model.base_model.model
     made = compactions(student)
-    sites = [site.weight.removesuffix(".weight") for site in model.base_model.calibration.sites]
+    records = [site for site in model.base_model.calibration.sites if site.weight != TABLE]
+    sites = [record.weight.removesuffix(".weight") for record in records]
     assert len(sites) == 13
     theirs, mine = reads(teacher, sites, data), reads(student, sites, data)
-    for site, record in zip(sites, model.base_model.calibration.sites, strict=True):
+    for site, record in zip(sites, records, strict=True):
         design = torch.cat([mine[site], torch.ones(len(mine[site]), 1)], 1)
         exact = torch.linalg.lstsq(design, theirs[site]).solution.T
         # What a normalisation writes is collinear, so only what is made of it is unique.
@@ -129,6 +131,38 @@ def test_every_lift_is_the_least_squares_fit_of_what_the_finished_student_reads(
         about = theirs[site] - theirs[site].mean(0)
         assert record.after == pytest.approx(float(left.square().sum() / about.square().sum()), rel=1e-5)
         assert record.positions == len(left) == sum(int(each["attention_mask"].sum()) for each in data)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family, head", [("bert", "cls.predictions.decoder"), ("gpt2", "lm_head"), ("t5", "lm_head")])
+def test_what_a_tied_decoder_reads_is_scaled_so_that_its_logits_are_the_best(family: str, head: str) -> None:
+    row = ARCHITECTURES[family]
+    teacher = row.build().double()
+    data = data_for(row, 3)
+    model = get_wid_model(
+        teacher, row.config("dim", init="calibrated", ridge=1e-13), example_inputs=row.inputs, calibration_data=data
+    )
+    *_, site = model.base_model.calibration.sites
+    student = model.merge_and_unload()
+    theirs, mine = (each(head, owner, data) for each, owner in ((inputs, teacher), (inputs, student)))
+    table = student.get_submodule(head).weight
+    wanted, made = theirs @ teacher.get_submodule(head).weight.T, mine @ table.T
+    missed = wanted - made
+    # No scale of any index makes the squared error smaller: its derivatives are zero.
+    slopes = ((missed @ table) * mine).sum(0) / (made.norm() * missed.norm())
+    assert slopes.abs().max() < 1e-6
+    assert site.after == pytest.approx(float(missed.square().sum() / wanted.square().sum()), rel=1e-5)
+    assert site.after < 0.98 * site.before and not site.note
+
+
+def inputs(head: str, model: nn.Module, batches: list[dict[str, Any]]) -> Tensor:
+    """What one module reads, `(positions, size)`."""
+    seen: list[Tensor] = []
+    handle = model.get_submodule(head).register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    for each in batches:
+        model(**each)
+    handle.remove()
+    return torch.cat([tensor.flatten(0, -2) for tensor in seen])
 
 
 def test_heads_are_turned_together_where_only_products_meet_them(teacher: BertForMaskedLM) -> None:
@@ -268,7 +302,7 @@ def test_a_pooled_token_with_fewer_texts_than_indices_takes_the_streams_lift() -
 
 def test_the_record_becomes_a_table_and_a_dictionary(teacher: BertForMaskedLM) -> None:
     found = calibrated(teacher, [batch()]).base_model.calibration
-    assert found.table().row_count == len(found.sites) == 13
+    assert found.table().row_count == len(found.sites) == 14
     assert found.to_dict()["sites"][0]["weight"] == "bert.encoder.layer.0.attention.self.query.weight"
     assert 0 < found.seconds < 60
 
