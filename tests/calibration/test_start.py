@@ -147,12 +147,38 @@ def test_what_a_tied_decoder_reads_is_scaled_so_that_its_logits_are_the_best(fam
     theirs, mine = (each(head, owner, data) for each, owner in ((inputs, teacher), (inputs, student)))
     table = student.get_submodule(head).weight
     wanted, made = theirs @ teacher.get_submodule(head).weight.T, mine @ table.T
+    wanted, made = (each - each.mean(-1, keepdim=True) for each in (wanted, made))  # a softmax knows no height
     missed = wanted - made
     # No scale of any index makes the squared error smaller: its derivatives are zero.
-    slopes = ((missed @ table) * mine).sum(0) / (made.norm() * missed.norm())
+    slopes = ((missed @ (table - table.mean(0))) * mine).sum(0) / (made.norm() * missed.norm())
     assert slopes.abs().max() < 1e-6
     assert site.after == pytest.approx(float(missed.square().sum() / wanted.square().sum()), rel=1e-5)
     assert site.after < 0.98 * site.before and not site.note
+
+
+def test_a_scale_that_takes_the_softmax_away_from_the_teachers_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([1.0, 2.0])  # without, with the scale
+    monkeypatch.setattr("wid_hf.calibration.lifts.divergence", lambda *_: next(answers))
+    row = ARCHITECTURES["bert"]
+    model = get_wid_model(
+        row.build(), row.config("dim", init="calibrated"), example_inputs=row.inputs, calibration_data=data_for(row, 3)
+    )
+    *_, site = model.base_model.calibration.sites
+    assert site.note == "scores are nearer without scaling" and site.after == site.before
+    norm = compactions(model.base_model.model)["cls.predictions.transform.LayerNorm.weight"].maps["0"]
+    assert torch.equal(norm.factors, torch.ones_like(norm.factors))
+
+
+def test_the_divergence_of_scores_is_that_of_their_softmax() -> None:
+    generator = torch.Generator().manual_seed(0)
+    table, bias, x, y, columns = (
+        torch.randn(*shape, generator=generator) for shape in ((7, 5), (7,), (11, 5), (11, 3), (5, 3))
+    )
+    wanted = torch.distributions.Categorical(logits=x @ table.T + bias)
+    found = torch.distributions.Categorical(logits=y @ columns.T @ table.T + bias)
+    expected = torch.distributions.kl_divergence(wanted, found).mean()
+    assert divergence(table, bias, x, y, columns) == pytest.approx(float(expected), rel=1e-5)
+    assert divergence(table, None, x, x, torch.eye(5)) == pytest.approx(0, abs=1e-6)
 
 
 def inputs(head: str, model: nn.Module, batches: list[dict[str, Any]]) -> Tensor:

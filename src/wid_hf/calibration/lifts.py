@@ -23,13 +23,15 @@ from ..coupling.trace import Trace, quiet_forward
 from ..errors import DataError
 from .moments import Lift, Regression
 from .record import Site
-from .scales import scaled_reads, seen_through
+from .scales import divergence, scaled_reads, seen_through
 from .survey import NOT_FINITE, same
 from .walk import Batch, Forward, Stop, prepared, walk
 
 ENOUGH = 2  # positions per index of the student; below that a fit says more about these positions than others
 FEW = "too few positions"
 ROUTED = "positions of teacher and student differ"
+UNSCALED = "scores are nearer without scaling"
+COMPARED = 256  # positions whose scores are compared: enough for a mean, and few enough for a large vocabulary
 
 
 def lift_reads(
@@ -40,7 +42,7 @@ def lift_reads(
 
     A table that is also looked up (a tied decoder) writes along the axis that it reads, so its columns stay. There the
     vector that scales what is read (the last normalisation's weight) is fitted instead: `f = argmin E|W x_teacher -
-    W C (f * x_student)|^2`, since the logits are what is read for.
+    W C (f * x_student)|^2`, since the logits are what is read for. It is kept if their softmax comes nearer as well.
 
     At each read `C = argmin E|x_teacher - C x_student - c0|^2` over all positions, where the student has been
     lifted at all earlier reads; then `W_student = R W C`, and `R W c0` goes into the bias, where there is one.
@@ -187,6 +189,10 @@ class _Lifter:
             note = ROUTED if seen is None else FEW
             return Site(read.weight, read.axis, dim.size, size, seen.count if seen else 0, before, before, note)
         factors = seen.scales(columns, self.ridge)
+        # Squares weigh every score alike, a softmax the high ones: what is nearer by squares may be farther off.
+        if not self._is_nearer(read, pairs, here, factors):
+            before = seen.error(columns, intercept=False)
+            return Site(read.weight, read.axis, dim.size, size, seen.count, before, before, UNSCALED)
         for name in self.vectors[at]:
             for choice in self.compactions[name].maps.values():
                 assert isinstance(choice, Choice)  # `scaled_reads` asked
@@ -197,6 +203,25 @@ class _Lifter:
                 stop.tensor.mul_(factors.to(stop.tensor).view([-1] + [1] * (stop.tensor.ndim - 1 - stop.axis)))
         before, after = (seen.error(each, intercept=False) for each in (columns, columns * factors))
         return Site(read.weight, read.axis, dim.size, size, seen.count, before, after)
+
+    def _is_nearer(
+        self, read: Read, pairs: Sequence[tuple[Forward, Forward]], here: Sequence[Stop | None], factors: Tensor
+    ) -> bool:
+        """Return whether a tied table's scores become more like the teacher's by `factors (k,)`, on some positions."""
+        table = self.trace.weights[read.weight].movedim(read.axis, -1).flatten(0, -2)
+        compactor = self.compactions[read.weight].maps[str(read.axis)]
+        assert isinstance(compactor, Compactor)  # `scaled_reads` asked
+        columns = compactor.matrix.detach().T
+        x, y = (
+            torch.cat([f.rows(stop) for f, stop in zip(forwards, stops, strict=True) if stop is not None])
+            for forwards, stops in zip(zip(*pairs, strict=True), (here[: len(pairs)], here[len(pairs) :]), strict=True)
+        )
+        some = torch.linspace(0, len(x) - 1, min(len(x), COMPARED), device=x.device).long()
+        bias = self.trace.weights[read.bias] if read.bias is not None else None
+        without, scaled = (
+            divergence(table, bias, x[some], y[some], each) for each in (columns, columns * factors.to(columns))
+        )
+        return scaled < without
 
     @torch.no_grad()
     def _write(self, read: Read, compactor: Compactor, lift: Lift) -> None:
