@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import BertForMaskedLM, PreTrainedModel
 
 from wid_hf import DataError, WidConfig, get_wid_model
+from wid_hf.calibration.scales import divergence
 from wid_hf.compaction import compactions
 from wid_hf.data import load_texts, tokenize
 from wid_hf.evaluation import masked_batches, masked_lm_score
