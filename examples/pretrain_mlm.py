@@ -25,25 +25,26 @@ from transformers import DataCollatorForLanguageModeling, HfArgumentParser, PreT
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.trainer_utils import get_last_checkpoint
 
-from wid_hf import DataError, TeacherError, WidConfig, WidError, WidTrainer, WidTrainingArguments, get_wid_model
+from wid_hf import (
+    DataError,
+    TeacherError,
+    WidConfig,
+    WidError,
+    WidSchedule,
+    WidTrainer,
+    WidTrainingArguments,
+    get_wid_model,
+)
 from wid_hf.compress import whole_folder
 from wid_hf.evaluation import masked_batches, masked_lm_score, model_size
 from wid_hf.report import Report
 from wid_hf.teachers import load_teacher, load_tokenizer
+from wid_hf.widths import narrow_from, widths_over_steps
 
 SHUFFLED = 10_000  # blocks among which a streamed corpus is shuffled
 
 # Narrow from the first step; by the paper's proportions of all steps; by its own numbers, meant for 400,000 steps.
-SCHEDULES: dict[str, dict[str, Any]] = {
-    "narrow": {},
-    "progressive": {"schedule": "progressive"},
-    "paper": {
-        "schedule": {
-            "mask_interval": 500, "mask_increments": 16, "penalty": "adam_moment", "penalty_strength": 20.0,
-            "decay_to_zero_steps": 8_000,
-        }
-    },
-}  # fmt: skip
+SCHEDULES = {"narrow": "narrow", "progressive": WidSchedule(), "paper": WidSchedule.paper()}
 
 
 @dataclass
@@ -83,7 +84,7 @@ def pretrain(recipe: Recipe, args: WidTrainingArguments) -> Report:
         )
     config = WidConfig(
         hidden_size=recipe.hidden_size, intermediate_size=recipe.intermediate_size, head_strategy=recipe.head_strategy,
-        init="identity", **SCHEDULES[recipe.schedule],
+        init="identity", schedule=SCHEDULES[recipe.schedule],
     )  # fmt: skip
     sizes = {"teacher": model_size(teacher)}
     model = get_wid_model(teacher, config)
@@ -116,6 +117,9 @@ def pretrain(recipe: Recipe, args: WidTrainingArguments) -> Report:
         losses=[(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry],
         settings=asdict(recipe) | args.to_sanitized_dict(),
         seed=args.seed,
+        schedule=asdict(config.schedule) if isinstance(config.schedule, WidSchedule) else None,
+        widths=widths_over_steps(trainer.state.log_history),
+        narrow_from=narrow_from(trainer.state.log_history),
     )
     if trainer.is_world_process_zero():
         with whole_folder(Path(args.output_dir) / "student", overwrite=True) as folder:

@@ -56,9 +56,12 @@ class FollowingTrainer(WidTrainer):
         if not hasattr(target, "last_hidden_state"):
             raise TeacherError(f"{type(self.teacher).__name__} returns no last_hidden_state to follow.")
         output = model(**given)
-        kept = self.model.base_model.kept.to(target.last_hidden_state.device)
+        kept = torch.tensor(self.model.base_model.kept_outputs(), device=target.last_hidden_state.device)
         mask = given.get("attention_mask", torch.ones(target.last_hidden_state.shape[:2], device=kept.device))
-        loss = following_loss(output.last_hidden_state, target.last_hidden_state, kept, mask, self.cosine_weight)
+        states = output.last_hidden_state
+        if self.model.base_model.is_wide:
+            states = states[..., kept]
+        loss = following_loss(states, target.last_hidden_state, kept, mask, self.cosine_weight)
         return (loss, output) if return_outputs else loss
 
 

@@ -9,13 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import TrainOutput
 
+from .callback import WidCallback
+from .checkpoints import begin_checkpoint, last_whole_checkpoint, refuse_torn_checkpoint
 from .compaction import Compaction
 from .distillation import LOSSES, NO_LABEL, Distillation, shifts_labels
 from .errors import DataError, TrainingError, WidError
@@ -96,6 +101,7 @@ class WidTrainer(Trainer):
         if self.place_model_on_device:  # the parameters came along, since they are the student's; buffers did not
             model.base_model.teacher.to(self.args.device)
         self.add_callback(_CalibrateFirst(self))
+        self.add_callback(WidCallback(self))
         self._good: tuple[int, dict[str, Tensor]] | None = None
         wanted = getattr(self.args, "distillation", [])
         if wanted and self.args.n_gpu > 1:
@@ -103,6 +109,37 @@ class WidTrainer(Trainer):
                 "Distillation does not work with nn.DataParallel: start one process per GPU (torchrun)."
             )
         self._distillation = Distillation(model, wanted, self.args.distillation_temperature) if wanted else None
+
+    def train(self, resume_from_checkpoint: str | PathLike[str] | bool | None = None, **kwargs: Any) -> TrainOutput:
+        """Train as `Trainer` does, and resume from whole checkpoints only.
+
+        Args:
+            resume_from_checkpoint: a checkpoint of this run, or True for its last whole one in `output_dir`; a warning
+                names those that are skipped.
+            **kwargs: what else `Trainer.train` takes.
+
+        Raises:
+            WidError: the checkpoint is not whole, or there is none.
+            TrainingError: the loss is NaN or infinite.
+        """
+        # A model sharded by FSDP or DeepSpeed writes other files, which Trainer itself must judge.
+        if resume_from_checkpoint and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            run = {"processes": self.args.world_size, "model_only": self.args.save_only_model}
+            if resume_from_checkpoint is True:
+                folder = Path(self.args.output_dir)
+                resume_from_checkpoint = last_whole_checkpoint(folder, warn=self.is_world_process_zero(), **run)
+            else:
+                refuse_torn_checkpoint(Path(resume_from_checkpoint), **run)
+            resume_from_checkpoint = str(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save as `Trainer` does; a checkpoint that is written over an older one does not look whole before it is."""
+        if output_dir is not None and _internal_call:
+            if self.args.should_save:
+                begin_checkpoint(Path(output_dir))
+            self.accelerator.wait_for_everyone()  # the others write their random states next
+        super().save_model(output_dir, _internal_call)
 
     def calibration_batches(self) -> Iterator[dict[str, Any]]:
         """Yield batches of `calibration_samples` rows of the training set, the same in every process of a run.
@@ -191,6 +228,8 @@ class WidTrainer(Trainer):
         if not torch.isfinite(loss):
             self._go_back(float(loss))
         step = self.state.global_step
+        if self._good is not None and any(self._good[1][n].shape != p.shape for n, p in self._trained()):
+            self._good = None  # the model has shrunk since
         if self._good is None or (step != self._good[0] and step % self._keep_every() == 0):
             self._good = step, {n: p.detach().clone() for n, p in self._trained()}
         return loss

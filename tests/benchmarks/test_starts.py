@@ -180,3 +180,19 @@ def test_a_section_takes_the_place_of_its_older_self_and_leaves_the_others(comma
 def test_an_unknown_teacher_is_named(command: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(command.typer.BadParameter, match="nobody is none of reaction-bert, minilm"):
         command.ablation(teacher=["nobody"], output=tmp_path / "page.md")
+
+
+def test_every_schedule_is_trained_and_drawn(command: ModuleType, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    command.schedules(steps=50, seeds=1, batch_size=16, output=page)  # fewer texts may have nothing masked
+    records = {
+        record["settings"]["start"]: record
+        for record in (json.loads(file.read_text()) for file in (tmp_path / "results" / "trained").iterdir())
+    }
+    assert set(records) == set(command.SCHEDULES)
+    assert records["progressive, dim"]["narrow_from"] == 2
+    assert records["ten times slower, dim, by norm"]["narrow_from"] == 15
+    assert records["from scratch"]["narrow_from"] is None
+    assert (tmp_path / "schedules.png").read_bytes().startswith(b"\x89PNG")
+    assert "schedules.png" in page.read_text()
+    assert len({record["scores"]["loss"] for record in records.values()}) == len(records)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from transformers import (
     HfArgumentParser,
 )
 
-from wid_hf import DataError, TeacherError, WidConfig, WidTrainingArguments, get_wid_model
+from wid_hf import DataError, TeacherError, WidConfig, WidSchedule, WidTrainingArguments, get_wid_model
 from wid_hf.evaluation import masked_batches, masked_lm_score
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
@@ -159,21 +160,19 @@ def test_the_papers_students_have_the_papers_numbers(path: Path, tmp_path: Path)
     )
 
 
-@pytest.mark.parametrize(("name", "words"), [("progressive", "progressive"), ("paper", 500)])
-def test_schedules_reach_the_config_of_the_student(
-    name: str, words: Any, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+def test_the_papers_schedule_reaches_the_student_and_its_report(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Asked(Exception):
-        pass
+    student = run_json(monkeypatch, {**values, "schedule": "progressive"})
+    report = json.loads((student / "wid_report.json").read_text())
+    assert report["schedule"] == asdict(WidSchedule())
+    assert report["narrow_from"] == 2
+    assert AutoModelForMaskedLM.from_pretrained(student).config.hidden_size == 12
 
-    def config(**given: Any) -> None:
-        raise Asked(given["schedule"])
 
-    monkeypatch.setattr(pretrain_mlm, "WidConfig", config)
-    with pytest.raises(Asked) as asked:
-        run_json(monkeypatch, {**values, "schedule": name})
-    schedule = asked.value.args[0]
-    assert (schedule["mask_interval"] if isinstance(schedule, dict) else schedule) == words
+def test_the_papers_own_numbers_do_not_fit_a_short_run(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match=r"ends at step 16000 .* only 6"):
+        run_json(monkeypatch, {**values, "schedule": "paper"})
 
 
 @pytest.mark.parametrize(
