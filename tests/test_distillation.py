@@ -35,6 +35,7 @@ from wid_hf import (
     TrainingError,
     WidConfig,
     WidError,
+    WidSchedule,
     WidTrainer,
     WidTrainingArguments,
     get_wid_model,
@@ -433,6 +434,37 @@ def test_a_calibrated_start_is_made_before_anything_is_distilled(tmp_path: Path)
     trainer = trained(bert(), config, arguments(tmp_path))
     assert trainer.model.base_model.calibrated
     assert trainer.state.log_history[-1]["train_loss"] > 0
+
+
+@pytest.mark.parametrize(("make", "strategy"), [(bert, "dim"), (bert, "head"), (gpt2, "dim")])
+def test_a_progressive_student_is_distilled_while_wide_and_after_it_shrank(
+    make: Any, strategy: str, tmp_path: Path
+) -> None:
+    schedule = WidSchedule(mask_interval=1, mask_increments=2, decay_to_zero_steps=2)
+    model = get_wid_model(make(), WidConfig(hidden_size=12, head_strategy=strategy, schedule=schedule))
+    inputs = batch()
+    for loss in LOSSES:  # as long as nothing is dropped the student is the teacher
+        assert distilled(model, [loss], inputs).item() == pytest.approx(0, abs=1e-6), loss
+    trainer = WidTrainer(model=model, args=arguments(tmp_path, max_steps=8), train_dataset=rows())
+    trainer.train()
+    assert not model.base_model.is_wide
+    wanted, narrow = model.base_model.teacher(**inputs).logits, model(**inputs).logits
+    counted = inputs["labels"] != -100
+    if make is gpt2:
+        counted = torch.cat([counted[:, 1:], torch.zeros_like(counted[:, :1])], 1)
+    expected = logits_loss(narrow[counted], wanted[counted], 2.0).mean().item()
+    trainer._distillation.losses = ("logits",)
+    with trainer._distillation.watching() as student:
+        student.output = model(**inputs)
+    got = trainer._distillation.loss(student, trainer._distillation.target(inputs), inputs)
+    assert got.item() == pytest.approx(expected, rel=1e-4)
+    trainer._distillation.losses = LOSSES
+    model.zero_grad()
+    with trainer._distillation.watching() as student:
+        student.output = model(**inputs)
+    trainer._distillation.loss(student, trainer._distillation.target(inputs), inputs).backward()
+    gradients = [p.grad for name, p in model.named_parameters() if name.endswith(".matrix")]
+    assert len(gradients) > 8 and all(grad is not None and grad.abs().max() > 0 for grad in gradients)
 
 
 # What is refused.
