@@ -1,7 +1,7 @@
 """One call from a teacher's name to a student's folder.
 
-Takes names of a teacher and of texts, gives a folder with the student, its tokenizer, `wid_report.json` and, for a
-calibrated start, `calibration.png`.
+Takes names of a teacher and of texts, gives a folder with the student, its tokenizer, its model card,
+`wid_report.json` and, for a calibrated start, `calibration.png`.
 Called by `wid-hf compress` and the demo.
 """
 
@@ -32,6 +32,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from .card import CARD_NAME, hub_id, student_card
 from .config import WidConfig
 from .data import batches, hold_out, load_texts, tokenize
 from .errors import OutputError, TeacherError, TrainingError
@@ -103,7 +104,7 @@ def compress(
     Args:
         teacher: folder or Hub id.
         train: text file, JSON lines or name of a dataset.
-        output: folder for the student, its tokenizer and `wid_report.json`.
+        output: folder for the student, its tokenizer, its card and `wid_report.json`.
         config: the student's sizes and its start.
         settings: how to train.
         revision: of the teacher on the Hub.
@@ -162,7 +163,8 @@ def compress(
         losses=[(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry],
         settings=asdict(settings)
         | {name: getattr(config, name) for name in OF_CALIBRATION}
-        | {"train": train, "learning_rates": rates},
+        | {"train": train, "learning_rates": rates}
+        | {"hub": {"teacher": hub_id(teacher), "revision": revision, "dataset": hub_id(train)}},
         seed=settings.seed,
         schedule=asdict(config.schedule) if isinstance(config.schedule, WidSchedule) else None,
         widths=widths_over_steps(trainer.state.log_history),
@@ -171,6 +173,7 @@ def compress(
     with whole_folder(output, overwrite) as folder:
         _save(student, tokenizer, folder)
         report.save(folder)
+        student_card(folder, output.name).save(folder / CARD_NAME)
     return report
 
 

@@ -53,6 +53,8 @@ class WidConfig(PeftConfig):
         schedule: `"narrow"` trains the student's sizes from the first step; `"progressive"` begins at the teacher's
             widths and drops ever more, by the proportions of the paper; a `WidSchedule` says how exactly. A progressive
             training starts at the identity.
+        teacher_fingerprint: of the teacher's weights; filled in when a wid model is made. A config that has one, as
+            those of saved adapters do, is refused by any other teacher.
 
     Raises:
         ConfigError: an unknown word, a size that is neither a positive integer nor a list of them, a count that is
@@ -80,6 +82,7 @@ class WidConfig(PeftConfig):
     schedule: Literal["narrow", "progressive"] | WidSchedule = field(
         default="narrow", metadata={"help": "'narrow', 'progressive', or a WidSchedule."}
     )
+    teacher_fingerprint: str | None = field(default=None, metadata={"help": "Fingerprint of the teacher's weights."})
 
     def __post_init__(self) -> None:
         super().__post_init__()

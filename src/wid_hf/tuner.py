@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
-from copy import deepcopy
+from copy import copy, deepcopy
 from typing import Any, ClassVar
 
 import torch
@@ -18,11 +18,14 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from .calibration import Calibration, calibrated_start
+from .checkpoint import fitting_state, proved_state, refuse_other_teacher, saved_state
 from .compaction import Compaction, first_indices, folded_weights, install
 from .config import WidConfig
 from .coupling import Plan
 from .coupling.selection import IndexSets, axis_indices
+from .coupling.trace import aliases, named_weights
 from .errors import ConfigError, WidError
+from .fingerprint import Fingerprint
 from .progress import Progress
 from .schedule import WidSchedule
 from .shrink import can_carry, carry, rewrap, take_over
@@ -32,6 +35,11 @@ from .wide import KeptStatistics, check_wide
 Batch = Mapping[str, Any]
 PROGRESS = "base_model.progress."
 
+ONE_ADAPTER = (
+    "A wid model is one student with one adapter, which cannot be added to or deleted. Call "
+    "get_wid_model on a fresh teacher for another student, or unload() for the teacher."
+)
+
 
 class WidModel(BaseTuner):
     """A stock student whose weights are computed from the teacher's by compactors.
@@ -40,6 +48,7 @@ class WidModel(BaseTuner):
         model: the student, an instance of the teacher's class; what trains and what `forward` runs.
         teacher: the teacher; its weights are the very tensors that the student is folded from.
         plan: the coupled dimensions with their sizes.
+        fingerprint: of the teacher's weights when the student was planned.
         calibration: what the last `calibrate` found, or None.
         progress: where a progressive training stands; None with the narrow schedule.
     """
@@ -58,9 +67,28 @@ class WidModel(BaseTuner):
         low_cpu_mem_usage: bool = False,
         state_dict: dict[str, Tensor] | None = None,
     ) -> None:
-        """Plan the student and put it in the place of `model`, the teacher."""
+        """Plan the student and put it in the place of `model`, the teacher.
+
+        Raises:
+            TeacherError: the config is that of an adapter of another teacher.
+            WidError: there is a student already, or PEFT was told to make weights on the meta device.
+        """
+        if hasattr(self, "_planned"):
+            raise WidError(ONE_ADAPTER)
+        if nn.Linear(1, 1).weight.is_meta:
+            raise WidError(
+                "low_cpu_mem_usage=True has nothing to save here: no weight of the teacher is copied. Drop it."
+            )
+        check_teacher(model)
         config = self.peft_config[adapter_name]
-        planned = config.__dict__.pop("_planned", None) or plan_student(model, config)
+        planned = config.__dict__.pop("_planned", None)
+        # A copy, since the caller may make another student by the same config.
+        self.peft_config[adapter_name] = config = copy(config)
+        self.fingerprint = Fingerprint.of(named_weights(model), aliases(model))
+        if config.teacher_fingerprint is not None:
+            refuse_other_teacher(config.teacher_fingerprint, self.fingerprint)
+        config.teacher_fingerprint = self.fingerprint.value
+        planned = planned or plan_student(model, config)
         # Kept out of the module tree: the student's originals are the teacher's parameters already.
         self._planned = (planned, model)
         self.model = planned.student
@@ -85,6 +113,8 @@ class WidModel(BaseTuner):
         # Buffers, because a run that is resumed must know both.
         self.register_buffer("calibrated", torch.tensor(not config.needs_data))
         self.register_buffer("kept", self._kept(sets))
+        if config.inference_mode:  # loaded without is_trainable=True
+            self.model.requires_grad_(False)
 
     @property
     def plan(self) -> Plan:
@@ -338,30 +368,35 @@ class WidModel(BaseTuner):
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         """Do nothing: compactors are float32 from the start."""
 
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Refuse: without its compactors there is no student."""
+        raise WidError(ONE_ADAPTER)
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """Accept the one adapter that there is."""
+        if adapter_name not in (self.active_adapter, [self.active_adapter]):
+            raise WidError(ONE_ADAPTER)
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        return key  # no key holds one; an adapter named "weight" must not change those that do hold that word
+
     @classmethod
     def _get_adapter_state_dict(
-        cls, model: nn.Module, config: WidConfig, adapter_name: str, state_dict: dict[str, Tensor],
+        cls, model: PeftModel, config: WidConfig, adapter_name: str, state_dict: dict[str, Tensor],
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:  # fmt: skip
-        """Return compactors, choices and every weight that trains: what a checkpoint of a run must hold."""
-        trained = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
-        return {
-            name: t
-            for name, t in state_dict.items()
-            if name in trained
-            or (".parametrizations." in name and (".maps." in name or name.endswith(".shift")))
-            or name in ("base_model.calibrated", "base_model.kept")
-            or name.startswith(PROGRESS)
-        }
+        return saved_state(model, config, model.base_model.fingerprint, state_dict)
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
-        cls, model: nn.Module, config: WidConfig, adapter_name: str, state_dict: dict[str, Tensor]
+        cls, model: PeftModel, config: WidConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Bring the model to the phase of the checkpoint first: its compactors have other shapes once it is narrow."""
-        if isinstance(model.base_model, WidModel) and model.base_model.progress is not None:
-            model.base_model._match(state_dict)
-        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        tuner = model.base_model
+        held = proved_state(config, tuner.fingerprint, state_dict)
+        if tuner.progress is not None:  # compactors have other shapes once a progressive training is narrow
+            tuner._match(held)
+        return fitting_state(model, tuner.fingerprint, held)
 
 
 def get_wid_model(

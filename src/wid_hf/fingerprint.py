@@ -1,0 +1,47 @@
+"""Digests of weights: which teacher an adapter belongs to, and whether a saved tensor is still what was saved.
+
+Takes tensors, gives SHA-256 digests. They tell accidents from the original; they are no signature.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def digest(name: str, tensor: Tensor) -> bytes:
+    """Return the SHA-256 of a tensor: its name, dtype, shape and bytes."""
+    sha = hashlib.sha256(f"{name}\n{tensor.dtype}\n{tuple(tensor.shape)}\n".encode())
+    sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return sha.digest()
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """The weights of a teacher as they were when its student was planned.
+
+    Attributes:
+        names: every name in the teacher's checkpoint with the first name of the same tensor.
+        digests: of each tensor by its first name.
+    """
+
+    names: Mapping[str, str]
+    digests: Mapping[str, bytes]
+
+    @classmethod
+    def of(cls, weights: Mapping[str, Tensor], names: Mapping[str, str]) -> Fingerprint:
+        """Return the fingerprint of `weights`, tensors by their first names."""
+        return cls(dict(names), {name: digest(name, tensor) for name, tensor in weights.items()})
+
+    @property
+    def value(self) -> str:
+        """One SHA-256 over the digests of all tensors in the order of their names, in hexadecimal."""
+        return hashlib.sha256(b"".join(self.digests[name] for name in sorted(self.digests))).hexdigest()
+
+    def changed(self, name: str, tensor: Tensor) -> bool:
+        """Return whether `tensor` is no longer what the teacher's weight of this first name was."""
+        return digest(name, tensor) != self.digests[name]
