@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,17 @@ from transformers import (
     PreTrainedModel,
 )
 
-from wid_hf import ConfigError, DataError, OutputError, PlanError, TeacherError, TrainingError, WidConfig, WidModel
+from wid_hf import (
+    ConfigError,
+    DataError,
+    OutputError,
+    PlanError,
+    TeacherError,
+    TrainingError,
+    WidConfig,
+    WidModel,
+    WidSchedule,
+)
 from wid_hf.compress import CompressSettings, compress, whole_folder
 from wid_hf.coupling.trace import named_weights
 
@@ -69,6 +79,31 @@ def test_a_masked_language_model_becomes_a_folder_that_stock_classes_load(
     assert [step for step, _ in written["losses"]] == [1, 2, 3]
     assert written["versions"]["torch"] == torch.__version__
     assert entries(tmp_path) == {"teacher", "student", "train.txt"}
+
+
+def test_a_progressive_run_reports_its_widths_and_draws_them(
+    tmp_path: Path, masked_teacher: Path, train_file: Path
+) -> None:
+    schedule = WidSchedule(mask_interval=1, mask_increments=4, decay_to_zero_steps=2)
+    config = WidConfig(hidden_size=12, intermediate_size=24, schedule=schedule)
+    output = tmp_path / "student"
+    compress(str(masked_teacher), str(train_file), output, config, replace(QUICK, steps=8))
+    written = json.loads((output / "wid_report.json").read_text())
+    stream = written["widths"]["bert.embeddings.word_embeddings.weight[1]"]
+    assert dict(map(tuple, stream)) == {1: 21, 2: 18, 3: 15, 4: 12, 5: 12, 6: 12, 7: 12, 8: 12}
+    assert written["narrow_from"] == 6
+    assert [step for step, _ in written["losses"]] == list(range(1, 9))
+    assert written["schedule"] == asdict(schedule)
+    assert (output / "widths.png").read_bytes().startswith(b"\x89PNG")
+    assert AutoModelForMaskedLM.from_pretrained(output).config.hidden_size == 12
+
+
+def test_a_schedule_that_does_not_end_within_the_steps_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    config = WidConfig(hidden_size=12, schedule=WidSchedule.paper())
+    with pytest.raises(ConfigError, match=r"ends at step 16000 .* only 3"):
+        compress("nowhere", "nothing.txt", tmp_path / "student", config, QUICK)
+    with pytest.raises(ConfigError, match=r"training has only 0"):
+        compress("nowhere", "nothing.txt", tmp_path / "student", config, UNTRAINED)
 
 
 def test_the_student_loads_where_wid_hf_cannot_be_imported(
@@ -212,7 +247,7 @@ def test_learning_rates_depend_on_the_start_unless_they_are_given(
             "learning_rates"
         ]
 
-    assert rates("a", HALF, UNTRAINED) == {"compactors": 5e-4, "teacher": 1e-5}
+    assert rates("a", HALF, UNTRAINED) == {"compactors": 3e-4, "teacher": 3e-4}
     assert rates("b", CALIBRATED, UNTRAINED) == {"compactors": 1e-4, "teacher": 3e-4}
     given = replace(UNTRAINED, teacher_learning_rate=0.0)
     assert rates("c", CALIBRATED, given) == {"compactors": 1e-4, "teacher": 0.0}

@@ -30,6 +30,9 @@ SMALLER = {
     ", private=True)": ")",
     "wikitext:wikitext-103-raw-v1": "train.txt",
     "max_steps=1000": "max_steps=2, report_to='none', use_cpu=True, dataloader_pin_memory=False, save_strategy='no'",
+    "max_steps=20_000, save_steps=500": (
+        "max_steps=2, save_steps=1, report_to='none', use_cpu=True, dataloader_pin_memory=False"
+    ),
     ".cache/teachers/reaction-bert": "teacher",
     "../shared/data/uspto50k/train.jsonl.gz --column rxn": "train.txt",
     "../shared/data/uspto50k/valid.jsonl.gz": "train.txt",

@@ -1,15 +1,15 @@
-"""What the calibrated start is worth: without training, after equal training, and at which learning rates.
+"""What starts and schedules are worth: without training, after equal training, and at which learning rates.
 
-`python benchmarks/calibration ablation|decoder|starts|sweep` prints a section of docs/starts.md and writes it there.
-Every run leaves a record in .cache/results, so that an interrupted series goes on where it stopped; delete the folder
-to measure anew.
+`python benchmarks/calibration ablation|decoder|starts|sweep|schedules` prints a section of docs/starts.md and writes it
+there. Every run leaves a record in .cache/results, so that an interrupted series goes on where it stopped; delete the
+folder to measure anew.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -18,8 +18,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import datasets
 import typer
+from curves import draw_curves
 from page import before_and_after, figures, made_by, table, write_section
-from starts import CALIBRATED, STARTS, measure_start, measure_teacher
+from starts import CALIBRATED, DECODER_STARTS, SCHEDULES, STARTS, Start, measure_start, measure_teacher
 from store import ROOT, Record, Store
 from subjects import DECODER, SUBJECTS, Subject
 from training import train
@@ -28,7 +29,8 @@ from wid_hf.compress import LEARNING_RATES
 
 PAGE = ROOT / "docs" / "starts.md"
 RESULTS = ROOT / ".cache" / "results"
-UNTRAINED_DECODERS = ("identity, first indices", "selection only (pivots)", CALIBRATED)
+ALL = STARTS | SCHEDULES
+SCRATCH_RATE = 1e-3  # the best of ../shared/design.md's coarse sweep for a half-width student
 TRAINED = ("identity, first indices", "identity, largest variance", CALIBRATED)
 SWEPT = (CALIBRATED, "identity, first indices")
 STEPS = {"reaction-bert": 300, "minilm": 500}
@@ -60,9 +62,9 @@ def ablation(
 
 @app.command()
 def decoder(width: Widths = None, limit_minutes: Minutes = None, output: Output = PAGE) -> None:
-    """Measure first indices, selection and the calibrated start on SmolLM2-135M: perplexity on Wikinews."""
+    """Measure starts of SmolLM2-135M, one of them in an orthogonal basis: perplexity on Wikinews."""
     lines = ["`python benchmarks/calibration decoder`: no training at all.", ""]
-    lines += _untrained(DECODER, _store(limit_minutes), width, UNTRAINED_DECODERS)
+    lines += _untrained(DECODER, _store(limit_minutes), width, DECODER_STARTS)
     print(write_section(output, "A decoder without training", lines))
 
 
@@ -106,6 +108,30 @@ def sweep(
     print(write_section(output, "Learning rates", lines))
 
 
+@app.command()
+def schedules(
+    steps: Annotated[int, typer.Option(min=50, help="Optimizer steps of each run.")] = 600, seeds: Seeds = 1,
+    batch_size: BatchSize = 16, limit_minutes: Minutes = None, output: Output = PAGE,
+) -> None:  # fmt: skip
+    """Train the reaction BERT to half width by the paper's schedule, narrow when calibrated, and from scratch."""
+    subject = SUBJECTS["reaction-bert"]
+    rates = {name: LEARNING_RATES[subject.objective, start.init] for name, start in SCHEDULES.items()}
+    rates["from scratch"] = (SCRATCH_RATE, SCRATCH_RATE)
+    runs = {name: (name, rates[name]) for name in SCHEDULES}
+    store = _store(limit_minutes)
+    picture = output.with_name("schedules.png")
+    lines = [
+        "`python benchmarks/calibration schedules`: the reaction BERT to half width, with the learning rates that "
+        f"`wid-hf compress` has for each start ({SCRATCH_RATE:g} from scratch). Progressive runs take the default "
+        "schedule, whose choices are final after 2 % of all steps, or one ten times slower.",
+        "",
+        *_trained(subject, store, runs, steps, seeds, batch_size, picture),
+    ]
+    if picture.exists():
+        lines += [f"![Losses and widths over steps]({picture.name})", ""]
+    print(write_section(output, "Schedules", lines))
+
+
 def _subjects(names: list[str] | None) -> list[Subject]:
     if unknown := set(names or ()) - set(SUBJECTS):
         raise typer.BadParameter(f"{', '.join(sorted(unknown))} is none of {', '.join(SUBJECTS)}.")
@@ -116,18 +142,18 @@ def _store(minutes: float | None) -> Store:
     return Store(RESULTS) if minutes is None else Store(RESULTS, time.monotonic() + 60 * minutes)
 
 
-def _untrained(subject: Subject, store: Store, widths: list[str] | None, names: Collection[str]) -> list[str]:
-    """Return lines about the starts called `names` of all students of a subject, or of those of these widths."""
+def _untrained(subject: Subject, store: Store, widths: list[str] | None, starts: Mapping[str, Start]) -> list[str]:
+    """Return lines about these starts of all students of a subject, or of those of these widths."""
     data = {"calibration": subject.calibration_texts, "scored": subject.scored_texts, "length": subject.max_length}
     ask = {"what": "untrained", "teacher": subject.name}
     whole = store.get({**ask, "start": "teacher", **data}, lambda: measure_teacher(subject))
     records: dict[tuple[str, str], Record] = {}
     wanted = {width: sizes for width, sizes in subject.sizes.items() if not widths or width in widths}
     for width, sizes in wanted.items():
-        for name in names:
+        for name, start in starts.items():
             made = store.get(
                 {**ask, "start": name, "sizes": dict(sizes), **data},
-                lambda sizes=sizes, name=name: measure_start(subject, sizes, STARTS[name], seed=0),
+                lambda sizes=sizes, start=start: measure_start(subject, sizes, start, seed=0),
             )
             if made is not None:
                 records[width, name] = made
@@ -141,7 +167,7 @@ def _untrained(subject: Subject, store: Store, widths: list[str] | None, names: 
     ]  # fmt: skip
     if not rows:
         return [f"{subject.name}: no run is finished yet.", ""]
-    missing = len(wanted) * len(names) - len(records)
+    missing = len(wanted) * len(starts) - len(records)
     head = ["width", "start", "parameters", *subject.figures, "seconds (CPU)", "GB beyond the models"]
     return [
         f"**{subject.name}**, calibrated on {subject.calibration_texts} texts and scored on {subject.scored_texts} "
@@ -153,9 +179,12 @@ def _untrained(subject: Subject, store: Store, widths: list[str] | None, names: 
 
 def _trained(
     subject: Subject, store: Store, runs: Mapping[str, tuple[str, tuple[float, float]]], steps: int, seeds: int,
-    batch_size: int,
+    batch_size: int, picture: Path | None = None,
 ) -> list[str]:  # fmt: skip
-    """Return lines about trainings: `runs` are starts with learning rates, by the name that the table has for them."""
+    """Return lines about trainings: `runs` are starts with learning rates, by the name that the table has for them.
+
+    Losses and widths of the first seed's runs are drawn to `picture`.
+    """
     sizes = subject.sizes["1/2"]
     found: dict[str, list[Record]] = {name: [] for name in runs}
     for seed in range(seeds):  # first all with one seed, so that what a short time allows can be compared
@@ -168,7 +197,7 @@ def _trained(
             made = store.get(
                 settings,
                 lambda start=start, rates=rates, seed=seed: train(
-                    subject, sizes, STARTS[start], steps=steps, batch_size=batch_size, rates=rates, seed=seed
+                    subject, sizes, ALL[start], steps=steps, batch_size=batch_size, rates=rates, seed=seed
                 ),
             )
             if made is not None:
@@ -177,16 +206,22 @@ def _trained(
     if not done:
         return [f"{subject.name}: no run is finished yet.", ""]
     missing = len(runs) * seeds - len(done)
+    if picture is not None:
+        draw_curves({name: records[0] for name, records in found.items() if records}, picture)
+    became = any(made.get("narrow_from") for made in done)
     rows = [
-        [name, str(len(records)), *before_and_after(records, subject.figures)]
+        [
+            name, str(len(records)), *before_and_after(records, subject.figures),
+            f"{records[0]['training_seconds']:.0f}", *([str(records[0]["narrow_from"] or "")] if became else []),
+        ]
         for name, records in found.items()
         if records
-    ]
+    ]  # fmt: skip
     return [
         f"**{subject.name}**, {steps} steps of {batch_size} texts of at most {subject.max_length} tokens, scored on "
         f"{subject.scored_texts} others; before → after. {made_by(done)}"
         + (f" {missing} runs are missing." if missing else ""),
-        *table(["run", "seeds", *subject.figures], rows),
+        *table(["run", "seeds", *subject.figures, "seconds", *(["narrow from step"] if became else [])], rows),
     ]
 
 

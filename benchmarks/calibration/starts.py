@@ -11,23 +11,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
+from rotation import rotated_start
 from store import Record
 from subjects import Batch, Subject
 from transformers import PreTrainedModel
 
-from wid_hf import WidConfig, get_wid_model
+from wid_hf import WidConfig, WidSchedule, get_wid_model
 from wid_hf.evaluation import model_size
 
 
 @dataclass(frozen=True)
 class Start:
-    """How a student starts: `init` and `selection` of its config, and the switches of `calibrate`."""
+    """How a student starts and becomes narrow: fields of its config, and the switches of `calibrate`.
+
+    `rotated` turns the residual stream; `scratch` stands for a stock student with random weights.
+    """
 
     init: str = "calibrated"
     selection: str = "pivots"
     lifts: bool = True
     spectra: bool = True
+    rotated: bool = False
+    schedule: str | WidSchedule = "narrow"
+    head_strategy: str = "dim"
+    scratch: bool = False
 
 
 CALIBRATED = "+ attention spectra = calibrated"
@@ -38,16 +47,48 @@ STARTS = {
     "+ lifts": Start(spectra=False),
     CALIBRATED: Start(),
 }
+ROTATED = "calibrated, stream in an orthogonal basis"
+DECODER_STARTS = {name: STARTS[name] for name in ("identity, first indices", "selection only (pivots)", CALIBRATED)} | {
+    ROTATED: Start(rotated=True)
+}
+
+
+SLOW = {"mask_interval": 0.2 / 16, "decay_to_zero_steps": 0.1}
+SCHEDULES = {
+    "narrow, calibrated": Start(),
+    "progressive, dim": Start("identity", "first", schedule=WidSchedule()),
+    "progressive, head": Start("identity", "first", schedule=WidSchedule(), head_strategy="head"),
+    "ten times slower, dim, by norm": Start("identity", "first", schedule=WidSchedule(**SLOW)),
+    "ten times slower, dim, by importance": Start(
+        "identity", "first", schedule=WidSchedule(**SLOW, selection="importance")
+    ),
+    "from scratch": Start(scratch=True),
+}
 
 
 def uncalibrated(teacher: PreTrainedModel, sizes: Mapping[str, Any], start: Start) -> PeftModel:
     """Return a student of `teacher` that has seen no data yet."""
-    return get_wid_model(teacher, WidConfig(**sizes, init=start.init, selection=start.selection))
+    return get_wid_model(
+        teacher,
+        WidConfig(
+            **sizes, init=start.init, selection=start.selection, schedule=start.schedule,
+            head_strategy=start.head_strategy,
+        ),
+    )  # fmt: skip
+
+
+def from_scratch(teacher: PreTrainedModel, sizes: Mapping[str, Any], seed: int) -> PreTrainedModel:
+    """Return a stock student of these sizes with random weights."""
+    student = uncalibrated(teacher, sizes, Start("identity", "first")).merge_and_unload()
+    torch.manual_seed(seed)
+    return type(student)(student.config).train()
 
 
 def calibrate(model: PeftModel, start: Start, batches: list[Batch]) -> None:
     """Make the start, if it needs data."""
-    if not model.base_model.calibrated:
+    if start.rotated:
+        rotated_start(model, batches)
+    elif not model.base_model.calibrated:
         model.base_model.calibrate(batches, lifts=start.lifts, spectra=start.spectra)
 
 

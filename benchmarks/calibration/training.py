@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from starts import Start, calibrate, uncalibrated
+from starts import Start, calibrate, from_scratch, uncalibrated
 from store import Record
 from subjects import Subject
-from transformers import PrinterCallback, ProgressCallback
+from transformers import PrinterCallback, ProgressCallback, Trainer
 
 from wid_hf import WidTrainingArguments
+from wid_hf.widths import narrow_from, widths_over_steps
 
 
 def train(
@@ -34,17 +35,21 @@ def train(
         rates: learning rates of compactors and of the teacher's weights.
         seed: of the texts calibrated on, data order, masking and dropout.
     """
-    model = uncalibrated(subject.teacher(), sizes, start)
-    calibrate(model, start, subject.calibration(seed))
+    if start.scratch:
+        model: Any = from_scratch(subject.teacher(), sizes, seed)
+    else:
+        model = uncalibrated(subject.teacher(), sizes, start)
+        calibrate(model, start, subject.calibration(seed))
     before = subject.score(model)
     with tempfile.TemporaryDirectory() as scratch:
         arguments = WidTrainingArguments(
             output_dir=scratch, max_steps=steps, per_device_train_batch_size=batch_size,
-            compactor_learning_rate=rates[0], teacher_learning_rate=rates[1], weight_decay=0.01, warmup_steps=0.05,
+            learning_rate=rates[0], compactor_learning_rate=rates[0], teacher_learning_rate=rates[1],
+            weight_decay=0.01, warmup_steps=0.05,
             lr_scheduler_type="linear", logging_steps=max(1, steps // 20), save_strategy="no", report_to="none",
             dataloader_pin_memory=torch.cuda.is_available(), disable_tqdm=True, seed=seed,
         )  # fmt: skip
-        trainer = subject.trainer(
+        trainer = (Trainer if start.scratch else subject.trainer)(
             model=model, args=arguments, train_dataset=subject.train_set, data_collator=subject.collator
         )
         trainer.pop_callback(ProgressCallback)
@@ -52,5 +57,10 @@ def train(
         began = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - began
-    losses = [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
-    return {"before": before, "scores": subject.score(model), "losses": losses, "training_seconds": seconds}
+    history = trainer.state.log_history
+    losses = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
+    return {
+        "before": before, "scores": subject.score(model), "losses": losses, "training_seconds": seconds,
+        "narrow_from": narrow_from(history),
+        "widths": widths_over_steps(history),
+    }  # fmt: skip

@@ -1,5 +1,6 @@
 """Make a pretrained transformer narrower by Weight-Inherited Distillation and get a stock model back."""
 
+from .callback import WidCallback
 from .config import WidConfig
 from .coupling import Plan
 from .errors import (
@@ -14,6 +15,7 @@ from .errors import (
 )
 from .following import FollowingTrainer
 from .peft_registration import register
+from .schedule import WidSchedule
 from .student import plan_student
 from .trainer import WidTrainer, WidTrainingArguments
 from .tuner import WidModel, get_wid_model
@@ -31,9 +33,11 @@ __all__ = [
     "ProofError",
     "TeacherError",
     "TrainingError",
+    "WidCallback",
     "WidConfig",
     "WidError",
     "WidModel",
+    "WidSchedule",
     "WidTrainer",
     "WidTrainingArguments",
     "get_wid_model",

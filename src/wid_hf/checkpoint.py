@@ -45,20 +45,17 @@ def saved_state(
     return held | {DIGESTS: torch.tensor([list(row) for row in rows], dtype=torch.uint8)}
 
 
-def loadable_state(
-    model: PeftModel, config: WidConfig, teacher: Fingerprint, state: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Return what may be loaded into `model`: all that `saved_state` gave, once it is proved whole and fitting.
+def proved_state(config: WidConfig, teacher: Fingerprint, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return all that `saved_state` gave, once it is proved to be what was saved.
 
     Args:
-        model: the `PeftModel`, whose weights may have been trained since it was made.
         config: of the adapter.
-        teacher: the teacher of `model` before any training.
+        teacher: the teacher of the model that it is for, before any training.
         state: what was read from the adapter's file.
 
     Raises:
         TeacherError: the adapter was made from another teacher.
-        WidError: the file is damaged or lacks something, or the config or the model is not that of the adapter.
+        WidError: the file is damaged or lacks something, or the config is not that of the adapter.
     """
     listed = _listed(state)
     sizes, origin = _origin(config, teacher)
@@ -73,6 +70,21 @@ def loadable_state(
     held = {key: tensor for key, tensor in state.items() if key != DIGESTS and digest(key, tensor) in listed}
     if lost := len(listed) - 2 - len(held):
         raise WidError(f"{lost} of the adapter's {len(listed) - 2} tensors are not what was saved. {AGAIN}")
+    return held
+
+
+def fitting_state(model: PeftModel, teacher: Fingerprint, held: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return `held`, the proved state of an adapter, once it is known to fit `model`.
+
+    Args:
+        model: the `PeftModel`, whose weights may have been trained since it was made; of a progressive training, in
+            the phase of the adapter.
+        teacher: its teacher before any training.
+        held: what `proved_state` returned.
+
+    Raises:
+        WidError: the model is not that of the adapter.
+    """
     own, teachers = _keys(model, teacher.names)
     here = model.state_dict()
     fits = {key for key, tensor in held.items() if key in here and here[key].shape == tensor.shape}
@@ -86,7 +98,7 @@ def loadable_state(
             f"The adapter leaves {len(moved)} weights as the teacher had them, the first is {moved[0]}, but they were "
             "trained here since. Load it onto a fresh copy of the teacher."
         )
-    return held
+    return dict(held)
 
 
 def refuse_other_teacher(saved: str | None, teacher: Fingerprint) -> None:

@@ -123,6 +123,7 @@ def install(
     sets: IndexSets,
     *,
     shifts: bool = False,
+    square: bool = False,
 ) -> None:
     """Make every weight of `student` a function of the teacher's tensor of the same name.
 
@@ -130,14 +131,16 @@ def install(
     share one original and one `Compaction`, which folds once per forward.
 
     Args:
-        student: a stock model of the student's shapes.
+        student: a stock model of the student's shapes; of the teacher's with `square`.
         teacher_weights: the teacher's tensors under their first names.
         names: every name in the teacher's checkpoint with the first name of the same tensor.
         plan: trees and sizes.
         sets: which indices each leaf keeps at the start.
         shifts: give every bias beside a weight whose input shrinks a learned shift, zero at the start.
+        square: let the maps be the identity of the teacher's indices, without factors: the wide form, whose
+            parameters have the names of the narrow one.
     """
-    maps = _Maps(plan, sets, teacher_weights)
+    maps = _Maps(plan, sets, teacher_weights, square=square)
     shifted = _shifted(plan) if shifts else set()
     made = {
         first: Compaction(maps.of(first), maps.zeros(first) if first in shifted else None)
@@ -199,11 +202,13 @@ class _Maps:
         sets: IndexSets,
         weights: Mapping[str, Tensor],
         rotations: Mapping[Carrier, Tensor] | None = None,
+        square: bool = False,
     ) -> None:
         self.plan = plan
         self.sets = sets
         self.weights = weights
         self.rotations = rotations or {}
+        self.square = square
         self.shared: dict[Any, Compactor | Choice] = {}
 
     def needed(self, weight: str) -> bool:
@@ -229,7 +234,7 @@ class _Maps:
         if place not in self.shared:
             dim = self.plan.axes[weight][axis]
             indices = torch.tensor(axis_indices(self.plan, dim, self.sets))
-            factors = self._factors(weight, axis)[indices]
+            factors = torch.ones(dim.size) if self.square else self._factors(weight, axis)[indices]
             device, dtype = self.weights[weight].device, self.weights[weight].dtype
             factors = factors.to(torch.promote_types(dtype, torch.float32))
             if place[0] == "choice":

@@ -39,9 +39,11 @@ from .errors import OutputError, TeacherError, TrainingError
 from .evaluation import embed, masked_batches, masked_lm_score, model_size, sentence_score
 from .following import FollowingTrainer
 from .report import Report
+from .schedule import WidSchedule
 from .teachers import load_teacher, load_tokenizer
 from .trainer import WidTrainer, WidTrainingArguments
 from .tuner import get_wid_model
+from .widths import narrow_from, widths_over_steps
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,11 @@ class CompressSettings:
     seed: int = 0
 
 
-# Learning rates (compactors, teacher weights) by objective and start, from the short runs in docs/results.md. Lifts
+# Learning rates (compactors, teacher weights) by objective and start: the best of the sweep in docs/starts.md. Lifts
 # are dense, so that one step of their compactors moves a weight further than from an identity start.
 LEARNING_RATES = {
     ("masked-lm", "calibrated"): (1e-4, 3e-4),
-    ("masked-lm", "identity"): (5e-4, 1e-5),
+    ("masked-lm", "identity"): (3e-4, 3e-4),
     ("following", "calibrated"): (5e-5, 0.0),
     ("following", "identity"): (2e-4, 0.0),
 }
@@ -118,6 +120,8 @@ def compress(
     """
     output = Path(output)
     _check_output(output, overwrite)
+    if isinstance(config.schedule, WidSchedule):
+        config.schedule.timeline(settings.steps)  # refuses what does not end within the steps
     model = load_teacher(teacher, revision=revision, trust_remote_code=trust_remote_code)
     objective = _objective(model)
     tokenizer = load_tokenizer(teacher, revision=revision, trust_remote_code=trust_remote_code)
@@ -138,7 +142,7 @@ def compress(
         except TrainingError as cause:
             kept = output.with_name(output.name + "-last-good")
             with whole_folder(kept, overwrite=True) as folder:
-                _save(wid_model.merge_and_unload(), tokenizer, folder)
+                _save(wid_model.merge_and_unload(force=True), tokenizer, folder)
             raise TrainingError(f"{cause} The student at those weights is in {kept}.") from cause
     student = wid_model.merge_and_unload()
     scores["student"] = scorer.score(student)
@@ -162,6 +166,9 @@ def compress(
         | {"train": train, "learning_rates": rates}
         | {"hub": {"teacher": hub_id(teacher), "revision": revision, "dataset": hub_id(train)}},
         seed=settings.seed,
+        schedule=asdict(config.schedule) if isinstance(config.schedule, WidSchedule) else None,
+        widths=widths_over_steps(trainer.state.log_history),
+        narrow_from=narrow_from(trainer.state.log_history),
     )
     with whole_folder(output, overwrite) as folder:
         _save(student, tokenizer, folder)
@@ -253,7 +260,7 @@ def _tokens(
 
 
 def _learning_rates(objective: str, config: WidConfig, settings: CompressSettings) -> dict[str, float]:
-    compactors, teacher = LEARNING_RATES[objective, config.init]
+    compactors, teacher = LEARNING_RATES[objective, str(config.init)]
     given = settings.compactor_learning_rate, settings.teacher_learning_rate
     return {
         "compactors": compactors if given[0] is None else given[0],

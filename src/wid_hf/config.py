@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 from peft import PeftConfig
 
 from .errors import ConfigError
+from .schedule import WidSchedule
 
 HeadStrategy = Literal["dim", "head"]
 Selection = Literal["first", "variance", "pivots"]
@@ -41,13 +42,17 @@ class WidConfig(PeftConfig):
             config has one, `{"hidden_sizes": [32, 64, 128]}`; by number of the layer where its layers have sizes
             of their own, `{"per_layer_config": {2: {"head_dim": 32}}}`.
         init: how compactors start. `"calibrated"` solves for them in closed form on calibration data;
-            `"identity"` only selects rows and columns of the teacher's weights.
+            `"identity"` only selects rows and columns of the teacher's weights. By default calibrated, and identity
+            with a progressive schedule.
         selection: which indices are selected: the `"first"`, those with the largest `"variance"` of activations,
             or those that explain the others best, `"pivots"`. By default pivots for a calibrated start and the
             first for identity.
         calibration_samples: how many rows of the training set `WidTrainer` calibrates on, if nobody did before.
         calibration_batch_size: rows per batch then.
         ridge: how strongly lifts are held at selection, as a share of the mean variance of what is read.
+        schedule: `"narrow"` trains the student's sizes from the first step; `"progressive"` begins at the teacher's
+            widths and drops ever more, by the proportions of the paper; a `WidSchedule` says how exactly. A progressive
+            training starts at the identity.
         teacher_fingerprint: of the teacher's weights; filled in when a wid model is made. A config that has one, as
             those of saved adapters do, is refused by any other teacher.
 
@@ -67,18 +72,28 @@ class WidConfig(PeftConfig):
     overrides: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "Other sizes under the teacher's own config names."}
     )
-    init: Init = field(default="calibrated", metadata={"help": "How compactors start: 'calibrated' or 'identity'."})
+    init: Init | None = field(default=None, metadata={"help": "How compactors start: 'calibrated' or 'identity'."})
     selection: Selection | None = field(
         default=None, metadata={"help": "Which indices the start selects: 'first', 'variance' or 'pivots'."}
     )
     calibration_samples: int = field(default=256, metadata={"help": "Training rows to calibrate on."})
     calibration_batch_size: int = field(default=32, metadata={"help": "Rows per batch of calibration."})
     ridge: float = field(default=1e-4, metadata={"help": "How strongly lifts are held at selection."})
+    schedule: Literal["narrow", "progressive"] | WidSchedule = field(
+        default="narrow", metadata={"help": "'narrow', 'progressive', or a WidSchedule."}
+    )
     teacher_fingerprint: str | None = field(default=None, metadata={"help": "Fingerprint of the teacher's weights."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PEFT_TYPE
+        if self.schedule == "progressive":
+            self.schedule = WidSchedule()
+        elif isinstance(self.schedule, dict):  # from adapter_config.json
+            self.schedule = WidSchedule.from_dict(self.schedule)
+        progressive = isinstance(self.schedule, WidSchedule)
+        if self.init is None:
+            self.init = "identity" if progressive else "calibrated"
         if self.selection is None:
             self.selection = "pivots" if self.init == "calibrated" else "first"
         if not isinstance(self.overrides, dict):
@@ -88,6 +103,13 @@ class WidConfig(PeftConfig):
             for name, words in (("head_strategy", HeadStrategy), ("init", Init), ("selection", Selection))
             if getattr(self, name) not in get_args(words)
         ]
+        if not progressive and self.schedule != "narrow":
+            problems.append(f"schedule={self.schedule!r} is not 'narrow', 'progressive' or a WidSchedule")
+        if progressive and (self.init, self.selection) != ("identity", "first"):
+            problems.append(
+                "a progressive schedule starts at the full width and chooses as it trains: leave init and selection "
+                f"out, got init={self.init!r}, selection={self.selection!r}"
+            )
         problems += list(_not_sizes({name: getattr(self, name) for name in SIZES if getattr(self, name) is not None}))
         problems += list(_not_sizes(self.overrides))
         counts = ("calibration_samples", "calibration_batch_size")

@@ -38,6 +38,8 @@ class FollowingTrainer(WidTrainer):
                 "FollowingTrainer follows the teacher's own weights, so they must stay as they are: "
                 "pass WidTrainingArguments(teacher_learning_rate=0, ...)."
             )
+        if getattr(args, "distillation", []):
+            raise WidError("FollowingTrainer has its own loss from the teacher: use WidTrainer for distillation.")
         super().__init__(model, args, **kwargs)
         self.cosine_weight = cosine_weight
         self.model_accepts_loss_kwargs = False  # the loss is a mean: Trainer divides it by the accumulation
@@ -54,9 +56,12 @@ class FollowingTrainer(WidTrainer):
         if not hasattr(target, "last_hidden_state"):
             raise TeacherError(f"{type(self.teacher).__name__} returns no last_hidden_state to follow.")
         output = model(**given)
-        kept = self.model.base_model.kept.to(target.last_hidden_state.device)
+        kept = torch.tensor(self.model.base_model.kept_outputs(), device=target.last_hidden_state.device)
         mask = given.get("attention_mask", torch.ones(target.last_hidden_state.shape[:2], device=kept.device))
-        loss = following_loss(output.last_hidden_state, target.last_hidden_state, kept, mask, self.cosine_weight)
+        states = output.last_hidden_state
+        if self.model.base_model.is_wide:
+            states = states[..., kept]
+        loss = following_loss(states, target.last_hidden_state, kept, mask, self.cosine_weight)
         return (loss, output) if return_outputs else loss
 
 

@@ -19,6 +19,8 @@ from rich.table import Table
 from .calibration import Calibration
 from .calibration.picture import draw
 from .evaluation.sizes import ModelSize
+from .widths import PICTURE_NAME as WIDTHS_NAME
+from .widths import draw_widths
 
 FILE_NAME = "wid_report.json"
 PICTURE_NAME = "calibration.png"
@@ -55,6 +57,9 @@ class Report:
         tokens: tokens trained on, padding not counted.
         seconds: wall time of training.
         losses: training loss `[step, loss]` as logged.
+        schedule: of a progressive training, the `WidSchedule` as a dictionary; None if it was narrow throughout.
+        widths: kept indices `[step, number]` of each coupled dimension of a progressive training, as logged.
+        narrow_from: the step after which a progressive training was narrow.
         settings: batch size, learning rates and the other settings of the run.
         seed: of data order, masking and held-out texts.
         hardware: device and number of threads.
@@ -75,16 +80,21 @@ class Report:
     losses: list[tuple[int, float]]
     settings: dict[str, Any]
     seed: int
+    schedule: dict[str, Any] | None = None
+    widths: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    narrow_from: int | None = None
     hardware: str = field(default_factory=hardware_name)
     versions: dict[str, str] = field(default_factory=package_versions)
 
     def save(self, folder: Path) -> Path:
-        """Write `wid_report.json` into `folder`, `calibration.png` if there is something to draw; return the former."""
+        """Write `wid_report.json` into `folder`, beside it what there is to draw; return the former."""
         values = asdict(self)
         if self.calibration is not None:
             values["calibration"] = self.calibration.to_dict()
             if self.calibration.sites:
                 draw(self.calibration, folder / PICTURE_NAME)
+        if self.widths:
+            draw_widths(self.widths, self.narrow_from, folder / WIDTHS_NAME)
         path = folder / FILE_NAME
         path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         return path

@@ -9,18 +9,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import TrainOutput
 
+from .callback import WidCallback
+from .checkpoints import begin_checkpoint, last_whole_checkpoint, refuse_torn_checkpoint
+from .collation import SteadyCollator
 from .compaction import Compaction
+from .distillation import LOSSES, NO_LABEL, Distillation, shifts_labels
 from .errors import DataError, TrainingError, WidError
 from .tuner import WidModel
-
-NO_LABEL = -100  # transformers' mark for positions that are not predicted
 
 
 @dataclass
@@ -30,9 +36,14 @@ class WidTrainingArguments(TrainingArguments):
     Args:
         compactor_learning_rate: for compactors; `learning_rate` if None, 0 freezes them.
         teacher_learning_rate: for the teacher's weights; `learning_rate` if None, 0 freezes them.
+        distillation: losses from the teacher beside the training loss, some of `"logits"`, `"hidden"`, `"relations"`;
+            none by default. The teacher's weights must be frozen.
+        distillation_weight: what their sum is multiplied by.
+        distillation_temperature: of the logits.
 
     Raises:
-        ValueError: a learning rate below 0, or both 0.
+        ValueError: a learning rate below 0, or both 0; an unknown loss, a weight or temperature that is not above 0,
+            or distillation from a teacher that trains.
     """
 
     compactor_learning_rate: float | None = field(
@@ -41,6 +52,11 @@ class WidTrainingArguments(TrainingArguments):
     teacher_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the teacher's weights; 0 freezes them."}
     )
+    distillation: list[str] = field(
+        default_factory=list, metadata={"help": "Losses from the frozen teacher: 'logits', 'hidden', 'relations'."}
+    )
+    distillation_weight: float = field(default=1.0, metadata={"help": "Weight of these losses beside the training's."})
+    distillation_temperature: float = field(default=2.0, metadata={"help": "Temperature of distilled logits."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,6 +65,16 @@ class WidTrainingArguments(TrainingArguments):
             raise ValueError(f"learning rates must be 0 or more, got {rates}")
         if all(rate == 0 for rate in rates.values()):
             raise ValueError("both learning rates are 0, so nothing would train; set one above 0")
+        if unknown := [name for name in self.distillation if name not in LOSSES]:
+            raise ValueError(f"distillation={unknown} is unknown; it takes some of {', '.join(LOSSES)}")
+        for name in ("distillation_weight", "distillation_temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0")
+        if self.distillation and self.teacher_learning_rate != 0:
+            raise ValueError(
+                "distillation follows the teacher's own weights, so they must stay as they are: set "
+                f"teacher_learning_rate=0 (it is {self.teacher_learning_rate}), or leave distillation out"
+            )
 
 
 class WidTrainer(Trainer):
@@ -65,6 +91,8 @@ class WidTrainer(Trainer):
         TrainingError: from `train`, when the loss is NaN or infinite.
     """
 
+    data_collator: Any
+
     def __init__(self, model: PeftModel, args: TrainingArguments | None = None, **kwargs: Any) -> None:
         if not isinstance(getattr(model, "base_model", None), WidModel):
             raise WidError(
@@ -77,7 +105,55 @@ class WidTrainer(Trainer):
         if self.place_model_on_device:  # the parameters came along, since they are the student's; buffers did not
             model.base_model.teacher.to(self.args.device)
         self.add_callback(_CalibrateFirst(self))
+        self.add_callback(WidCallback(self))
+        self.add_callback(_CountEpochs(self))
         self._good: tuple[int, dict[str, Tensor]] | None = None
+        wanted = getattr(self.args, "distillation", [])
+        if wanted and self.args.n_gpu > 1:
+            raise TrainingError(
+                "Distillation does not work with nn.DataParallel: start one process per GPU (torchrun)."
+            )
+        self._distillation = Distillation(model, wanted, self.args.distillation_temperature) if wanted else None
+
+    def train(self, resume_from_checkpoint: str | PathLike[str] | bool | None = None, **kwargs: Any) -> TrainOutput:
+        """Train as `Trainer` does, and resume from whole checkpoints only.
+
+        Args:
+            resume_from_checkpoint: a checkpoint of this run, or True for its last whole one in `output_dir`; a warning
+                names those that are skipped.
+            **kwargs: what else `Trainer.train` takes.
+
+        Raises:
+            WidError: the checkpoint is not whole, or there is none.
+            TrainingError: the loss is NaN or infinite.
+        """
+        # A model sharded by FSDP or DeepSpeed writes other files, which Trainer itself must judge.
+        if resume_from_checkpoint and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            run = {"processes": self.args.world_size, "model_only": self.args.save_only_model}
+            if resume_from_checkpoint is True:
+                folder = Path(self.args.output_dir)
+                resume_from_checkpoint = last_whole_checkpoint(folder, warn=self.is_world_process_zero(), **run)
+            else:
+                refuse_torn_checkpoint(Path(resume_from_checkpoint), **run)
+            resume_from_checkpoint = str(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save as `Trainer` does; a checkpoint that is written over an older one does not look whole before it is."""
+        if output_dir is not None and _internal_call:
+            if self.args.should_save:
+                begin_checkpoint(Path(output_dir))
+            self.accelerator.wait_for_everyone()  # the others write their random states next
+        super().save_model(output_dir, _internal_call)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Return `Trainer`'s, whose batches have the same random masks in a run that is resumed."""
+        given = self.data_collator
+        self.data_collator = self.steady_collator = SteadyCollator(given, self.args.seed)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = given
 
     def calibration_batches(self) -> Iterator[dict[str, Any]]:
         """Yield batches of `calibration_samples` rows of the training set, the same in every process of a run.
@@ -119,7 +195,27 @@ class WidTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:  # fmt: skip
-        """Return the loss averaged over the labels of the whole optimizer step, however it is accumulated.
+        """Return the loss averaged over the labels of the whole optimizer step, and what is distilled while training.
+
+        The loss of evaluation is the model's own, so that runs with and without distillation compare.
+        """
+        if self._distillation is None or not model.training:
+            return self._own_loss(model, inputs, return_outputs, num_items_in_batch)
+        given = dict(inputs)  # label smoothing takes labels out of inputs
+        with self._distillation.watching() as student:
+            loss, student.output = self._own_loss(model, inputs, True, num_items_in_batch)
+        with self.accelerator.autocast():
+            teacher = self._distillation.target(given)
+        distilled = self._distillation.loss(student, teacher, given, num_items_in_batch)
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            distilled = distilled * self.accelerator.num_processes
+        loss = loss + self.args.distillation_weight * distilled
+        return (loss, student.output) if return_outputs else loss
+
+    def _own_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool, num_items_in_batch: Tensor | int | None
+    ) -> Any:
+        """Return the training loss averaged over the labels of the whole optimizer step, however it is accumulated.
 
         `Trainer` leaves that to the model, and many (BERT among them) average over the micro-batch instead;
         their loss would then grow with `gradient_accumulation_steps`.
@@ -135,7 +231,7 @@ class WidTrainer(Trainer):
 
     def _averages_per_batch(self) -> bool:
         # Causal LMs count shifted labels and do use num_items_in_batch; so does a loss of the user's own.
-        is_causal = str(getattr(self.model, "loss_type", "")).startswith("ForCausalLM")
+        is_causal = shifts_labels(self.model.base_model.model)
         return not is_causal and self.compute_loss_func is None and self.args.n_gpu <= 1
 
     def training_step(
@@ -146,6 +242,8 @@ class WidTrainer(Trainer):
         if not torch.isfinite(loss):
             self._go_back(float(loss))
         step = self.state.global_step
+        if self._good is not None and any(self._good[1][n].shape != p.shape for n, p in self._trained()):
+            self._good = None  # the model has shrunk since
         if self._good is None or (step != self._good[0] and step % self._keep_every() == 0):
             self._good = step, {n: p.detach().clone() for n, p in self._trained()}
         return loss
@@ -184,6 +282,24 @@ class _CalibrateFirst(TrainerCallback):
         wid_model = self.trainer.model.base_model
         if not wid_model.calibrated:
             wid_model.calibrate(self.trainer.calibration_batches())
+
+
+class _CountEpochs(TrainerCallback):
+    """Tells the collator of training which epoch begins."""
+
+    def __init__(self, trainer: WidTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.next = int(state.epoch or 0)
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.steady_collator.epoch = self.next
+        self.next += 1
 
 
 def _rates(model: nn.Module, args: TrainingArguments | None) -> dict[nn.Parameter, float | None]:

@@ -14,10 +14,11 @@ import torch
 from peft import PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from .calibration import Calibration, calibrated_start
-from .checkpoint import loadable_state, refuse_other_teacher, saved_state
+from .checkpoint import fitting_state, proved_state, refuse_other_teacher, saved_state
 from .compaction import Compaction, first_indices, folded_weights, install
 from .config import WidConfig
 from .coupling import Plan
@@ -25,9 +26,14 @@ from .coupling.selection import IndexSets, axis_indices
 from .coupling.trace import aliases, named_weights
 from .errors import ConfigError, WidError
 from .fingerprint import Fingerprint
+from .progress import Progress
+from .schedule import WidSchedule
+from .shrink import can_carry, carry, rewrap, take_over
 from .student import Planned, check_teacher, empty_student, plan_student
+from .wide import KeptStatistics, check_wide
 
 Batch = Mapping[str, Any]
+PROGRESS = "base_model.progress."
 
 ONE_ADAPTER = (
     "A wid model is one student with one adapter, which cannot be added to or deleted. Call "
@@ -44,6 +50,7 @@ class WidModel(BaseTuner):
         plan: the coupled dimensions with their sizes.
         fingerprint: of the teacher's weights when the student was planned.
         calibration: what the last `calibrate` found, or None.
+        progress: where a progressive training stands; None with the narrow schedule.
     """
 
     calibrated: Tensor
@@ -87,16 +94,25 @@ class WidModel(BaseTuner):
         self.model = planned.student
         self._config = config
         self._warned = False
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._wrapped: tuple[nn.Module, ...] = ()  # a tuple, since a module would become a part of this one
+        self._statistics: KeptStatistics | None = None
+        self._listening: RemovableHandle | None = None
         self.calibration: Calibration | None = None
-        sets = first_indices(planned.plan)
-        install(
-            self.model, planned.trace.weights, planned.trace.aliases, planned.plan, sets,
-            shifts=config.init == "calibrated",
-        )  # fmt: skip
+        self.progress: Progress | None = None
+        sets: IndexSets = first_indices(planned.plan)
+        if isinstance(config.schedule, WidSchedule):
+            self.progress = Progress(planned.plan, config.schedule, self.teacher.device)
+            self._statistics = self._widen()
+            trial = self._installed(empty_student(model, planned.student.config), sets)
+            check_wide(self.model, trial, planned.plan, planned.trace, sets, self._statistics)
+            sets = {}
+        else:
+            self.model = self._installed(planned.student, sets)
+            self.model.register_forward_pre_hook(self._warn_once)
         # Buffers, because a run that is resumed must know both.
         self.register_buffer("calibrated", torch.tensor(not config.needs_data))
         self.register_buffer("kept", self._kept(sets))
-        self.model.register_forward_pre_hook(self._warn_once)
         if config.inference_mode:  # loaded without is_trainable=True
             self.model.requires_grad_(False)
 
@@ -110,13 +126,88 @@ class WidModel(BaseTuner):
         """The teacher. If its weights are trained, this is the trained one."""
         return self._planned[1]
 
+    @property
+    def is_wide(self) -> bool:
+        """Whether a progressive training still has the teacher's widths."""
+        return self.progress is not None and not self.progress.narrow
+
     def kept_outputs(self) -> list[int]:
-        """Return which coordinates of the teacher's first output (last axis) the student's started as."""
+        """Return which coordinates of the teacher's first output (last axis) the student's started as, or keeps now."""
+        if self.progress is not None and self.is_wide:
+            return self._kept(self.progress.kept()).tolist()
         return self.kept.tolist()
 
+    def wid_begin(
+        self,
+        total_steps: int | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        wrapped: nn.Module | None = None,
+    ) -> None:
+        """Make a progressive schedule ready, before the first step or after a checkpoint was loaded.
+
+        `WidCallback` and `WidTrainer` do this. With the narrow schedule it changes nothing.
+
+        Args:
+            total_steps: optimizer steps of the whole training, if the schedule does not say.
+            optimizer: carried along when the model shrinks. Without it the model stays at the teacher's widths, its
+                dropped rows at zero.
+            wrapped: the `DistributedDataParallel` around the model, if there is one; it is set up again when the
+                model shrinks.
+
+        Raises:
+            ConfigError: a schedule that does not end within training, in shares of an unknown total, or that needs
+                an optimizer and has none.
+        """
+        if self.progress is None:
+            return
+        self.progress.begin(total_steps)
+        self._optimizer = getattr(optimizer, "optimizer", optimizer)  # what accelerate wraps
+        self._wrapped = (wrapped,) if wrapped is not None else ()
+        schedule = self.progress.schedule
+        if self._listening is not None:
+            self._listening.remove()
+        if schedule.selection == "importance" or schedule.penalty == "adam_moment":
+            if self._optimizer is None:
+                raise ConfigError(
+                    f"selection={schedule.selection!r} with penalty={schedule.penalty!r} looks at gradients before "
+                    "each step: pass model.wid_begin(..., optimizer=optimizer)."
+                )
+            self._listening = self._optimizer.register_step_pre_hook(self._before_optimizer)
+
+    def wid_step(self, step: int) -> bool:
+        """Do what the schedule has due after optimizer step `step`, counted from 1; return whether the model shrank.
+
+        When it shrinks, the optimizer given to `wid_begin` goes on with the narrow compactors and their moments.
+        With the narrow schedule this changes nothing.
+
+        Raises:
+            ConfigError: see `wid_begin`, which is called without arguments if nobody did.
+            WidError: a step before the last one seen.
+        """
+        if self.progress is None:
+            return False
+        if self.progress.timeline is None:
+            self.wid_begin()
+        if self.progress.advance(self.model, step) and self._statistics is not None:
+            self._statistics.keep(self.progress.kept(), self.teacher.device)
+        if not self.is_wide or not self.progress.finished:
+            return False
+        if self._optimizer is None or not can_carry(self._optimizer):
+            if not self._warned:
+                self._warned = True
+                warnings.warn(
+                    "The schedule is done, but the model stays at the teacher's widths: no optimizer was given to "
+                    "wid_begin, or one that shares its state among processes. Merging is exact all the same.",
+                    stacklevel=2,
+                )
+            return False
+        self._shrink(self.progress.kept())
+        return True
+
     def merge_and_unload(
-        self, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None
-    ) -> PreTrainedModel:
+        self, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None,
+        force: bool = False,
+    ) -> PreTrainedModel:  # fmt: skip
         """Write the folded weights into a fresh stock model: the student, free of wid_hf.
 
         Its outputs equal the outputs of this model exactly: the tensors are those that training used.
@@ -125,15 +216,19 @@ class WidModel(BaseTuner):
             progressbar: accepted for PEFT's sake; the merge takes no noticeable time.
             safe_merge: refuse to merge weights that are not finite.
             adapter_names: accepted for PEFT's sake; there is one adapter.
+            force: merge although the schedule is not done; what is left of dropped rows is lost, with a warning.
 
         Returns:
             An instance of the teacher's class with the student's config.
 
         Raises:
-            WidError: the start needs calibration data and was never given any, or `safe_merge` found NaN.
+            WidError: the start needs calibration data and was never given any, the schedule is not done, or
+                `safe_merge` found NaN.
         """
         if not self.calibrated:
             raise WidError(f"{self._uncalibrated()} Nothing was merged.")
+        if self.progress is not None and self.is_wide:
+            self._finish(self.progress, force)
         planned, teacher = self._planned
         weights = folded_weights(self.model, planned.trace.aliases)
         if safe_merge and (bad := [n for n, w in weights.items() if not torch.isfinite(w).all()]):
@@ -165,6 +260,8 @@ class WidModel(BaseTuner):
         """
         planned, teacher = self._planned
         config = self._config
+        if self.progress is not None:
+            raise ConfigError("A progressive schedule starts at the identity, which no calibration data changes.")
         _refuse_unused_data(config)
         solved = config.init == "calibrated"
         sets, found = calibrated_start(
@@ -174,6 +271,81 @@ class WidModel(BaseTuner):
         self.calibration = found if solved else None
         self.kept.copy_(self._kept(sets))
         self.calibrated.fill_(True)
+
+    def _installed(self, student: PreTrainedModel, sets: IndexSets, *, square: bool = False) -> PreTrainedModel:
+        """Return `student` with weights that are folded from the teacher's."""
+        planned, _ = self._planned
+        install(
+            student, planned.trace.weights, planned.trace.aliases, planned.plan, sets,
+            shifts=self._config.init == "calibrated", square=square,
+        )  # fmt: skip
+        return student
+
+    def _widen(self) -> KeptStatistics:
+        """Put a model of the teacher's widths in place, its compactors the identity; return its statistics."""
+        planned, teacher = self._planned
+        self.model = self._installed(empty_student(teacher, teacher.config), {}, square=True)
+        return KeptStatistics(self.model, planned.plan, planned.trace)
+
+    def _shrink(self, sets: IndexSets) -> None:
+        """Put the narrow model in the wide one's place, and all that trains with it."""
+        assert self.progress is not None
+        planned, teacher = self._planned
+        wide = self.model
+        narrow = self._installed(empty_student(teacher, planned.student.config), sets)
+        moved = take_over(wide, narrow)
+        narrow.peft_config = wide.peft_config
+        self.model = narrow
+        self._statistics = None
+        self.progress.narrow.fill_(True)
+        self.kept = self._kept(sets).to(self.kept.device)
+        if self._listening is not None:
+            self._listening.remove()
+        if self._optimizer is not None:
+            carry(self._optimizer, moved)
+        for wrapped in self._wrapped:
+            rewrap(wrapped)
+
+    def _finish(self, progress: Progress, force: bool) -> None:
+        """Shrink for a merge, if the schedule is done or the caller insists."""
+        if not progress.finished:
+            done = f"{int(progress.steps)} of {progress.due or 'an unknown number of'} steps of the schedule are done"
+            if not force:
+                raise WidError(
+                    f"The model is still at the teacher's widths: {done}. Nothing was merged. Train on (WidTrainer, "
+                    "WidCallback, or model.wid_step(step) after each step), or pass force=True to cut off what is left."
+                )
+            left = progress.figures(self.model)["wid/dropped_norm"]
+            warnings.warn(
+                f"Merged by force: {done}; rows that should have gone to zero first are cut off, those dropped so far "
+                f"with a norm of {left:.3g}.",
+                stacklevel=3,
+            )
+        final = progress.kept()
+        if any(indices.shape[-1] != self.plan.targets[leaf] for leaf, indices in final.items()):
+            final = progress.chosen(self.model)
+        self._shrink(final)
+
+    def _before_optimizer(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if self.progress is not None and self.is_wide:
+            self.progress.before_optimizer(self.model, optimizer)
+
+    def _match(self, saved: Mapping[str, Tensor]) -> None:
+        """Be wide or narrow, with the index sets, as the checkpoint `saved` is that is about to be loaded."""
+        assert self.progress is not None
+        state = {name.removeprefix(PROGRESS): t for name, t in saved.items() if name.startswith(PROGRESS)}
+        was_narrow = bool(self.progress.narrow)
+        self.progress.load_state_dict(state)
+        if bool(self.progress.narrow) and not was_narrow:
+            self._shrink(self.progress.kept())
+        elif not self.progress.narrow:
+            if was_narrow:
+                adapters = self.model.peft_config
+                self._statistics = self._widen()
+                self.model.peft_config = adapters
+                self.kept = self._kept({}).to(self.kept.device)
+            if self._statistics is not None:
+                self._statistics.keep(self.progress.kept(), self.teacher.device)
 
     def _kept(self, sets: IndexSets) -> Tensor:
         return torch.tensor(axis_indices(self.plan, self._planned[0].trace.output_dims[0][-1], sets))
@@ -220,7 +392,11 @@ class WidModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: PeftModel, config: WidConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        return loadable_state(model, config, model.base_model.fingerprint, state_dict)
+        tuner = model.base_model
+        held = proved_state(config, tuner.fingerprint, state_dict)
+        if tuner.progress is not None:  # compactors have other shapes once a progressive training is narrow
+            tuner._match(held)
+        return fitting_state(model, tuner.fingerprint, held)
 
 
 def get_wid_model(

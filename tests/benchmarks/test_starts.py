@@ -13,8 +13,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from toys import save_teacher, texts
-from transformers import BertForMaskedLM, BertModel
+from transformers import BertForMaskedLM, BertModel, LlamaConfig, LlamaForCausalLM
+
+from wid_hf import WidConfig, get_wid_model
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "calibration"
 SIZES = {width: {"hidden_size": 4 * share, "intermediate_size": 8 * share} for width, share in (("1/2", 3), ("1/4", 2))}
@@ -133,6 +136,39 @@ def test_training_starts_where_the_ablation_left_the_student(command: ModuleType
     assert trained["before"] == begun["scores"]
 
 
+@torch.no_grad()
+def test_a_turned_stream_loses_nothing_where_the_teachers_lies_in_as_few_directions() -> None:
+    from rotation import rotated_start
+
+    config = LlamaConfig(
+        vocab_size=60, hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, tie_word_embeddings=True, rms_norm_eps=1e-12,
+    )  # fmt: skip
+    teacher = LlamaForCausalLM(config).double().eval()
+    g = torch.Generator().manual_seed(0)
+    span = torch.linalg.qr(torch.randn(24, 16, generator=g, dtype=torch.float64)).Q
+    for name, weight in teacher.named_parameters():
+        if "layernorm" in name:
+            weight.uniform_(0.5, 2.0, generator=g)
+        elif weight.ndim == 2:
+            weight.normal_(std=0.3, generator=g)
+        if name.endswith("embed_tokens.weight"):
+            weight.copy_(weight @ span @ span.T)
+        elif name.endswith(("o_proj.weight", "down_proj.weight")):
+            weight.copy_(span @ span.T @ weight)
+    data = [{"input_ids": torch.randint(5, 60, (24, 10), generator=g)} for _ in range(3)]
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model = get_wid_model(teacher, WidConfig(**sizes, head_dim=8))
+    wanted = teacher(**data[0], use_cache=False).logits
+
+    model.base_model.calibrate(data)
+    selected = (model(**data[0], use_cache=False).logits - wanted).norm() / wanted.norm()
+    rotated_start(model, data)
+    rotated = (model.merge_and_unload()(**data[0], use_cache=False).logits - wanted).norm() / wanted.norm()
+    assert rotated < 1e-4
+    assert selected > 100 * rotated
+
+
 def test_a_sweep_runs_every_pair_of_its_grid_from_both_starts(
     command: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,3 +216,19 @@ def test_a_section_takes_the_place_of_its_older_self_and_leaves_the_others(comma
 def test_an_unknown_teacher_is_named(command: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(command.typer.BadParameter, match="nobody is none of reaction-bert, minilm"):
         command.ablation(teacher=["nobody"], output=tmp_path / "page.md")
+
+
+def test_every_schedule_is_trained_and_drawn(command: ModuleType, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    command.schedules(steps=50, seeds=1, batch_size=16, output=page)  # fewer texts may have nothing masked
+    records = {
+        record["settings"]["start"]: record
+        for record in (json.loads(file.read_text()) for file in (tmp_path / "results" / "trained").iterdir())
+    }
+    assert set(records) == set(command.SCHEDULES)
+    assert records["progressive, dim"]["narrow_from"] == 2
+    assert records["ten times slower, dim, by norm"]["narrow_from"] == 15
+    assert records["from scratch"]["narrow_from"] is None
+    assert (tmp_path / "schedules.png").read_bytes().startswith(b"\x89PNG")
+    assert "schedules.png" in page.read_text()
+    assert len({record["scores"]["loss"] for record in records.values()}) == len(records)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import BertForMaskedLM, PreTrainedModel
 
 from wid_hf import DataError, WidConfig, get_wid_model
+from wid_hf.calibration.scales import divergence
 from wid_hf.compaction import compactions
 from wid_hf.data import load_texts, tokenize
 from wid_hf.evaluation import masked_batches, masked_lm_score
@@ -21,6 +22,7 @@ from wid_hf.teachers import load_teacher, load_tokenizer
 
 HALF = {"hidden_size": 12, "intermediate_size": 24}
 LAYER = "bert.encoder.layer.1"
+TABLE = "bert.embeddings.word_embeddings.weight"
 
 
 def batch(rows: int = 24, length: int = 10, seed: int = 0, vocabulary: int = 60) -> dict[str, Tensor]:
@@ -115,10 +117,11 @@ def test_every_lift_is_the_least_squares_fit_of_what_the_finished_student_reads(
     model = calibrated(teacher, data, head_strategy=strategy, ridge=1e-13)
     student = model.base_model.model
     made = compactions(student)
-    sites = [site.weight.removesuffix(".weight") for site in model.base_model.calibration.sites]
+    records = [site for site in model.base_model.calibration.sites if site.weight != TABLE]
+    sites = [record.weight.removesuffix(".weight") for record in records]
     assert len(sites) == 13
     theirs, mine = reads(teacher, sites, data), reads(student, sites, data)
-    for site, record in zip(sites, model.base_model.calibration.sites, strict=True):
+    for site, record in zip(sites, records, strict=True):
         design = torch.cat([mine[site], torch.ones(len(mine[site]), 1)], 1)
         exact = torch.linalg.lstsq(design, theirs[site]).solution.T
         # What a normalisation writes is collinear, so only what is made of it is unique.
@@ -129,6 +132,64 @@ def test_every_lift_is_the_least_squares_fit_of_what_the_finished_student_reads(
         about = theirs[site] - theirs[site].mean(0)
         assert record.after == pytest.approx(float(left.square().sum() / about.square().sum()), rel=1e-5)
         assert record.positions == len(left) == sum(int(each["attention_mask"].sum()) for each in data)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family, head", [("bert", "cls.predictions.decoder"), ("gpt2", "lm_head"), ("t5", "lm_head")])
+def test_what_a_tied_decoder_reads_is_scaled_so_that_its_logits_are_the_best(family: str, head: str) -> None:
+    row = ARCHITECTURES[family]
+    teacher = row.build().double()
+    data = data_for(row, 3)
+    model = get_wid_model(
+        teacher, row.config("dim", init="calibrated", ridge=1e-13), example_inputs=row.inputs, calibration_data=data
+    )
+    *_, site = model.base_model.calibration.sites
+    student = model.merge_and_unload()
+    theirs, mine = (each(head, owner, data) for each, owner in ((inputs, teacher), (inputs, student)))
+    table = student.get_submodule(head).weight
+    wanted, made = theirs @ teacher.get_submodule(head).weight.T, mine @ table.T
+    wanted, made = (each - each.mean(-1, keepdim=True) for each in (wanted, made))  # a softmax knows no height
+    missed = wanted - made
+    # No scale of any index makes the squared error smaller: its derivatives are zero.
+    slopes = ((missed @ (table - table.mean(0))) * mine).sum(0) / (made.norm() * missed.norm())
+    assert slopes.abs().max() < 1e-6
+    assert site.after == pytest.approx(float(missed.square().sum() / wanted.square().sum()), rel=1e-5)
+    assert site.after < 0.98 * site.before and not site.note
+
+
+def test_a_scale_that_takes_the_softmax_away_from_the_teachers_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([1.0, 2.0])  # without, with the scale
+    monkeypatch.setattr("wid_hf.calibration.lifts.divergence", lambda *_: next(answers))
+    row = ARCHITECTURES["bert"]
+    model = get_wid_model(
+        row.build(), row.config("dim", init="calibrated"), example_inputs=row.inputs, calibration_data=data_for(row, 3)
+    )
+    *_, site = model.base_model.calibration.sites
+    assert site.note == "scores are nearer without scaling" and site.after == site.before
+    norm = compactions(model.base_model.model)["cls.predictions.transform.LayerNorm.weight"].maps["0"]
+    assert torch.equal(norm.factors, torch.ones_like(norm.factors))
+
+
+def test_the_divergence_of_scores_is_that_of_their_softmax() -> None:
+    generator = torch.Generator().manual_seed(0)
+    table, bias, x, y, columns = (
+        torch.randn(*shape, generator=generator) for shape in ((7, 5), (7,), (11, 5), (11, 3), (5, 3))
+    )
+    wanted = torch.distributions.Categorical(logits=x @ table.T + bias)
+    found = torch.distributions.Categorical(logits=y @ columns.T @ table.T + bias)
+    expected = torch.distributions.kl_divergence(wanted, found).mean()
+    assert divergence(table, bias, x, y, columns) == pytest.approx(float(expected), rel=1e-5)
+    assert divergence(table, None, x, x, torch.eye(5)) == pytest.approx(0, abs=1e-6)
+
+
+def inputs(head: str, model: nn.Module, batches: list[dict[str, Any]]) -> Tensor:
+    """What one module reads, `(positions, size)`."""
+    seen: list[Tensor] = []
+    handle = model.get_submodule(head).register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    for each in batches:
+        model(**each)
+    handle.remove()
+    return torch.cat([tensor.flatten(0, -2) for tensor in seen])
 
 
 def test_heads_are_turned_together_where_only_products_meet_them(teacher: BertForMaskedLM) -> None:
@@ -268,7 +329,7 @@ def test_a_pooled_token_with_fewer_texts_than_indices_takes_the_streams_lift() -
 
 def test_the_record_becomes_a_table_and_a_dictionary(teacher: BertForMaskedLM) -> None:
     found = calibrated(teacher, [batch()]).base_model.calibration
-    assert found.table().row_count == len(found.sites) == 13
+    assert found.table().row_count == len(found.sites) == 14
     assert found.to_dict()["sites"][0]["weight"] == "bert.encoder.layer.0.attention.self.query.weight"
     assert 0 < found.seconds < 60
 

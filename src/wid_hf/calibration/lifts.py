@@ -7,28 +7,31 @@ column compactors and bias shifts of each before the student goes on. Called by 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import track
-from torch import nn
+from torch import Tensor, nn
 
-from ..compaction import Compaction, Compactor
+from ..compaction import Choice, Compaction, Compactor
 from ..coupling.plan import Plan, key
 from ..coupling.reads import Read
 from ..coupling.trace import Trace, quiet_forward
 from ..errors import DataError
 from .moments import Lift, Regression
 from .record import Site
+from .scales import divergence, scaled_reads, seen_through
 from .survey import NOT_FINITE, same
 from .walk import Batch, Forward, Stop, prepared, walk
 
 ENOUGH = 2  # positions per index of the student; below that a fit says more about these positions than others
 FEW = "too few positions"
 ROUTED = "positions of teacher and student differ"
+UNSCALED = "scores are nearer without scaling"
+COMPARED = 256  # positions whose scores are compared: enough for a mean, and few enough for a large vocabulary
 
 
 def lift_reads(
@@ -36,6 +39,10 @@ def lift_reads(
     batches: Sequence[Batch], *, ridge: float,
 ) -> list[Site]:  # fmt: skip
     """Set the column compactors of `student` and the shifts of the biases beside them, read after read.
+
+    A table that is also looked up (a tied decoder) writes along the axis that it reads, so its columns stay. There the
+    vector that scales what is read (the last normalisation's weight) is fitted instead: `f = argmin E|W x_teacher -
+    W C (f * x_student)|^2`, since the logits are what is read for. It is kept if their softmax comes nearer as well.
 
     At each read `C = argmin E|x_teacher - C x_student - c0|^2` over all positions, where the student has been
     lifted at all earlier reads; then `W_student = R W C`, and `R W c0` goes into the bias, where there is one.
@@ -67,6 +74,7 @@ class _Lifter:
         self.compactions, self.trace, self.plan, self.ridge = compactions, trace, plan, ridge
         modules = {at: compactions[plan.reads[at].weight].maps[str(plan.reads[at].axis)] for at in plan.fitted}
         self.compactors = {at: module for at, module in modules.items() if isinstance(module, Compactor)}
+        self.vectors = scaled_reads(plan, compactions)
         self.uses = Counter(plan.reads[at].weight for at in self.compactors)
         self.starts = {plan.reads[at].weight: m.matrix.detach().T.clone() for at, m in self.compactors.items()}
         self.so_far: dict[str, Regression] = {}
@@ -74,24 +82,29 @@ class _Lifter:
 
     def run(self, batches: Sequence[Batch]) -> list[Site]:
         sites: list[Site] = []
-        if not self.compactors:
+        stops = {*self.compactors, *self.vectors}
+        if not stops:
             return sites
         with quiet_forward(self.teacher), quiet_forward(self.student), ExitStack() as stack:
             for compaction in self.compactions.values():  # one fold serves the students of all batches
                 stack.callback(compaction.drop_memo)
                 compaction.start_memo()
-            teachers = [self._teacher(batch) for batch in batches]
-            students = [self._student(batch, stack) for batch in batches]
+            teachers = [self._teacher(batch, stops) for batch in batches]
+            students = [self._student(batch, stops, stack) for batch in batches]
             pairs = list(zip(teachers, students, strict=True))
             regression: Regression | None = None
             previous: list[Stop | None] = []
             for at, here in track(
-                walk([*teachers, *students], self.compactors),
+                walk([*teachers, *students], stops),
                 "Calibrating",
-                total=len(self.compactors),
+                total=len(stops),
                 transient=True,
                 console=Console(stderr=True),
             ):
+                if at in self.vectors:
+                    sites.append(self._scale(at, pairs, here))
+                    previous = []  # what is read was written to
+                    continue
                 if not previous or not same(previous, here):
                     regression = self._observe(pairs, here[: len(pairs)], here[len(pairs) :], self.plan.reads[at])
                 previous = here
@@ -99,23 +112,26 @@ class _Lifter:
                 self._refresh(students, self.plan.reads[at])
         return sites
 
-    def _teacher(self, batch: Batch) -> Forward:
-        forward = Forward(self.teacher, prepared(self.teacher, batch), self.plan, self.compactors)
+    def _teacher(self, batch: Batch, stops: Collection[int]) -> Forward:
+        forward = Forward(self.teacher, prepared(self.teacher, batch), self.plan, stops)
         for name, tensor in self.trace.weights.items():
             forward.know(name, tensor)
         return forward
 
-    def _student(self, batch: Batch, stack: ExitStack) -> Forward:
-        forward = Forward(self.student, prepared(self.student, batch), self.plan, self.compactors)
+    def _student(self, batch: Batch, stops: Collection[int], stack: ExitStack) -> Forward:
+        forward = Forward(self.student, prepared(self.student, batch), self.plan, stops)
         for name, compaction in self.compactions.items():
             stack.callback(forward.watch(name, compaction))
         return forward
 
     def _observe(
         self, pairs: Sequence[tuple[Forward, Forward]], teacher: Sequence[Stop | None], student: Sequence[Stop | None],
-        read: Read,
+        read: Read, root: Tensor | None = None,
     ) -> Regression | None:  # fmt: skip
-        """Return the joint moments of this read, or None where positions cannot be paired."""
+        """Return the joint moments of this read, or None where positions cannot be paired.
+
+        What the teacher reads is seen through `root (m, n)`, if one is given.
+        """
         if read.routed:
             return None
         regression = None
@@ -127,6 +143,8 @@ class _Lifter:
             x, y = one.rows(mine), other.rows(theirs)
             if len(x) != len(y):
                 return None
+            if root is not None:
+                x = x.to(root.dtype) @ root.T
             regression = regression or Regression(x.shape[1], y.shape[1], x.device)
             regression.add(x, y)
         if regression is not None:
@@ -157,6 +175,53 @@ class _Lifter:
             for each in (start, lift.columns if lift is not None else start)
         )
         return Site(read.weight, read.axis, dim.size, size, seen.count if seen else 0, before, after, note)
+
+    @torch.no_grad()
+    def _scale(self, at: int, pairs: Sequence[tuple[Forward, Forward]], here: Sequence[Stop | None]) -> Site:
+        """Set the vectors that scale what one table reads."""
+        read, students = self.plan.reads[at], here[len(pairs) :]
+        dim = self.plan.axes[read.weight][read.axis]
+        size = self.plan.size(dim)
+        root, columns = seen_through(self.trace.weights[read.weight], read.axis, self.compactions[read.weight])
+        seen = self._observe(pairs, here[: len(pairs)], students, read, root)
+        if seen is None or seen.count < ENOUGH * size:
+            before = seen.error(columns, intercept=False) if seen is not None else float("nan")
+            note = ROUTED if seen is None else FEW
+            return Site(read.weight, read.axis, dim.size, size, seen.count if seen else 0, before, before, note)
+        factors = seen.scales(columns, self.ridge)
+        # Squares weigh every score alike, a softmax the high ones: what is nearer by squares may be farther off.
+        if not self._is_nearer(read, pairs, here, factors):
+            before = seen.error(columns, intercept=False)
+            return Site(read.weight, read.axis, dim.size, size, seen.count, before, before, UNSCALED)
+        for name in self.vectors[at]:
+            for choice in self.compactions[name].maps.values():
+                assert isinstance(choice, Choice)  # `scaled_reads` asked
+                choice.factors.mul_(factors.to(choice.factors))
+            self.compactions[name].start_memo()
+        for stop in students:
+            if stop is not None:  # scaled already, with the factors of before
+                stop.tensor.mul_(factors.to(stop.tensor).view([-1] + [1] * (stop.tensor.ndim - 1 - stop.axis)))
+        before, after = (seen.error(each, intercept=False) for each in (columns, columns * factors))
+        return Site(read.weight, read.axis, dim.size, size, seen.count, before, after)
+
+    def _is_nearer(
+        self, read: Read, pairs: Sequence[tuple[Forward, Forward]], here: Sequence[Stop | None], factors: Tensor
+    ) -> bool:
+        """Return whether a tied table's scores become more like the teacher's by `factors (k,)`, on some positions."""
+        table = self.trace.weights[read.weight].movedim(read.axis, -1).flatten(0, -2)
+        compactor = self.compactions[read.weight].maps[str(read.axis)]
+        assert isinstance(compactor, Compactor)  # `scaled_reads` asked
+        columns = compactor.matrix.detach().T
+        x, y = (
+            torch.cat([f.rows(stop) for f, stop in zip(forwards, stops, strict=True) if stop is not None])
+            for forwards, stops in zip(zip(*pairs, strict=True), (here[: len(pairs)], here[len(pairs) :]), strict=True)
+        )
+        some = torch.linspace(0, len(x) - 1, min(len(x), COMPARED), device=x.device).long()
+        bias = self.trace.weights[read.bias] if read.bias is not None else None
+        without, scaled = (
+            divergence(table, bias, x[some], y[some], each) for each in (columns, columns * factors.to(columns))
+        )
+        return scaled < without
 
     @torch.no_grad()
     def _write(self, read: Read, compactor: Compactor, lift: Lift) -> None:

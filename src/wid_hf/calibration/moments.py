@@ -119,6 +119,26 @@ class Regression:
         offset = self.teacher - columns @ self.student if intercept else torch.zeros_like(self.teacher)
         return Lift(columns, offset)
 
+    def scales(self, columns: Tensor, ridge: float) -> Tensor:
+        """Return `argmin E|x_teacher - C (f * x_student)|^2 + r |f - 1|^2 (k,)`: one factor per index of the student.
+
+        With `S = E[x_student x_student^T]` the normal equations are `((C^T C) * S) f = diag(C^T E[x_teacher
+        x_student^T])`, products `*` element by element.
+
+        Args:
+            columns: C `(n, k)`.
+            ridge: `r` as a share of the mean diagonal of `(C^T C) * S`.
+        """
+        cross, second, _ = self._moments(False)
+        columns = columns.to(second)
+        normal = (columns.T @ columns) * second
+        strength = ridge * normal.diagonal().mean()
+        ones = torch.ones(len(second)).to(second)
+        if strength <= TINY:  # a stream that never moves
+            return ones
+        missed = (columns * cross).sum(0) - normal @ ones
+        return ones + _ridged(normal, float(strength), missed[:, None])[:, 0]
+
     def error(self, columns: Tensor, intercept: bool) -> float:
         """Return `E|x_teacher - C x_student - c0|^2 / E|x_teacher|^2` with the best `c0`, or none.
 

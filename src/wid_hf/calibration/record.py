@@ -26,8 +26,8 @@ class Site:
         student_size: indices of what the student reads.
         positions: how many positions were compared.
         before: share of the teacher's energy that the start misses, `E|x_t - C x_s|^2 / E|x_t|^2`; about the
-            mean where the module has a bias. `C` selects, or undoes the rotation inside heads. NaN where nothing
-            could be compared.
+            mean where the module has a bias. `C` selects, or undoes the rotation inside heads. Of a table that is also
+            looked up it is the share of its outputs. NaN where nothing could be compared.
         after: the same with the lift; equal to `before` where nothing could be fitted.
         note: why nothing was fitted, or empty.
     """

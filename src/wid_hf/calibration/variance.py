@@ -17,8 +17,9 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..coupling.dims import Dim, factors_of, find, leaves, parts_of
+from ..coupling.dims import Dim, leaves
 from ..coupling.plan import Plan
+from ..coupling.selection import leaf_sums
 from ..coupling.trace import Dims, Trace, quiet_forward
 from ..errors import DataError
 
@@ -71,7 +72,7 @@ def variance_indices(
         variance = site.variance()
         if not torch.isfinite(variance).all():
             raise DataError("The teacher's activations on the calibration data are not finite; check its dtype.")
-        for leaf, score in _by_leaf(plan, dim, variance / variance.mean().clamp(min=1e-30)):
+        for leaf, score in leaf_sums(plan, dim, variance / variance.mean().clamp(min=1e-30)):
             scores[leaf] = scores[leaf] + score
     return {leaf: _largest(scores[leaf], leaf, plan) for leaf in wanted} | dict(plan.matched)
 
@@ -119,27 +120,6 @@ def _rows(tensor: Tensor, axis: int, mask: Tensor | None) -> Tensor:
     if mask is not None and axis >= 2 and tensor.shape[:2] == mask.shape:
         return tensor.movedim(axis, -1)[mask.bool()].reshape(-1, tensor.shape[axis])
     return tensor.movedim(axis, -1).reshape(-1, tensor.shape[axis])
-
-
-def _by_leaf(plan: Plan, dim: Dim, values: Tensor) -> Iterable[tuple[Dim, Tensor]]:
-    """Yield each leaf of an axis with `values` summed over everything else: `(n,)`, or `(n_outer, n)`."""
-    dim = find(dim)
-    if dim.parts:
-        parts = parts_of(dim)
-        for part, piece in zip(parts, values.split([part.size for part in parts]), strict=True):
-            yield from _by_leaf(plan, part, piece)
-        return
-    factors = [find(factor) for factor in factors_of(dim)]
-    grid = values.view([factor.size for factor in factors])
-    for place, factor in enumerate(factors):
-        outer = plan.under.get(factor)
-        kept = [at for at, other in enumerate(factors) if at == place or other is outer]
-        others = [at for at in range(len(factors)) if at not in kept]
-        reduced = grid.sum(others) if others else grid
-        if factor.parts:
-            yield from _by_leaf(plan, factor, reduced)
-        else:
-            yield factor, reduced
 
 
 def _largest(score: Tensor, leaf: Dim, plan: Plan) -> Tensor:

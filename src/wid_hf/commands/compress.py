@@ -27,8 +27,11 @@ def compress(
     head_strategy: options.Strategy = options.HeadStrategy.dim,
     overrides: options.Overrides = None,
     init: Annotated[
-        options.Init, typer.Option(help="Solve for the start on texts of --train, or only select.")
-    ] = options.Init.calibrated,
+        options.Init | None,
+        typer.Option(
+            help="Solve for the start on texts of --train (default), or only select (--schedule progressive)."
+        ),
+    ] = None,
     selection: Annotated[
         options.Selection | None, typer.Option(help="Which of the teacher's indices the start keeps.")
     ] = None,
@@ -41,6 +44,10 @@ def compress(
     ridge: Annotated[
         float, typer.Option(help="How strongly lifts are held at selection, above 0; more for few texts.")
     ] = WidConfig.ridge,
+    schedule: Annotated[
+        options.Schedule,
+        typer.Option(help="Narrow from the first step, or from full width by the paper's proportions or step counts."),
+    ] = options.Schedule.narrow,
     steps: Annotated[
         int, typer.Option(min=0, help="Optimizer steps; 0 leaves the student at its start.")
     ] = CompressSettings.steps,
@@ -65,11 +72,12 @@ def compress(
         head_dim,
         head_strategy,
         overrides,
-        init=init.value,
+        init=init.value if init is not None else None,
         selection=selection.value if selection is not None else None,
         calibration_samples=calibration_samples,
         calibration_batch_size=calibration_batch_size,
         ridge=ridge,
+        schedule=schedule.stated,
     )
     settings = CompressSettings(
         steps=steps,

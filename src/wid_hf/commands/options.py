@@ -9,6 +9,7 @@ import typer
 
 from ..config import WidConfig
 from ..errors import ConfigError
+from ..schedule import WidSchedule
 
 
 class HeadStrategy(str, Enum):
@@ -31,6 +32,19 @@ class Selection(str, Enum):
     first = "first"
     variance = "variance"
     pivots = "pivots"
+
+
+class Schedule(str, Enum):
+    """The words of `--schedule`."""
+
+    narrow = "narrow"
+    progressive = "progressive"
+    paper = "paper"
+
+    @property
+    def stated(self) -> str | WidSchedule:
+        """What `WidConfig` takes for it."""
+        return WidSchedule.paper() if self is Schedule.paper else self.value
 
 
 Teacher = Annotated[str, typer.Argument(help="Folder or Hub id of the teacher.")]

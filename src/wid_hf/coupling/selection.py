@@ -1,13 +1,15 @@
-"""Flat index lists of whole axes from the index sets of their leaves.
+"""From the leaves of an axis to the axis and back: indices, factors, sums.
 
-Takes a tree and one index set per leaf, gives the kept flat indices of an axis. Called by `verify` (all
-indices, permuted) and by `compaction` (some indices).
+Takes a tree and something for each leaf (an index set, factors), gives the same for the whole axis; or takes values of
+an axis and gives their sums for each leaf. Called by `verify` (all indices, permuted), `compaction`, `calibration`
+and `progress`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor
 
 from .dims import Dim, factors_of, find, parts_of
@@ -23,6 +25,52 @@ A leaf without an entry keeps all its indices.
 def axis_indices(plan: Plan, dim: Dim, sets: IndexSets) -> list[int]:
     """Return the flat indices of the axis `dim` that `sets` keep, in the student's order."""
     return _indices(plan, dim, sets, {})
+
+
+def leaf_sums(plan: Plan, dim: Dim, values: Tensor) -> Iterable[tuple[Dim, Tensor]]:
+    """Yield each leaf of an axis with `values (n,)` summed over all else, `(n_leaf,)` or `(n_outer, n_leaf)`."""
+    dim = find(dim)
+    if dim.parts:
+        parts = parts_of(dim)
+        for part, piece in zip(parts, values.split([part.size for part in parts]), strict=True):
+            yield from leaf_sums(plan, part, piece)
+        return
+    factors = [find(factor) for factor in factors_of(dim)]
+    grid = values.view([factor.size for factor in factors])
+    for place, factor in enumerate(factors):
+        others = [at for at in range(len(factors)) if at not in _places(plan, factors, place)]
+        reduced = grid.sum(others) if others else grid
+        if factor.parts:
+            yield from leaf_sums(plan, factor, reduced)
+        else:
+            yield factor, reduced
+
+
+def axis_factors(plan: Plan, dim: Dim, factors: Mapping[Dim, Tensor]) -> Tensor:
+    """Return for each index of an axis the product of what `factors` has for it in each leaf, `(n,)` float64.
+
+    Args:
+        plan: knows which leaf lies inside which.
+        dim: the axis.
+        factors: `(n_leaf,)` or `(n_outer, n_leaf)` for some leaves; 1 for all others.
+    """
+    dim = find(dim)
+    if dim.parts:
+        return torch.cat([axis_factors(plan, part, factors) for part in parts_of(dim)])
+    inside = [find(factor) for factor in factors_of(dim)]
+    grid = torch.ones([factor.size for factor in inside], dtype=torch.float64)
+    for place, factor in enumerate(inside):
+        own = factors.get(factor) if factor.is_leaf else axis_factors(plan, factor, factors)
+        if own is not None:
+            along = _places(plan, inside, place) if own.ndim == 2 else [place]
+            grid = grid * own.to(grid).view([size if at in along else 1 for at, size in enumerate(grid.shape)])
+    return grid.flatten()
+
+
+def _places(plan: Plan, factors: list[Dim], place: int) -> list[int]:
+    """Return the places of a factor and of the leaf around it, if that stands in the same product."""
+    outer = plan.under.get(factors[place])
+    return [at for at, other in enumerate(factors) if at == place or other is outer]
 
 
 def _indices(plan: Plan, dim: Dim, sets: IndexSets, chosen: dict[Dim, int]) -> list[int]:

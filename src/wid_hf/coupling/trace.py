@@ -85,6 +85,7 @@ class Trace:
         tables: groups of embedding tables whose rows are summed.
         twins: weights that no example reached and that follow a weight of a sibling module, by name.
         idle: weights that no code reads.
+        reduced: for each module every dimension that one of its own operations sums up or takes statistics over.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -103,6 +104,7 @@ class Trace:
         self.tables: list[set[str]] = []
         self.reads: list[Read] = []
         self.looked_up_tables: set[str] = set()
+        self.reduced: dict[str, list[Dim]] = defaultdict(list)
         self._aligned: list[Dim] = []
         self._dims = WeakIdKeyDictionary()
         self._carriers = WeakIdKeyDictionary()
@@ -156,6 +158,10 @@ class Trace:
     def reason(self, text: str) -> Reason:
         """Return `text` with the current module and operation."""
         return Reason(self._calls[-1][0], self._operation, text)
+
+    def note_reduction(self, dim: Dim) -> None:
+        """Record that the current operation combines all indices of `dim` into one number."""
+        self.reduced[self._calls[-1][0]].append(dim)
 
     def weight_name(self, tensor: Tensor) -> str | None:
         """Return the name of the weight that `tensor` is, or None."""

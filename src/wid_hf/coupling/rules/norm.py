@@ -19,6 +19,8 @@ aten = torch.ops.aten
 
 
 def _scaled_by(trace: Trace, out: Tensor, dims: Sequence[Dim], *weights: Tensor | None) -> None:
+    for dim in dims:
+        trace.note_reduction(dim)
     for weight in weights:
         if weight is not None:
             for dim, own in zip(dims, trace.dims(weight), strict=True):
@@ -62,7 +64,8 @@ def group_norm(
 ) -> list[Dims]:  # fmt: skip
     """`(b, groups x rest, space)`: statistics over rest and space."""
     dims = trace.dims(a)
-    group, _ = split_product(dims[1], [groups, channels // groups], trace.reason("does not divide into groups"))
+    group, rest = split_product(dims[1], [groups, channels // groups], trace.reason("does not divide into groups"))
+    trace.note_reduction(rest)
     for given in (weight, bias):
         if given is not None:
             trace.unify(trace.dims(given)[0], dims[1])

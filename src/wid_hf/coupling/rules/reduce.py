@@ -20,6 +20,8 @@ aten = torch.ops.aten
 def _reduced(trace: Trace, out: Tensor, a: Tensor, places: int | Sequence[int] | None, keep: bool) -> Dims:
     chosen = range(a.ndim) if places is None or places == [] else [places] if isinstance(places, int) else places
     gone = {place % a.ndim for place in chosen} if a.ndim else set()
+    for place in gone:
+        trace.note_reduction(trace.dims(a)[place])
     kept = [Dim(1) if place in gone else dim for place, dim in enumerate(trace.dims(a))]
     return tuple(dim for place, dim in enumerate(kept) if keep or place not in gone)
 
