@@ -28,10 +28,10 @@ ALLOWED = {
     "inputs": {"coupling", "errors"},
     "student": {"config", "coupling", "errors", "inputs"},
     "fingerprint": set(),
-    "checkpoint": {"config", "errors", "fingerprint"},
+    "adapter": {"config", "errors", "fingerprint"},
     "tuner": {
         "calibration",
-        "checkpoint",
+        "adapter",
         "compaction",
         "config",
         "coupling",

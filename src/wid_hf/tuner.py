@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from .adapter import fitting_state, proved_state, refuse_other_teacher, saved_state
 from .calibration import Calibration, calibrated_start
-from .checkpoint import fitting_state, proved_state, refuse_other_teacher, saved_state
 from .compaction import Compaction, first_indices, folded_weights, install
 from .config import WidConfig
 from .coupling import Plan
@@ -75,7 +75,7 @@ class WidModel(BaseTuner):
         """
         if hasattr(self, "_planned"):
             raise WidError(ONE_ADAPTER)
-        if nn.Linear(1, 1).weight.is_meta:
+        if nn.LayerNorm(1).weight.is_meta:  # its weight is made without random numbers
             raise WidError(
                 "low_cpu_mem_usage=True has nothing to save here: no weight of the teacher is copied. Drop it."
             )
