@@ -177,12 +177,18 @@ def nudge(teacher: BertForMaskedLM) -> BertForMaskedLM:
     return teacher
 
 
+def drawn_anew(teacher: BertForMaskedLM) -> BertForMaskedLM:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)  # the fixture's is 0
+        return BertForMaskedLM(teacher.config)
+
+
 @pytest.mark.parametrize(
     "other",
     [
         nudge,
         lambda teacher: teacher.to(torch.bfloat16),
-        lambda teacher: BertForMaskedLM(teacher.config),
+        drawn_anew,
         lambda teacher: BertForMaskedLM(type(teacher.config)(**{**teacher.config.to_dict(), "num_hidden_layers": 1})),
     ],
 )

@@ -18,6 +18,7 @@ from transformers import AutoModelForMaskedLM, BertForMaskedLM, Trainer, Trainer
 
 from wid_hf import (
     ConfigError,
+    TrainingError,
     WidCallback,
     WidConfig,
     WidError,
@@ -417,6 +418,26 @@ def test_the_best_checkpoint_may_lie_before_the_shrink(tiny_bert: BertForMaskedL
     best = int(str(trainer.state.best_model_checkpoint).rsplit("-", 1)[1])
     assert trainer.model.base_model.is_wide == (best < 11)
     assert float(trainer.evaluate()["eval_loss"]) == pytest.approx(float(trainer.state.best_metric), rel=1e-5)
+
+
+def test_a_loss_that_is_not_finite_right_after_the_shrink_stops_at_the_shrunk_weights(
+    tiny_bert: BertForMaskedLM, tmp_path: Path
+) -> None:
+    class Poison(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
+            if state.global_step == 11:
+                rows[0] = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+                model.base_model.model.cls.predictions.bias.data.fill_(float("nan"))
+
+    rows: list[Any] = [None]
+    trainer = WidTrainer(
+        model=get_wid_model(tiny_bert, half()), args=arguments(tmp_path, max_steps=16, logging_steps=16),
+        train_dataset=masked_rows(), callbacks=[Poison()],
+    )  # fmt: skip
+    with pytest.raises(TrainingError, match=r"nan after 11 of 16 steps.*after step 11, whose loss was finite"):
+        trainer.train()
+    compactors = [name for name in rows[0] if name.endswith(".matrix")]
+    assert compactors and all(torch.equal(trainer.model.state_dict()[n], rows[0][n]) for n in compactors)
 
 
 def test_calibration_has_no_place_in_a_progressive_training(tiny_bert: BertForMaskedLM) -> None:

@@ -239,11 +239,12 @@ class WidTrainer(Trainer):
     ) -> Tensor:
         """Forward and backward; refuse a loss that is not finite."""
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if not torch.isfinite(loss):
-            self._go_back(float(loss))
         step = self.state.global_step
         if self._good is not None and any(self._good[1][n].shape != p.shape for n, p in self._trained()):
-            self._good = None  # the model has shrunk since
+            # The model has shrunk since; what it is made of came from a step whose loss was finite.
+            self._good = step, {n: p.detach().clone() for n, p in self._trained()}
+        if not torch.isfinite(loss):
+            self._go_back(float(loss))
         if self._good is None or (step != self._good[0] and step % self._keep_every() == 0):
             self._good = step, {n: p.detach().clone() for n, p in self._trained()}
         return loss
