@@ -74,16 +74,17 @@ def starts(
     limit_minutes: Minutes = None, output: Output = PAGE,
 ) -> None:  # fmt: skip
     """Train from three starts equally: the learning rates of `wid-hf compress`, half width."""
-    lines = [
-        "`python benchmarks/calibration starts`: equal training at half width, with the learning rates that "
-        "`wid-hf compress` has for each start.",
-        "",
-    ]
     store = _store(limit_minutes)
     for subject in _subjects(teacher):
         runs = {name: (name, LEARNING_RATES[subject.objective, STARTS[name].init]) for name in TRAINED}
-        lines += _trained(subject, store, runs, steps or STEPS[subject.name], seeds, batch_size)
-    print(write_section(output, "After equal training", lines))
+        count = steps or STEPS[subject.name]
+        lines = [
+            f"`python benchmarks/calibration starts {_options(subject, count, seeds, batch_size)}`: equal training at "
+            "half width, with the learning rates that `wid-hf compress` has for each start.",
+            "",
+            *_trained(subject, store, runs, count, seeds, batch_size),
+        ]
+        print(write_section(output, f"After equal training: {subject.name}", lines))
 
 
 @app.command()
@@ -92,11 +93,6 @@ def sweep(
     limit_minutes: Minutes = None, output: Output = PAGE,
 ) -> None:  # fmt: skip
     """Train at half width with learning rates over one grid for each start, so that none is better tuned."""
-    lines = [
-        "`python benchmarks/calibration sweep`: at half width. A run is named by its start and its learning rates, of "
-        "compactors / of the teacher's weights.",
-        "",
-    ]
     store = _store(limit_minutes)
     for subject in _subjects(teacher):
         runs = {
@@ -104,8 +100,14 @@ def sweep(
             for start in SWEPT
             for rates in subject.grid
         }
-        lines += _trained(subject, store, runs, steps or STEPS[subject.name], seeds, batch_size)
-    print(write_section(output, "Learning rates", lines))
+        count = steps or STEPS[subject.name]
+        lines = [
+            f"`python benchmarks/calibration sweep {_options(subject, count, seeds, batch_size)}`: at half width. A "
+            "run is named by its start and its learning rates, of compactors / of the teacher's weights.",
+            "",
+            *_trained(subject, store, runs, count, seeds, batch_size),
+        ]
+        print(write_section(output, f"Learning rates: {subject.name}", lines))
 
 
 @app.command()
@@ -121,15 +123,20 @@ def schedules(
     store = _store(limit_minutes)
     picture = output.with_name("schedules.png")
     lines = [
-        "`python benchmarks/calibration schedules`: the reaction BERT to half width, with the learning rates that "
-        f"`wid-hf compress` has for each start ({SCRATCH_RATE:g} from scratch). Progressive runs take the default "
-        "schedule, whose choices are final after 2 % of all steps, or one ten times slower.",
+        f"`python benchmarks/calibration schedules --steps {steps} --seeds {seeds} --batch-size {batch_size}`: the "
+        "reaction BERT to half width, with the learning rates that `wid-hf compress` has for each start "
+        f"({SCRATCH_RATE:g} from scratch). Progressive runs take the default schedule, whose choices are final after "
+        "2 % of all steps, or one ten times slower.",
         "",
         *_trained(subject, store, runs, steps, seeds, batch_size, picture),
     ]
     if picture.exists():
         lines += [f"![Losses and widths over steps]({picture.name})", ""]
     print(write_section(output, "Schedules", lines))
+
+
+def _options(subject: Subject, steps: int, seeds: int, batch_size: int) -> str:
+    return f"--teacher {subject.name} --steps {steps} --seeds {seeds} --batch-size {batch_size}"
 
 
 def _subjects(names: list[str] | None) -> list[Subject]:
