@@ -192,6 +192,23 @@ def test_every_optimizer_goes_on_after_the_shrink(tiny_bert: BertForMaskedLM, ma
     assert torch.isfinite(loss)
 
 
+def test_moments_in_blocks_of_8_bits_start_anew_with_a_warning(tiny_bert: BertForMaskedLM) -> None:
+    """As bitsandbytes and torchao keep them: rows cannot be cut out of blocks."""
+    model = get_wid_model(tiny_bert, half())
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    model.wid_begin(16, optimizer)
+    for parameter in model.parameters():
+        optimizer.state[parameter] = {"state1": torch.zeros(parameter.numel(), dtype=torch.uint8)}
+    with pytest.warns(UserWarning, match=r"SGD keeps its moments in a form that cannot be cut; those of \d+"):
+        for step in range(1, 12):
+            model.wid_step(step)
+    assert not model.base_model.is_wide
+    live = dict(model.named_parameters())
+    compactors = [p for name, p in live.items() if name.endswith(".matrix")]
+    assert compactors and not any(p in optimizer.state for p in compactors)
+    assert all(p in optimizer.state for name, p in live.items() if not name.endswith(".matrix"))
+
+
 @pytest.mark.parametrize("at", [3, 6, 9, 10, 11, 13], ids=lambda at: f"step {at}")
 def test_half_the_steps_and_a_resume_equal_all_steps_bit_for_bit_in_every_phase(
     tiny_bert: BertForMaskedLM, tmp_path: Path, at: int

@@ -110,12 +110,14 @@ def _cut(name: str, value: object, old: Tensor, to: Moved) -> object | None:
     """Return an entry of an optimizer's state for the kept rows, or None where its form is unknown."""
     if not isinstance(value, Tensor) or value.ndim == 0 or value.numel() == 1:
         return value
+    if not value.is_floating_point():
+        return None
     factors = to.factors.to(value) ** (-2 if "sq" in name else -1)  # gradients are divided by the factor
     if name.endswith("_row") and value.shape == old.shape[:1]:  # Adafactor's means over columns
         return value[to.rows] * factors
     if name.endswith("_col") and value.shape == old.shape[1:]:
         return value
-    if value.shape == old.shape and value.is_floating_point():
+    if value.shape == old.shape:
         return value[to.rows] * factors[:, None]
     return None
 
