@@ -19,7 +19,7 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
-from toys import save_teacher, texts, word_tokenizer
+from toys import CONFIGS, save_teacher, texts, word_tokenizer
 from transformers import BertForMaskedLM, DataCollatorForLanguageModeling, TrainerCallback
 
 from wid_hf import WidConfig, WidError, WidTrainer, WidTrainingArguments, get_wid_model
@@ -27,16 +27,6 @@ from wid_hf.checkpoints import last_whole_checkpoint, missing_parts, refuse_torn
 from wid_hf.data import tokenize
 
 SCRIPT = Path(__file__).parent / "distributed" / "train.py"
-CONFIGS: dict[str, dict[str, Any]] = {
-    "identity": {"hidden_size": 12, "intermediate_size": 24, "init": "identity"},
-    "calibrated": {"hidden_size": 12, "intermediate_size": 24, "calibration_samples": 32},
-    # Choices after steps 1 and 2, narrow after step 4: a run that stops after step 3 resumes before the shrink.
-    "progressive": {
-        "hidden_size": 12,
-        "intermediate_size": 24,
-        "schedule": {"mask_interval": 1, "mask_increments": 2, "decay_to_zero_steps": 2},
-    },
-}
 READ_BY_RESUMING = (
     "adapter_config.json", "adapter_model.safetensors", "optimizer.pt", "rng_state.pth", "scheduler.pt",
     "trainer_state.json",

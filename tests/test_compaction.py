@@ -7,6 +7,7 @@ from math import sqrt
 import pytest
 import torch
 from torch import Tensor, nn
+from toys import noisy
 from transformers import BertConfig, BertForMaskedLM
 
 from wid_hf import WidConfig, get_wid_model
@@ -14,15 +15,6 @@ from wid_hf.compaction import Choice, Compaction, Compactor
 
 IDS = torch.arange(21).view(3, 7) + 2
 QUERY = "bert.encoder.layer.0.attention.self.query"
-
-
-def noisy(model: nn.Module, scale: float = 0.3) -> None:
-    """Take every compactor away from its start."""
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith(".matrix"):
-                parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
 
 
 @pytest.fixture

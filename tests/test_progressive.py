@@ -14,6 +14,7 @@ from architectures import ARCHITECTURES, every_case
 from peft import PeftModel
 from test_trainer import arguments, masked_rows
 from torch import Tensor, nn
+from toys import noisy
 from transformers import AutoModelForMaskedLM, BertForMaskedLM, Trainer, TrainerCallback, TrainingArguments
 
 from wid_hf import (
@@ -68,14 +69,6 @@ def outputs(model: nn.Module, inputs: dict[str, Tensor] | None = None) -> Tensor
     return result
 
 
-def noisy(model: nn.Module) -> None:
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith(".matrix"):
-                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-
-
 @every_case
 def test_the_wide_model_starts_as_the_teacher(family: str, strategy: str) -> None:
     row = ARCHITECTURES[family]
@@ -89,7 +82,7 @@ def test_the_wide_model_starts_as_the_teacher(family: str, strategy: str) -> Non
 def test_once_rows_are_zero_the_wide_model_equals_the_shrunk_one(family: str, strategy: str) -> None:
     row = ARCHITECTURES[family]
     wid = get_wid_model(row.build(), progressive(row, strategy), example_inputs=row.inputs)
-    noisy(wid)
+    noisy(wid, 0.1)
     for step in range(1, 12):  # without an optimizer, so it stays wide
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -386,6 +379,8 @@ def test_widths_are_logged_and_drawn(tiny_bert: BertForMaskedLM, tmp_path: Path)
     kept = [entry["wid/kept/bert.embeddings.word_embeddings.weight[1]"] for entry in logs]
     assert [kept[at - 1] for at in (1, 2, 4, 6, 8, 16)] == [24, 21, 18, 15, 12, 12]
     assert [entry["wid/wide"] for entry in logs[:12]] == [1.0] * 10 + [0.0] * 2
+    assert [round(entry["wid/penalty"], 3) for entry in logs[:4]] == [0.0, 0.0, 0.333, 0.0]
+    assert logs[-1]["wid/penalty"] == 1.0
     assert logs[0]["wid/dropped_norm"] == 0 < logs[5]["wid/dropped_norm"]
     assert logs[-1]["wid/dropped_norm"] == 0
     assert any(entry.get("wid/tokens_per_second", 0) > 0 for entry in logs)

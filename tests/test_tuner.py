@@ -16,6 +16,7 @@ from architectures import ARCHITECTURES, every_case, planned
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from toys import noisy
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -34,15 +35,6 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from wid_hf import ConfigError, WidConfig, WidError, WidModel, get_wid_model
 
 IDS = {"input_ids": torch.arange(21).view(3, 7) + 2}
-
-
-def noisy(model: nn.Module) -> None:
-    """Take every compactor away from its start."""
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith(".matrix"):
-                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
 
 
 @cache

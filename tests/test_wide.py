@@ -72,6 +72,18 @@ def test_a_normalisation_of_kept_indices_is_the_narrow_one(kind: Any) -> None:
     assert (wide(x) - whole).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("norm", [lambda x: x.norm(2, -1), lambda x: torch.linalg.vector_norm(x, 2, -1)])
+def test_the_order_of_a_norm_is_not_taken_for_a_dimension(norm: Any) -> None:
+    class Norm(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return norm(x)
+
+    module, mode, x = Norm(), _OverKept(12), torch.randn(3, 12)
+    _around(module, [mode])
+    mode.kept = KEPT
+    assert torch.allclose(module(x), x[:, KEPT].norm(dim=-1))
+
+
 def test_dropped_entries_are_normalised_by_the_statistics_of_the_kept() -> None:
     torch.manual_seed(0)
     norm, mode, x = made(nn.LayerNorm, 12), _OverKept(12), torch.randn(3, 12)

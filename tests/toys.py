@@ -1,16 +1,30 @@
-"""Toys that several tests need: a word tokenizer, texts in its words, and folders of tiny teachers."""
+"""Toys that several tests need: a word tokenizer, texts in its words, tiny teachers, configs and noise."""
 
 from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import nn
 from transformers import BertConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+
+# One student of a BERT with hidden size 24 for each way to start and to become narrow.
+CONFIGS: dict[str, dict[str, Any]] = {
+    "identity": {"hidden_size": 12, "intermediate_size": 24, "init": "identity"},
+    "calibrated": {"hidden_size": 12, "intermediate_size": 24, "calibration_samples": 32},
+    # Choices after steps 1 and 2, narrow after step 4: a run that stops after step 3 resumes before the shrink.
+    "progressive": {
+        "hidden_size": 12,
+        "intermediate_size": 24,
+        "schedule": {"mask_interval": 1, "mask_increments": 2, "decay_to_zero_steps": 2},
+    },
+}
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
@@ -54,3 +68,12 @@ def save_teacher(folder: Path, model_class: type[PreTrainedModel], hidden: int =
         model_class(config).save_pretrained(folder)
     word_tokenizer().save_pretrained(folder)
     return folder
+
+
+def noisy(model: nn.Module, scale: float = 0.3) -> None:
+    """Take every compactor away from its start."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(".matrix"):
+                parameter.add_(scale * torch.randn(parameter.shape, generator=generator))

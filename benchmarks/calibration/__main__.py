@@ -77,13 +77,9 @@ def starts(
     store = _store(limit_minutes)
     for subject in _subjects(teacher):
         runs = {name: (name, LEARNING_RATES[subject.objective, STARTS[name].init]) for name in TRAINED}
+        told = "equal training at half width, with the learning rates that `wid-hf compress` has for each start."
         count = steps or STEPS[subject.name]
-        lines = [
-            f"`python benchmarks/calibration starts {_options(subject, count, seeds, batch_size)}`: equal training at "
-            "half width, with the learning rates that `wid-hf compress` has for each start.",
-            "",
-            *_trained(subject, store, runs, count, seeds, batch_size),
-        ]
+        lines = _trained(f"starts --teacher {subject.name}", told, subject, store, runs, count, seeds, batch_size)
         print(write_section(output, f"After equal training: {subject.name}", lines))
 
 
@@ -100,13 +96,9 @@ def sweep(
             for start in SWEPT
             for rates in subject.grid
         }
+        told = "at half width. A run is named by its start and its learning rates, compactors / teacher's weights."
         count = steps or STEPS[subject.name]
-        lines = [
-            f"`python benchmarks/calibration sweep {_options(subject, count, seeds, batch_size)}`: at half width. A "
-            "run is named by its start and its learning rates, of compactors / of the teacher's weights.",
-            "",
-            *_trained(subject, store, runs, count, seeds, batch_size),
-        ]
+        lines = _trained(f"sweep --teacher {subject.name}", told, subject, store, runs, count, seeds, batch_size)
         print(write_section(output, f"Learning rates: {subject.name}", lines))
 
 
@@ -122,21 +114,15 @@ def schedules(
     runs = {name: (name, rates[name]) for name in SCHEDULES}
     store = _store(limit_minutes)
     picture = output.with_name("schedules.png")
-    lines = [
-        f"`python benchmarks/calibration schedules --steps {steps} --seeds {seeds} --batch-size {batch_size}`: the "
-        "reaction BERT to half width, with the learning rates that `wid-hf compress` has for each start "
+    told = (
+        "the reaction BERT to half width, with the learning rates that `wid-hf compress` has for each start "
         f"({SCRATCH_RATE:g} from scratch). Progressive runs take the default schedule, whose choices are final after "
-        "2 % of all steps, or one ten times slower.",
-        "",
-        *_trained(subject, store, runs, steps, seeds, batch_size, picture),
-    ]
+        "2 % of all steps, or one ten times slower."
+    )
+    lines = _trained("schedules", told, subject, store, runs, steps, seeds, batch_size, picture)
     if picture.exists():
         lines += [f"![Losses and widths over steps]({picture.name})", ""]
     print(write_section(output, "Schedules", lines))
-
-
-def _options(subject: Subject, steps: int, seeds: int, batch_size: int) -> str:
-    return f"--teacher {subject.name} --steps {steps} --seeds {seeds} --batch-size {batch_size}"
 
 
 def _subjects(names: list[str] | None) -> list[Subject]:
@@ -185,13 +171,18 @@ def _untrained(subject: Subject, store: Store, widths: list[str] | None, starts:
 
 
 def _trained(
-    subject: Subject, store: Store, runs: Mapping[str, tuple[str, tuple[float, float]]], steps: int, seeds: int,
-    batch_size: int, picture: Path | None = None,
+    command: str, told: str, subject: Subject, store: Store, runs: Mapping[str, tuple[str, tuple[float, float]]],
+    steps: int, seeds: int, batch_size: int, picture: Path | None = None,
 ) -> list[str]:  # fmt: skip
     """Return lines about trainings: `runs` are starts with learning rates, by the name that the table has for them.
 
+    The first line is the whole `command` and what is `told` of it.
     Losses and widths of the first seed's runs are drawn to `picture`.
     """
+    head = [
+        f"`python benchmarks/calibration {command} --steps {steps} --seeds {seeds} --batch-size {batch_size}`: {told}",
+        "",
+    ]
     sizes = subject.sizes["1/2"]
     found: dict[str, list[Record]] = {name: [] for name in runs}
     for seed in range(seeds):  # first all with one seed, so that what a short time allows can be compared
@@ -211,7 +202,7 @@ def _trained(
                 found[name].append(made)
     done = [made for records in found.values() for made in records]
     if not done:
-        return [f"{subject.name}: no run is finished yet.", ""]
+        return [*head, f"{subject.name}: no run is finished yet.", ""]
     missing = len(runs) * seeds - len(done)
     if picture is not None:
         draw_curves({name: records[0] for name, records in found.items() if records}, picture)
@@ -225,6 +216,7 @@ def _trained(
         if records
     ]  # fmt: skip
     return [
+        *head,
         f"**{subject.name}**, {steps} steps of {batch_size} texts of at most {subject.max_length} tokens, scored on "
         f"{subject.scored_texts} others; before → after. {made_by(done)}"
         + (f" {missing} runs are missing." if missing else ""),

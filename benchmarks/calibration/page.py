@@ -19,7 +19,7 @@ records in `.cache/results`; a run that is recorded there is not repeated.
 
 def write_section(page: Path, title: str, lines: Iterable[str]) -> str:
     """Put a section into `page` in the place of the one with this title, or at its end, and return it."""
-    section = "\n".join([f"## {title}", *lines]) + "\n"
+    section = "\n".join([f"## {title}", *lines]).rstrip("\n") + "\n"
     text = page.read_text(encoding="utf-8") if page.exists() else HEAD
     before, found, rest = text.partition(f"\n## {title}\n")
     _, more, after = rest.partition("\n## ")

@@ -7,7 +7,7 @@ student that shrinks. `tuner` calls `install` and `folded_weights`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -191,6 +191,16 @@ def compactions(student: nn.Module) -> dict[str, Compaction]:
                 if isinstance(step, Compaction):  # a stock model's own may be weight norm
                     found[f"{name}.{attribute}" if name else attribute] = step
     return found
+
+
+def compactor_axes(model: nn.Module, plan: Plan) -> Iterator[tuple[Compactor, Dim]]:
+    """Yield every compactor of an installed model once, with the tree of the axis that it acts on."""
+    seen = set()
+    for name, compaction in compactions(model).items():
+        for axis, module in compaction.maps.items():
+            if name in plan.axes and isinstance(module, Compactor) and module not in seen:
+                seen.add(module)
+                yield module, plan.axes[name][int(axis)]
 
 
 class _Maps:

@@ -13,13 +13,14 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from .compaction import Compactor, compactions, shrinking_leaves
+from .compaction import Compactor, compactor_axes, shrinking_leaves
 from .coupling import Dim, Plan
 from .coupling.dims import leaves
+from .coupling.plan import Key, key
 from .coupling.selection import axis_factors, leaf_sums
 from .errors import WidError
 from .penalty import fade, pull_by_moments
-from .schedule import Timeline, WidSchedule
+from .schedule import Kind, Timeline, WidSchedule
 
 KEPT = -1  # in the place of the step at which an index was dropped
 
@@ -52,7 +53,9 @@ class Progress(nn.Module):
         self.chose_at: int | None = None
         self.leaves = shrinking_leaves(plan)
         outer = set(plan.under.values())
-        self.kinds = ["width" if leaf in plan.under else "head" if leaf in outer else "stream" for leaf in self.leaves]
+        self.kinds: list[Kind] = [
+            "width" if leaf in plan.under else "head" if leaf in outer else "stream" for leaf in self.leaves
+        ]
         self.names = _names(plan, self.leaves, self.kinds)
         for at, leaf in enumerate(self.leaves):
             shape = (plan.under[leaf].size, leaf.size) if leaf in plan.under else (leaf.size,)
@@ -122,12 +125,13 @@ class Progress(nn.Module):
         if self.schedule.selection == "importance":
             self._note_importance(wide)
         if self.schedule.penalty == "adam_moment":
-            dropped = {leaf: (self._dropped(at) == KEPT).double() for at, leaf in enumerate(self.leaves)}
-            matrices = [(c.matrix, self._along(dim, dropped, c) == 0) for c, dim in self._compactors(wide)]
+            matrices = [(compactor.matrix, rows) for compactor, rows in self._dropped_rows(wide)]
             pull_by_moments(optimizer, matrices, self.schedule.strength)
 
     def figures(self, wide: nn.Module | None) -> dict[str, float]:
         """Return what a log shows: kept indices of each coupled dimension (layers taken together), norm of what fades.
+
+        The penalty is what the rows that were dropped last have lost by now, as a share.
 
         Args:
             wide: the wide model; None once it is narrow.
@@ -138,14 +142,13 @@ class Progress(nn.Module):
             figures[f"wid/kept/{name}"] = float(kept)
         fading = 0.0
         if wide is not None:
-            kept_now = {leaf: (self._dropped(at) == KEPT).double() for at, leaf in enumerate(self.leaves)}
-            for compactor, dim in self._compactors(wide):
-                rows = compactor.matrix.detach()[self._along(dim, kept_now, compactor) == 0]
-                fading += float(rows.double().square().sum())
+            for compactor, rows in self._dropped_rows(wide):
+                fading += float(compactor.matrix.detach()[rows].double().square().sum())
         figures["wid/dropped_norm"] = fading**0.5
         if self.timeline is not None and self.schedule.penalty == "decoupled":
-            ages = [int(self.steps) - int(d.max()) for d in map(self._dropped, range(len(self.leaves)))]
-            figures["wid/penalty"] = 1 - self.timeline.remaining(max(0, min(ages, default=0)), self.schedule.strength)
+            last = max(int(self._dropped(at).max()) for at in range(len(self.leaves)))
+            left = self.timeline.remaining(int(self.steps) - last, self.schedule.strength) if last != KEPT else 1.0
+            figures["wid/penalty"] = 1 - left
         return figures
 
     def _dropped(self, at: int) -> Tensor:
@@ -157,7 +160,7 @@ class Progress(nn.Module):
         increment = self.timeline.increment(step)
         for at, (leaf, score) in enumerate(zip(self.leaves, self._scores(wide), strict=True)):
             final = self.plan.targets[leaf]
-            kept = self.timeline.kept(leaf.size, final, increment, self.kinds[at])  # type: ignore[arg-type]
+            kept = self.timeline.kept(leaf.size, final, increment, self.kinds[at])
             dropped = self._dropped(at)
             dead = (dropped != KEPT) & (step - dropped >= self.timeline.decay) & (self.schedule.penalty == "decoupled")
             gone = _lowest(score.masked_fill(dead, -1.0), leaf.size - kept)
@@ -169,8 +172,8 @@ class Progress(nn.Module):
         if self.schedule.penalty == "adam_moment" and step < self.timeline.shrink_step:
             return
         factors = {leaf: self._left(self._dropped(at), seen, step) for at, leaf in enumerate(self.leaves)}
-        for compactor, dim in self._compactors(wide):
-            fade(compactor.matrix, self._along(dim, factors, compactor))
+        for compactor, left in self._rows(wide, factors):
+            fade(compactor.matrix, left)
 
     def _left(self, dropped: Tensor, seen: int, step: int) -> Tensor:
         assert self.timeline is not None
@@ -186,7 +189,7 @@ class Progress(nn.Module):
         """Return what every index of every leaf counts for."""
         if self.schedule.selection == "importance":
             return [self.get_buffer(f"importance_{at}") for at in range(len(self.leaves))]
-        rows = {c: c.matrix.detach().double().norm(dim=1) for c, _ in self._compactors(wide)}
+        rows = {c: c.matrix.detach().double().norm(dim=1) for c, _ in compactor_axes(wide, self.plan)}
         return self._sums(wide, rows)
 
     def _note_importance(self, wide: nn.Module) -> None:
@@ -196,7 +199,7 @@ class Progress(nn.Module):
         """
         products = {
             c: (c.matrix.detach() * c.matrix.grad).double().sum(dim=1)
-            for c, _ in self._compactors(wide)
+            for c, _ in compactor_axes(wide, self.plan)
             if c.matrix.grad is not None
         }
         for at, score in enumerate(self._sums(wide, products)):
@@ -205,7 +208,7 @@ class Progress(nn.Module):
     def _sums(self, wide: nn.Module, rows: Mapping[Compactor, Tensor]) -> list[Tensor]:
         """Return, for each leaf, values of the rows of compactors summed over all rows that go together."""
         sums: dict[Dim, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
-        for compactor, dim in self._compactors(wide):
+        for compactor, dim in compactor_axes(wide, self.plan):
             if compactor in rows:
                 for leaf, values in leaf_sums(self.plan, dim, rows[compactor]):
                     sums[leaf] = sums[leaf].to(values.device) + values
@@ -214,20 +217,20 @@ class Progress(nn.Module):
             for at, leaf in enumerate(self.leaves)
         ]
 
-    def _compactors(self, wide: nn.Module) -> Iterator[tuple[Compactor, Dim]]:
-        """Yield every compactor once, with the tree of the axis that it acts on, if that axis shrinks."""
-        seen = set()
-        for name, compaction in compactions(wide).items():
-            for axis, module in compaction.maps.items():
-                if isinstance(module, Compactor) and module not in seen and name in self.plan.axes:
-                    seen.add(module)
-                    dim = self.plan.axes[name][int(axis)]
-                    if self.plan.size(dim) < dim.size:
-                        yield module, dim
-
-    def _along(self, dim: Dim, factors: Mapping[Dim, Tensor], compactor: Compactor) -> Tensor:
+    def _rows(self, wide: nn.Module, factors: Mapping[Dim, Tensor]) -> Iterator[tuple[Compactor, Tensor]]:
+        """Yield every compactor with what `factors` of leaves come to for its rows, `(n,)`."""
         on_cpu = {leaf: tensor.cpu() for leaf, tensor in factors.items()}
-        return axis_factors(self.plan, dim, on_cpu).to(compactor.matrix.device)
+        made: dict[Key, Tensor] = {}  # most compactors of a model share a few dimensions
+        for compactor, dim in compactor_axes(wide, self.plan):
+            if key(dim) not in made:
+                made[key(dim)] = axis_factors(self.plan, dim, on_cpu)
+            yield compactor, made[key(dim)].to(compactor.matrix.device)
+
+    def _dropped_rows(self, wide: nn.Module) -> Iterator[tuple[Compactor, Tensor]]:
+        """Yield every compactor with which of its rows are dropped, `(n,)` bool."""
+        kept = {leaf: (self._dropped(at) == KEPT).double() for at, leaf in enumerate(self.leaves)}
+        for compactor, share in self._rows(wide, kept):
+            yield compactor, share == 0
 
 
 def _lowest(score: Tensor, count: int) -> Tensor:
@@ -241,7 +244,7 @@ def _where(mask: Tensor) -> Tensor:
     return mask.nonzero()[:, -1].view(*mask.shape[:-1], -1)
 
 
-def _names(plan: Plan, wanted: list[Dim], kinds: list[str]) -> list[str]:
+def _names(plan: Plan, wanted: list[Dim], kinds: list[Kind]) -> list[str]:
     """Return the first weight axis that holds each leaf, layer numbers left out, and which part of it the leaf is."""
     names: dict[Dim, str] = {}
     for weight, axes in plan.axes.items():

@@ -14,6 +14,7 @@ from .errors import ConfigError
 
 Penalty = Literal["decoupled", "adam_moment"]
 Score = Literal["norm", "importance"]
+Kind = Literal["stream", "head", "width"]  # whole heads, the inside of heads, and all else
 
 PAPER_STEPS = 400_000
 
@@ -149,7 +150,7 @@ class Timeline:
         """Return how many choices are due by `step`."""
         return min(self.increments, step * self.increments // self.window)
 
-    def kept(self, full: int, final: int, increment: int, kind: Literal["stream", "head", "width"] = "stream") -> int:
+    def kept(self, full: int, final: int, increment: int, kind: Kind = "stream") -> int:
         """Return how many indices are kept after some choices.
 
         Args:

@@ -107,7 +107,8 @@ class WidTrainer(Trainer):
         self.add_callback(_CalibrateFirst(self))
         self.add_callback(WidCallback(self))
         self.add_callback(_CountEpochs(self))
-        self._good: tuple[int, dict[str, Tensor]] | None = None
+        # Step, model (a progressive training changes it) and weights.
+        self._good: tuple[int, nn.Module, dict[str, Tensor]] | None = None
         wanted = getattr(self.args, "distillation", [])
         if wanted and self.args.n_gpu > 1:
             raise TrainingError(
@@ -240,20 +241,23 @@ class WidTrainer(Trainer):
         """Forward and backward; refuse a loss that is not finite."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         step = self.state.global_step
-        if self._good is not None and any(self._good[1][n].shape != p.shape for n, p in self._trained()):
-            # The model has shrunk since; what it is made of came from a step whose loss was finite.
-            self._good = step, {n: p.detach().clone() for n, p in self._trained()}
+        if self._good is not None and self._good[1] is not self.model.base_model.model:
+            self._keep_weights()  # it has shrunk since; what it is made of came from a step whose loss was finite
         if not torch.isfinite(loss):
             self._go_back(float(loss))
         if self._good is None or (step != self._good[0] and step % self._keep_every() == 0):
-            self._good = step, {n: p.detach().clone() for n, p in self._trained()}
+            self._keep_weights()
         return loss
+
+    def _keep_weights(self) -> None:
+        weights = {name: p.detach().clone() for name, p in self._trained()}
+        self._good = self.state.global_step, self.model.base_model.model, weights
 
     def _go_back(self, loss: float) -> None:
         step = self.state.global_step
         kept = "No step had a finite loss, so the weights are those before training."
         if self._good is not None:
-            good, tensors = self._good
+            good, _, tensors = self._good
             with torch.no_grad():
                 for name, parameter in self._trained():
                     parameter.copy_(tensors[name])

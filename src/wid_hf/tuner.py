@@ -189,7 +189,7 @@ class WidModel(BaseTuner):
         if self.progress.timeline is None:
             self.wid_begin()
         if self.progress.advance(self.model, step) and self._statistics is not None:
-            self._statistics.keep(self.progress.kept(), self.teacher.device)
+            self._statistics.keep(self.progress.kept())
         if not self.is_wide or not self.progress.finished:
             return False
         if self._optimizer is None or not can_carry(self._optimizer):
@@ -345,7 +345,7 @@ class WidModel(BaseTuner):
                 self.model.peft_config = adapters
                 self.kept = self._kept({}).to(self.kept.device)
             if self._statistics is not None:
-                self._statistics.keep(self.progress.kept(), self.teacher.device)
+                self._statistics.keep(self.progress.kept())
 
     def _kept(self, sets: IndexSets) -> Tensor:
         return torch.tensor(axis_indices(self.plan, self._planned[0].trace.output_dims[0][-1], sets))

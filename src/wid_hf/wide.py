@@ -14,16 +14,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from .compaction import Compactor, compactions
+from .compaction import compactor_axes
 from .coupling import Dim, Plan, Trace
 from .coupling.plan import key
 from .coupling.selection import IndexSets, axis_indices
 from .coupling.trace import output_tensors, quiet_forward
 from .errors import PlanError
 
-REDUCTIONS = {
+NORMS = {torch.norm, Tensor.norm, torch.linalg.vector_norm}
+REDUCTIONS = NORMS | {
     torch.mean, Tensor.mean, torch.sum, Tensor.sum, torch.var, Tensor.var, torch.std, Tensor.std,
-    torch.norm, Tensor.norm, torch.linalg.vector_norm, torch.amax, Tensor.amax, torch.amin, Tensor.amin,
+    torch.amax, Tensor.amax, torch.amin, Tensor.amin,
 }  # fmt: skip
 
 
@@ -41,7 +42,7 @@ class KeptStatistics:
     """
 
     def __init__(self, wide: nn.Module, plan: Plan, trace: Trace) -> None:
-        self.plan = plan
+        self.wide, self.plan = wide, plan
         self.modes: list[tuple[Dim, _OverKept]] = []
         for name, dims in trace.reduced.items():
             shrinking = {key(dim): dim for dim in dims if plan.size(dim) < dim.size}
@@ -56,8 +57,9 @@ class KeptStatistics:
                 self.modes += zip(shrinking.values(), modes, strict=True)
                 _around(wide.get_submodule(name), modes)
 
-    def keep(self, sets: IndexSets, device: torch.device) -> None:
+    def keep(self, sets: IndexSets) -> None:
         """Take statistics over these indices from now on; all of them where `sets` drop none."""
+        device = next(self.wide.parameters()).device
         for dim, mode in self.modes:
             indices = axis_indices(self.plan, dim, sets)
             mode.kept = torch.tensor(indices, device=device) if len(indices) < dim.size else None
@@ -79,22 +81,17 @@ def check_wide(
     Raises:
         PlanError: the outputs differ; the narrow schedule remains.
     """
-    squares = [
-        (module, plan.axes[name][int(axis)])
-        for name, compaction in compactions(wide).items()
-        for axis, module in compaction.maps.items()
-        if name in plan.axes and isinstance(module, Compactor)
-    ]
+    squares = list(compactor_axes(wide, plan))
     with torch.no_grad():
         for square, dim in squares:
             kept = torch.zeros(dim.size)
             kept[axis_indices(plan, dim, sets)] = 1
             square.matrix.copy_(torch.diag(kept))
-        statistics.keep(sets, next(wide.parameters()).device)
+        statistics.keep(sets)
         with quiet_forward(wide), quiet_forward(narrow):
             of_wide = output_tensors(wide(**trace.examples[0].inputs))
             of_narrow = output_tensors(narrow(**trace.examples[0].inputs))
-        statistics.keep({}, next(wide.parameters()).device)
+        statistics.keep({})
         for square, dim in squares:
             square.matrix.copy_(torch.eye(dim.size))
     for whole, theirs, dims in zip(of_wide, of_narrow, trace.output_dims, strict=False):
@@ -131,7 +128,8 @@ class _OverKept(TorchFunctionMode):
             return func(*args, **given)
         if func in (functional.layer_norm, functional.rms_norm) and len(args[1]) == 1:
             return _normalised(func is functional.layer_norm, self.kept, *args, **given)
-        if func in REDUCTIONS and _reduces_last(tensor, args[1:], given):
+        others = args[2:] if func in NORMS else args[1:]  # an order stands before the dimensions
+        if func in REDUCTIONS and _reduces_last(tensor, others, given):
             kept = tensor.index_select(-1, self.kept)
             return func(kept, *args[1:], **given) if args else func(**{**given, "input": kept})
         return func(*args, **given)

@@ -12,21 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from toys import CONFIGS
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, BertForMaskedLM, LlamaForCausalLM
 
 pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).parent / "train.py"
-CONFIGS: dict[str, dict[str, Any]] = {
-    "identity": {"hidden_size": 12, "intermediate_size": 24, "init": "identity"},
-    "calibrated": {"hidden_size": 12, "intermediate_size": 24, "calibration_samples": 32},
-    # Choices after steps 1 and 2, narrow after step 4: a run that stops after step 3 resumes before the shrink.
-    "progressive": {
-        "hidden_size": 12,
-        "intermediate_size": 24,
-        "schedule": {"mask_interval": 1, "mask_increments": 2, "decay_to_zero_steps": 2},
-    },
-}
 # Every launcher finds a free port by itself. Without --cpu, which starts one process; the script asks for the CPU.
 ALONE = [sys.executable]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

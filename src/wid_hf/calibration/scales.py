@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ..compaction import Choice, Compaction, Compactor
 from ..coupling.carrier import Carrier
@@ -76,7 +77,7 @@ def divergence(table: Tensor, bias: Tensor | None, x: Tensor, y: Tensor, columns
     offset = bias.detach().float() if bias is not None else rows.new_zeros(())
     wanted = torch.log_softmax(x.float() @ rows.T + offset, dim=-1)
     found = torch.log_softmax(y.float() @ (rows @ columns.float()).T + offset, dim=-1)
-    return float((wanted.exp() * (wanted - found)).sum(-1).mean())
+    return float(functional.kl_div(found, wanted, reduction="batchmean", log_target=True))
 
 
 def _columns(compactions: Mapping[str, Compaction], weight: str, axis: int) -> Compactor | None:
