@@ -162,12 +162,14 @@ def restart(
     plan: Plan,
     sets: IndexSets,
     rotations: Mapping[Carrier, Tensor] | None = None,
+    vectors: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Set every map of an installed student back to selecting `sets`, in place; shifts become zero.
 
-    `rotations (k, n)` take the place of selection in the stretches of axes that they name.
+    `rotations (k, n)` take the place of selection in the stretches of axes that they name, and the weights named in
+    `vectors (k,)` start at these values.
     """
-    maps = _Maps(plan, sets, teacher_weights, rotations)
+    maps = _Maps(plan, sets, teacher_weights, rotations, vectors)
     for name, compaction in compactions(student).items():
         if name in teacher_weights:
             for axis, fresh in maps.of(name).items():
@@ -212,12 +214,14 @@ class _Maps:
         sets: IndexSets,
         weights: Mapping[str, Tensor],
         rotations: Mapping[Carrier, Tensor] | None = None,
+        vectors: Mapping[str, Tensor] | None = None,
         square: bool = False,
     ) -> None:
         self.plan = plan
         self.sets = sets
         self.weights = weights
         self.rotations = rotations or {}
+        self.vectors = vectors or {}
         self.square = square
         self.shared: dict[Any, Compactor | Choice] = {}
 
@@ -247,7 +251,9 @@ class _Maps:
             factors = torch.ones(dim.size) if self.square else self._factors(weight, axis)[indices]
             device, dtype = self.weights[weight].device, self.weights[weight].dtype
             factors = factors.to(torch.promote_types(dtype, torch.float32))
-            if place[0] == "choice":
+            if place[0] == "choice" and weight in self.vectors:
+                self.shared[place] = self._choice_of(weight, axis)
+            elif place[0] == "choice":
                 self.shared[place] = Choice(indices.to(device), factors.to(device))
             else:
                 start = torch.zeros(len(indices), dim.size, dtype=factors.dtype)
@@ -255,6 +261,13 @@ class _Maps:
                 self._rotate(start, indices, *place[1:])
                 self.shared[place] = Compactor(start.to(device))
         return self.shared[place]
+
+    def _choice_of(self, weight: str, axis: int) -> Choice:
+        """Return what makes the given vector of a teacher's vector: by its largest entries, to divide by no zero."""
+        given, wanted = self.weights[weight].detach(), self.vectors[weight]
+        indices = given.abs().argsort(descending=True)[: len(wanted)]
+        factors = wanted.to(given.device) / given[indices].to(given.device, wanted.dtype)
+        return Choice(indices, factors.to(torch.promote_types(given.dtype, torch.float32)))
 
     def _rotate(self, start: Tensor, indices: Tensor, *place: Any) -> None:
         """Replace selection by the rotations of this axis; the factors of its indices stay."""

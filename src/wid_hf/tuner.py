@@ -241,11 +241,14 @@ class WidModel(BaseTuner):
         """Return the teacher."""
         return self.teacher
 
-    def calibrate(self, batches: Iterable[Batch], *, lifts: bool = True, spectra: bool = True) -> None:
+    def calibrate(
+        self, batches: Iterable[Batch], *, lifts: bool = True, spectra: bool = True, basis: bool = True
+    ) -> None:
         """Set the start of every compactor from the teacher's activations on `batches`; training so far is undone.
 
         With `init="calibrated"` indices are chosen, the inside of attention heads is turned to what matters most,
-        and each weight's columns are fitted so that it reads from the student's stream what the teacher reads.
+        and each weight's columns are fitted so that it reads from the student's stream what the teacher reads. A
+        stream that is proved to meet only RMS norms and matrices keeps its principal directions in place of indices.
         With `init="identity"` only indices are chosen.
 
         Args:
@@ -253,6 +256,7 @@ class WidModel(BaseTuner):
                 labels are not used.
             lifts: False leaves the fitting of columns out, to see what it is worth.
             spectra: False leaves the turning of heads out.
+            basis: False keeps indices of every stream.
 
         Raises:
             DataError: there is no batch or nothing but padding, too few tokens, or activations are not finite.
@@ -266,7 +270,7 @@ class WidModel(BaseTuner):
         solved = config.init == "calibrated"
         sets, found = calibrated_start(
             teacher, self.model, planned.trace, planned.plan, batches, selection=config.selection,
-            lifts=lifts and solved, spectra=spectra and solved, ridge=config.ridge,
+            lifts=lifts and solved, spectra=spectra and solved, basis=basis and solved, ridge=config.ridge,
         )  # fmt: skip
         self.calibration = found if solved else None
         self.kept.copy_(self._kept(sets))
