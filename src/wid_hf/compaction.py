@@ -19,6 +19,7 @@ from .coupling.carrier import Carrier
 from .coupling.dims import leaves
 from .coupling.plan import key
 from .coupling.selection import IndexSets, axis_indices
+from .fold import along, fold
 
 
 class Compactor(nn.Module):
@@ -34,11 +35,7 @@ class Compactor(nn.Module):
 
     def forward(self, tensor: Tensor, axis: int) -> Tensor:
         """Map `axis` of `tensor` from n to k."""
-        if axis == tensor.ndim - 1:
-            return tensor @ self.matrix.T
-        if tensor.ndim == 2:
-            return self.matrix @ tensor
-        return torch.tensordot(self.matrix, tensor, dims=([1], [axis])).movedim(0, axis)
+        return along(tensor, self.matrix, axis)
 
     def extra_repr(self) -> str:
         """Return `n -> k` for the printed module."""
@@ -83,28 +80,39 @@ class Compaction(nn.Module):
         super().__init__()
         self.maps = nn.ModuleDict({str(axis): module for axis, module in maps.items()})
         self.shift = nn.Parameter(shift) if shift is not None else None
+        self.held: Tensor | None = None  # what stands for the fold until it is None again
         self._memo: dict[bool, Tensor] | None = None  # by whether gradients are recorded
 
     def forward(self, original: Tensor) -> Tensor:
-        """Fold `(d_out, d_in) -> (k_out, k_in)`: never in less than float32, returned in the teacher's dtype."""
+        """Return the student's weight `(k_out, k_in)`, folded anew unless a fold is held or shared."""
+        if self.held is not None:
+            return self.held
         memo, recording = self._memo, torch.is_grad_enabled()
         if memo is not None and _inside_checkpoint():
             memo = None  # the checkpoint repeats this part later, when the memo is gone: fold here as well
         if memo is not None and recording in memo:
             return memo[recording]
-        with torch.autocast(original.device.type, enabled=False):
-            folded = original.to(torch.promote_types(original.dtype, torch.float32))
-            for axis, module in self.maps.items():
-                folded = module(folded, int(axis))
-            if self.shift is not None:
-                folded = folded + self.shift
-            folded = folded.to(original.dtype).contiguous()  # as a loaded weight is
+        folded = self.fold(original)
         if not recording and _may_look_trained():
             # Torch picks its way through a product by this even where nothing is recorded: round as a parameter does.
             folded.requires_grad_(original.requires_grad)
         if memo is not None:
             memo[recording] = folded
         return folded
+
+    def fold(self, original: Tensor) -> Tensor:
+        """Fold `(d_out, d_in) -> (k_out, k_in)`: never in less than float32, returned in the teacher's dtype."""
+        with torch.autocast(original.device.type, enabled=False):
+            folded = original
+            for axis, module in self.maps.items():
+                if isinstance(module, Choice):
+                    folded = module(folded, int(axis))
+            matrices = {int(axis): module.matrix for axis, module in self.maps.items() if isinstance(module, Compactor)}
+            if matrices:
+                folded = fold(folded, matrices)
+            if self.shift is not None:
+                folded = folded + self.shift
+            return folded.to(original.dtype).contiguous()  # as a loaded weight is
 
     def start_memo(self) -> None:
         """Keep the next fold and reuse it: for weights that several modules share, during one forward."""

@@ -1,0 +1,119 @@
+"""Folds held over an optimizer step: the same gradients, one fold, nothing left behind."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from architectures import ARCHITECTURES, every_case
+from test_trainer import HALF, arguments, masked_rows
+from torch import Tensor, nn
+from transformers import BertForMaskedLM
+
+from wid_hf import TrainingError, WidConfig, WidTrainer, get_wid_model
+from wid_hf.compaction import Compaction
+from wid_hf.held import HeldFolds, folded_once
+
+
+@pytest.fixture
+def folds(monkeypatch: pytest.MonkeyPatch) -> Counter[Compaction]:
+    """How often each weight was folded."""
+    counts: Counter[Compaction] = Counter()
+    original = Compaction.fold
+
+    def counted(self: Compaction, tensor: Tensor) -> Tensor:
+        counts[self] += 1
+        return original(self, tensor)
+
+    monkeypatch.setattr(Compaction, "fold", counted)
+    return counts
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+@every_case
+def test_held_folds_give_the_gradients_of_folding_each_time(family: str, strategy: str) -> None:
+    row = ARCHITECTURES[family]
+    config = WidConfig(**row.halved, head_strategy=strategy, init="identity")
+    wid = get_wid_model(row.build(), config, example_inputs=row.inputs).eval()
+
+    def micro_batches() -> None:
+        for shift in (1.0, 2.0):
+            out = wid(**row.inputs)[0]
+            (out * torch.linspace(-1, shift, out.shape[-1])).sum().backward()
+
+    micro_batches()
+    wanted = gradients(wid)
+    held = HeldFolds(wid.base_model.model)
+    held.hold()
+    micro_batches()
+    held.release()
+    found = gradients(wid)
+    assert found.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-8, name
+    assert all(made.held is None for made in wid.modules() if isinstance(made, Compaction))
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_a_training_step_folds_once_however_it_is_accumulated(
+    tiny_bert: BertForMaskedLM, tmp_path: Path, folds: Counter[Compaction], accumulation: int
+) -> None:
+    args = arguments(
+        tmp_path, per_device_train_batch_size=16 // accumulation, gradient_accumulation_steps=accumulation, max_steps=3
+    )
+    trainer = WidTrainer(model=get_wid_model(tiny_bert, HALF), args=args, train_dataset=masked_rows())
+    trainer.train()
+    everything = {made for made in trainer.model.modules() if isinstance(made, Compaction)}
+    assert folds == Counter(dict.fromkeys(everything, 3))
+
+
+def test_an_evaluation_folds_once(tiny_bert: BertForMaskedLM, tmp_path: Path, folds: Counter[Compaction]) -> None:
+    args = arguments(tmp_path, per_device_eval_batch_size=4)
+    trainer = WidTrainer(model=get_wid_model(tiny_bert, HALF), args=args, eval_dataset=masked_rows())
+    loss = trainer.evaluate()["eval_loss"]
+    assert set(folds.values()) == {1}
+    with torch.no_grad():
+        trainer.model.base_model.model.bert.embeddings.word_embeddings.parametrizations.weight[0].maps[
+            "1"
+        ].matrix.zero_()
+    assert trainer.evaluate()["eval_loss"] != loss  # nothing old is remembered
+
+
+def test_a_step_that_fails_lets_go_of_its_folds(tiny_bert: BertForMaskedLM, tmp_path: Path) -> None:
+    class Breaks(WidTrainer):
+        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+            if self.state.global_step == 1:
+                raise RuntimeError("no more")
+            return super().compute_loss(*args, **kwargs)
+
+    args = arguments(tmp_path, gradient_accumulation_steps=2)
+    trainer = Breaks(model=get_wid_model(tiny_bert, HALF), args=args, train_dataset=masked_rows())
+    with pytest.raises(RuntimeError, match="no more"):
+        trainer.train()
+    assert all(made.held is None for made in trainer.model.modules() if isinstance(made, Compaction))
+
+
+def test_an_infinite_loss_lets_go_of_the_folds(tiny_bert: BertForMaskedLM, tmp_path: Path) -> None:
+    args = arguments(tmp_path, gradient_accumulation_steps=2, learning_rate=1e12)
+    trainer = WidTrainer(model=get_wid_model(tiny_bert, HALF), args=args, train_dataset=masked_rows())
+    with pytest.raises(TrainingError, match="finite"):
+        trainer.train()
+    assert all(made.held is None for made in trainer.model.modules() if isinstance(made, Compaction))
+
+
+def test_folding_once_for_several_forwards_changes_no_output(tiny_bert: BertForMaskedLM) -> None:
+    wid = get_wid_model(tiny_bert, HALF).eval()
+    ids = torch.arange(21).view(3, 7) + 5
+    with torch.no_grad():
+        wanted = wid(input_ids=ids).logits
+        with folded_once(wid.base_model.model):
+            assert torch.equal(wid(input_ids=ids).logits, wanted)
+            assert torch.equal(wid(input_ids=ids).logits, wanted)
