@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TEACHERS := .cache/teachers
 
-.PHONY: help setup teachers test slow quality format demo clean
+.PHONY: help setup teachers test slow quality format demo bench clean
 
 help:
 	@echo "make test     set up what is needed and run the fast tests"
 	@echo "make slow     run the long tests too"
 	@echo "make demo     halve a sentence encoder in a few minutes and show what came out"
+	@echo "make bench    measure training steps beside the bare student's; ARGS=--small for a quick look"
 	@echo "make quality  lint, format and types"
 
 setup: $(READY)
@@ -42,6 +43,9 @@ format: setup
 
 demo: setup
 	$(BIN)/python examples/demo.py
+
+bench: setup
+	$(BIN)/python benchmarks/speed $(ARGS)
 
 clean:
 	rm -rf $(VENV) .cache demo

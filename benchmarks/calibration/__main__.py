@@ -8,6 +8,7 @@ folder to measure anew.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Annotated
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.append(str(Path(__file__).parents[1] / "shared"))
 
 import datasets
 import typer
@@ -28,6 +30,10 @@ from training import train
 from wid_hf.compress import LEARNING_RATES
 
 PAGE = ROOT / "docs" / "starts.md"
+HEAD = """# Starts measured
+Written by `python benchmarks/calibration`; do not edit. Each section is what the command under its title made of the \
+records in `.cache/results`; a run that is recorded there is not repeated.
+"""
 RESULTS = ROOT / ".cache" / "results"
 ALL = STARTS | SCHEDULES
 SCRATCH_RATE = 1e-3  # the best of ../shared/design.md's coarse sweep for a half-width student
@@ -57,7 +63,7 @@ def ablation(
     store = _store(limit_minutes)
     for subject in _subjects(teacher):
         lines += _untrained(subject, store, width, STARTS)
-    print(write_section(output, "Without training", lines))
+    print(write_section(output, HEAD, "Without training", lines))
 
 
 @app.command()
@@ -65,7 +71,7 @@ def decoder(width: Widths = None, limit_minutes: Minutes = None, output: Output 
     """Measure starts of SmolLM2-135M, one of them in an orthogonal basis: perplexity on Wikinews."""
     lines = ["`python benchmarks/calibration decoder`: no training at all.", ""]
     lines += _untrained(DECODER, _store(limit_minutes), width, DECODER_STARTS)
-    print(write_section(output, "A decoder without training", lines))
+    print(write_section(output, HEAD, "A decoder without training", lines))
 
 
 @app.command()
@@ -80,7 +86,7 @@ def starts(
         told = "equal training at half width, with the learning rates that `wid-hf compress` has for each start."
         count = steps or STEPS[subject.name]
         lines = _trained(f"starts --teacher {subject.name}", told, subject, store, runs, count, seeds, batch_size)
-        print(write_section(output, f"After equal training: {subject.name}", lines))
+        print(write_section(output, HEAD, f"After equal training: {subject.name}", lines))
 
 
 @app.command()
@@ -99,7 +105,7 @@ def sweep(
         told = "at half width. A run is named by its start and its learning rates, compactors / teacher's weights."
         count = steps or STEPS[subject.name]
         lines = _trained(f"sweep --teacher {subject.name}", told, subject, store, runs, count, seeds, batch_size)
-        print(write_section(output, f"Learning rates: {subject.name}", lines))
+        print(write_section(output, HEAD, f"Learning rates: {subject.name}", lines))
 
 
 @app.command()
@@ -122,7 +128,7 @@ def schedules(
     lines = _trained("schedules", told, subject, store, runs, steps, seeds, batch_size, picture)
     if picture.exists():
         lines += [f"![Losses and widths over steps]({picture.name})", ""]
-    print(write_section(output, "Schedules", lines))
+    print(write_section(output, HEAD, "Schedules", lines))
 
 
 def _subjects(names: list[str] | None) -> list[Subject]:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
+from memory import peak, reset_peak
 from peft import PeftModel
 from store import Record
 from subjects import Batch, Subject
@@ -99,22 +99,11 @@ def measure_start(subject: Subject, sizes: Mapping[str, Any], start: Start, seed
     """Return figures of a student that nothing trained, and what it took to start it."""
     model = uncalibrated(subject.teacher(), sizes, start)
     batches = subject.calibration(seed)  # tokenized before the clock starts
-    before = _reset_peak()
+    before = reset_peak()
     began, used = time.perf_counter(), time.process_time()
     calibrate(model, start, batches)
     return {
         "start_seconds": time.perf_counter() - began, "start_cpu_seconds": time.process_time() - used,
-        "start_gigabytes": _peak() - before, "scores": subject.score(model),
+        "start_gigabytes": peak() - before, "scores": subject.score(model),
         "parameters": model_size(model.merge_and_unload()).total,
     }  # fmt: skip
-
-
-def _reset_peak() -> float:
-    """Forget this process's peak of resident memory (Linux) and return what it holds now, in GB."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return _peak()
-
-
-def _peak() -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024 / 1e9

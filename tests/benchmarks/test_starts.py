@@ -23,10 +23,12 @@ SIZES = {width: {"hidden_size": 4 * share, "intermediate_size": 8 * share} for w
 @pytest.fixture(scope="module", autouse=True)
 def modules() -> Iterator[None]:
     """Make the package's modules importable by the names that they have for each other, here alone."""
-    names = {file.stem for file in FOLDER.glob("*.py")}
-    sys.path.insert(0, str(FOLDER))
+    folders = (FOLDER, FOLDER.with_name("shared"))
+    names = {file.stem for folder in folders for file in folder.glob("*.py")}
+    sys.path[:0] = map(str, folders)
     yield
-    sys.path.remove(str(FOLDER))
+    for folder in folders:
+        sys.path.remove(str(folder))
     for name in names - {"__main__"}:
         sys.modules.pop(name, None)
 
@@ -165,7 +167,7 @@ def test_a_section_takes_the_place_of_its_older_self_and_leaves_the_others(comma
 
     page = tmp_path / "page.md"
     for title, line in (("One", "old"), ("Two", "kept"), ("One", "new"), ("Three", "last"), ("Three", "newest")):
-        write_section(page, title, [line])
+        write_section(page, "# Page\n", title, [line])
     text = page.read_text()
     assert [line for line in text.splitlines() if line][-6:] == [
         "## One",

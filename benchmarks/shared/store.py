@@ -28,17 +28,21 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Store:
-    """A folder of records; after `deadline` (`time.monotonic`) nothing new is begun."""
+    """A folder of records; after `deadline` (`time.monotonic`) nothing new is begun.
+
+    With `anew` what is recorded is made once more.
+    """
 
     folder: Path
     deadline: float = inf
+    anew: bool = False
 
     def get(self, settings: Record, make: Callable[[], Record]) -> Record | None:
-        """Return the record of `settings`, made now if there is none; None if there is no time left for it."""
+        """Return the record of `settings`, made now if there is none or all are made anew; None without time for it."""
         text = json.dumps(settings, sort_keys=True)
         label = " ".join(str(value) for value in settings.values())
         file = self.folder / settings["what"] / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
-        if file.exists():
+        if file.exists() and not self.anew:
             return json.loads(file.read_text(encoding="utf-8"))
         if time.monotonic() > self.deadline:
             return None
@@ -59,7 +63,7 @@ class Store:
 
 def _commit() -> str:
     """Return the last commit of the library, with a mark if it or these benchmarks have changed since."""
-    changed = _git("status", "--porcelain", "--", "src", "benchmarks/calibration")
+    changed = _git("status", "--porcelain", "--", "src", "benchmarks")
     return (_git("log", "-1", "--format=%h", "--", "src") or "unknown") + ("-dirty" if changed else "")
 
 

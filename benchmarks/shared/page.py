@@ -1,4 +1,4 @@
-"""docs/starts.md: one section for each command, replaced when its command ran again.
+"""A page of docs with one section for each command, replaced when its command ran again.
 
 Takes records, gives Markdown tables.
 """
@@ -11,16 +11,14 @@ from statistics import mean, stdev
 
 from store import Record
 
-HEAD = """# Starts measured
-Written by `python benchmarks/calibration`; do not edit. Each section is what the command under its title made of the \
-records in `.cache/results`; a run that is recorded there is not repeated.
-"""
 
+def write_section(page: Path, head: str, title: str, lines: Iterable[str]) -> str:
+    """Put a section into `page` in the place of the one with this title, or at its end, and return it.
 
-def write_section(page: Path, title: str, lines: Iterable[str]) -> str:
-    """Put a section into `page` in the place of the one with this title, or at its end, and return it."""
+    A new page begins with `head`.
+    """
     section = "\n".join([f"## {title}", *lines]).rstrip("\n") + "\n"
-    text = page.read_text(encoding="utf-8") if page.exists() else HEAD
+    text = page.read_text(encoding="utf-8") if page.exists() else head
     before, found, rest = text.partition(f"\n## {title}\n")
     _, more, after = rest.partition("\n## ")
     page.write_text(

@@ -1,0 +1,173 @@
+"""What a training step of a student costs, beside the bare student's, the teacher's and the mathematics done otherwise.
+
+`python benchmarks/speed` prints a table and writes it as a section of docs/speed.md. Every case leaves a record in
+.cache/results/speed, so that an interrupted series goes on where it stopped; `--anew` measures once more. Teachers are
+BERTs with random weights. A GPU is used where there is one. Times are honest only on an idle machine.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from itertools import product
+from math import inf
+from pathlib import Path
+from typing import Annotated
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.append(str(Path(__file__).parents[1] / "shared"))
+
+import typer
+from cases import Case, Sizes
+from measure import measure_memory, measure_once, measure_steps
+from page import made_by, table, write_section
+from rich.console import Console
+from rich.table import Table
+from rows import COLUMNS, once_rows, step_rows
+from store import ROOT, Record, Store
+from variants import BARE, VARIANTS
+
+from wid_hf.report import hardware_name
+
+PAGE = ROOT / "docs" / "speed.md"
+RESULTS = ROOT / ".cache" / "results"
+BASE = Sizes(layers=12, width=516)  # BERT-base; layers and width are replaced
+LONGEST = 512
+HEAD = """# Speed measured
+Written by `python benchmarks/speed`; do not edit. An optimizer step is forward, backward, AdamW and freeing \
+gradients; all variants stand in one process and take one step each in turn.
+
+- *bare*: the student as a stock model; *narrow*: the same student folded from its teacher, as `WidTrainer` \
+trains it; *wide*: the wide phase of a progressive training.
+- *activations*: the narrow student as the reference code computes it, every token carried through the teacher's \
+full weights.
+- *teacher*: training the teacher itself.
+
+Seconds are medians with the least and the greatest; *x bare* is the ratio of medians to the bare student's, with the \
+least and the greatest ratio of one round. Products count multiplications and additions of a step in 10⁹, and of the \
+fold and its backward pass within it. Memory is the peak of a step in a process of its own, *allowed* the bare \
+student's with the teacher's weights, compactors and their optimizer state added.
+"""
+CALIBRATION_LENGTH = 128
+DTYPES = ("fp32", "bf16")
+TEACHERS = ("frozen", "trained")
+
+Layers = Annotated[list[int] | None, typer.Option(min=1, help="Layers of teacher and student; 2 and 12.")]
+Widths = Annotated[list[int] | None, typer.Option(min=1, help="Hidden sizes of students; 516 and 192.")]
+Batches = Annotated[list[str] | None, typer.Option("--batch", help="Rows x tokens of a batch; 32x128 and 8x512.")]
+Dtypes = Annotated[list[str] | None, typer.Option(help="fp32 or bf16 (autocast); both.")]
+Teachers = Annotated[list[str] | None, typer.Option(help="Whether its weights are frozen or trained; both.")]
+Variants = Annotated[list[str] | None, typer.Option("--variant", help=f"Only these of {', '.join(VARIANTS)}.")]
+MicroBatches = Annotated[int, typer.Option(min=1, help="Batches of an optimizer step.")]
+Rounds = Annotated[int | None, typer.Option(min=1, help="Measured steps of each variant; 5.")]
+WarmUp = Annotated[int, typer.Option(min=0, help="Steps before, beside the one whose products are counted.")]
+Calibration = Annotated[
+    int | None, typer.Option(min=0, help="Rows to calibrate on, 256; 0 leaves out what happens once in a training.")
+]
+Memory = Annotated[bool, typer.Option(help="Measure peaks of memory.")]
+Compile = Annotated[bool, typer.Option("--compile", help="Run models through torch.compile.")]
+Small = Annotated[
+    bool, typer.Option("--small", help="A quick look: 4 layers, 192, 8x128, fp32, 3 rounds, calibrated on 32 rows.")
+]
+Anew = Annotated[bool, typer.Option("--anew", help="Measure what is recorded once more.")]
+Minutes = Annotated[float | None, typer.Option(min=0, help="Begin nothing after this many minutes.")]
+Output = Annotated[Path, typer.Option(help="Page to write the section to.")]
+
+app = typer.Typer(pretty_exceptions_enable=False, help=__doc__)
+
+
+@app.command()
+def main(
+    layers: Layers = None, width: Widths = None, batch: Batches = None, dtype: Dtypes = None,
+    teacher: Teachers = None, variant: Variants = None, micro_batches: MicroBatches = 1, rounds: Rounds = None,
+    warm_up: WarmUp = 1, calibration_rows: Calibration = None, memory: Memory = True, compiled: Compile = False,
+    small: Small = False, anew: Anew = False, limit_minutes: Minutes = None, output: Output = PAGE,
+) -> None:  # fmt: skip
+    """Measure every combination of what is asked for, print the table and write it to a page."""
+    layers = layers or ([4] if small else [2, 12])
+    widths = _fitting(width or ([192] if small else [516, 192]))
+    shapes = [_shape(text) for text in batch or (["8x128"] if small else ["32x128", "8x512"])]
+    dtypes = _known("dtype", dtype or (DTYPES[:1] if small else DTYPES), DTYPES)
+    teachers = _known("teacher", teacher or TEACHERS, TEACHERS)
+    names = _known("variant", [BARE, *(variant or VARIANTS)], VARIANTS)
+    rounds = rounds or (3 if small else 5)
+    rows = calibration_rows if calibration_rows is not None else (32 if small else 256)
+
+    deadline = inf if limit_minutes is None else time.monotonic() + 60 * limit_minutes
+    store = Store(RESULTS, deadline, anew)
+    ask = {"what": "speed", "hardware": hardware_name()}
+    records: list[Record | None] = []
+    lines: list[tuple[str, ...]] = []
+    for sizes in (replace(BASE, layers=count, width=size) for count, size in product(layers, widths)):
+        if rows:
+            settings = {**ask, **asdict(sizes), "rows": rows, "length": CALIBRATION_LENGTH}
+            made = store.get(settings, lambda sizes=sizes: {"once": measure_once(sizes, rows, CALIBRATION_LENGTH)})
+            records.append(made)
+            lines += once_rows(sizes, f"{rows}x{CALIBRATION_LENGTH}", made["once"]) if made else []
+        for (count, length), kind, trained in product(shapes, dtypes, teachers):
+            case = Case(sizes, count, length, micro_batches, kind, trained, compiled)
+            settings = {
+                **ask, **asdict(case), "variants": names, "rounds": rounds, "warm_up": warm_up, "memory": memory,
+            }  # fmt: skip
+            made = store.get(settings, lambda case=case: {"variants": _measured(case, names, rounds, warm_up, memory)})
+            records.append(made)
+            lines += step_rows(case, made["variants"]) if made else []
+    done = [record for record in records if record]
+    told = [hardware_name(), *([f"{micro_batches} batches a step"] if micro_batches > 1 else [])]
+    title = ", ".join([*told, *(["compiled"] if compiled else []), *(["a quick look"] if small else [])])
+    if not done:
+        print(f"{title}: nothing is measured yet.")
+        return
+    missing = len(records) - len(done)
+    write_section(
+        output, HEAD, title,
+        [
+            f"{rounds} rounds after {warm_up + 1} steps. {made_by(done)}"
+            + (f" {missing} of {len(records)} measurements are missing." if missing else ""),
+            *table(COLUMNS, lines),
+        ],
+    )  # fmt: skip
+    shown = Table(*COLUMNS, title=title)
+    for line in lines:
+        shown.add_row(*line)
+    Console(width=None if sys.stdout.isatty() else 200).print(shown)
+
+
+def _fitting(widths: list[int]) -> list[int]:
+    for width in widths:
+        if width % BASE.heads or width >= BASE.teacher_width:
+            raise typer.BadParameter(
+                f"--width {width}: give a multiple of {BASE.heads}, the number of heads, below {BASE.teacher_width}."
+            )
+    return widths
+
+
+def _shape(text: str) -> tuple[int, int]:
+    """Return `(rows, length)` of a text like 32x128."""
+    found = re.fullmatch(r"(\d+)x(\d+)", text)
+    if found is None or not 1 <= int(found[2]) <= LONGEST or int(found[1]) < 1:
+        raise typer.BadParameter(f"--batch {text}: give rows x tokens of at most {LONGEST}, such as 32x128.")
+    return int(found[1]), int(found[2])
+
+
+def _known(option: str, asked: Iterable[str], known: Iterable[str]) -> list[str]:
+    """Return what is asked for in the order of what is known."""
+    if unknown := set(asked) - set(known):
+        raise typer.BadParameter(f"--{option} {', '.join(sorted(unknown))} is none of {', '.join(known)}.")
+    return [name for name in known if name in set(asked)]
+
+
+def _measured(case: Case, names: list[str], rounds: int, warm_up: int, memory: bool) -> dict[str, Record]:
+    """Return time and memory of each variant. Memory first, so that this process holds nothing yet."""
+    peaks = measure_memory(case, names) if memory else {}
+    steps = measure_steps(case, names, rounds, warm_up)
+    return {name: {**steps[name], **peaks.get(name, {})} for name in names}
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,160 @@
+"""Seconds, products and memory of the variants of one case, and of what happens once in a training.
+
+Takes a case, gives records of plain numbers.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from statistics import median
+from typing import Any
+
+import torch
+from cases import Case, Sizes
+from memory import peak, reset_peak
+from store import Record
+from torch import nn
+from variants import BARE, NARROW, VARIANTS
+
+from wid_hf import get_wid_model
+from wid_hf.compaction import Compaction
+
+
+def chosen_device() -> torch.device:
+    """Return the GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def measure_steps(case: Case, names: Iterable[str], rounds: int, warm_up: int) -> dict[str, Record]:
+    """Return figures of a step of each variant: all stand side by side and take one step each, round by round.
+
+    Ratios are to the bare student: that of the medians, and the least and greatest of a round.
+    """
+    device = chosen_device()
+    batches = case.batches(device)
+    variants = {name: VARIANTS[name](case, device) for name in names}
+    flops = {name: variant.counted_step(batches) for name, variant in variants.items()}
+    if case.compiled:
+        for variant in variants.values():
+            variant.model.compile()
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for at in range(warm_up + rounds):
+        for name, variant in variants.items():
+            took = _seconds(lambda variant=variant: variant.step(batches), device)
+            if at >= warm_up:
+                seconds[name].append(took)
+    records: dict[str, Record] = {}
+    for name, took in seconds.items():
+        ratios = [mine / bare for mine, bare in zip(took, seconds[BARE], strict=True)]
+        records[name] = {
+            "seconds": median(took), "least_seconds": min(took), "greatest_seconds": max(took),
+            "tokens_per_second": case.tokens / median(took),
+            "ratio": median(took) / median(seconds[BARE]), "least_ratio": min(ratios), "greatest_ratio": max(ratios),
+            "step_flops": flops[name].step, "fold_flops": flops[name].fold,
+        }  # fmt: skip
+    return records
+
+
+def measure_memory(case: Case, names: Iterable[str]) -> dict[str, Record]:
+    """Return the peak of a step of each variant in GB, each in a process of its own; None where it ran out of memory.
+
+    Beside the narrow one stands what it may take at most: the bare student's peak, the teacher's weights, compactors
+    and the optimizer's state of what trains of both.
+    """
+    # So that what one part of a step has freed is not still counted in the next (glibc).
+    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**20))
+    records: dict[str, Record] = {}
+    for name in names:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            try:
+                records[name] = pool.submit(_peak, case, name, torch.get_num_threads()).result()
+            except (BrokenProcessPool, torch.OutOfMemoryError):
+                records[name] = {"peak_gigabytes": None}
+    if NARROW in records and BARE in records and all(records[name]["peak_gigabytes"] for name in (NARROW, BARE)):
+        records[NARROW]["allowed_gigabytes"] = records[BARE]["peak_gigabytes"] + records[NARROW]["added_gigabytes"]
+    return records
+
+
+def measure_once(sizes: Sizes, rows: int, length: int, batch_size: int = 32) -> Record:
+    """Return the seconds of plan, calibration on `rows` of `length` tokens, merge, and saving adapter and student."""
+    device = chosen_device()
+    teacher = sizes.teacher(device)
+    counts = [min(batch_size, rows - start) for start in range(0, rows, batch_size)]
+    batches = [sizes.batch(count, length, device, seed) for seed, count in enumerate(counts)]
+    took: dict[str, float] = {}
+
+    @contextmanager
+    def timed(what: str) -> Iterator[None]:
+        _wait(device)
+        began = time.perf_counter()
+        yield
+        _wait(device)
+        took[what] = time.perf_counter() - began
+
+    with timed("plan"):
+        model = get_wid_model(teacher, sizes.student())
+    with timed("calibration"):
+        model.base_model.calibrate(batches)
+    with tempfile.TemporaryDirectory() as folder:
+        with timed("save adapter"):
+            model.save_pretrained(folder)
+        with timed("merge"):
+            student = model.merge_and_unload()
+        with timed("save student"):
+            student.save_pretrained(folder)
+    return took
+
+
+def _peak(case: Case, name: str, threads: int) -> Record:
+    """Return the peak of a variant's second step in GB; in the CPU's memory, above what the libraries take."""
+    torch.set_num_threads(threads)
+    device = chosen_device()
+    on_gpu = device.type == "cuda"
+    _load_libraries()
+    before = 0.0 if on_gpu else reset_peak()
+    variant = VARIANTS[name](case, device)
+    batches = case.batches(device)
+    if case.compiled:
+        variant.model.compile()
+    variant.step(batches)  # makes the optimizer's state
+    gc.collect()
+    torch.cuda.reset_peak_memory_stats() if on_gpu else reset_peak()
+    variant.step(batches)
+    found = torch.cuda.max_memory_allocated() / 1e9 if on_gpu else peak()
+    return {"peak_gigabytes": found - before, "added_gigabytes": _added(variant.model) / 1e9}
+
+
+def _added(model: nn.Module) -> int:
+    """Return the bytes of a wid model's parameters, teacher's weights and compactors, and of their Adam moments."""
+    if not any(isinstance(module, Compaction) for module in model.modules()):
+        return 0
+    return sum(p.numel() * p.element_size() * (3 if p.requires_grad else 1) for p in model.parameters())
+
+
+def _load_libraries() -> None:
+    """Take a step with next to nothing, which imports what the first step of any optimizer imports."""
+    layer = nn.Linear(1, 1)
+    optimizer = torch.optim.AdamW(layer.parameters(), fused=True)
+    layer(torch.ones(1)).sum().backward()
+    optimizer.step()
+
+
+def _seconds(work: Callable[[], Any], device: torch.device) -> float:
+    _wait(device)
+    began = time.perf_counter()
+    work()
+    _wait(device)
+    return time.perf_counter() - began
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()

@@ -1,0 +1,143 @@
+"""The five ways to take one optimizer step that are compared.
+
+Takes a case, gives models with their optimizers; each has a teacher of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from activations import in_activation_space
+from cases import WIDE, Batch, Case
+from peft import PeftModel
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from wid_hf import get_wid_model
+from wid_hf.compaction import Compaction
+from wid_hf.held import HeldFolds
+
+LEARNING_RATE = 1e-5
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating-point operations of products in one optimizer step, and those of them that fold weights."""
+
+    step: int
+    fold: int
+
+
+class Variant:
+    """A model that trains: forward, backward, AdamW step, gradients freed.
+
+    Args:
+        case: says how.
+        model: what is called with a batch and returns a loss.
+        folds: the model's weights are folded once for the whole step, as `WidTrainer` does it.
+        after: called with the number of steps after each.
+    """
+
+    def __init__(
+        self, case: Case, model: nn.Module, *, folds: HeldFolds | None = None, after: Callable[[int], Any] | None = None
+    ) -> None:
+        self.case, self.model, self.folds, self.after = case, model, folds, after
+        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        # Trainer's default optimizer; it keeps no state of what is frozen.
+        self.optimizer = torch.optim.AdamW(self.trained, lr=LEARNING_RATE, fused=True)
+        self.steps = 0
+
+    def step(
+        self, batches: Sequence[Batch], around_fold: Callable[[], AbstractContextManager[Any]] = nullcontext
+    ) -> None:
+        """Take one optimizer step on micro-batches; both halves of the fold run inside `around_fold`."""
+        if self.folds is not None:
+            with around_fold():
+                self.folds.hold()
+        for batch in batches:
+            self.loss(batch).div(len(batches)).backward()
+        if self.folds is not None:
+            with around_fold():
+                self.folds.release()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.steps += 1
+        if self.after is not None:
+            self.after(self.steps)
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """Return the loss of one micro-batch."""
+        device = batch["input_ids"].device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self.case.dtype == "bf16"):
+            return self.model(**batch).loss
+
+    def counted_step(self, batches: Sequence[Batch]) -> Flops:
+        """Take one step and count its products. What autograd's fused attention does on a CPU is not counted."""
+        fold = 0
+
+        @contextmanager
+        def counted() -> Iterator[None]:
+            nonlocal fold
+            with FlopCounterMode(display=False) as inner:
+                yield
+            fold += inner.get_total_flops()
+
+        with FlopCounterMode(display=False) as whole:
+            self.step(batches, counted)
+        return Flops(whole.get_total_flops(), fold)
+
+
+def bare(case: Case, device: torch.device) -> Variant:
+    """The student as a stock model of its own."""
+    return Variant(case, _narrow(case, device).merge_and_unload().train())
+
+
+def narrow(case: Case, device: torch.device) -> Variant:
+    """The student, folded from the teacher."""
+    model = _narrow(case, device)
+    return Variant(case, model, folds=HeldFolds(model.base_model.model))
+
+
+def wide(case: Case, device: torch.device) -> Variant:
+    """The progressive training's wide phase, all choices made and rows fading."""
+    model = _wid(case, device, schedule=WIDE)
+    variant = Variant(case, model, folds=HeldFolds(model.base_model.model), after=model.base_model.wid_step)
+    model.base_model.wid_begin(optimizer=variant.optimizer)
+    return variant
+
+
+def activations(case: Case, device: torch.device) -> Variant:
+    """The student in activation space."""
+    return Variant(case, in_activation_space(_narrow(case, device)))
+
+
+def teacher(case: Case, device: torch.device) -> Variant:
+    """The teacher itself, all of it trained."""
+    return Variant(case, case.sizes.teacher(device))
+
+
+VARIANTS: dict[str, Callable[[Case, torch.device], Variant]] = {
+    "bare": bare,
+    "narrow": narrow,
+    "wide": wide,
+    "activations": activations,
+    "teacher": teacher,
+}
+BARE, NARROW = "bare", "narrow"
+
+
+def _narrow(case: Case, device: torch.device) -> PeftModel:
+    return _wid(case, device, init="identity", selection="first")
+
+
+def _wid(case: Case, device: torch.device, **settings: Any) -> PeftModel:
+    model = get_wid_model(case.sizes.teacher(device), case.sizes.student(**settings)).train()
+    if case.teacher == "frozen":
+        compactors = {p for module in model.modules() if isinstance(module, Compaction) for p in module.parameters()}
+        for parameter in model.parameters():
+            parameter.requires_grad_(parameter in compactors)
+    return model

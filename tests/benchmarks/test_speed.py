@@ -1,0 +1,235 @@
+"""`python benchmarks/speed` on tiny models: every variant computes what it should, and the files say what is shown."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from importlib import util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from toys import noisy
+
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "speed"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def modules() -> Iterator[None]:
+    """Make the package's modules importable by the names that they have for each other, here alone."""
+    folders = (FOLDER, FOLDER.with_name("shared"))
+    names = {file.stem for folder in folders for file in folder.glob("*.py")}
+    sys.path[:0] = map(str, folders)
+    yield
+    for folder in folders:
+        sys.path.remove(str(folder))
+    for name in names - {"__main__"}:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """`benchmarks/speed/__main__.py` for a tiny teacher, with a folder of its own for records."""
+    spec = util.spec_from_file_location("speed_run", FOLDER / "__main__.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(module, "BASE", sizes())
+    return module
+
+
+def sizes() -> Any:
+    from cases import Sizes
+
+    return Sizes(layers=2, width=12, teacher_width=24, heads=4, vocabulary=60)
+
+
+def a_case(**changes: Any) -> Any:
+    from cases import Case
+
+    return Case(**{"sizes": sizes(), "rows": 4, "length": 16, **changes})
+
+
+def made(name: str, case: Any) -> Any:
+    """A variant without dropout."""
+    from variants import VARIANTS
+
+    variant = VARIANTS[name](case, CPU)
+    for module in variant.model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return variant
+
+
+def test_the_narrow_step_is_the_one_in_activation_space() -> None:
+    case = a_case()
+    narrow, through = made("narrow", case), made("activations", case)
+    noisy(narrow.model)
+    same = dict(zip(through.trained, narrow.trained, strict=True))
+    assert len(same) == len(narrow.trained)
+    with torch.no_grad():
+        for theirs, ours in same.items():
+            theirs.copy_(ours)
+    (batch,) = case.batches(CPU)
+    narrow.model.eval(), through.model.eval()
+    ours, theirs = narrow.model(**batch), through.model(**batch)
+    assert (ours.logits - theirs.logits).abs().max() < 1e-4
+    assert ours.logits.std() > 1e-2
+    ours.loss.backward(), theirs.loss.backward()
+    for theirs, ours in same.items():
+        assert (theirs.grad - ours.grad).norm() <= 1e-4 * ours.grad.norm() + 1e-7
+
+
+@pytest.mark.parametrize(("name", "like"), [("narrow", "bare"), ("wide", "teacher")])
+def test_folded_models_start_as_the_stock_models_beside_them(name: str, like: str) -> None:
+    case = a_case()
+    folded, stock = made(name, case), made(like, case)
+    assert type(stock.model).__module__.startswith("transformers.")
+    (batch,) = case.batches(CPU)
+    assert torch.allclose(folded.loss(batch), stock.loss(batch), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["bare", "narrow", "wide", "activations", "teacher"])
+def test_a_step_trains_all_that_is_to_train_and_frees_its_gradients(name: str, dtype: str) -> None:
+    case = a_case(dtype=dtype, micro_batches=2)
+    variant = made(name, case)
+    before = [parameter.detach().clone() for parameter in variant.trained]
+    for _ in range(2):
+        variant.step(case.batches(CPU))
+    changed = [not torch.equal(a, b) for a, b in zip(before, variant.trained, strict=True)]
+    assert all(changed)
+    assert all(parameter.grad is None for parameter in variant.trained)
+    if name == "wide":
+        assert variant.model.base_model.is_wide
+        assert any(len(kept) < 24 for kept in variant.model.base_model.progress.kept().values())
+
+
+@pytest.mark.parametrize("name", ["narrow", "wide", "activations"])
+def test_a_frozen_teacher_stays_and_has_no_optimizer_state(name: str) -> None:
+    from measure import _added
+
+    trained, frozen = (made(name, a_case(teacher=teacher)) for teacher in ("trained", "frozen"))
+    teacher = list(frozen.model.base_model.teacher.parameters())
+    before = [weight.detach().clone() for weight in teacher]
+    frozen.step(a_case().batches(CPU))
+    assert all(torch.equal(a, b) for a, b in zip(before, teacher, strict=True))
+    assert not set(frozen.optimizer.state) & set(teacher)
+    bytes_of_teacher = sum(weight.numel() * weight.element_size() for weight in teacher)
+    assert _added(trained.model) - _added(frozen.model) == 2 * bytes_of_teacher
+
+
+def test_two_micro_batches_move_the_weights_as_their_union_does() -> None:
+    halves, whole = made("narrow", a_case(micro_batches=2)), made("narrow", a_case())
+    batches = a_case(micro_batches=2).batches(CPU)
+    for batch in batches:
+        batch["labels"] = batch["input_ids"]  # as many in one as in the other
+    union = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+    halves.optimizer = torch.optim.SGD(halves.trained, lr=0.1)  # Adam would hide the size of gradients
+    whole.optimizer = torch.optim.SGD(whole.trained, lr=0.1)
+    halves.step(batches)
+    whole.step([union])
+    for a, b in zip(halves.trained, whole.trained, strict=True):
+        assert (a - b).norm() <= 1e-5 * b.norm() + 1e-7
+
+
+def test_products_of_the_fold_are_counted_once_a_step_and_those_of_tokens_with_each_batch() -> None:
+    from wid_hf.compaction import Compactor
+    from wid_hf.fold import cheapest_order, multiplications
+    from wid_hf.held import _originals
+
+    one, two = (made("narrow", a_case(micro_batches=count)) for count in (1, 2))
+    once, twice = (variant.counted_step(variant.case.batches(CPU)) for variant in (one, two))
+    assert once.fold == twice.fold
+    assert 2 * (once.step - once.fold) == twice.step - twice.fold
+    forward = 0
+    for compaction, original in _originals(one.model):
+        maps = {int(axis): len(map.matrix) for axis, map in compaction.maps.items() if isinstance(map, Compactor)}
+        forward += multiplications(original.shape, maps, cheapest_order(original.shape, maps))
+    assert 2 * forward < once.fold < 8 * forward
+    for name in ("bare", "activations", "teacher"):
+        variant = made(name, a_case())
+        found = variant.counted_step(variant.case.batches(CPU))
+        assert found.fold == 0 < found.step
+
+
+def test_the_page_shows_what_the_records_hold(
+    command: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "speed.md"
+    asked: dict[str, Any] = {
+        "layers": [1], "width": [12], "batch": ["2x16"], "dtype": ["fp32"], "variant": ["narrow"], "rounds": 2,
+        "calibration_rows": 8, "memory": False, "output": page,
+    }  # fmt: skip
+    command.main(**asked)
+    first = page.read_text()
+    rows = [line.strip("| ").split(" | ") for line in first.splitlines() if line.startswith("| 1 |")]
+    records = [json.loads(file.read_text()) for file in (tmp_path / "results" / "speed").iterdir()]
+    once = next(record["once"] for record in records if "once" in record)
+    assert list(once) == ["plan", "calibration", "save adapter", "merge", "save student"]
+    steps = {record["settings"]["teacher"]: record["variants"] for record in records if "variants" in record}
+    assert set(steps) == {"frozen", "trained"}
+    shown = 0
+    for cells in rows:
+        _, width, batch, dtype, teacher, what, seconds, *rest = (cell.strip() for cell in cells)
+        assert width == "24 → 12"
+        if what in once:
+            assert seconds == f"{once[what]:.3f}"
+        else:
+            made = steps[teacher][what]
+            assert (batch, dtype) == ("2x16", "fp32")
+            assert seconds.startswith(f"{made['seconds']:.3f} (")
+            assert rest[0] == f"{made['tokens_per_second']:,.0f}"
+            assert rest[1].startswith(f"{made['ratio']:.2f} ({made['least_ratio']:.2f} to ")
+            assert made["tokens_per_second"] == pytest.approx(32 / made["seconds"])
+            assert made["least_seconds"] <= made["seconds"] <= made["greatest_seconds"]
+            assert made["ratio"] == pytest.approx(made["seconds"] / steps[teacher]["bare"]["seconds"])
+        shown += 1
+    assert shown == len(once) + 2 * 2
+    assert "bare" in capsys.readouterr().out
+
+    command.measure_steps = command.measure_once = lambda *_: pytest.fail("measured again")
+    command.main(**asked)
+    assert page.read_text() == first
+    with pytest.raises(BaseException, match="measured again"):
+        command.main(**asked, anew=True)
+
+
+@pytest.mark.slow
+def test_memory_of_a_step_is_that_of_a_process_of_its_own(command: ModuleType) -> None:
+    from measure import measure_memory
+
+    large = command.replace(sizes(), teacher_width=1024, width=256, layers=1, vocabulary=4096)
+    found = measure_memory(a_case(sizes=large), ["bare", "narrow", "teacher"])
+    peaks = {name: record["peak_gigabytes"] for name, record in found.items()}
+    weights = 4 * (4096 * 1024 + 12 * 1024**2) / 1e9  # of the teacher, without what is small
+    assert peaks["teacher"] > 4 * weights  # weights, gradients and two moments
+    assert peaks["bare"] < peaks["narrow"] < found["narrow"]["allowed_gigabytes"] * 1.1
+    assert found["narrow"]["allowed_gigabytes"] > peaks["bare"] + 3 * weights
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"width": [10]}, "--width 10: give a multiple of 4"),
+        ({"width": [24]}, "below 24"),
+        ({"batch": ["8*128"]}, "such as 32x128"),
+        ({"batch": ["8x513"]}, "at most 512"),
+        ({"dtype": ["fp8"]}, "--dtype fp8 is none of fp32, bf16"),
+        ({"teacher": ["melted"]}, "--teacher melted is none of frozen, trained"),
+        ({"variant": ["fast"]}, "--variant fast is none of bare, narrow"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_anything_is(
+    command: ModuleType, tmp_path: Path, asked: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(command.typer.BadParameter, match=told.replace("*", r"\*")):
+        command.main(**{"width": [12], **asked}, output=tmp_path / "page.md")
+    assert not list(tmp_path.iterdir())
