@@ -5,8 +5,9 @@ Takes a student with compactions; holds and releases their folds. Called by `Wid
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import inf
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from .compaction import Compaction
+from .rows import fold_by_rows, lookups
 
 
 class HeldFolds:
@@ -26,19 +28,25 @@ class HeldFolds:
     def __init__(self, student: nn.Module) -> None:
         self.student = student
         self._folded: list[tuple[Compaction, Tensor]] = []
+        self._by_rows: list[Callable[[], None]] = []
 
-    def hold(self) -> None:
-        """Fold every weight now and use it until `release` or `drop`; with gradients, unless they are disabled."""
+    def hold(self, tokens: int | None = None) -> None:
+        """Fold every weight now and use it until `release` or `drop`; with gradients, unless they are disabled.
+
+        Args:
+            tokens: how many the forwards until then look up in all. Of a table with more rows, which no decoder
+                shares, each forward folds the rows that it looks up, in place of holding all.
+        """
+        most = tokens if tokens is not None else inf
+        few = {table: module for table, module in lookups(self.student).items() if most < module.num_embeddings}
+        self._by_rows = [fold_by_rows(table, module) for table, module in few.items()]
         for compaction, original in _originals(self.student):
+            if compaction in few:
+                continue
             folded = compaction.fold(original)
             # Torch picks its way through a product by this even where nothing is recorded: round as a parameter does.
             compaction.held = folded.detach().requires_grad_(folded.requires_grad or original.requires_grad)
             self._folded.append((compaction, folded))
-
-    @property
-    def holding(self) -> bool:
-        """Whether folds are held."""
-        return bool(self._folded)
 
     def release(self) -> None:
         """Send the gradients that the leaves have through the folds, and fold anew from now on."""
@@ -55,7 +63,9 @@ class HeldFolds:
         """Fold anew from now on; gradients in the leaves are lost."""
         for compaction, _ in self._folded:
             compaction.held = None
-        self._folded = []
+        for stop in self._by_rows:
+            stop()
+        self._folded, self._by_rows = [], []
 
 
 @contextmanager

@@ -259,7 +259,7 @@ class WidTrainer(Trainer):
         """Run one micro-batch on weights that were folded at the step's first, and go through the folds at its last."""
         if self._folds is None and self._may_hold_folds():
             self._folds = HeldFolds(self.model.base_model.model)
-            self._folds.hold()
+            self._folds.hold(self._tokens_of_step(inputs))
         try:
             loss = super().training_step(model, inputs, num_items_in_batch)
             if self._folds is not None and self.accelerator.sync_gradients:
@@ -269,6 +269,13 @@ class WidTrainer(Trainer):
             self._drop_folds()
             raise
         return loss
+
+    def _tokens_of_step(self, inputs: dict[str, Any]) -> int | None:
+        """Return about how many tokens a whole optimizer step has; None where hooks that come and go cost more."""
+        tokens = inputs.get(self.model.base_model.model.main_input_name)
+        if not isinstance(tokens, Tensor) or tokens.is_floating_point() or self.args.torch_compile:
+            return None
+        return tokens.numel() * self.args.gradient_accumulation_steps
 
     def _drop_folds(self) -> None:
         if self._folds is not None:
