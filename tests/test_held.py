@@ -45,22 +45,51 @@ def test_held_folds_give_the_gradients_of_folding_each_time(family: str, strateg
     config = WidConfig(**row.halved, head_strategy=strategy, init="identity")
     wid = get_wid_model(row.build(), config, example_inputs=row.inputs).eval()
 
-    def micro_batches() -> None:
-        for shift in (1.0, 2.0):
-            out = wid(**row.inputs)[0]
-            (out * torch.linspace(-1, shift, out.shape[-1])).sum().backward()
+    def micro_batch(shift: float) -> None:
+        out = wid(**row.inputs)[0]
+        (out * torch.linspace(-1, shift, out.shape[-1])).sum().backward()
 
-    micro_batches()
+    for shift in (1.0, 2.0, 3.0):
+        micro_batch(shift)
     wanted = gradients(wid)
     held = HeldFolds(wid.base_model.model)
     held.hold()
-    micro_batches()
+    micro_batch(1.0)
+    micro_batch(2.0)
+    held.open()
+    micro_batch(3.0)
     held.release()
     found = gradients(wid)
     assert found.keys() == wanted.keys()
     for name, gradient in wanted.items():
         assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-8, name
     assert all(made.held is None for made in wid.modules() if isinstance(made, Compaction))
+
+
+def test_gradients_of_a_weight_that_the_last_micro_batch_does_not_use_are_not_lost() -> None:
+    wid = get_wid_model(encoder(), HALF)
+    ids = torch.tensor([[7, 3, 1, 7]])
+
+    def first() -> None:
+        wid(input_ids=ids).pooler_output.square().sum().backward()
+
+    def last() -> None:
+        wid(input_ids=ids).last_hidden_state.square().sum().backward()
+
+    first()
+    last()
+    wanted = gradients(wid)
+    held = HeldFolds(wid.base_model.model)
+    held.hold()
+    first()
+    held.open()
+    last()
+    held.release()
+    found = gradients(wid)
+    assert found.keys() == wanted.keys()
+    assert any("pooler" in name for name in found)
+    for name, gradient in wanted.items():
+        assert torch.allclose(found[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max())), name
 
 
 @pytest.mark.parametrize("accumulation", [1, 4])
@@ -145,6 +174,7 @@ def test_folding_only_the_rows_of_a_batch_gives_the_same_gradients(padding: int 
     table.fold = lambda tensor: shapes.append(tensor.shape) or original(tensor)
     held = HeldFolds(wid.base_model.model)
     held.hold(tokens=ids.numel())
+    held.open()
     wid(input_ids=ids).last_hidden_state.pow(3).sum().backward()
     held.release()
     found = gradients(wid)

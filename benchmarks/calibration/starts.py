@@ -56,6 +56,7 @@ SLOW = {"mask_interval": 0.2 / 16, "decay_to_zero_steps": 0.1}
 SCHEDULES = {
     "narrow, calibrated": Start(),
     "progressive, dim": Start("identity", "first", schedule=WidSchedule()),
+    "progressive, dim, by importance": Start("identity", "first", schedule=WidSchedule(selection="importance")),
     "progressive, head": Start("identity", "first", schedule=WidSchedule(), head_strategy="head"),
     "ten times slower, dim, by norm": Start("identity", "first", schedule=WidSchedule(**SLOW)),
     "ten times slower, dim, by importance": Start(

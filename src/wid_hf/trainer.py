@@ -260,9 +260,12 @@ class WidTrainer(Trainer):
         if self._folds is None and self._may_hold_folds():
             self._folds = HeldFolds(self.model.base_model.model)
             self._folds.hold(self._tokens_of_step(inputs))
+        is_last = self.accelerator.sync_gradients
+        if self._folds is not None and is_last:
+            self._folds.open()
         try:
             loss = super().training_step(model, inputs, num_items_in_batch)
-            if self._folds is not None and self.accelerator.sync_gradients:
+            if self._folds is not None and is_last:
                 self._folds.release()
                 self._folds = None
         except BaseException:
@@ -283,7 +286,9 @@ class WidTrainer(Trainer):
             self._folds = None
 
     def _may_hold_folds(self) -> bool:
-        return self.args.n_gpu <= 1 and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        # Reentrant checkpoints go through a fold once for every segment that uses it.
+        reentrant = (self.args.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)
+        return self.args.n_gpu <= 1 and not (self.is_fsdp_enabled or self.is_deepspeed_enabled or reentrant)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Evaluate as `Trainer` does, on weights that are folded once."""
