@@ -29,6 +29,7 @@ ALLOWED = {
     "student": {"config", "coupling", "errors", "inputs"},
     "fingerprint": set(),
     "adapter": {"config", "errors", "fingerprint"},
+    "status": {"compaction"},
     "tuner": {
         "calibration",
         "adapter",
@@ -40,12 +41,14 @@ ALLOWED = {
         "progress",
         "schedule",
         "shrink",
+        "status",
         "student",
         "wide",
     },
     "widths": set(),
     "callback": {"errors", "tuner", "widths"},
-    "peft_registration": {"config", "tuner"},
+    "supported_peft": {"errors"},
+    "peft_registration": {"config", "errors", "tuner"},
     "data": {"errors"},
     "evaluation": {"data", "errors"},
     "checkpoints": {"errors"},
@@ -70,7 +73,8 @@ ALLOWED = {
         "tuner",
         "widths",
     },
-    "commands": {"compress", "config", "errors", "evaluation", "report", "schedule", "student", "teachers"},
+    "export": {"errors", "inputs", "teachers"},
+    "commands": {"compress", "config", "errors", "evaluation", "export", "report", "schedule", "student", "teachers"},
 }
 LIBRARIES_KEPT_OUT = {
     "coupling": {"transformers", "peft", "datasets"},
