@@ -54,7 +54,7 @@ ALLOWED = {
     "checkpoints": {"errors"},
     "collation": set(),
     "distillation": {"calibration", "compaction", "coupling", "errors"},
-    "trainer": {"callback", "checkpoints", "collation", "compaction", "distillation", "errors", "tuner"},
+    "trainer": {"callback", "card", "checkpoints", "collation", "compaction", "distillation", "errors", "tuner"},
     "following": {"errors", "evaluation", "trainer"},
     "report": {"calibration", "errors", "evaluation", "widths"},
     "teachers": {"errors"},
