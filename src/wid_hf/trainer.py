@@ -21,6 +21,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from .callback import WidCallback
+from .card import CARD_NAME, adapter_card
 from .checkpoints import begin_checkpoint, last_whole_checkpoint, refuse_torn_checkpoint
 from .collation import SteadyCollator
 from .compaction import Compaction
@@ -253,6 +254,7 @@ class WidTrainer(Trainer):
             self._keep_weights()
         return loss
 
+<<<<<<< HEAD
     def _step_on_held_folds(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None
     ) -> Tensor:
@@ -296,6 +298,26 @@ class WidTrainer(Trainer):
             return super().evaluation_loop(*args, **kwargs)
         with folded_once(self.model.base_model.model):
             return super().evaluation_loop(*args, **kwargs)
+=======
+    def create_model_card(self, *, tags: str | list[str] | None = None, **metadata: Any) -> None:
+        """Write the adapter's card to `output_dir`, as `push_to_hub` asks; `Trainer`'s own would name no teacher.
+
+        Args:
+            tags: to be added to the card's own.
+            **metadata: what else `Trainer.create_model_card` takes. `language`, `license` and `dataset` go before what
+                the teacher's card says; the rest is known from the model.
+        """
+        if not self.is_world_process_zero():
+            return
+        folder = Path(self.args.output_dir)
+        card = adapter_card(self.model, self.args.hub_model_id or folder.name)
+        card.data["tags"] = [*card.data["tags"], *([tags] if isinstance(tags, str) else tags or [])]
+        names = {"language": "language", "license": "license", "dataset": "datasets"}
+        for name, entry in names.items():
+            if metadata.get(name) is not None:
+                card.data[entry] = metadata[name]
+        card.save(folder / CARD_NAME)
+>>>>>>> issue6
 
     def _keep_weights(self) -> None:
         weights = {name: p.detach().clone() for name, p in self._trained()}
