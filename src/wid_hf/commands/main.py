@@ -9,6 +9,7 @@ from rich.console import Console
 
 from ..errors import WidError
 from .compress import compress
+from .evaluate import evaluate
 from .plan import plan
 
 app = typer.Typer(
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 app.command()(plan)
 app.command()(compress)
+app.command("eval")(evaluate)
 
 
 def main() -> None:
