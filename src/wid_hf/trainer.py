@@ -254,7 +254,6 @@ class WidTrainer(Trainer):
             self._keep_weights()
         return loss
 
-<<<<<<< HEAD
     def _step_on_held_folds(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None
     ) -> Tensor:
@@ -298,7 +297,7 @@ class WidTrainer(Trainer):
             return super().evaluation_loop(*args, **kwargs)
         with folded_once(self.model.base_model.model):
             return super().evaluation_loop(*args, **kwargs)
-=======
+
     def create_model_card(self, *, tags: str | list[str] | None = None, **metadata: Any) -> None:
         """Write the adapter's card to `output_dir`, as `push_to_hub` asks; `Trainer`'s own would name no teacher.
 
@@ -317,7 +316,6 @@ class WidTrainer(Trainer):
             if metadata.get(name) is not None:
                 card.data[entry] = metadata[name]
         card.save(folder / CARD_NAME)
->>>>>>> issue6
 
     def _keep_weights(self) -> None:
         weights = {name: p.detach().clone() for name, p in self._trained()}

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from ..errors import WidError
 from .compress import compress
+from .evaluate import evaluate
 from .export import export
 from .plan import plan
 
@@ -21,6 +22,7 @@ app = typer.Typer(
 app.command()(plan)
 app.command()(compress)
 app.command()(export)
+app.command("eval")(evaluate)
 
 
 def main() -> None:
