@@ -68,13 +68,10 @@ SCHEDULES = {
 
 def uncalibrated(teacher: PreTrainedModel, sizes: Mapping[str, Any], start: Start) -> PeftModel:
     """Return a student of `teacher` that has seen no data yet."""
+    fields = {"head_strategy": start.head_strategy, **sizes}
     return get_wid_model(
-        teacher,
-        WidConfig(
-            **sizes, init=start.init, selection=start.selection, schedule=start.schedule,
-            head_strategy=start.head_strategy,
-        ),
-    )  # fmt: skip
+        teacher, WidConfig(**fields, init=start.init, selection=start.selection, schedule=start.schedule)
+    )
 
 
 def from_scratch(teacher: PreTrainedModel, sizes: Mapping[str, Any], seed: int) -> PreTrainedModel:
