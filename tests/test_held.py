@@ -11,11 +11,12 @@ import torch
 from architectures import ARCHITECTURES, every_case
 from test_trainer import HALF, arguments, masked_rows
 from torch import Tensor, nn
-from transformers import BertForMaskedLM
+from transformers import BertConfig, BertForMaskedLM, BertModel
 
 from wid_hf import TrainingError, WidConfig, WidTrainer, get_wid_model
 from wid_hf.compaction import Compaction
 from wid_hf.held import HeldFolds, folded_once
+from wid_hf.rows import lookups
 
 
 @pytest.fixture
@@ -44,22 +45,51 @@ def test_held_folds_give_the_gradients_of_folding_each_time(family: str, strateg
     config = WidConfig(**row.halved, head_strategy=strategy, init="identity")
     wid = get_wid_model(row.build(), config, example_inputs=row.inputs).eval()
 
-    def micro_batches() -> None:
-        for shift in (1.0, 2.0):
-            out = wid(**row.inputs)[0]
-            (out * torch.linspace(-1, shift, out.shape[-1])).sum().backward()
+    def micro_batch(shift: float) -> None:
+        out = wid(**row.inputs)[0]
+        (out * torch.linspace(-1, shift, out.shape[-1])).sum().backward()
 
-    micro_batches()
+    for shift in (1.0, 2.0, 3.0):
+        micro_batch(shift)
     wanted = gradients(wid)
     held = HeldFolds(wid.base_model.model)
     held.hold()
-    micro_batches()
+    micro_batch(1.0)
+    micro_batch(2.0)
+    held.open()
+    micro_batch(3.0)
     held.release()
     found = gradients(wid)
     assert found.keys() == wanted.keys()
     for name, gradient in wanted.items():
         assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-8, name
     assert all(made.held is None for made in wid.modules() if isinstance(made, Compaction))
+
+
+def test_gradients_of_a_weight_that_the_last_micro_batch_does_not_use_are_not_lost() -> None:
+    wid = get_wid_model(encoder(), HALF)
+    ids = torch.tensor([[7, 3, 1, 7]])
+
+    def first() -> None:
+        wid(input_ids=ids).pooler_output.square().sum().backward()
+
+    def last() -> None:
+        wid(input_ids=ids).last_hidden_state.square().sum().backward()
+
+    first()
+    last()
+    wanted = gradients(wid)
+    held = HeldFolds(wid.base_model.model)
+    held.hold()
+    first()
+    held.open()
+    last()
+    held.release()
+    found = gradients(wid)
+    assert found.keys() == wanted.keys()
+    assert any("pooler" in name for name in found)
+    for name, gradient in wanted.items():
+        assert torch.allclose(found[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max())), name
 
 
 @pytest.mark.parametrize("accumulation", [1, 4])
@@ -117,3 +147,61 @@ def test_folding_once_for_several_forwards_changes_no_output(tiny_bert: BertForM
         with folded_once(wid.base_model.model):
             assert torch.equal(wid(input_ids=ids).logits, wanted)
             assert torch.equal(wid(input_ids=ids).logits, wanted)
+
+
+def encoder(padding: int | None = 0) -> BertModel:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
+    return BertModel(BertConfig(**sizes, vocab_size=200, max_position_embeddings=16, pad_token_id=padding)).eval()
+
+
+@pytest.mark.parametrize("padding", [0, 3, None])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_folding_only_the_rows_of_a_batch_gives_the_same_gradients(padding: int | None, frozen: bool) -> None:
+    wid = get_wid_model(encoder(padding), HALF)
+    for name, weight in wid.named_parameters():
+        weight.requires_grad_(name.endswith("matrix") or not frozen)
+    ids = torch.tensor([[7, 3, 0, 7, 199], [3, 3, 12, 0, 5]])
+
+    def backward() -> dict[str, Tensor]:
+        wid(input_ids=ids).last_hidden_state.pow(3).sum().backward()
+        return gradients(wid)
+
+    wanted = backward()
+    shapes: list[torch.Size] = []
+    table = wid.base_model.model.embeddings.word_embeddings.parametrizations.weight[0]
+    original = table.fold
+    table.fold = lambda tensor: shapes.append(tensor.shape) or original(tensor)
+    held = HeldFolds(wid.base_model.model)
+    held.hold(tokens=ids.numel())
+    held.open()
+    wid(input_ids=ids).last_hidden_state.pow(3).sum().backward()
+    held.release()
+    found = gradients(wid)
+    assert [len(shape) for shape in shapes] == [2]
+    assert shapes[0][0] == ids.numel() + (0 if padding is None else padding + 1)
+    assert found.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        assert torch.allclose(found[name], gradient, rtol=1e-4, atol=1e-4 * float(gradient.abs().max())), name
+
+
+def test_whole_tables_are_folded_for_a_batch_of_more_tokens_than_rows_and_for_outputs() -> None:
+    wid = get_wid_model(encoder(), HALF)
+    ids = torch.arange(15).view(1, 15).expand(20, 15)
+    table = wid.base_model.model.embeddings.word_embeddings.parametrizations.weight[0]
+    held = HeldFolds(wid.base_model.model)
+    held.hold(tokens=ids.numel())
+    assert table.held is not None
+    held.drop()
+    held.hold(tokens=15)
+    with torch.no_grad():
+        wanted = wid.merge_and_unload()(input_ids=ids[:1]).last_hidden_state
+        assert torch.equal(wid(input_ids=ids[:1]).last_hidden_state, wanted)
+    held.drop()
+
+
+def test_a_table_that_a_decoder_shares_is_folded_as_a_whole(tiny_bert: BertForMaskedLM) -> None:
+    wid = get_wid_model(tiny_bert, HALF)
+    tables = [module.num_embeddings for module in lookups(wid.base_model.model).values()]
+    assert tiny_bert.config.vocab_size not in tables
+    assert tiny_bert.config.max_position_embeddings in tables

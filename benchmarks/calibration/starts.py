@@ -56,6 +56,7 @@ SLOW = {"mask_interval": 0.2 / 16, "decay_to_zero_steps": 0.1}
 SCHEDULES = {
     "narrow, calibrated": Start(),
     "progressive, dim": Start("identity", "first", schedule=WidSchedule()),
+    "progressive, dim, by importance": Start("identity", "first", schedule=WidSchedule(selection="importance")),
     "progressive, head": Start("identity", "first", schedule=WidSchedule(), head_strategy="head"),
     "ten times slower, dim, by norm": Start("identity", "first", schedule=WidSchedule(**SLOW)),
     "ten times slower, dim, by importance": Start(
@@ -67,13 +68,10 @@ SCHEDULES = {
 
 def uncalibrated(teacher: PreTrainedModel, sizes: Mapping[str, Any], start: Start) -> PeftModel:
     """Return a student of `teacher` that has seen no data yet."""
+    fields = {"head_strategy": start.head_strategy, **sizes}
     return get_wid_model(
-        teacher,
-        WidConfig(
-            **sizes, init=start.init, selection=start.selection, schedule=start.schedule,
-            head_strategy=start.head_strategy,
-        ),
-    )  # fmt: skip
+        teacher, WidConfig(**fields, init=start.init, selection=start.selection, schedule=start.schedule)
+    )
 
 
 def from_scratch(teacher: PreTrainedModel, sizes: Mapping[str, Any], seed: int) -> PreTrainedModel:

@@ -81,12 +81,15 @@ class Compaction(nn.Module):
         self.maps = nn.ModuleDict({str(axis): module for axis, module in maps.items()})
         self.shift = nn.Parameter(shift) if shift is not None else None
         self.held: Tensor | None = None  # what stands for the fold until it is None again
+        self.rows: Tensor | None = None  # which rows of a table to fold, in this order, until it is None again
         self._memo: dict[bool, Tensor] | None = None  # by whether gradients are recorded
 
     def forward(self, original: Tensor) -> Tensor:
         """Return the student's weight `(k_out, k_in)`, folded anew unless a fold is held or shared."""
         if self.held is not None:
             return self.held
+        if self.rows is not None:
+            return self.fold(original[self.rows])
         memo, recording = self._memo, torch.is_grad_enabled()
         if memo is not None and _inside_checkpoint():
             memo = None  # the checkpoint repeats this part later, when the memo is gone: fold here as well

@@ -1,12 +1,14 @@
-"""Folds that serve a whole optimizer step: micro-batches see leaves, one backward pass goes through the folds.
+"""Folds that serve a whole optimizer step: one backward pass goes through them for all micro-batches.
 
 Takes a student with compactions; holds and releases their folds. Called by `WidTrainer`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from math import inf
 from typing import Any
 
 import torch
@@ -14,48 +16,69 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from .compaction import Compaction
+from .rows import fold_by_rows, lookups
 
 
 class HeldFolds:
-    """The folded weights of a student, held as leaves while several micro-batches run forward and backward.
+    """The folded weights of a student, held while several micro-batches run forward and backward.
 
-    Gradients are linear: those that micro-batches add up in the leaves go through the fold once, to the gradients
-    that folding in every forward would give, up to rounding. The cost of the fold is then paid once per optimizer step.
+    Gradients are linear: all micro-batches but the last see leaves, in which their gradients add up, and the backward
+    pass of the last takes these along through the folds. It gives the gradients that folding in every forward would
+    give, up to rounding, and the cost of the fold is paid once per optimizer step. The last forward reaches every
+    parameter, as `DistributedDataParallel` needs.
     """
 
     def __init__(self, student: nn.Module) -> None:
         self.student = student
         self._folded: list[tuple[Compaction, Tensor]] = []
+        self._leaves: dict[Compaction, Tensor] = {}
+        self._by_rows: list[Callable[[], None]] = []
 
-    def hold(self) -> None:
-        """Fold every weight now and use it until `release` or `drop`; with gradients, unless they are disabled."""
+    def hold(self, tokens: int | None = None) -> None:
+        """Fold every weight now and use it until `release` or `drop`; with gradients, unless they are disabled.
+
+        Args:
+            tokens: how many the forwards until then look up in all. Of a table with more rows, which no decoder
+                shares, each forward folds the rows that it looks up, in place of holding all.
+        """
+        most = tokens if tokens is not None else inf
+        few = {table: module for table, module in lookups(self.student).items() if most < module.num_embeddings}
+        self._by_rows = [fold_by_rows(table, module) for table, module in few.items()]
         for compaction, original in _originals(self.student):
+            if compaction in few:
+                continue
             folded = compaction.fold(original)
             # Torch picks its way through a product by this even where nothing is recorded: round as a parameter does.
-            compaction.held = folded.detach().requires_grad_(folded.requires_grad or original.requires_grad)
+            leaf = folded.detach().requires_grad_(folded.requires_grad or original.requires_grad)
+            compaction.held = self._leaves[compaction] = leaf
             self._folded.append((compaction, folded))
 
-    @property
-    def holding(self) -> bool:
-        """Whether folds are held."""
-        return bool(self._folded)
+    def open(self) -> None:
+        """Let the next backward pass go through the folds, with what the leaves have gathered."""
+        for compaction, folded in self._folded:
+            if folded.requires_grad:
+                folded.register_hook(partial(self._gathered, compaction))
+                compaction.held = folded
 
     def release(self) -> None:
-        """Send the gradients that the leaves have through the folds, and fold anew from now on."""
-        folds, gradients = [], []
-        for compaction, folded in self._folded:
-            if compaction.held is not None and compaction.held.grad is not None:
-                folds.append(folded)
-                gradients.append(compaction.held.grad)
+        """Fold anew from now on; gradients in leaves that the last forward did not use go through their folds."""
+        missed = [(folded, leaf.grad) for made, folded in self._folded if (leaf := self._leaves.get(made)) is not None]
+        left = [(folded, gradient) for folded, gradient in missed if gradient is not None]
         self.drop()
-        if folds:
-            torch.autograd.backward(folds, gradients)
+        if left:
+            torch.autograd.backward([folded for folded, _ in left], [gradient for _, gradient in left])
 
     def drop(self) -> None:
         """Fold anew from now on; gradients in the leaves are lost."""
         for compaction, _ in self._folded:
             compaction.held = None
-        self._folded = []
+        for stop in self._by_rows:
+            stop()
+        self._folded, self._by_rows, self._leaves = [], [], {}
+
+    def _gathered(self, compaction: Compaction, gradient: Tensor) -> Tensor:
+        leaf = self._leaves.pop(compaction, None)
+        return gradient if leaf is None or leaf.grad is None else gradient + leaf.grad
 
 
 @contextmanager

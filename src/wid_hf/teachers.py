@@ -1,7 +1,7 @@
 """Teachers from a folder or the Hub.
 
-Takes a name, gives a stock model of the class that its checkpoint was saved as, and its tokenizer. Called by
-the commands.
+Takes a name, gives a stock model of the class that its checkpoint was saved as or with the head of a task, and its
+tokenizer. Called by the commands.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from .errors import TeacherError
 
@@ -44,6 +46,41 @@ def load_teacher(
             "they would be random. Use a checkpoint that was saved from this class."
         )
     return model.eval()
+
+
+def load_with_head(
+    name: str, head: Any, *, revision: str | None = None, trust_remote_code: bool = False, **settings: Any
+) -> PreTrainedModel:
+    """Return the model `name` in float32 under another head, whose weights are drawn from torch's global generator.
+
+    Args:
+        name: folder or Hub id.
+        head: an auto class of transformers, such as `AutoModelForSequenceClassification`.
+        revision: of the model on the Hub.
+        trust_remote_code: passed on to transformers.
+        settings: of its config, such as `num_labels`.
+
+    Raises:
+        TeacherError: the weights below the head are not those of the checkpoint.
+    """
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # that the head is new is what was asked for
+    try:
+        model, info = head.from_pretrained(
+            name, revision=revision, trust_remote_code=trust_remote_code, dtype=torch.float32,
+            ignore_mismatched_sizes=True, output_loading_info=True, **settings,
+        )  # fmt: skip
+    finally:
+        logging.set_verbosity(verbosity)
+    fresh = {key if isinstance(key, str) else key[0] for key in (*info["missing_keys"], *info["mismatched_keys"])}
+    below = {id(parameter): parameter.numel() for parameter in model.base_model.parameters()}
+    lost = sum(below.get(id(parameter), 0) for key, parameter in model.named_parameters() if key in fresh)
+    if lost > sum(below.values()) / 2:  # a pooler that the checkpoint's own head had no use for is new as well
+        raise TeacherError(
+            f"Of {name!r}, {lost:,} weights below the head of {type(model).__name__} are not in the checkpoint; they "
+            "would be random. Save the model from a class with the same base model."
+        )
+    return model
 
 
 def load_tokenizer(

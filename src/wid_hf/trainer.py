@@ -21,6 +21,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from .callback import WidCallback
+from .card import CARD_NAME, adapter_card
 from .checkpoints import begin_checkpoint, last_whole_checkpoint, refuse_torn_checkpoint
 from .collation import SteadyCollator
 from .compaction import Compaction
@@ -259,10 +260,13 @@ class WidTrainer(Trainer):
         """Run one micro-batch on weights that were folded at the step's first, and go through the folds at its last."""
         if self._folds is None and self._may_hold_folds():
             self._folds = HeldFolds(self.model.base_model.model)
-            self._folds.hold()
+            self._folds.hold(self._tokens_of_step(inputs))
+        is_last = self.accelerator.sync_gradients
+        if self._folds is not None and is_last:
+            self._folds.open()
         try:
             loss = super().training_step(model, inputs, num_items_in_batch)
-            if self._folds is not None and self.accelerator.sync_gradients:
+            if self._folds is not None and is_last:
                 self._folds.release()
                 self._folds = None
         except BaseException:
@@ -270,13 +274,22 @@ class WidTrainer(Trainer):
             raise
         return loss
 
+    def _tokens_of_step(self, inputs: dict[str, Any]) -> int | None:
+        """Return about how many tokens a whole optimizer step has; None where hooks that come and go cost more."""
+        tokens = inputs.get(self.model.base_model.model.main_input_name)
+        if not isinstance(tokens, Tensor) or tokens.is_floating_point() or self.args.torch_compile:
+            return None
+        return tokens.numel() * self.args.gradient_accumulation_steps
+
     def _drop_folds(self) -> None:
         if self._folds is not None:
             self._folds.drop()
             self._folds = None
 
     def _may_hold_folds(self) -> bool:
-        return self.args.n_gpu <= 1 and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        # Reentrant checkpoints go through a fold once for every segment that uses it.
+        reentrant = (self.args.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)
+        return self.args.n_gpu <= 1 and not (self.is_fsdp_enabled or self.is_deepspeed_enabled or reentrant)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Evaluate as `Trainer` does, on weights that are folded once."""
@@ -284,6 +297,25 @@ class WidTrainer(Trainer):
             return super().evaluation_loop(*args, **kwargs)
         with folded_once(self.model.base_model.model):
             return super().evaluation_loop(*args, **kwargs)
+
+    def create_model_card(self, *, tags: str | list[str] | None = None, **metadata: Any) -> None:
+        """Write the adapter's card to `output_dir`, as `push_to_hub` asks; `Trainer`'s own would name no teacher.
+
+        Args:
+            tags: to be added to the card's own.
+            **metadata: what else `Trainer.create_model_card` takes. `language`, `license` and `dataset` go before what
+                the teacher's card says; the rest is known from the model.
+        """
+        if not self.is_world_process_zero():
+            return
+        folder = Path(self.args.output_dir)
+        card = adapter_card(self.model, self.args.hub_model_id or folder.name)
+        card.data["tags"] = [*card.data["tags"], *([tags] if isinstance(tags, str) else tags or [])]
+        names = {"language": "language", "license": "license", "dataset": "datasets"}
+        for name, entry in names.items():
+            if metadata.get(name) is not None:
+                card.data[entry] = metadata[name]
+        card.save(folder / CARD_NAME)
 
     def _keep_weights(self) -> None:
         weights = {name: p.detach().clone() for name, p in self._trained()}
