@@ -49,9 +49,10 @@ full weights.
 - *teacher*: training the teacher itself.
 
 Seconds are medians with the least and the greatest; *x bare* is the ratio of medians to the bare student's, with the \
-least and the greatest ratio of one round. Products count multiplications and additions of a step in 10⁹, and of the \
-fold and its backward pass within it. Memory is the peak of a step in a process of its own, *allowed* the bare \
-student's with the teacher's weights, compactors and their optimizer state added.
+least and the greatest ratio of one round. GFLOP counts multiplications and additions of a step's products in 10⁹; \
+*of it fold* is what a folded step has more of them than the stock one of its shapes: the fold and its backward pass. \
+Memory is the peak of a step in a process of its own, *allowed* the bare student's with the teacher's weights, \
+compactors and their optimizer state added.
 """
 CALIBRATION_LENGTH = 128
 DTYPES = ("fp32", "bf16")

@@ -22,7 +22,7 @@ from cases import Case, Sizes
 from memory import peak, reset_peak
 from store import Record
 from torch import nn
-from variants import BARE, NARROW, VARIANTS
+from variants import BARE, NARROW, STOCK, VARIANTS
 
 from wid_hf import get_wid_model
 from wid_hf.compaction import Compaction
@@ -58,8 +58,10 @@ def measure_steps(case: Case, names: Iterable[str], rounds: int, warm_up: int) -
             "seconds": median(took), "least_seconds": min(took), "greatest_seconds": max(took),
             "tokens_per_second": case.tokens / median(took),
             "ratio": median(took) / median(seconds[BARE]), "least_ratio": min(ratios), "greatest_ratio": max(ratios),
-            "step_flops": flops[name].step, "fold_flops": flops[name].fold,
+            "step_flops": flops[name],
         }  # fmt: skip
+        if STOCK.get(name) in flops:
+            records[name]["fold_flops"] = flops[name] - flops[STOCK[name]]
     return records
 
 

@@ -16,11 +16,12 @@ COLUMNS = (
 
 def step_rows(case: Case, variants: dict[str, Record]) -> list[tuple[str, ...]]:
     """Return the table's rows about a case, one a variant."""
+    width, batch = f"{case.sizes.teacher_width} → {case.sizes.width}", f"{case.rows}x{case.length}"
     return [
         (
-            str(case.sizes.layers), f"{case.sizes.teacher_width} → {case.sizes.width}", f"{case.rows}x{case.length}",
-            case.dtype, case.teacher, name, _spread(made, "seconds", ".3f"), f"{made['tokens_per_second']:,.0f}",
-            _spread(made, "ratio", ".2f"), f"{made['step_flops'] / 1e9:,.1f}", f"{made['fold_flops'] / 1e9:,.1f}",
+            str(case.sizes.layers), width, batch, case.dtype, case.teacher, name, _spread(made, "seconds", ".3f"),
+            f"{made['tokens_per_second']:,.0f}", _spread(made, "ratio", ".2f"), f"{made['step_flops'] / 1e9:,.1f}",
+            f"{made['fold_flops'] / 1e9:,.1f}" if "fold_flops" in made else "",
             *(format(made[key], ".2f") if made.get(key) else "" for key in ("peak_gigabytes", "allowed_gigabytes")),
         )
         for name, made in variants.items()

@@ -5,9 +5,7 @@ Takes a case, gives models with their optimizers; each has a teacher of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,14 +20,6 @@ from wid_hf.compaction import Compaction
 from wid_hf.held import HeldFolds
 
 LEARNING_RATE = 1e-5
-
-
-@dataclass(frozen=True)
-class Flops:
-    """Floating-point operations of products in one optimizer step, and those of them that fold weights."""
-
-    step: int
-    fold: int
 
 
 class Variant:
@@ -51,18 +41,16 @@ class Variant:
         self.optimizer = torch.optim.AdamW(self.trained, lr=LEARNING_RATE, fused=True)
         self.steps = 0
 
-    def step(
-        self, batches: Sequence[Batch], around_fold: Callable[[], AbstractContextManager[Any]] = nullcontext
-    ) -> None:
-        """Take one optimizer step on micro-batches; both halves of the fold run inside `around_fold`."""
+    def step(self, batches: Sequence[Batch]) -> None:
+        """Take one optimizer step on micro-batches."""
         if self.folds is not None:
-            with around_fold():
-                self.folds.hold()
-        for batch in batches:
+            self.folds.hold(None if self.case.compiled else self.case.tokens)
+        for at, batch in enumerate(batches, 1):
+            if self.folds is not None and at == len(batches):
+                self.folds.open()
             self.loss(batch).div(len(batches)).backward()
         if self.folds is not None:
-            with around_fold():
-                self.folds.release()
+            self.folds.release()
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.steps += 1
@@ -75,20 +63,11 @@ class Variant:
         with torch.autocast(device, torch.bfloat16, enabled=self.case.dtype == "bf16"):
             return self.model(**batch).loss
 
-    def counted_step(self, batches: Sequence[Batch]) -> Flops:
-        """Take one step and count its products. What autograd's fused attention does on a CPU is not counted."""
-        fold = 0
-
-        @contextmanager
-        def counted() -> Iterator[None]:
-            nonlocal fold
-            with FlopCounterMode(display=False) as inner:
-                yield
-            fold += inner.get_total_flops()
-
-        with FlopCounterMode(display=False) as whole:
-            self.step(batches, counted)
-        return Flops(whole.get_total_flops(), fold)
+    def counted_step(self, batches: Sequence[Batch]) -> int:
+        """Take one step and return the floating-point operations of its products."""
+        with FlopCounterMode(display=False) as counter:
+            self.step(batches)
+        return counter.get_total_flops()
 
 
 def bare(case: Case, device: torch.device) -> Variant:
@@ -127,6 +106,7 @@ VARIANTS: dict[str, Callable[[Case, torch.device], Variant]] = {
     "activations": activations,
     "teacher": teacher,
 }
+STOCK = {"narrow": "bare", "wide": "teacher"}  # the same shapes without a fold
 BARE, NARROW = "bare", "narrow"
 
 
