@@ -7,6 +7,7 @@ overridden, so callbacks, checkpoints, distribution and logging are its own.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from os import PathLike
@@ -24,8 +25,9 @@ from .callback import WidCallback
 from .checkpoints import begin_checkpoint, last_whole_checkpoint, refuse_torn_checkpoint
 from .collation import SteadyCollator
 from .compaction import Compaction
-from .distillation import LOSSES, NO_LABEL, Distillation, shifts_labels
+from .distillation import LOSSES, Distillation
 from .errors import DataError, TrainingError, WidError
+from .labelled import NO_LABEL, LabelledPositions, shifts_labels
 from .tuner import WidModel
 
 
@@ -40,6 +42,7 @@ class WidTrainingArguments(TrainingArguments):
             none by default. The teacher's weights must be frozen.
         distillation_weight: what their sum is multiplied by.
         distillation_temperature: of the logits.
+        full_logits: run a language-model head on all positions, also on those without a label.
 
     Raises:
         ValueError: a learning rate below 0, or both 0; an unknown loss, a weight or temperature that is not above 0,
@@ -57,6 +60,9 @@ class WidTrainingArguments(TrainingArguments):
     )
     distillation_weight: float = field(default=1.0, metadata={"help": "Weight of these losses beside the training's."})
     distillation_temperature: float = field(default=2.0, metadata={"help": "Temperature of distilled logits."})
+    full_logits: bool = field(
+        default=False, metadata={"help": "Run a language-model head on positions without a label as well."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -114,6 +120,8 @@ class WidTrainer(Trainer):
             raise TrainingError(
                 "Distillation does not work with nn.DataParallel: start one process per GPU (torchrun)."
             )
+        self._labelled: LabelledPositions | None = None
+        self._wants_loss_only = False
         self._distillation = Distillation(model, wanted, self.args.distillation_temperature) if wanted else None
 
     def train(self, resume_from_checkpoint: str | PathLike[str] | bool | None = None, **kwargs: Any) -> TrainOutput:
@@ -201,7 +209,8 @@ class WidTrainer(Trainer):
         The loss of evaluation is the model's own, so that runs with and without distillation compare.
         """
         if self._distillation is None or not model.training:
-            return self._own_loss(model, inputs, return_outputs, num_items_in_batch)
+            with self._on_labels(inputs) if self._wants_loss_only or not return_outputs else nullcontext():
+                return self._own_loss(model, inputs, return_outputs, num_items_in_batch)
         given = dict(inputs)  # label smoothing takes labels out of inputs
         with self._distillation.watching() as student:
             loss, student.output = self._own_loss(model, inputs, True, num_items_in_batch)
@@ -225,7 +234,7 @@ class WidTrainer(Trainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs["labels"].ne(NO_LABEL).sum()
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
-        share = labels / num_items_in_batch
+        share = labels / torch.as_tensor(num_items_in_batch).clamp(min=1)
         if self.args.average_tokens_across_devices:
             share = share * self.accelerator.num_processes
         return (loss * share, outputs) if return_outputs else loss * share
@@ -234,6 +243,28 @@ class WidTrainer(Trainer):
         # Causal LMs count shifted labels and do use num_items_in_batch; so does a loss of the user's own.
         is_causal = shifts_labels(self.model.base_model.model)
         return not is_causal and self.compute_loss_func is None and self.args.n_gpu <= 1
+
+    def _on_labels(self, inputs: dict[str, Any]) -> AbstractContextManager[Any]:
+        """Let the head run on labelled positions only, unless others are asked for or a wrapper hides the model."""
+        wrapped = self.args.n_gpu > 1 or self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.torch_compile
+        asked = getattr(self.args, "full_logits", False) or self.compute_loss_func is not None
+        if wrapped or asked or self.label_smoother is not None:
+            return nullcontext()
+        student = self.model.base_model.model
+        if self._labelled is None or self._labelled.model is not student:  # it has shrunk
+            self._labelled = LabelledPositions(self.model)
+        return self._labelled.only(inputs)
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+        """Evaluate one batch; without metrics that look at logits, on labelled positions only."""
+        self._wants_loss_only = prediction_loss_only
+        try:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        finally:
+            self._wants_loss_only = False
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
