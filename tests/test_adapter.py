@@ -8,12 +8,14 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from architectures import ARCHITECTURES, every_case
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from toys import CONFIGS
 from transformers import BertForMaskedLM, PreTrainedModel
 
 from wid_hf import TeacherError, WidConfig, WidError, WidModel, get_wid_model
@@ -275,18 +277,84 @@ def test_a_config_that_is_not_what_was_saved_is_refused(
         PeftModel.from_pretrained(tiny_bert, saved)
 
 
-def test_calls_for_several_adapters_are_refused(saved: Path, tiny_bert: BertForMaskedLM) -> None:
+def test_calls_that_make_no_sense_are_refused_and_change_nothing(saved: Path, tiny_bert: BertForMaskedLM) -> None:
     wid = PeftModel.from_pretrained(tiny_bert, saved)
-    for call in (
-        lambda: wid.add_adapter("second", IDENTITY),
-        lambda: wid.load_adapter(saved, "second"),
-        lambda: wid.delete_adapter("default"),
-        lambda: wid.set_adapter("second"),
-    ):
-        with pytest.raises((WidError, ValueError), match=r"one student with one adapter|not found"):
+    calls: list[tuple[Callable[[], object], str]] = [
+        (lambda: wid.add_adapter("second", IDENTITY), "one student with one adapter"),
+        (lambda: wid.add_adapter("second", LoraConfig(target_modules=["query"])), "[Cc]annot combine"),
+        (lambda: wid.load_adapter(saved, "second"), "one student with one adapter"),
+        (lambda: wid.delete_adapter("default"), "one student with one adapter"),
+        (lambda: wid.set_adapter("second"), "not found"),
+        (lambda: wid.base_model.set_adapter("second"), "one student with one adapter"),
+        (lambda: wid.set_requires_grad("second"), "one student with one adapter"),
+        (lambda: wid.merge_and_unload(adapter_names=["second"]), "one student with one adapter"),
+        (wid.merge_adapter, r"cannot be merged in place: merge_and_unload\(\) returns"),
+        (wid.unmerge_adapter, "cannot be merged or unmerged in place"),
+        (lambda: wid.disable_adapter().__enter__(), r"cannot be switched off.*model\.base_model\.teacher"),
+        (wid.base_model.disable_adapter_layers, "cannot be switched off"),
+        (lambda: get_wid_model(wid, IDENTITY), "wrapped by PEFT already"),
+    ]
+    for call, words in calls:
+        with pytest.raises((WidError, ValueError), match=words):
             call()
+    assert list(wid.peft_config) == ["default"] and wid.active_adapters == ["default"]
     wid.set_adapter("default")
     assert torch.equal(logits(wid), torch.load(saved.parent / "logits.pt"))
+
+
+def test_what_would_have_to_change_the_teacher_itself_is_refused(tiny_bert: BertForMaskedLM) -> None:
+    config = deepcopy(IDENTITY)  # add_adapter writes into it
+    before = {name: tensor.clone() for name, tensor in tiny_bert.state_dict().items()}
+    for call in (lambda: inject_adapter_in_model(config, tiny_bert), lambda: tiny_bert.add_adapter(config)):
+        with pytest.raises(
+            ValueError, match=r"`inject_adapter_in_model` does not support \S*WID .*use `get_peft_model`"
+        ):
+            call()
+    with pytest.raises(ValueError, match="Mixed"):
+        get_peft_model(tiny_bert, deepcopy(IDENTITY), mixed=True)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tiny_bert.state_dict().items())
+
+
+@pytest.mark.parametrize("config", [IDENTITY, WidConfig(**SIZES, schedule="progressive")], ids=["narrow", "wide"])
+def test_the_status_tells_what_trains_and_how_much(
+    config: WidConfig, tiny_bert: BertForMaskedLM, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wid = get_wid_model(tiny_bert, config)
+    matrices = {name: p.numel() for name, p in wid.named_parameters() if name.endswith(".matrix")}
+    of_teacher = tiny_bert.num_parameters()
+    status = wid.get_model_status()
+    assert (status.base_model_type, status.adapter_model_type) == ("BertForMaskedLM", "WidModel")
+    assert status.peft_types == {"default": "WID"}
+    assert status.trainable_params == status.total_params == of_teacher + sum(matrices.values())
+    assert status.num_adapter_layers == 1 and status.enabled is True and status.merged_adapters == []
+    assert status.active_adapters == status.available_adapters == ["default"]
+    assert status.requires_grad == {"default": True} and status.devices == {"default": ["cpu"]}
+    (layer,) = wid.get_layer_status()
+    assert (layer.name, layer.module_type, layer.active_adapters) == ("student", "Student", ["default"])
+    assert peft.get_model_status(wid) == status and peft.get_layer_status(wid) == [layer]
+
+    tiny_bert.requires_grad_(False)
+    wid.print_trainable_parameters()
+    total, trains = status.total_params, sum(matrices.values())
+    share = f"{100 * trains / total:.4f}"
+    assert (
+        capsys.readouterr().out == f"trainable params: {trains:,d} || all params: {total:,d} || trainable%: {share}\n"
+    )
+    assert wid.get_model_status().requires_grad == {"default": True}  # it is the adapter that this tells of
+    wid.set_requires_grad("default", False)
+    assert wid.get_model_status().requires_grad == {"default": False}
+    assert wid.get_nb_trainable_parameters() == (0, total)
+    assert not wid.supports_lora_conversion()
+
+
+def test_the_status_follows_a_model_that_shrinks(tiny_bert: BertForMaskedLM) -> None:
+    wid = get_wid_model(tiny_bert, WidConfig(**CONFIGS["progressive"]))
+    wide = wid.get_model_status().total_params
+    wid.wid_begin(5, torch.optim.SGD(wid.parameters(), lr=0.1))
+    assert [wid.wid_step(step) for step in range(1, 5)] == [False, False, False, True]
+    narrow = wid.get_model_status()
+    assert tiny_bert.num_parameters() < narrow.total_params < wide
+    assert narrow.total_params == sum(p.numel() for p in wid.parameters()) and narrow.requires_grad == {"default": True}
 
 
 def test_weights_on_the_meta_device_are_refused(saved: Path, tiny_bert: BertForMaskedLM) -> None:

@@ -87,14 +87,14 @@ def test_tied_weights_stay_one_original_and_fold_once_per_forward(
     assert word.parametrizations.weight[0] is decoder.parametrizations.weight[0]
     (column,) = maps(wid.model, "bert.embeddings.word_embeddings").values()
     tables: list[tuple[int, ...]] = []
-    original = Compactor.forward
+    original = Compaction.fold
 
-    def counted(self: Compactor, tensor: Tensor, axis: int) -> Tensor:
-        if self is column:
+    def counted(self: Compaction, tensor: Tensor) -> Tensor:
+        if column in self.maps.values():
             tables.append(tuple(tensor.shape))
-        return original(self, tensor, axis)
+        return original(self, tensor)
 
-    monkeypatch.setattr(Compactor, "forward", counted)
+    monkeypatch.setattr(Compaction, "fold", counted)
     for _ in range(2):
         tables.clear()
         wid.model(input_ids=IDS)

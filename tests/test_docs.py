@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -35,7 +36,11 @@ SMALLER = {
     ),
     ".cache/teachers/reaction-bert": "teacher",
     "../shared/data/uspto50k/train.jsonl.gz --column rxn": "train.txt",
+    "../shared/data/uspto50k/valid.jsonl.gz --column rxn": "train.txt",
     "../shared/data/uspto50k/valid.jsonl.gz": "train.txt",
+    "--data ../shared/data": "--data data --learning-rates 1e-3 --seeds 0 --steps 1 --batch-size 8",
+    'Path("../shared/data")': 'Path("data")',
+    "epochs=3": "steps=1",
     "--steps 300 --batch-size 32": "--steps 1 --batch-size 4",
     "--steps 10000": "--steps 2 --validation-texts 8 --batch-size 8 --max-length 16",
 }
@@ -56,8 +61,19 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a teacher wide enough for the sizes in the documents, and texts."""
     save_teacher(tmp_path / "teacher", BertForMaskedLM, hidden=384, layers=1)
     write_texts(tmp_path / "train.txt", count=40)
+    write_glue(tmp_path / "data" / "glue")
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def write_glue(folder: Path) -> None:
+    """Two rows for each split of some tasks."""
+    single = [{"text": text, "label": label} for label, text in enumerate(texts(2))]
+    pairs = [{"text_a": text, "text_b": text, "label": label} for label, text in enumerate(texts(2))]
+    for task, rows in (("sst2", single), ("mrpc", pairs), ("stsb", pairs)):
+        (folder / task).mkdir(parents=True)
+        for split in ("train", "dev"):
+            (folder / task / f"{split}.json").write_text(json.dumps(rows))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

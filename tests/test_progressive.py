@@ -215,6 +215,58 @@ def test_half_the_steps_and_a_resume_equal_all_steps_bit_for_bit_in_every_phase(
     same(whole, again)
 
 
+def one_step(model: PeftModel, step: int, optimizer: torch.optim.Optimizer) -> None:
+    model(**masked_rows().with_format("torch")[:]).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    model.wid_step(step)
+
+
+PHASES = {
+    0: "untouched",
+    1: "no choice yet",
+    3: "growth",
+    8: "the last choice",
+    10: "decay",
+    11: "shrunk",
+    14: "narrow",
+}
+
+
+@pytest.mark.parametrize(
+    ("at", "schedule"),
+    [
+        *(pytest.param(at, {}, id=phase) for at, phase in PHASES.items()),
+        *(pytest.param(at, {"penalty": "adam_moment"}, id=f"adam moment, {PHASES[at]}") for at in (3, 10)),
+        *(pytest.param(at, {"selection": "importance"}, id=f"importance, {PHASES[at]}") for at in (3, 10)),
+    ],
+)
+def test_an_adapter_saved_in_any_phase_has_equal_logits_and_an_equal_next_step(
+    tiny_bert: BertForMaskedLM, tmp_path: Path, at: int, schedule: Any
+) -> None:
+    config = half(WidSchedule(mask_interval=2, mask_increments=4, decay_to_zero_steps=3, **schedule))
+    saved = get_wid_model(deepcopy(tiny_bert), config).eval()
+    optimizer = torch.optim.AdamW(saved.parameters(), lr=3e-3)
+    saved.wid_begin(16, optimizer)
+    for step in range(1, at + 1):
+        one_step(saved, step, optimizer)
+    saved.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(tiny_bert, tmp_path, is_trainable=True).eval()
+    assert loaded.base_model.is_wide == saved.base_model.is_wide == (at < 11)
+    assert torch.equal(outputs(loaded), outputs(saved))
+    before = outputs(loaded)
+    for model in (saved, loaded):
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)  # an adapter holds no moments
+        model.wid_begin(16, optimizer)
+        one_step(model, at + 1, optimizer)
+    ours, theirs = saved.state_dict(), loaded.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    assert loaded.base_model.is_wide == (at < 10)
+    assert torch.equal(outputs(loaded), outputs(saved))
+    assert outputs(loaded).shape != before.shape or not torch.equal(outputs(loaded), before)
+
+
 @pytest.mark.parametrize(
     "kwargs", [{"penalty": "adam_moment"}, {"selection": "importance"}], ids=lambda kwargs: str(*kwargs.values())
 )

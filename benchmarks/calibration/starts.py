@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from rotation import rotated_start
 from store import Record
 from subjects import Batch, Subject
 from transformers import PreTrainedModel
@@ -26,14 +25,14 @@ from wid_hf.evaluation import model_size
 class Start:
     """How a student starts and becomes narrow: fields of its config, and the switches of `calibrate`.
 
-    `rotated` turns the residual stream; `scratch` stands for a stock student with random weights.
+    `scratch` stands for a stock student with random weights.
     """
 
     init: str = "calibrated"
     selection: str = "pivots"
     lifts: bool = True
     spectra: bool = True
-    rotated: bool = False
+    basis: bool = True
     schedule: str | WidSchedule = "narrow"
     head_strategy: str = "dim"
     scratch: bool = False
@@ -43,13 +42,13 @@ CALIBRATED = "+ attention spectra = calibrated"
 STARTS = {
     "identity, first indices": Start("identity", "first"),
     "identity, largest variance": Start("identity", "variance"),
-    "selection only (pivots)": Start(lifts=False, spectra=False),
+    "selection only (pivots)": Start(lifts=False, spectra=False, basis=False),
     "+ lifts": Start(spectra=False),
     CALIBRATED: Start(),
 }
-ROTATED = "calibrated, stream in an orthogonal basis"
-DECODER_STARTS = {name: STARTS[name] for name in ("identity, first indices", "selection only (pivots)", CALIBRATED)} | {
-    ROTATED: Start(rotated=True)
+DECODER_STARTS = {name: STARTS[name] for name in ("identity, first indices", "selection only (pivots)")} | {
+    "+ lifts, attention spectra": Start(basis=False),
+    "+ stream in an orthogonal basis = calibrated": Start(),
 }
 
 
@@ -57,6 +56,7 @@ SLOW = {"mask_interval": 0.2 / 16, "decay_to_zero_steps": 0.1}
 SCHEDULES = {
     "narrow, calibrated": Start(),
     "progressive, dim": Start("identity", "first", schedule=WidSchedule()),
+    "progressive, dim, by importance": Start("identity", "first", schedule=WidSchedule(selection="importance")),
     "progressive, head": Start("identity", "first", schedule=WidSchedule(), head_strategy="head"),
     "ten times slower, dim, by norm": Start("identity", "first", schedule=WidSchedule(**SLOW)),
     "ten times slower, dim, by importance": Start(
@@ -68,13 +68,10 @@ SCHEDULES = {
 
 def uncalibrated(teacher: PreTrainedModel, sizes: Mapping[str, Any], start: Start) -> PeftModel:
     """Return a student of `teacher` that has seen no data yet."""
+    fields = {"head_strategy": start.head_strategy, **sizes}
     return get_wid_model(
-        teacher,
-        WidConfig(
-            **sizes, init=start.init, selection=start.selection, schedule=start.schedule,
-            head_strategy=start.head_strategy,
-        ),
-    )  # fmt: skip
+        teacher, WidConfig(**fields, init=start.init, selection=start.selection, schedule=start.schedule)
+    )
 
 
 def from_scratch(teacher: PreTrainedModel, sizes: Mapping[str, Any], seed: int) -> PreTrainedModel:
@@ -86,10 +83,8 @@ def from_scratch(teacher: PreTrainedModel, sizes: Mapping[str, Any], seed: int) 
 
 def calibrate(model: PeftModel, start: Start, batches: list[Batch]) -> None:
     """Make the start, if it needs data."""
-    if start.rotated:
-        rotated_start(model, batches)
-    elif not model.base_model.calibrated:
-        model.base_model.calibrate(batches, lifts=start.lifts, spectra=start.spectra)
+    if not model.base_model.calibrated:
+        model.base_model.calibrate(batches, lifts=start.lifts, spectra=start.spectra, basis=start.basis)
 
 
 def measure_teacher(subject: Subject) -> Record:

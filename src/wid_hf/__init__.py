@@ -1,5 +1,6 @@
 """Make a pretrained transformer narrower by Weight-Inherited Distillation and get a stock model back."""
 
+from . import supported_peft  # noqa: F401  before the others: it refuses a PEFT that they cannot import
 from .callback import WidCallback
 from .config import WidConfig
 from .coupling import Plan

@@ -19,6 +19,7 @@ from .coupling.carrier import Carrier
 from .coupling.dims import leaves
 from .coupling.plan import key
 from .coupling.selection import IndexSets, axis_indices
+from .fold import along, fold
 
 
 class Compactor(nn.Module):
@@ -34,11 +35,7 @@ class Compactor(nn.Module):
 
     def forward(self, tensor: Tensor, axis: int) -> Tensor:
         """Map `axis` of `tensor` from n to k."""
-        if axis == tensor.ndim - 1:
-            return tensor @ self.matrix.T
-        if tensor.ndim == 2:
-            return self.matrix @ tensor
-        return torch.tensordot(self.matrix, tensor, dims=([1], [axis])).movedim(0, axis)
+        return along(tensor, self.matrix, axis)
 
     def extra_repr(self) -> str:
         """Return `n -> k` for the printed module."""
@@ -83,28 +80,42 @@ class Compaction(nn.Module):
         super().__init__()
         self.maps = nn.ModuleDict({str(axis): module for axis, module in maps.items()})
         self.shift = nn.Parameter(shift) if shift is not None else None
+        self.held: Tensor | None = None  # what stands for the fold until it is None again
+        self.rows: Tensor | None = None  # which rows of a table to fold, in this order, until it is None again
         self._memo: dict[bool, Tensor] | None = None  # by whether gradients are recorded
 
     def forward(self, original: Tensor) -> Tensor:
-        """Fold `(d_out, d_in) -> (k_out, k_in)`: never in less than float32, returned in the teacher's dtype."""
+        """Return the student's weight `(k_out, k_in)`, folded anew unless a fold is held or shared."""
+        if self.held is not None:
+            return self.held
+        if self.rows is not None:
+            return self.fold(original[self.rows])
         memo, recording = self._memo, torch.is_grad_enabled()
         if memo is not None and _inside_checkpoint():
             memo = None  # the checkpoint repeats this part later, when the memo is gone: fold here as well
         if memo is not None and recording in memo:
             return memo[recording]
-        with torch.autocast(original.device.type, enabled=False):
-            folded = original.to(torch.promote_types(original.dtype, torch.float32))
-            for axis, module in self.maps.items():
-                folded = module(folded, int(axis))
-            if self.shift is not None:
-                folded = folded + self.shift
-            folded = folded.to(original.dtype).contiguous()  # as a loaded weight is
+        folded = self.fold(original)
         if not recording and _may_look_trained():
             # Torch picks its way through a product by this even where nothing is recorded: round as a parameter does.
             folded.requires_grad_(original.requires_grad)
         if memo is not None:
             memo[recording] = folded
         return folded
+
+    def fold(self, original: Tensor) -> Tensor:
+        """Fold `(d_out, d_in) -> (k_out, k_in)`: never in less than float32, returned in the teacher's dtype."""
+        with torch.autocast(original.device.type, enabled=False):
+            folded = original
+            for axis, module in self.maps.items():
+                if isinstance(module, Choice):
+                    folded = module(folded, int(axis))
+            matrices = {int(axis): module.matrix for axis, module in self.maps.items() if isinstance(module, Compactor)}
+            if matrices:
+                folded = fold(folded, matrices)
+            if self.shift is not None:
+                folded = folded + self.shift
+            return folded.to(original.dtype).contiguous()  # as a loaded weight is
 
     def start_memo(self) -> None:
         """Keep the next fold and reuse it: for weights that several modules share, during one forward."""
@@ -162,12 +173,14 @@ def restart(
     plan: Plan,
     sets: IndexSets,
     rotations: Mapping[Carrier, Tensor] | None = None,
+    vectors: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Set every map of an installed student back to selecting `sets`, in place; shifts become zero.
 
-    `rotations (k, n)` take the place of selection in the stretches of axes that they name.
+    `rotations (k, n)` take the place of selection in the stretches of axes that they name, and the weights named in
+    `vectors (k,)` start at these values.
     """
-    maps = _Maps(plan, sets, teacher_weights, rotations)
+    maps = _Maps(plan, sets, teacher_weights, rotations, vectors)
     for name, compaction in compactions(student).items():
         if name in teacher_weights:
             for axis, fresh in maps.of(name).items():
@@ -212,12 +225,14 @@ class _Maps:
         sets: IndexSets,
         weights: Mapping[str, Tensor],
         rotations: Mapping[Carrier, Tensor] | None = None,
+        vectors: Mapping[str, Tensor] | None = None,
         square: bool = False,
     ) -> None:
         self.plan = plan
         self.sets = sets
         self.weights = weights
         self.rotations = rotations or {}
+        self.vectors = vectors or {}
         self.square = square
         self.shared: dict[Any, Compactor | Choice] = {}
 
@@ -247,7 +262,9 @@ class _Maps:
             factors = torch.ones(dim.size) if self.square else self._factors(weight, axis)[indices]
             device, dtype = self.weights[weight].device, self.weights[weight].dtype
             factors = factors.to(torch.promote_types(dtype, torch.float32))
-            if place[0] == "choice":
+            if place[0] == "choice" and weight in self.vectors:
+                self.shared[place] = self._choice_of(weight, axis)
+            elif place[0] == "choice":
                 self.shared[place] = Choice(indices.to(device), factors.to(device))
             else:
                 start = torch.zeros(len(indices), dim.size, dtype=factors.dtype)
@@ -255,6 +272,13 @@ class _Maps:
                 self._rotate(start, indices, *place[1:])
                 self.shared[place] = Compactor(start.to(device))
         return self.shared[place]
+
+    def _choice_of(self, weight: str, axis: int) -> Choice:
+        """Return what makes the given vector of a teacher's vector: by its largest entries, to divide by no zero."""
+        given, wanted = self.weights[weight].detach(), self.vectors[weight]
+        indices = given.abs().argsort(descending=True)[: len(wanted)]
+        factors = wanted.to(given.device) / given[indices].to(given.device, wanted.dtype)
+        return Choice(indices, factors.to(torch.promote_types(given.dtype, torch.float32)))
 
     def _rotate(self, start: Tensor, indices: Tensor, *place: Any) -> None:
         """Replace selection by the rotations of this axis; the factors of its indices stay."""

@@ -26,12 +26,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     ProgressCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from .bar import TrainingBar
 from .card import CARD_NAME, hub_id, student_card
 from .config import WidConfig
 from .data import batches, hold_out, load_texts, tokenize
@@ -300,20 +298,8 @@ def _trainer(
         trainer_class, collator = FollowingTrainer, DataCollatorWithPadding(tokenizer)
     trainer = trainer_class(model=model, args=arguments, train_dataset=train_set, data_collator=collator)
     trainer.pop_callback(ProgressCallback)
-    trainer.add_callback(_Progress())
+    trainer.add_callback(TrainingBar())
     return trainer
-
-
-class _Progress(ProgressCallback):
-    """Trainer's bar with the loss beside it, instead of a line for every logged figure."""
-
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
-        logs: dict[str, float] | None = None, **kwargs: Any,
-    ) -> None:  # fmt: skip
-        """Show the loss; the report holds all of them."""
-        if self.training_bar is not None and logs and "loss" in logs:
-            self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
 
 
 def _save(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -7,6 +7,7 @@ transformers config, PEFT saves it as `adapter_config.json`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from enum import Enum
 from math import inf
 from typing import Any, Literal, get_args
 
@@ -19,7 +20,13 @@ HeadStrategy = Literal["dim", "head"]
 Selection = Literal["first", "variance", "pivots"]
 Init = Literal["calibrated", "identity"]
 
-PEFT_TYPE = "WID"
+
+class PeftType(str, Enum):
+    """The name of the method, a string as well as a member, as those in PEFT's own enum are."""
+
+    WID = "WID"
+
+
 SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
 
 
@@ -86,7 +93,7 @@ class WidConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = PEFT_TYPE
+        self.peft_type = PeftType.WID
         if self.schedule == "progressive":
             self.schedule = WidSchedule()
         elif isinstance(self.schedule, dict):  # from adapter_config.json

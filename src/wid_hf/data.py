@@ -53,6 +53,22 @@ def load_texts(source: str, *, column: str | None = None, split: str = "train") 
     return texts
 
 
+def load_rows(path: Path) -> list[dict[str, Any]]:
+    """All rows of the text or JSON file `path`, one dictionary each; a text file's have the one column "text".
+
+    Raises DataError when the file is missing or is not what its suffix says.
+    """
+    if not path.is_file():
+        raise DataError(f"there is no file {path}. Give {LEGAL_SOURCES}.")
+    try:
+        return list(_read_rows(path))
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise DataError(
+            f"{path} cannot be read: {error}. It must be a complete file in UTF-8 of the kind its suffix "
+            "says: write or download it again, or correct the suffix."
+        ) from error
+
+
 def hold_out(texts: Dataset, validation: int, seed: int) -> tuple[Dataset, Dataset]:
     """Split at random into (train, validation) with `validation` rows in the second.
 
@@ -86,12 +102,18 @@ def tokenize(texts: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
         return dict(encoded)
 
     tokens = texts.map(encode, batched=True, remove_columns=texts.column_names, desc="Tokenizing")
-    if not any(_has_content(row, tokenizer.unk_token_id) for row in tokens):
+    check_content(tokens, tokenizer, max_length)
+    return tokens
+
+
+def check_content(tokens: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    """Raise DataError if no token in all rows of `tokens`, cut at `max_length`, is other than special or unknown."""
+    empty = {*tokenizer.all_special_ids, tokenizer.unk_token_id}
+    if all(empty.issuperset(ids) for ids in tokens["input_ids"]):
         raise DataError(
-            f"the {len(texts)} texts do not tokenize: up to max_length={max_length} nothing but special and "
+            f"the {len(tokens)} texts do not tokenize: up to max_length={max_length} nothing but special and "
             "unknown tokens is left. Use texts of the kind the tokenizer is for, or a larger max_length."
         )
-    return tokens
 
 
 def batches(
@@ -104,15 +126,7 @@ def batches(
 
 
 def _file_texts(path: Path, column: str | None) -> Dataset:
-    if not path.is_file():
-        raise DataError(f"there is no file {path}. Give {LEGAL_SOURCES}.")
-    try:
-        rows = list(_read_rows(path))
-    except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise DataError(
-            f"{path} cannot be read: {error}. It must be a complete file in UTF-8 of the kind its suffix "
-            "says: write or download it again, or correct the suffix."
-        ) from error
+    rows = load_rows(path)
     if not rows:
         return Dataset.from_dict({"text": []})
     kinds: dict[str, set[type]] = {}
@@ -213,10 +227,3 @@ def _text_column(source: str, column: str | None, strings: list[str]) -> str:
 
 def _is_text(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip())
-
-
-def _has_content(row: dict[str, list[int]], unknown: int | None) -> bool:
-    return any(
-        not special and token != unknown
-        for token, special in zip(row["input_ids"], row["special_tokens_mask"], strict=True)
-    )

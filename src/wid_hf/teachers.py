@@ -1,7 +1,7 @@
 """Teachers from a folder or the Hub.
 
-Takes a name, gives a stock model of the class that its checkpoint was saved as, and its tokenizer. Called by
-the commands.
+Takes a name, gives a stock model of the class that its checkpoint was saved as or with the head of a task, and its
+tokenizer. Called by the commands.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from .errors import TeacherError
 
@@ -23,10 +25,11 @@ def load_teacher(
     Its class is the one its config names under `architectures`, or the headless model of its type.
 
     Raises:
-        TeacherError: nothing there, unreadable weights, or weights missing from the checkpoint.
+        TeacherError: nothing there, unreadable weights, weights missing from the checkpoint, or code of its own that
+            would have to run without `trust_remote_code`.
     """
     config = _config(name, revision, trust_remote_code)
-    model_class = _model_class(config)
+    model_class = _model_class(name, config, trust_remote_code)
     try:
         model, info = model_class.from_pretrained(
             name, config=config, revision=revision, trust_remote_code=trust_remote_code, dtype=dtype,
@@ -44,6 +47,41 @@ def load_teacher(
             "they would be random. Use a checkpoint that was saved from this class."
         )
     return model.eval()
+
+
+def load_with_head(
+    name: str, head: Any, *, revision: str | None = None, trust_remote_code: bool = False, **settings: Any
+) -> PreTrainedModel:
+    """Return the model `name` in float32 under another head, whose weights are drawn from torch's global generator.
+
+    Args:
+        name: folder or Hub id.
+        head: an auto class of transformers, such as `AutoModelForSequenceClassification`.
+        revision: of the model on the Hub.
+        trust_remote_code: passed on to transformers.
+        settings: of its config, such as `num_labels`.
+
+    Raises:
+        TeacherError: the weights below the head are not those of the checkpoint.
+    """
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # that the head is new is what was asked for
+    try:
+        model, info = head.from_pretrained(
+            name, revision=revision, trust_remote_code=trust_remote_code, dtype=torch.float32,
+            ignore_mismatched_sizes=True, output_loading_info=True, **settings,
+        )  # fmt: skip
+    finally:
+        logging.set_verbosity(verbosity)
+    fresh = {key if isinstance(key, str) else key[0] for key in (*info["missing_keys"], *info["mismatched_keys"])}
+    below = {id(parameter): parameter.numel() for parameter in model.base_model.parameters()}
+    lost = sum(below.get(id(parameter), 0) for key, parameter in model.named_parameters() if key in fresh)
+    if lost > sum(below.values()) / 2:  # a pooler that the checkpoint's own head had no use for is new as well
+        raise TeacherError(
+            f"Of {name!r}, {lost:,} weights below the head of {type(model).__name__} are not in the checkpoint; they "
+            "would be random. Save the model from a class with the same base model."
+        )
+    return model
 
 
 def load_tokenizer(
@@ -73,6 +111,8 @@ def _config(name: str, revision: str | None, trust_remote_code: bool) -> Pretrai
     try:
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as cause:  # as above
+        if not trust_remote_code and "trust_remote_code=True" in str(cause):  # transformers has no class for it
+            raise TeacherError(_own_code(name)) from cause
         raise TeacherError(
             f"{name!r} is neither a model folder here nor a model on the Hub that can be read: {_first_line(cause)}. "
             "Check the name, the network and, for private models, `hf auth login`; a folder needs a config.json "
@@ -80,9 +120,25 @@ def _config(name: str, revision: str | None, trust_remote_code: bool) -> Pretrai
         ) from cause
 
 
-def _model_class(config: PretrainedConfig) -> Any:
-    named = (config.architectures or [""])[0]
-    return getattr(transformers, named, transformers.AutoModel)
+def _model_class(name: str, config: PretrainedConfig, trusted: bool) -> Any:
+    """Return the class of the checkpoint, or the auto class that finds it in the code beside the checkpoint."""
+    wanted = (config.architectures or [""])[0]
+    places = getattr(config, "auto_map", None) or {}  # such as {"AutoModel": "modeling.MyModel"}
+    own = next((auto for auto, place in places.items() if str(place).rpartition(".")[2] == wanted), None)
+    if own is not None and trusted:
+        return getattr(transformers, own)
+    if own is not None and not hasattr(transformers, wanted):
+        raise TeacherError(_own_code(name))
+    return getattr(transformers, wanted, transformers.AutoModel)
+
+
+def _own_code(name: str) -> str:
+    where = str(Path(name).absolute()) if Path(name).is_dir() else f"https://huggingface.co/{name}"
+    return (
+        f"{name!r} is a model with Python code of its own, which would run on this machine with your rights. None "
+        f"of it has run. Read it at {where}; if you trust it, allow it by --trust-remote-code, in Python "
+        "trust_remote_code=True, and name the --revision that you read."
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -19,14 +19,16 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from .callback import WidCallback
+from .card import CARD_NAME, adapter_card
 from .checkpoints import begin_checkpoint, last_whole_checkpoint, refuse_torn_checkpoint
 from .collation import SteadyCollator
 from .compaction import Compaction
 from .distillation import LOSSES, Distillation
 from .errors import DataError, TrainingError, WidError
+from .held import HeldFolds, folded_once
 from .labelled import NO_LABEL, LabelledPositions, shifts_labels
 from .tuner import WidModel
 
@@ -86,10 +88,12 @@ class WidTrainingArguments(TrainingArguments):
 class WidTrainer(Trainer):
     """Train a wid model: `Trainer` with learning rates for compactors and teacher weights.
 
-    With plain `TrainingArguments` both learn at `learning_rate`. A start that needs calibration data and was given
-    none is made before the first step from `calibration_samples` rows of the training set, put together by the data
-    collator; a run that is resumed keeps its own. Where the loss stops being finite, training
-    stops before the step is taken, the weights go back to the last ones whose loss was finite, and
+    With plain `TrainingArguments` both learn at `learning_rate`. The student's weights are folded once per optimizer
+    step, however many micro-batches it has, and once per evaluation; only where parameters are sharded or replicated
+    (FSDP, DeepSpeed, `nn.DataParallel`) does each forward fold for itself. A start that needs calibration data and was
+    given none is made before the first step from `calibration_samples` rows of the training set, put together by the
+    data collator; a run that is resumed keeps its own. Where the loss stops being finite, training stops before the
+    step is taken, the weights go back to the last ones whose loss was finite, and
     `TrainingError` says so. They are kept in memory every `logging_steps` steps.
 
     Raises:
@@ -115,6 +119,7 @@ class WidTrainer(Trainer):
         self.add_callback(_CountEpochs(self))
         # Step, model (a progressive training changes it) and weights.
         self._good: tuple[int, nn.Module, dict[str, Tensor]] | None = None
+        self._folds: HeldFolds | None = None
         wanted = getattr(self.args, "distillation", [])
         if wanted and self.args.n_gpu > 1:
             raise TrainingError(
@@ -270,7 +275,7 @@ class WidTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Forward and backward; refuse a loss that is not finite."""
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        loss = self._step_on_held_folds(model, inputs, num_items_in_batch)
         step = self.state.global_step
         if self._good is not None and self._good[1] is not self.model.base_model.model:
             self._keep_weights()  # it has shrunk since; what it is made of came from a step whose loss was finite
@@ -280,11 +285,75 @@ class WidTrainer(Trainer):
             self._keep_weights()
         return loss
 
+    def _step_on_held_folds(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None
+    ) -> Tensor:
+        """Run one micro-batch on weights that were folded at the step's first, and go through the folds at its last."""
+        if self._folds is None and self._may_hold_folds():
+            self._folds = HeldFolds(self.model.base_model.model)
+            self._folds.hold(self._tokens_of_step(inputs))
+        is_last = self.accelerator.sync_gradients
+        if self._folds is not None and is_last:
+            self._folds.open()
+        try:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+            if self._folds is not None and is_last:
+                self._folds.release()
+                self._folds = None
+        except BaseException:
+            self._drop_folds()
+            raise
+        return loss
+
+    def _tokens_of_step(self, inputs: dict[str, Any]) -> int | None:
+        """Return about how many tokens a whole optimizer step has; None where hooks that come and go cost more."""
+        tokens = inputs.get(self.model.base_model.model.main_input_name)
+        if not isinstance(tokens, Tensor) or tokens.is_floating_point() or self.args.torch_compile:
+            return None
+        return tokens.numel() * self.args.gradient_accumulation_steps
+
+    def _drop_folds(self) -> None:
+        if self._folds is not None:
+            self._folds.drop()
+            self._folds = None
+
+    def _may_hold_folds(self) -> bool:
+        # Reentrant checkpoints go through a fold once for every segment that uses it.
+        reentrant = (self.args.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)
+        return self.args.n_gpu <= 1 and not (self.is_fsdp_enabled or self.is_deepspeed_enabled or reentrant)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate as `Trainer` does, on weights that are folded once."""
+        if not self._may_hold_folds():
+            return super().evaluation_loop(*args, **kwargs)
+        with folded_once(self.model.base_model.model):
+            return super().evaluation_loop(*args, **kwargs)
+
+    def create_model_card(self, *, tags: str | list[str] | None = None, **metadata: Any) -> None:
+        """Write the adapter's card to `output_dir`, as `push_to_hub` asks; `Trainer`'s own would name no teacher.
+
+        Args:
+            tags: to be added to the card's own.
+            **metadata: what else `Trainer.create_model_card` takes. `language`, `license` and `dataset` go before what
+                the teacher's card says; the rest is known from the model.
+        """
+        if not self.is_world_process_zero():
+            return
+        folder = Path(self.args.output_dir)
+        card = adapter_card(self.model, self.args.hub_model_id or folder.name)
+        card.data["tags"] = [*card.data["tags"], *([tags] if isinstance(tags, str) else tags or [])]
+        names = {"language": "language", "license": "license", "dataset": "datasets"}
+        for name, entry in names.items():
+            if metadata.get(name) is not None:
+                card.data[entry] = metadata[name]
+        card.save(folder / CARD_NAME)
+
     def _keep_weights(self) -> None:
         weights = {name: p.detach().clone() for name, p in self._trained()}
         self._good = self.state.global_step, self.model.base_model.model, weights
 
     def _go_back(self, loss: float) -> None:
+        self._drop_folds()
         step = self.state.global_step
         kept = "No step had a finite loss, so the weights are those before training."
         if self._good is not None:

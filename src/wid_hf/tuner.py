@@ -6,7 +6,7 @@ PEFT calls `inject_adapter`; users call `get_wid_model`, then `merge_and_unload`
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy, deepcopy
 from typing import Any, ClassVar
 
@@ -29,6 +29,7 @@ from .fingerprint import Fingerprint
 from .progress import Progress
 from .schedule import WidSchedule
 from .shrink import can_carry, carry, rewrap, take_over
+from .status import Student
 from .student import Planned, check_teacher, empty_student, plan_student
 from .wide import KeptStatistics, check_wide
 
@@ -38,6 +39,10 @@ PROGRESS = "base_model.progress."
 ONE_ADAPTER = (
     "A wid model is one student with one adapter, which cannot be added to or deleted. Call "
     "get_wid_model on a fresh teacher for another student, or unload() for the teacher."
+)
+IN_PLACE = (
+    "A student has other sizes than its teacher, so that it cannot {} in place: merge_and_unload() returns the student "
+    "as a stock model, unload() the teacher."
 )
 
 
@@ -57,6 +62,7 @@ class WidModel(BaseTuner):
     kept: Tensor
     prefix = "wid_"
     tuner_layer_cls = Compaction
+    uses_shared_state = True  # PEFT then refuses inject_adapter_in_model, which expects that the teacher is changed
     target_module_mapping: ClassVar[dict[str, list[str]]] = {}
 
     def inject_adapter(
@@ -93,6 +99,7 @@ class WidModel(BaseTuner):
         self._planned = (planned, model)
         self.model = planned.student
         self._config = config
+        self.student = Student(self, adapter_name)
         self._warned = False
         self._optimizer: torch.optim.Optimizer | None = None
         self._wrapped: tuple[nn.Module, ...] = ()  # a tuple, since a module would become a part of this one
@@ -215,16 +222,18 @@ class WidModel(BaseTuner):
         Args:
             progressbar: accepted for PEFT's sake; the merge takes no noticeable time.
             safe_merge: refuse to merge weights that are not finite.
-            adapter_names: accepted for PEFT's sake; there is one adapter.
+            adapter_names: None, or a list of the one adapter.
             force: merge although the schedule is not done; what is left of dropped rows is lost, with a warning.
 
         Returns:
             An instance of the teacher's class with the student's config.
 
         Raises:
-            WidError: the start needs calibration data and was never given any, the schedule is not done, or
-                `safe_merge` found NaN.
+            WidError: the start needs calibration data and was never given any, the schedule is not done,
+                `safe_merge` found NaN, or there is no adapter of that name.
         """
+        if adapter_names not in (None, [self.active_adapter]):
+            raise WidError(ONE_ADAPTER)
         if not self.calibrated:
             raise WidError(f"{self._uncalibrated()} Nothing was merged.")
         if self.progress is not None and self.is_wide:
@@ -241,11 +250,14 @@ class WidModel(BaseTuner):
         """Return the teacher."""
         return self.teacher
 
-    def calibrate(self, batches: Iterable[Batch], *, lifts: bool = True, spectra: bool = True) -> None:
+    def calibrate(
+        self, batches: Iterable[Batch], *, lifts: bool = True, spectra: bool = True, basis: bool = True
+    ) -> None:
         """Set the start of every compactor from the teacher's activations on `batches`; training so far is undone.
 
         With `init="calibrated"` indices are chosen, the inside of attention heads is turned to what matters most,
-        and each weight's columns are fitted so that it reads from the student's stream what the teacher reads.
+        and each weight's columns are fitted so that it reads from the student's stream what the teacher reads. A
+        stream that is proved to meet only RMS norms and matrices keeps its principal directions in place of indices.
         With `init="identity"` only indices are chosen.
 
         Args:
@@ -253,6 +265,7 @@ class WidModel(BaseTuner):
                 labels are not used.
             lifts: False leaves the fitting of columns out, to see what it is worth.
             spectra: False leaves the turning of heads out.
+            basis: False keeps indices of every stream.
 
         Raises:
             DataError: there is no batch or nothing but padding, too few tokens, or activations are not finite.
@@ -266,7 +279,7 @@ class WidModel(BaseTuner):
         solved = config.init == "calibrated"
         sets, found = calibrated_start(
             teacher, self.model, planned.trace, planned.plan, batches, selection=config.selection,
-            lifts=lifts and solved, spectra=spectra and solved, ridge=config.ridge,
+            lifts=lifts and solved, spectra=spectra and solved, basis=basis and solved, ridge=config.ridge,
         )  # fmt: skip
         self.calibration = found if solved else None
         self.kept.copy_(self._kept(sets))
@@ -376,6 +389,28 @@ class WidModel(BaseTuner):
         """Accept the one adapter that there is."""
         if adapter_name not in (self.active_adapter, [self.active_adapter]):
             raise WidError(ONE_ADAPTER)
+
+    def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
+        """Let the compactors train, or freeze them; the teacher's weights stay as they are."""
+        if adapter_names not in (self.active_adapter, [self.active_adapter], (self.active_adapter,)):
+            raise WidError(ONE_ADAPTER)
+        self.student.compactions.requires_grad_(requires_grad)
+
+    def disable_adapter_layers(self) -> None:
+        """Refuse: the student without compactors is the teacher."""
+        raise WidError(f"{IN_PLACE.format('be switched off')} Its outputs are those of model.base_model.teacher.")
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """Refuse: the product has other sizes than the teacher's weights."""
+        raise WidError(IN_PLACE.format("be merged"))
+
+    def unmerge_adapter(self) -> None:
+        """Refuse: nothing can have been merged."""
+        raise WidError(IN_PLACE.format("be merged or unmerged"))
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Return False: no sum of the teacher's weights and a LoRA has a student's sizes."""
+        return False
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:

@@ -1,4 +1,4 @@
-"""The whole start of a student from calibration data: select, turn, lift.
+"""The whole start of a student from calibration data: select or turn, then lift.
 
 Takes an installed student with its teacher, trace and plan; sets its compactors. Called by the tuner.
 """
@@ -15,6 +15,7 @@ from ..compaction import compactions, first_indices, restart
 from ..coupling.dims import Dim
 from ..coupling.plan import Plan
 from ..coupling.trace import Trace
+from .basis import turnable_stream
 from .lifts import lift_reads
 from .record import Calibration
 from .survey import Survey, survey
@@ -25,7 +26,7 @@ from .walk import Batch
 @torch.no_grad()
 def calibrated_start(
     teacher: nn.Module, student: nn.Module, trace: Trace, plan: Plan, batches: Iterable[Batch], *,
-    selection: str = "pivots", spectra: bool = True, lifts: bool = True, ridge: float = 1e-4,
+    selection: str = "pivots", spectra: bool = True, lifts: bool = True, basis: bool = True, ridge: float = 1e-4,
 ) -> tuple[dict[Dim, Tensor], Calibration]:  # fmt: skip
     """Set the compactors of `student` to their start and return the index sets with a record.
 
@@ -38,6 +39,7 @@ def calibrated_start(
         selection: how indices are chosen: `"first"`, `"variance"` or `"pivots"`.
         spectra: whether the inside of attention heads is turned, instead of selected.
         lifts: whether what is read is fitted to what the teacher reads.
+        basis: whether a stream that meets nothing but RMS norms and matrices is turned, instead of selected.
         ridge: strength of the regularisation of lifts.
 
     Raises:
@@ -49,10 +51,11 @@ def calibrated_start(
     if selection == "variance":
         given = variance_indices(teacher, trace, plan, batches)
     if given is not None and not spectra:
-        seen = Survey(given, {}, 0)
+        seen = Survey(given)
     else:
-        seen = survey(teacher, trace, plan, batches, given=given, spectra=spectra)
-    restart(student, trace.weights, plan, seen.sets, seen.rotations)
+        stream = turnable_stream(teacher, trace, plan) if basis and given is None else None
+        seen = survey(teacher, trace, plan, batches, given=given, spectra=spectra, stream=stream)
+    restart(student, trace.weights, plan, seen.sets, seen.rotations, seen.vectors)
     sites = []
     if lifts:
         own = {name: module for name, module in compactions(student).items() if name in trace.weights}

@@ -22,6 +22,7 @@ from ..coupling.reads import Read
 from ..coupling.selection import IndexSets
 from ..coupling.trace import Trace, quiet_forward
 from ..errors import DataError
+from .basis import Stream
 from .indices import blocks, pivots
 from .moments import Covariance
 from .spectra import context_maps, logit_maps
@@ -37,13 +38,15 @@ class Survey:
 
     Attributes:
         sets: the kept indices of every leaf that shrinks.
-        rotations: dense maps `(k, n)` for stretches of axes, in place of selection: inside heads.
+        rotations: dense maps `(k, n)` for stretches of axes, in place of selection: inside heads, and of a stream.
+        vectors: what the weights `(k,)` of the norms of a turned stream become.
         positions: positions of the data that are not padding.
     """
 
     sets: dict[Dim, Tensor]
-    rotations: dict[Carrier, Tensor]
-    positions: int
+    rotations: dict[Carrier, Tensor] = field(default_factory=dict)
+    vectors: dict[str, Tensor] = field(default_factory=dict)
+    positions: int = 0
 
 
 @dataclass
@@ -65,13 +68,14 @@ class _Products:
 
 def survey(
     teacher: nn.Module, trace: Trace, plan: Plan, batches: Sequence[Batch], *,
-    given: IndexSets | None = None, spectra: bool = True,
+    given: IndexSets | None = None, spectra: bool = True, stream: Stream | None = None,
 ) -> Survey:  # fmt: skip
     """Run the teacher over all batches and choose indices and rotations.
 
     Indices that remain of a leaf are pivots of the covariances of what is read along it, each weighted by the
     reading matrix; whole heads those that contribute most. Leaves inside heads that meet nothing but products
-    keep combinations of indices instead, the best by singular values.
+    keep combinations of indices instead, the best by singular values, and so does a stream that may be turned: the
+    principal ones of what its norms make, their weights aside.
 
     Args:
         teacher: runs as it is, in evaluation mode, without gradients.
@@ -80,34 +84,38 @@ def survey(
         batches: keyword dictionaries for its forward; positions whose `attention_mask` is 0 do not count.
         given: index sets chosen otherwise; then only rotations are looked for.
         spectra: False keeps selection inside heads as well.
+        stream: a dimension that may be turned as a whole.
 
     Raises:
         DataError: there is no batch or nothing but padding, fewer positions than a student's width, or an
             activation that is not finite.
     """
-    return _Surveyor(teacher, trace, plan, given, spectra).run(batches)
+    return _Surveyor(teacher, trace, plan, given, spectra, stream).run(batches)
 
 
 class _Surveyor:
     def __init__(
-        self, teacher: nn.Module, trace: Trace, plan: Plan, given: IndexSets | None, spectra: bool
+        self, teacher: nn.Module, trace: Trace, plan: Plan, given: IndexSets | None, spectra: bool,
+        stream: Stream | None,
     ) -> None:  # fmt: skip
-        self.teacher, self.trace, self.plan, self.given = teacher, trace, plan, given
+        self.teacher, self.trace, self.plan, self.given, self.stream = teacher, trace, plan, given, stream
         self.shrinking = {leaf for leaf, size in plan.targets.items() if size < leaf.size}
         self.free = _free(trace, plan, self.shrinking - set(plan.matched)) if spectra else {}
-        self.chosen = self.shrinking - set(self.free)
+        self.turned = set(self.free) | ({stream.leaf} if stream is not None else set())
+        self.chosen = self.shrinking - self.turned
         read = {leaf for read in plan.reads for leaf in leaves(self._axis(read))}
         self.only_written = self.chosen - read
         self.scores: dict[Dim, Tensor] = {}
         self.heads: dict[Dim, list[tuple[Tensor, Tensor]]] = defaultdict(list)
         self.made: dict[Carrier, Tensor] = {}
         self.contexts: dict[Dim, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        self.normed: dict[str, Tensor] = {}
         self.positions = 0
 
     def run(self, batches: Sequence[Batch]) -> Survey:
         stops = [at for at, read in enumerate(self.plan.reads) if self._matters(at, read)]
         if not stops:  # nothing that is read shrinks
-            return Survey({leaf: self._indices(leaf) for leaf in self.chosen} | dict(self.plan.matched), {}, 0)
+            return Survey({leaf: self._indices(leaf) for leaf in self.chosen} | dict(self.plan.matched))
         with quiet_forward(self.teacher):
             forwards = [Forward(self.teacher, prepared(self.teacher, batch), self.plan, stops) for batch in batches]
             for forward in forwards:
@@ -124,14 +132,21 @@ class _Surveyor:
         self._enough(stops)
         sets = {leaf: self._indices(leaf) for leaf in self.chosen} if self.given is None else dict(self.given)
         # What is turned keeps no index in particular, but as many.
-        sets |= {leaf: torch.arange(self.plan.targets[leaf]) for leaf in self.free}
+        sets |= {leaf: torch.arange(self.plan.targets[leaf]) for leaf in self.turned}
         sets |= self.plan.matched
-        return Survey(sets, dict(self._rotations(sets)), self.positions)
+        rotations, vectors = dict(self._rotations(sets)), dict[str, Tensor]()
+        if self.stream is not None:
+            moments = torch.stack(list(self.normed.values())).sum(0)
+            maps, vectors = self.stream.start(self.plan, self.trace.weights, moments)
+            rotations |= maps
+        return Survey(sets, rotations, vectors, self.positions)
 
     def _axis(self, read: Read) -> Dim:
         return self.plan.axes[read.weight][read.axis]
 
     def _matters(self, at: int, read: Read) -> bool:
+        if self.stream is not None and (read.weight, read.axis) in self.stream.norms:
+            return True
         needed = {leaf for dim in self.plan.axes[read.weight] for leaf in leaves(dim)}
         makers = {carrier.parameter for products in self.free.values() for carrier in products.left | products.right}
         return bool(self.chosen & set(leaves(self._axis(read))) or self.only_written & needed) or (
@@ -155,6 +170,8 @@ class _Surveyor:
         matrix = covariance.matrix(centred=read.bias is not None)
         reader = weight.T @ weight
         self._score(axis, matrix, reader)
+        if self.stream is not None and (norm := self.stream.norms.get((read.weight, read.axis))) is not None:
+            self._see_normed(norm, covariance)
         for leaf, products in self.free.items():
             if at in products.reads:
                 both = zip(by_leaf(self.plan, axis, matrix), by_leaf(self.plan, axis, reader), strict=True)
@@ -186,6 +203,14 @@ class _Surveyor:
         for leaf, block in by_leaf(self.plan, axis, matrix):
             if leaf in self.chosen:
                 self.scores[leaf] = self.scores.get(leaf, 0) + block
+
+    def _see_normed(self, norm: str, covariance: Covariance) -> None:
+        """Keep the second moments of what one norm makes, its weight aside, all norms counting alike."""
+        if norm not in self.normed:
+            weight = self.trace.weights[norm].detach().to(covariance.mean)
+            inverse = torch.where(weight == 0, 0, 1 / weight)
+            moments = inverse[:, None] * covariance.matrix(centred=False) * inverse
+            self.normed[norm] = (moments / moments.trace().clamp(min=torch.finfo(torch.float64).tiny)).cpu()
 
     def _outputs(self, carrier: Carrier, read: Read, covariance: Covariance, centred: bool) -> Tensor:
         """Return second moments per head `(heads, n, n)` of what a stretch of rows writes."""

@@ -9,6 +9,8 @@ from rich.console import Console
 
 from ..errors import WidError
 from .compress import compress
+from .evaluate import evaluate
+from .export import export
 from .plan import plan
 
 app = typer.Typer(
@@ -19,6 +21,8 @@ app = typer.Typer(
 )
 app.command()(plan)
 app.command()(compress)
+app.command()(export)
+app.command("eval")(evaluate)
 
 
 def main() -> None:

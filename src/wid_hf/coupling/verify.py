@@ -66,7 +66,7 @@ def _culprits(
 ) -> list[Dim]:
     """Return the leaves whose permutation changes the outputs; all of them where only several together do."""
     with quiet_forward(model):
-        before = _outputs(model, plan, trace, weights, {})
+        before = outputs_with(model, plan, trace, weights, {})
         if not _changes(model, plan, trace, weights, permutations, before):
             return []
         alone = [
@@ -116,7 +116,7 @@ class _Part(nn.Module):
         return self.model.get_submodule(self.part)(**inputs)
 
 
-def _outputs(
+def outputs_with(
     model: nn.Module, plan: Plan, trace: Trace, weights: Mapping[str, Tensor], sets: IndexSets
 ) -> list[Tensor]:
     """Return the outputs of all examples with everything permuted by `sets` that has such a leaf."""
@@ -142,7 +142,7 @@ def _changes(
     model: nn.Module, plan: Plan, trace: Trace, weights: Mapping[str, Tensor], sets: IndexSets, before: list[Tensor]
 ) -> bool:
     """Return whether permuting by `sets` changes an output beyond the same permutation of the output itself."""
-    after = _outputs(model, plan, trace, weights, sets)
+    after = outputs_with(model, plan, trace, weights, sets)
     for old, new, dims in zip(before, after, trace.output_dims, strict=True):
         expected = _permuted(plan, old, dims, sets)
         if not expected.is_floating_point():

@@ -1,4 +1,4 @@
-"""How good and how large a model is: masked-LM score, sentence score, sizes and latency.
+"""How good and how large a model is: scores of language models and sentences, sizes, latency; in `tasks`, tasks.
 
 Takes models and batches; gives frozen dataclasses of plain numbers. Called by the trainer, the report
 and the commands.
@@ -7,6 +7,7 @@ and the commands.
 from __future__ import annotations
 
 from wid_hf.evaluation.masked_lm import MaskedLMScore, masked_batches, masked_lm_score
+from wid_hf.evaluation.perplexity import PerplexityScore, perplexity_score
 from wid_hf.evaluation.sentences import (
     SentenceScore,
     cosine_correlation,
@@ -20,6 +21,7 @@ from wid_hf.evaluation.sizes import ModelSize, latency, model_size
 __all__ = [
     "MaskedLMScore",
     "ModelSize",
+    "PerplexityScore",
     "SentenceScore",
     "cosine_correlation",
     "embed",
@@ -28,6 +30,7 @@ __all__ = [
     "masked_lm_score",
     "mean_pool",
     "model_size",
+    "perplexity_score",
     "retrieval_agreement",
     "sentence_score",
 ]
