@@ -90,10 +90,10 @@ class WidTrainer(Trainer):
 
     With plain `TrainingArguments` both learn at `learning_rate`. The student's weights are folded once per optimizer
     step, however many micro-batches it has, and once per evaluation; only where parameters are sharded or replicated
-    (FSDP, DeepSpeed, `nn.DataParallel`) does each forward fold for itself. A start that needs calibration data and was
-    given none is made before the first step from `calibration_samples` rows of the training set, put together by the
-    data collator; a run that is resumed keeps its own. Where the loss stops being finite, training stops before the
-    step is taken, the weights go back to the last ones whose loss was finite, and
+    (FSDP, DeepSpeed, `nn.DataParallel`) and in compiled training does each forward fold for itself. A start that needs
+    calibration data and was given none is made before the first step from `calibration_samples` rows of the training
+    set, put together by the data collator; a run that is resumed keeps its own. Where the loss stops being finite,
+    training stops before the step is taken, the weights go back to the last ones whose loss was finite, and
     `TrainingError` says so. They are kept in memory every `logging_steps` steps.
 
     Raises:
@@ -306,9 +306,9 @@ class WidTrainer(Trainer):
         return loss
 
     def _tokens_of_step(self, inputs: dict[str, Any]) -> int | None:
-        """Return about how many tokens a whole optimizer step has; None where hooks that come and go cost more."""
+        """Return about how many tokens a whole optimizer step has, or None for inputs of another kind."""
         tokens = inputs.get(self.model.base_model.model.main_input_name)
-        if not isinstance(tokens, Tensor) or tokens.is_floating_point() or self.args.torch_compile:
+        if not isinstance(tokens, Tensor) or tokens.is_floating_point():
             return None
         return tokens.numel() * self.args.gradient_accumulation_steps
 
@@ -318,6 +318,9 @@ class WidTrainer(Trainer):
             self._folds = None
 
     def _may_hold_folds(self) -> bool:
+        # Compiled forwards fold inside of what is compiled, whose inputs must not change their kind between calls.
+        if self.args.torch_compile:
+            return False
         # Reentrant checkpoints go through a fold once for every segment that uses it.
         reentrant = (self.args.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)
         return self.args.n_gpu <= 1 and not (self.is_fsdp_enabled or self.is_deepspeed_enabled or reentrant)
