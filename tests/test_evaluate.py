@@ -130,6 +130,16 @@ def test_a_run_gives_the_same_figures_when_it_is_made_again(encoder, data, tmp_p
     assert one.tasks["stsb"].mean == two.tasks["stsb"].mean
 
 
+def test_other_right_answers_are_other_runs(encoder, data, tmp_path, monkeypatch):
+    seen = trained_steps(monkeypatch)
+    shutil.copytree(data, tmp_path / "data")
+    evaluate(str(encoder), ["squad_v2"], tmp_path / "out", settings(tmp_path / "data"))
+    dev = tmp_path / "data" / "squad" / "dev-v2.0.json"
+    dev.write_text(dev.read_text().replace('"three four", "answer_start": 8', '"four five", "answer_start": 14'))
+    evaluate(str(encoder), ["squad_v2"], tmp_path / "out", settings(tmp_path / "data"))
+    assert len(seen) == 2
+
+
 def test_other_weights_or_other_data_are_other_runs(masked, data, tmp_path, monkeypatch):
     seen = trained_steps(monkeypatch)
     evaluate(str(masked), ["sst2"], tmp_path / "out", settings(data))
@@ -206,6 +216,14 @@ def test_what_is_missing_is_refused_before_any_work(encoder, masked, data, tmp_p
     assert not seen and not (tmp_path / "out").exists()
 
 
+def test_an_output_that_is_a_file_is_refused_before_any_work(encoder, data, tmp_path, monkeypatch):
+    seen = trained_steps(monkeypatch)
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(OutputError, match="is not a folder that can be written"):
+        evaluate(str(encoder), ["sst2"], tmp_path / "out", settings(data))
+    assert not seen
+
+
 def test_weights_that_the_head_would_not_take_over_are_refused(encoder, data, tmp_path, monkeypatch):
     folder = tmp_path / "renamed"
     shutil.copytree(encoder, folder)
@@ -234,3 +252,9 @@ def test_the_command_prints_a_table_and_says_where_the_runs_are(encoder, data, t
 def test_numbers_that_are_none_are_refused(encoder, option, text):
     with pytest.raises(ConfigError, match=rf"{option} '{text}' is not a list of numbers such as"):
         CliRunner().invoke(app, ["eval", str(encoder), "--tasks", "sst2", option, text], catch_exceptions=False)
+
+
+def test_the_reaction_teacher_predicts_the_masked_tokens_of_reactions(reaction_bert_dir, uspto50k, tmp_path):
+    places = DataPlaces(texts=str(uspto50k / "valid.jsonl.gz"), column="rxn", eval_examples=48)
+    report = evaluate(str(reaction_bert_dir), ["masked-lm"], tmp_path, EvalSettings(places))
+    assert report.tasks["masked-lm"].mean["texts"]["accuracy"] > 0.9

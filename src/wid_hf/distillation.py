@@ -16,8 +16,6 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from .calibration.trees import pieces, stretch
 from .calibration.walk import prepared
@@ -27,10 +25,9 @@ from .coupling.plan import Key, key
 from .coupling.reads import Read
 from .coupling.trace import quiet_forward
 from .errors import DataError, TeacherError, TrainingError
+from .labelled import NO_LABEL, shifts_labels
 
 LOSSES = ("logits", "hidden", "relations")
-NO_LABEL = -100  # transformers' mark for positions that are not predicted
-
 
 Place = tuple[str, int]  # a weight and one of its axes
 
@@ -287,13 +284,6 @@ class Distillation:
                 _Values(dim.size, carrier.start, carrier.stop, prod(sizes[:-1])),
                 _Values(plan.size(dim), start, start + prod(kept), prod(kept[:-1])),
             )
-
-
-def shifts_labels(model: PreTrainedModel) -> bool:
-    """Return whether logits at a position predict the label of the next one, as `Trainer` tells for label smoothing."""
-    named = type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()  # GPT-2 has no loss_type
-    causal = named or str(getattr(model, "loss_type", "")).startswith("ForCausalLM")
-    return causal and not model.config.is_encoder_decoder
 
 
 def logits_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

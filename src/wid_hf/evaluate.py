@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -90,21 +91,24 @@ def evaluate(
     for task in chosen:
         task.check(loaded, tokenizer)
     report = _report(output, model, loaded, command)
-    rows = {task.name: task.load(settings.places) for task in chosen}
+    data = {}
+    for task in chosen:
+        rows, max_length = task.load(settings.places), _max_length(task, settings, loaded, tokenizer)
+        data[task.name] = (rows, task.features(rows, tokenizer, max_length), max_length)
+    _make(output)
     load = partial(load_with_head, model, revision=revision, trust_remote_code=trust_remote_code)
     for task in chosen:
-        max_length = _max_length(task, settings, loaded, tokenizer)
-        features = task.features(rows[task.name], tokenizer, max_length)
+        rows, features, max_length = data[task.name]
         made_from = {
             "task": task.name,
             "fingerprint": report.fingerprint,
-            "data": {split: _digest(tokens) for split, tokens in features.items()},
-            "examples": {split: len(dataset) for split, dataset in rows[task.name].items()},
+            "data": {split: [_digest(rows[split]), _digest(features[split])] for split in features},
+            "examples": {split: len(dataset) for split, dataset in rows.items()},
             "max_length": max_length,
         }
         runs = Runs(output / RUNS / task.name)
         if isinstance(task, FineTuned):
-            found = list(_fine_tunings(task, load, rows[task.name], features, tokenizer, settings, runs, made_from))
+            found = list(_fine_tunings(task, load, rows, features, tokenizer, settings, runs, made_from))
         else:
             found = [_scored(task, loaded, features, tokenizer, settings, runs, made_from)]
         report.tasks[task.name] = summarize(task, found)
@@ -172,6 +176,17 @@ def _report(output: Path, name: str, model: PreTrainedModel, command: str | None
     if command is not None and command not in report.command:
         report.command.append(command)
     return report
+
+
+def _make(output: Path) -> None:
+    """Make the folder now, because nobody wants to hear after a training that it cannot be written."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        writable = os.access(output, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise OutputError(f"The output {output} is not a folder that can be written. Name another with --output.")
 
 
 def _check_settings(settings: EvalSettings) -> None:

@@ -59,19 +59,26 @@ class _Fold(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        tensor, *matrices = ctx.saved_tensors
-        of_tensor, _, *of_matrices = ctx.needs_input_grad
-        # The last stage is the result, which no gradient needs.
-        stages = _stages(tensor.to(gradient.dtype), ctx.order[:-1], matrices[:-1])
-        found: list[Tensor | None] = [None] * len(matrices)
-        for at in reversed(range(len(matrices))):
-            axis, stage = ctx.order[at], stages[at]
-            if of_matrices[at]:
-                rest = [other for other in range(stage.ndim) if other != axis]
-                found[at] = torch.tensordot(gradient, stage, dims=(rest, rest))
-            if of_tensor or any(of_matrices[:at]):
-                gradient = along(gradient, matrices[at].T, axis)
-        return (gradient.to(tensor.dtype) if of_tensor else None), None, *found
+        # Whoever asks for gradients inside of autocast would have them formed in half precision.
+        with torch.autocast(gradient.device.type, enabled=False):
+            return _gradients(gradient, *ctx.saved_tensors, order=ctx.order, needed=ctx.needs_input_grad)
+
+
+def _gradients(
+    gradient: Tensor, tensor: Tensor, *matrices: Tensor, order: tuple[int, ...], needed: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of the arguments of `_Fold` that need one."""
+    of_tensor, _, *of_matrices = needed
+    stages = _stages(tensor.to(gradient.dtype), order[:-1], matrices[:-1])  # the last one is the result itself
+    found: list[Tensor | None] = [None] * len(matrices)
+    for at in reversed(range(len(matrices))):
+        axis, stage = order[at], stages[at]
+        if of_matrices[at]:
+            rest = [other for other in range(stage.ndim) if other != axis]
+            found[at] = torch.tensordot(gradient, stage, dims=(rest, rest))
+        if of_tensor or any(of_matrices[:at]):
+            gradient = along(gradient, matrices[at].T, axis)
+    return (gradient.to(tensor.dtype) if of_tensor else None), None, *found
 
 
 def _stages(tensor: Tensor, order: Sequence[int], matrices: Sequence[Tensor]) -> list[Tensor]:

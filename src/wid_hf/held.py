@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.utils import parametrize
 
 from .compaction import Compaction
@@ -57,8 +58,7 @@ class HeldFolds:
         """Let the next backward pass go through the folds, with what the leaves have gathered."""
         for compaction, folded in self._folded:
             if folded.requires_grad:
-                folded.register_hook(partial(self._gathered, compaction))
-                compaction.held = folded
+                compaction.held = _Opened.apply(folded, partial(self._gathered, compaction))
 
     def release(self) -> None:
         """Fold anew from now on; gradients in leaves that the last forward did not use go through their folds."""
@@ -79,6 +79,23 @@ class HeldFolds:
     def _gathered(self, compaction: Compaction, gradient: Tensor) -> Tensor:
         leaf = self._leaves.pop(compaction, None)
         return gradient if leaf is None or leaf.grad is None else gradient + leaf.grad
+
+
+class _Opened(torch.autograd.Function):
+    """A fold as it is, whose gradient is changed on the way to the fold.
+
+    A hook on the fold would also change what others ask of it by `torch.autograd.grad`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, folded: Tensor, gathered: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.gathered = gathered
+        return folded.view_as(folded)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.gathered(gradient), None
 
 
 @contextmanager

@@ -25,10 +25,11 @@ def load_teacher(
     Its class is the one its config names under `architectures`, or the headless model of its type.
 
     Raises:
-        TeacherError: nothing there, unreadable weights, or weights missing from the checkpoint.
+        TeacherError: nothing there, unreadable weights, weights missing from the checkpoint, or code of its own that
+            would have to run without `trust_remote_code`.
     """
     config = _config(name, revision, trust_remote_code)
-    model_class = _model_class(config)
+    model_class = _model_class(name, config, trust_remote_code)
     try:
         model, info = model_class.from_pretrained(
             name, config=config, revision=revision, trust_remote_code=trust_remote_code, dtype=dtype,
@@ -110,6 +111,8 @@ def _config(name: str, revision: str | None, trust_remote_code: bool) -> Pretrai
     try:
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as cause:  # as above
+        if not trust_remote_code and "trust_remote_code=True" in str(cause):  # transformers has no class for it
+            raise TeacherError(_own_code(name)) from cause
         raise TeacherError(
             f"{name!r} is neither a model folder here nor a model on the Hub that can be read: {_first_line(cause)}. "
             "Check the name, the network and, for private models, `hf auth login`; a folder needs a config.json "
@@ -117,9 +120,25 @@ def _config(name: str, revision: str | None, trust_remote_code: bool) -> Pretrai
         ) from cause
 
 
-def _model_class(config: PretrainedConfig) -> Any:
-    named = (config.architectures or [""])[0]
-    return getattr(transformers, named, transformers.AutoModel)
+def _model_class(name: str, config: PretrainedConfig, trusted: bool) -> Any:
+    """Return the class of the checkpoint, or the auto class that finds it in the code beside the checkpoint."""
+    wanted = (config.architectures or [""])[0]
+    places = getattr(config, "auto_map", None) or {}  # such as {"AutoModel": "modeling.MyModel"}
+    own = next((auto for auto, place in places.items() if str(place).rpartition(".")[2] == wanted), None)
+    if own is not None and trusted:
+        return getattr(transformers, own)
+    if own is not None and not hasattr(transformers, wanted):
+        raise TeacherError(_own_code(name))
+    return getattr(transformers, wanted, transformers.AutoModel)
+
+
+def _own_code(name: str) -> str:
+    where = str(Path(name).absolute()) if Path(name).is_dir() else f"https://huggingface.co/{name}"
+    return (
+        f"{name!r} is a model with Python code of its own, which would run on this machine with your rights. None "
+        f"of it has run. Read it at {where}; if you trust it, allow it by --trust-remote-code, in Python "
+        "trust_remote_code=True, and name the --revision that you read."
+    )
 
 
 def _first_line(error: Exception) -> str:

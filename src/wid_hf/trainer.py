@@ -7,6 +7,7 @@ overridden, so callbacks, checkpoints, distribution and logging are its own.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from os import PathLike
@@ -25,9 +26,10 @@ from .card import CARD_NAME, adapter_card
 from .checkpoints import begin_checkpoint, last_whole_checkpoint, refuse_torn_checkpoint
 from .collation import SteadyCollator
 from .compaction import Compaction
-from .distillation import LOSSES, NO_LABEL, Distillation, shifts_labels
+from .distillation import LOSSES, Distillation
 from .errors import DataError, TrainingError, WidError
 from .held import HeldFolds, folded_once
+from .labelled import NO_LABEL, LabelledPositions, shifts_labels
 from .tuner import WidModel
 
 
@@ -42,6 +44,7 @@ class WidTrainingArguments(TrainingArguments):
             none by default. The teacher's weights must be frozen.
         distillation_weight: what their sum is multiplied by.
         distillation_temperature: of the logits.
+        full_logits: run a language-model head on all positions, also on those without a label.
 
     Raises:
         ValueError: a learning rate below 0, or both 0; an unknown loss, a weight or temperature that is not above 0,
@@ -59,6 +62,9 @@ class WidTrainingArguments(TrainingArguments):
     )
     distillation_weight: float = field(default=1.0, metadata={"help": "Weight of these losses beside the training's."})
     distillation_temperature: float = field(default=2.0, metadata={"help": "Temperature of distilled logits."})
+    full_logits: bool = field(
+        default=False, metadata={"help": "Run a language-model head on positions without a label as well."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -84,10 +90,10 @@ class WidTrainer(Trainer):
 
     With plain `TrainingArguments` both learn at `learning_rate`. The student's weights are folded once per optimizer
     step, however many micro-batches it has, and once per evaluation; only where parameters are sharded or replicated
-    (FSDP, DeepSpeed, `nn.DataParallel`) does each forward fold for itself. A start that needs calibration data and was
-    given none is made before the first step from `calibration_samples` rows of the training set, put together by the
-    data collator; a run that is resumed keeps its own. Where the loss stops being finite, training stops before the
-    step is taken, the weights go back to the last ones whose loss was finite, and
+    (FSDP, DeepSpeed, `nn.DataParallel`) and in compiled training does each forward fold for itself. A start that needs
+    calibration data and was given none is made before the first step from `calibration_samples` rows of the training
+    set, put together by the data collator; a run that is resumed keeps its own. Where the loss stops being finite,
+    training stops before the step is taken, the weights go back to the last ones whose loss was finite, and
     `TrainingError` says so. They are kept in memory every `logging_steps` steps.
 
     Raises:
@@ -119,6 +125,8 @@ class WidTrainer(Trainer):
             raise TrainingError(
                 "Distillation does not work with nn.DataParallel: start one process per GPU (torchrun)."
             )
+        self._labelled: LabelledPositions | None = None
+        self._wants_loss_only = False
         self._distillation = Distillation(model, wanted, self.args.distillation_temperature) if wanted else None
 
     def train(self, resume_from_checkpoint: str | PathLike[str] | bool | None = None, **kwargs: Any) -> TrainOutput:
@@ -206,7 +214,8 @@ class WidTrainer(Trainer):
         The loss of evaluation is the model's own, so that runs with and without distillation compare.
         """
         if self._distillation is None or not model.training:
-            return self._own_loss(model, inputs, return_outputs, num_items_in_batch)
+            with self._on_labels(inputs) if self._wants_loss_only or not return_outputs else nullcontext():
+                return self._own_loss(model, inputs, return_outputs, num_items_in_batch)
         given = dict(inputs)  # label smoothing takes labels out of inputs
         with self._distillation.watching() as student:
             loss, student.output = self._own_loss(model, inputs, True, num_items_in_batch)
@@ -230,7 +239,7 @@ class WidTrainer(Trainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs["labels"].ne(NO_LABEL).sum()
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
-        share = labels / num_items_in_batch
+        share = labels / torch.as_tensor(num_items_in_batch).clamp(min=1)
         if self.args.average_tokens_across_devices:
             share = share * self.accelerator.num_processes
         return (loss * share, outputs) if return_outputs else loss * share
@@ -239,6 +248,28 @@ class WidTrainer(Trainer):
         # Causal LMs count shifted labels and do use num_items_in_batch; so does a loss of the user's own.
         is_causal = shifts_labels(self.model.base_model.model)
         return not is_causal and self.compute_loss_func is None and self.args.n_gpu <= 1
+
+    def _on_labels(self, inputs: dict[str, Any]) -> AbstractContextManager[Any]:
+        """Let the head run on labelled positions only, unless others are asked for or a wrapper hides the model."""
+        wrapped = self.args.n_gpu > 1 or self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.torch_compile
+        asked = getattr(self.args, "full_logits", False) or self.compute_loss_func is not None
+        if wrapped or asked or self.label_smoother is not None:
+            return nullcontext()
+        student = self.model.base_model.model
+        if self._labelled is None or self._labelled.model is not student:  # it has shrunk
+            self._labelled = LabelledPositions(self.model)
+        return self._labelled.only(inputs)
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+        """Evaluate one batch; without metrics that look at logits, on labelled positions only."""
+        self._wants_loss_only = prediction_loss_only
+        try:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        finally:
+            self._wants_loss_only = False
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -275,9 +306,9 @@ class WidTrainer(Trainer):
         return loss
 
     def _tokens_of_step(self, inputs: dict[str, Any]) -> int | None:
-        """Return about how many tokens a whole optimizer step has; None where hooks that come and go cost more."""
+        """Return about how many tokens a whole optimizer step has, or None for inputs of another kind."""
         tokens = inputs.get(self.model.base_model.model.main_input_name)
-        if not isinstance(tokens, Tensor) or tokens.is_floating_point() or self.args.torch_compile:
+        if not isinstance(tokens, Tensor) or tokens.is_floating_point():
             return None
         return tokens.numel() * self.args.gradient_accumulation_steps
 
@@ -287,6 +318,9 @@ class WidTrainer(Trainer):
             self._folds = None
 
     def _may_hold_folds(self) -> bool:
+        # Compiled forwards fold inside of what is compiled, whose inputs must not change their kind between calls.
+        if self.args.torch_compile:
+            return False
         # Reentrant checkpoints go through a fold once for every segment that uses it.
         reentrant = (self.args.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)
         return self.args.n_gpu <= 1 and not (self.is_fsdp_enabled or self.is_deepspeed_enabled or reentrant)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import random
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -98,15 +99,41 @@ def test_a_teacher_in_the_old_format_loads_as_data(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, loaded[name]) for name, tensor in model.state_dict().items())
 
 
-def test_code_in_a_teachers_folder_runs_only_when_it_is_trusted(tmp_path: Path) -> None:
-    folder = save_teacher(tmp_path / "teacher", BertForMaskedLM)
+OWN_CODE = """
+from pathlib import Path
+Path({sprung!r}).touch()
+from transformers import BertConfig, BertForMaskedLM
+
+class OwnConfig(BertConfig):
+    model_type = "own"
+
+class OwnForMaskedLM(BertForMaskedLM):
+    config_class = OwnConfig
+"""
+
+
+@pytest.mark.parametrize("model_type", ["own", "bert"])
+def test_code_in_a_teachers_folder_runs_only_when_it_is_trusted(
+    model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, sprung = save_teacher(tmp_path / "teacher", BertForMaskedLM), tmp_path / "sprung"
+    expected = BertForMaskedLM.from_pretrained(folder).state_dict()
     config = json.loads((folder / "config.json").read_text())
-    config |= {"auto_map": {"AutoConfig": "code.C"}, "model_type": "no_such_type"}
+    places = {"AutoConfig": "code.OwnConfig", "AutoModelForMaskedLM": "code.OwnForMaskedLM"}
+    config |= {"auto_map": places, "model_type": model_type, "architectures": ["OwnForMaskedLM"]}
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "code.py").write_text(f"from pathlib import Path\nPath({str(tmp_path / 'sprung')!r}).touch()\n")
-    with pytest.raises(TeacherError, match="contains custom code which must be executed"):
+    (folder / "code.py").write_text(OWN_CODE.format(sprung=str(sprung)))
+    with pytest.raises(
+        TeacherError, match=r"code of its own, which would run.*allow it by --trust-remote-code"
+    ) as told:
         load_teacher(str(folder))
-    assert not (tmp_path / "sprung").exists()
+    assert "trust_remote_code=True" in str(told.value) and str(folder) in str(told.value)
+    assert not sprung.exists()
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("sys.path", [*sys.path])
+    model = load_teacher(str(folder), trust_remote_code=True)
+    assert sprung.exists() and type(model).__name__ == "OwnForMaskedLM"
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
 
 
 def mutated_bytes(content: bytes, chance: random.Random, count: int) -> Iterator[bytes]:

@@ -19,8 +19,7 @@ from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBas
 from wid_hf.data import batches as batches_of
 from wid_hf.errors import DataError
 from wid_hf.evaluation.eval_mode import eval_mode
-
-NOT_MASKED = -100
+from wid_hf.labelled import NO_LABEL, LabelledPositions
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def masked_batches(
         )
     collator = DataCollatorForLanguageModeling(tokenizer, seed=seed)
     masked = list(batches_of(dataset, collator, batch_size))
-    if not any((batch["labels"] != NOT_MASKED).any() for batch in masked):
+    if not any((batch["labels"] != NO_LABEL).any() for batch in masked):
         raise DataError(
             f"none of the tokens of {len(dataset)} texts was masked (15 % are, at random). "
             "Legal: at least one. Give more or longer texts."
@@ -60,15 +59,20 @@ def masked_lm_score(model: nn.Module, batches: Sequence[dict[str, Tensor]]) -> M
     """Score `model` on `masked_batches`: `loss = sum over masked of -log p(token) / number masked`.
 
     The mean is over tokens, so it does not depend on how they are batched. The model is measured in eval
-    mode and each of its modules gets its own mode back.
+    mode and each of its modules gets its own mode back. Its head runs on masked positions only where it can.
     """
-    loss, right, tokens = 0.0, 0, 0
+    loss, right, tokens, positions = 0.0, 0, 0, LabelledPositions(model, shifts=False)
     with eval_mode(model) as device:
         for batch in track(batches, "Scoring", transient=True, console=Console(stderr=True)):
             inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
             labels = batch["labels"].to(device)
-            masked = labels != NOT_MASKED
-            logits, expected = model(**inputs).logits[masked].float(), labels[masked]  # (m, v), (m,)
+            masked = labels != NO_LABEL
+            if not masked.any():
+                continue
+            with positions.only({**inputs, "labels": labels}, together=True) as only_masked:
+                logits = model(**inputs).logits
+            logits = (logits[0] if only_masked else logits[masked]).float()  # (m, v)
+            expected = labels[masked]  # (m,)
             loss += functional.cross_entropy(logits, expected, reduction="sum").item()
             right += int((logits.argmax(-1) == expected).sum())
             tokens += len(expected)
