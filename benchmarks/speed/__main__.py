@@ -57,6 +57,7 @@ compactors and their optimizer state added.
 CALIBRATION_LENGTH = 128
 DTYPES = ("fp32", "bf16")
 TEACHERS = ("frozen", "trained")
+LOGITS = ("full", "labelled")
 
 Layers = Annotated[list[int] | None, typer.Option(min=1, help="Layers of teacher and student; 2 and 12.")]
 Widths = Annotated[list[int] | None, typer.Option(min=1, help="Hidden sizes of students; 516 and 192.")]
@@ -71,6 +72,9 @@ Calibration = Annotated[
     int | None, typer.Option(min=0, help="Rows to calibrate on, 256; 0 leaves out what happens once in a training.")
 ]
 Memory = Annotated[bool, typer.Option(help="Measure peaks of memory.")]
+Logits = Annotated[
+    str, typer.Option(help="Run heads on all positions (full) or on those with a label (labelled), all variants alike.")
+]
 Compile = Annotated[bool, typer.Option("--compile", help="Run models through torch.compile.")]
 Small = Annotated[
     bool, typer.Option("--small", help="A quick look: 4 layers, 192, 8x128, fp32, 3 rounds, calibrated on 32 rows.")
@@ -86,8 +90,8 @@ app = typer.Typer(pretty_exceptions_enable=False, help=__doc__)
 def main(
     layers: Layers = None, width: Widths = None, batch: Batches = None, dtype: Dtypes = None,
     teacher: Teachers = None, variant: Variants = None, micro_batches: MicroBatches = 1, rounds: Rounds = None,
-    warm_up: WarmUp = 1, calibration_rows: Calibration = None, memory: Memory = True, compiled: Compile = False,
-    small: Small = False, anew: Anew = False, limit_minutes: Minutes = None, output: Output = PAGE,
+    warm_up: WarmUp = 1, calibration_rows: Calibration = None, logits: Logits = "full", memory: Memory = True,
+    compiled: Compile = False, small: Small = False, anew: Anew = False, limit_minutes: Minutes = None, output: Output = PAGE,
 ) -> None:  # fmt: skip
     """Measure every combination of what is asked for, print the table and write it to a page."""
     layers = layers or ([4] if small else [2, 12])
@@ -96,6 +100,9 @@ def main(
     dtypes = _known("dtype", dtype or (DTYPES[:1] if small else DTYPES), DTYPES)
     teachers = _known("teacher", teacher or TEACHERS, TEACHERS)
     names = _known("variant", [BARE, *(variant or VARIANTS)], VARIANTS)
+    _known("logits", [logits], LOGITS)
+    if compiled and logits != "full":
+        raise typer.BadParameter("--compile fixes the whole forward, hooks and all: leave out --logits labelled.")
     rounds = rounds or (3 if small else 5)
     rows = calibration_rows if calibration_rows is not None else (32 if small else 256)
 
@@ -111,7 +118,7 @@ def main(
             records.append(made)
             lines += once_rows(sizes, f"{rows}x{CALIBRATION_LENGTH}", made["once"]) if made else []
         for (count, length), kind, trained in product(shapes, dtypes, teachers):
-            case = Case(sizes, count, length, micro_batches, kind, trained, compiled)
+            case = Case(sizes, count, length, micro_batches, kind, trained, logits, compiled)
             settings = {
                 **ask, **asdict(case), "variants": names, "rounds": rounds, "warm_up": warm_up, "memory": memory,
             }  # fmt: skip
@@ -119,8 +126,11 @@ def main(
             records.append(made)
             lines += step_rows(case, made["variants"]) if made else []
     done = [record for record in records if record]
-    told = [hardware_name(), *([f"{micro_batches} batches a step"] if micro_batches > 1 else [])]
-    title = ", ".join([*told, *(["compiled"] if compiled else []), *(["a quick look"] if small else [])])
+    told = {
+        f"{micro_batches} batches a step": micro_batches > 1, "logits of labelled positions only": logits != "full",
+        "compiled": compiled, "a quick look": small,
+    }  # fmt: skip
+    title = ", ".join([hardware_name(), *(words for words, holds in told.items() if holds)])
     if not done:
         print(f"{title}: nothing is measured yet.")
         return

@@ -78,6 +78,8 @@ class Case:
         micro_batches: of an optimizer step.
         dtype: `"fp32"`, or `"bf16"` for autocast to it, as `TrainingArguments(bf16=True)` does.
         teacher: whether the teacher's weights are trained beside the compactors.
+        logits: whether the head runs on all positions, as a stock forward does, or on those with a label, as
+            `WidTrainer` lets it.
         compiled: run the model through `torch.compile`.
     """
 
@@ -87,6 +89,7 @@ class Case:
     micro_batches: int = 1
     dtype: Literal["fp32", "bf16"] = "fp32"
     teacher: Literal["frozen", "trained"] = "trained"
+    logits: Literal["full", "labelled"] = "full"
     compiled: bool = False
 
     @property

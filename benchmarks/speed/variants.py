@@ -6,6 +6,7 @@ Takes a case, gives models with their optimizers; each has a teacher of its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from wid_hf import get_wid_model
 from wid_hf.compaction import Compaction
 from wid_hf.held import HeldFolds
+from wid_hf.labelled import LabelledPositions
 
 LEARNING_RATE = 1e-5
 
@@ -39,6 +41,7 @@ class Variant:
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         # Trainer's default optimizer; it keeps no state of what is frozen.
         self.optimizer = torch.optim.AdamW(self.trained, lr=LEARNING_RATE, fused=True)
+        self.labelled = LabelledPositions(model) if case.logits == "labelled" else None
         self.steps = 0
 
     def step(self, batches: Sequence[Batch]) -> None:
@@ -60,14 +63,20 @@ class Variant:
     def loss(self, batch: Batch) -> torch.Tensor:
         """Return the loss of one micro-batch."""
         device = batch["input_ids"].device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self.case.dtype == "bf16"):
+        with torch.autocast(device, torch.bfloat16, enabled=self.case.dtype == "bf16"), self._on_labels(batch):
             return self.model(**batch).loss
 
     def counted_step(self, batches: Sequence[Batch]) -> int:
         """Take one step and return the floating-point operations of its products."""
+        with self._on_labels(batches[0]) as holds:  # its trial, which comes once in a training, is not counted
+            if self.labelled is not None and not holds:
+                raise RuntimeError(f"The head of {type(self.model).__name__} does not run on labelled positions only.")
         with FlopCounterMode(display=False) as counter:
             self.step(batches)
         return counter.get_total_flops()
+
+    def _on_labels(self, batch: Batch) -> AbstractContextManager[bool | None]:
+        return nullcontext() if self.labelled is None else self.labelled.only(batch)
 
 
 def bare(case: Case, device: torch.device) -> Variant:

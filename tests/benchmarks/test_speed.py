@@ -96,6 +96,14 @@ def test_folded_models_start_as_the_stock_models_beside_them(name: str, like: st
     assert torch.allclose(folded.loss(batch), stock.loss(batch), atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["bare", "narrow", "wide", "activations", "teacher"])
+def test_heads_on_labelled_positions_have_the_same_loss_for_fewer_products(name: str) -> None:
+    full, labelled = (made(name, a_case(logits=logits)) for logits in ("full", "labelled"))
+    batches = a_case().batches(CPU)
+    assert torch.allclose(full.loss(batches[0]), labelled.loss(batches[0]), atol=1e-5)
+    assert labelled.counted_step(batches) < full.counted_step(batches)
+
+
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", ["bare", "narrow", "wide", "activations", "teacher"])
 def test_a_step_trains_all_that_is_to_train_and_frees_its_gradients(name: str, dtype: str) -> None:
@@ -225,6 +233,8 @@ def test_memory_of_a_step_is_that_of_a_process_of_its_own(command: ModuleType) -
         ({"batch": ["8x513"]}, "at most 512"),
         ({"dtype": ["fp8"]}, "--dtype fp8 is none of fp32, bf16"),
         ({"teacher": ["melted"]}, "--teacher melted is none of frozen, trained"),
+        ({"logits": "some"}, "--logits some is none of full, labelled"),
+        ({"logits": "labelled", "compiled": True}, "leave out --logits labelled"),
         ({"variant": ["fast"]}, "--variant fast is none of bare, narrow"),
     ],
 )
