@@ -91,7 +91,8 @@ def main(
     layers: Layers = None, width: Widths = None, batch: Batches = None, dtype: Dtypes = None,
     teacher: Teachers = None, variant: Variants = None, micro_batches: MicroBatches = 1, rounds: Rounds = None,
     warm_up: WarmUp = 1, calibration_rows: Calibration = None, logits: Logits = "full", memory: Memory = True,
-    compiled: Compile = False, small: Small = False, anew: Anew = False, limit_minutes: Minutes = None, output: Output = PAGE,
+    compiled: Compile = False, small: Small = False, anew: Anew = False, limit_minutes: Minutes = None,
+    output: Output = PAGE,
 ) -> None:  # fmt: skip
     """Measure every combination of what is asked for, print the table and write it to a page."""
     layers = layers or ([4] if small else [2, 12])
