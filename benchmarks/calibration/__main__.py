@@ -86,7 +86,7 @@ def starts(
         told = "equal training at half width, with the learning rates that `wid-hf compress` has for each start."
         count = steps or STEPS[subject.name]
         lines = _trained(f"starts --teacher {subject.name}", told, subject, store, runs, count, seeds, batch_size)
-        print(write_section(output, HEAD, f"After equal training: {subject.name}", lines))
+        print(write_section(output, HEAD, f"After {count} steps of equal training: {subject.name}", lines))
 
 
 @app.command()
