@@ -55,13 +55,11 @@ DECODER_STARTS = {name: STARTS[name] for name in ("identity, first indices", "se
 SLOW = {"mask_interval": 0.2 / 16, "decay_to_zero_steps": 0.1}
 SCHEDULES = {
     "narrow, calibrated": Start(),
-    "progressive, dim": Start("identity", "first", schedule=WidSchedule()),
-    "progressive, dim, by importance": Start("identity", "first", schedule=WidSchedule(selection="importance")),
-    "progressive, head": Start("identity", "first", schedule=WidSchedule(), head_strategy="head"),
-    "ten times slower, dim, by norm": Start("identity", "first", schedule=WidSchedule(**SLOW)),
-    "ten times slower, dim, by importance": Start(
-        "identity", "first", schedule=WidSchedule(**SLOW, selection="importance")
-    ),
+    "progressive, dim": Start("identity", "first", schedule=WidSchedule(selection="norm")),
+    "progressive, dim, by importance": Start("identity", "first", schedule=WidSchedule()),
+    "progressive, head": Start("identity", "first", schedule=WidSchedule(selection="norm"), head_strategy="head"),
+    "ten times slower, dim, by norm": Start("identity", "first", schedule=WidSchedule(**SLOW, selection="norm")),
+    "ten times slower, dim, by importance": Start("identity", "first", schedule=WidSchedule(**SLOW)),
     "from scratch": Start(scratch=True),
 }
 
