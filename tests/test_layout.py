@@ -82,6 +82,7 @@ ALLOWED = {
         "data",
         "errors",
         "evaluation",
+        "fingerprint",
         "following",
         "report",
         "schedule",
