@@ -74,6 +74,7 @@ ALLOWED = {
     "report": {"calibration", "errors", "evaluation", "widths"},
     "eval_report": {"errors", "evaluation"},
     "evaluate": {"errors", "eval_report", "evaluation", "fingerprint", "report", "teachers"},
+    "html_report": {"data", "errors", "eval_report", "evaluation", "report", "teachers"},
     "card": {"errors", "evaluation", "report", "student"},
     "compress": {
         "bar",
@@ -100,6 +101,7 @@ ALLOWED = {
         "evaluate",
         "evaluation",
         "export",
+        "html_report",
         "report",
         "schedule",
         "student",

@@ -48,7 +48,7 @@ class Fingerprint:
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """Return one SHA-256 of a model's weights as float32, in hexadecimal; the dtype they are loaded in does not count."""
+    """Return one SHA-256 of a model's weights as float32, in hexadecimal, whichever dtype they are loaded in."""
     weights = model.state_dict().items()
     digests = {name: digest(name, w.float() if w.is_floating_point() else w) for name, w in weights}
     return Fingerprint({}, digests).value

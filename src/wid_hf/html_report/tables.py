@@ -1,0 +1,177 @@
+"""Tables and facts of the page, as texts.
+
+Takes runs, recipes and evaluations; gives rows of cells, which the template escapes. What a report lacks is a dash.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ..eval_report import EvalReport
+from ..evaluation.attention import AttentionComparison
+from .found import Found, Run
+from .recipes import Recipe, Spread
+
+ABSENT = "-"
+SIZES = {"total": "parameters", "encoder": "encoder parameters", "bytes": "bytes of weights"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """Cells, the first of which may lead to a place in the page, `#link`."""
+
+    cells: list[str]
+    link: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A heading for each column, and rows of as many cells."""
+
+    header: list[str]
+    rows: list[Row]
+
+
+def anchor(run: Run) -> str:
+    """Return the place of a run in the page."""
+    return f"run-{run.name}"
+
+
+def summary(runs: Sequence[Run]) -> Table:
+    """Return sizes, latency and scores of the teacher and of every student of `runs`."""
+    figures = list(dict.fromkeys(name for run in runs for name in run.table("scores", "student")))
+    header = ["model", "method", "seed", *SIZES.values(), "latency"]
+    header += [f"{figure.replace('_', ' ')}{when}" for figure in figures for when in (" before", " after")]
+    first = runs[0]
+    teacher = ["teacher", "", "", *(_count(first.number("sizes", "teacher", size)) for size in SIZES)]
+    teacher.append(_latency(first, "teacher"))
+    for figure in figures:
+        every = Spread.of([run.number("scores", "teacher", figure) for run in runs])
+        teacher += ["", _spread(every)]
+    rows = [Row(teacher)]
+    for run in runs:
+        cells = [run.name, run.method, _count(run.number("seed"))]
+        cells += [_share(run.number("sizes", "student", size), run.number("sizes", "teacher", size)) for size in SIZES]
+        cells.append(_latency(run, "student"))
+        cells += [_figure(run.number("scores", side, figure)) for figure in figures for side in ("start", "student")]
+        rows.append(Row(cells, anchor(run)))
+    return Table(header, rows)
+
+
+def comparison(recipes: Sequence[Recipe], teacher: Mapping[str, Spread], names: Sequence[str]) -> Table:
+    """Return a row per recipe: what it cost and what it reached, mean and spread over seeds."""
+    header = ["recipe", "method", "start", "encoder parameters", "learning rates", "steps", "tokens", "seconds"]
+    header += ["seeds", *names]
+    rows = [Row(["teacher", *[""] * 8, *(_spread(teacher.get(name)) for name in names)])]
+    for recipe in recipes:
+        first = recipe.first
+        size = first.number("sizes", "student", "encoder")
+        rates = first.table("settings", "learning_rates")
+        seeds = [run.number("seed") for run in recipe.runs]
+        cells = [recipe.label, first.method, first.text("start") or ABSENT, _count(size)]
+        cells.append(", ".join(f"{kind} {rate}" for kind, rate in rates.items()) or ABSENT)
+        cells += [_spread(recipe.over_runs(_reader(name)), _count) for name in ("steps", "tokens", "seconds")]
+        cells.append(", ".join(_count(seed) for seed in seeds))
+        rows.append(Row([*cells, *(_spread(recipe.figure(name)) for name in names)], anchor(first)))
+    return Table(header, rows)
+
+
+def attention(found: Mapping[str, AttentionComparison]) -> Table:
+    """Return the mean divergence of every layer, a column per student."""
+    layers = range(len(next(iter(found.values())).divergence))
+    rows = [
+        Row([str(at), *(_figure(sum(each.divergence[at]) / len(each.divergence[at])) for each in found.values())])
+        for at in layers
+    ]
+    return Table(["layer", *found], [*rows, Row(["all", *(_figure(each.mean) for each in found.values())])])
+
+
+def tasks(evaluations: Mapping[str, EvalReport], found: Found) -> Table:
+    """Return a row per model, task, split and figure, as `eval_report.json` tells it."""
+    header = ["model", "evaluated in", "task", "split", "figure", "mean", "spread", "seeds", "learning rate"]
+    rows = []
+    for name, evaluation in evaluations.items():
+        model, link = _whose(evaluation, found)
+        for result in evaluation.tasks.values():
+            rate = ABSENT if result.best_learning_rate is None else f"{result.best_learning_rate:g}"
+            for split, scores in result.mean.items():
+                for figure in result.figures:
+                    spread = ABSENT if result.spread is None else _figure(result.spread[split][figure])
+                    cells = [model, name, result.title, split, figure.replace("_", " "), _figure(scores[figure])]
+                    rows.append(Row([*cells, spread, str(result.seeds), rate], link))
+    return Table(header, rows)
+
+
+def facts(run: Run) -> list[tuple[str, str]]:
+    """Return what else is to be known about a run."""
+    settings = {name: value for name, value in run.table("settings").items() if value is not None}
+    training = f"{_count(run.number('steps'))} steps, {_count(run.number('tokens'))} tokens, "
+    training += f"{_count(run.number('seconds'))} s"
+    return [
+        ("Teacher", run.teacher),
+        ("Asked for", _pairs(run.table("requested"))),
+        ("Heads", run.text("head_strategy") or ABSENT),
+        ("Method", run.method),
+        ("Start", run.text("start") or ABSENT),
+        ("Objective", run.text("objective") or ABSENT),
+        ("Training", training),
+        ("Seed", _count(run.number("seed"))),
+        ("Narrow from step", _count(run.number("narrow_from"))),
+        ("Hardware", run.text("hardware") or ABSENT),
+        ("Versions", _pairs(run.table("versions"))),
+        ("Settings", _pairs(settings)),
+        ("Weights, SHA-256", _pairs(run.table("fingerprints"))),
+    ]
+
+
+def scored_on_other_texts(runs: Sequence[Run]) -> bool:
+    """Return whether the teacher's own scores differ between runs, which they do only on other texts or masks."""
+    scores = {json.dumps(run.table("scores", "teacher"), sort_keys=True) for run in runs}
+    return len(scores) > 1
+
+
+def _whose(evaluation: EvalReport, found: Found) -> tuple[str, str]:
+    for run in found.runs:
+        if evaluation in found.of_student(run):
+            return run.name, anchor(run)
+        if evaluation in found.of_teacher(run):
+            return f"{evaluation.model} (teacher)", ""
+    return f"{evaluation.model} (of no run here)", ""
+
+
+def _latency(run: Run, side: str) -> str:
+    seconds, batch = run.number("latency", "seconds", side), run.get("latency", "batch")
+    if seconds is None:
+        return ABSENT
+    size = f" for {batch[0]} x {batch[1]} tokens" if isinstance(batch, list) and len(batch) == 2 else ""
+    return f"{1000 * seconds:.1f} ms{size}"
+
+
+def _share(value: float | None, whole: float | None) -> str:
+    return _count(value) + (f" ({value / whole:.1%})" if value is not None and whole else "")
+
+
+def _count(value: float | None) -> str:
+    if value is None:
+        return ABSENT
+    return f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
+
+
+def _figure(value: float | None) -> str:
+    return ABSENT if value is None else f"{value:.4f}"
+
+
+def _spread(spread: Spread | None, text: Callable[[float | None], str] = _figure) -> str:
+    if spread is None:
+        return ABSENT
+    return text(spread.mean) + (f" ± {text(spread.deviation)}" if spread.deviation else "")
+
+
+def _reader(name: str) -> Callable[[Run], float | None]:
+    return lambda run: run.number(name)
+
+
+def _pairs(values: Mapping[str, object]) -> str:
+    return ", ".join(f"{k} {v if isinstance(v, str) else json.dumps(v)}" for k, v in values.items()) or ABSENT
