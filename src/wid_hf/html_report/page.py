@@ -54,6 +54,7 @@ class Part:
     other_texts: bool
     pictures: list[Picture] = field(default_factory=list)
     attention: tables.Table | None = None
+    maps: list[Picture] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -100,8 +101,11 @@ def write_html_report(folder: str | Path, output: str | Path | None = None, *,
     )  # fmt: skip
     path = output / PAGE_NAME
     unfinished = path.with_name(f".{path.name}-{os.getpid()}")
-    unfinished.write_text(page, encoding="utf-8")
-    unfinished.replace(path)
+    try:
+        unfinished.write_text(page, encoding="utf-8")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
     return path
 
 
@@ -118,7 +122,7 @@ def _part(
         tables.scored_on_other_texts(runs),
     )  # fmt: skip
     size = runs[0].number("sizes", "teacher", "encoder")
-    shown = [name for name in names if not lower_is_better(name)]
+    shown = [name for name in names if not lower_is_better(name) and any(recipe.figure(name) for recipe in made)]
     if size and shown:
         path = prefix.with_name(f"quality-{prefix.name}.png")
         draw_quality(made, of_teacher, size, shown, path)
@@ -147,7 +151,7 @@ def _add_attention(part: Part, made: list[Recipe], chosen: AttentionTexts, texts
         {"teacher": part.teacher, "texts": chosen.source, "students": {k: v.to_dict() for k, v in found.items()}},
     )
     part.attention = tables.attention(found)
-    part.pictures += [
+    part.maps = [
         Picture.of("Divergence of attention from the teacher's, head by head", drawn[0]),
         Picture.of("Attention maps of one text", drawn[1]),
     ]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from .recipes import Recipe, Spread
 
@@ -33,6 +33,7 @@ def draw_losses(recipes: Sequence[Recipe], path: Path) -> None:
                 axes.plot(steps, losses, color=f"C{at % 10}", label=label, linewidth=1.4, marker=marker, alpha=0.85)
                 label = None
     axes.set(xlabel="step", ylabel="training loss")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _finish(axes)
     _save(figure, path)
 
@@ -55,14 +56,14 @@ def draw_quality(
     rows = ceil(len(figures) / columns)
     figure = Figure(figsize=(max(6.4, PANEL[0] * columns), PANEL[1] * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
-    methods = list(dict.fromkeys(recipe.first.method for recipe in recipes))
+    every = list(dict.fromkeys(recipe.series for recipe in recipes))
     for axes, name in zip(panels, figures, strict=False):
         sizes = [teacher_size]
-        for at, method in enumerate(methods):
+        for at, series in enumerate(every):
             points = [
                 (size, spread)
                 for recipe in recipes
-                if recipe.first.method == method
+                if recipe.series == series
                 and (size := recipe.first.number("sizes", "student", "encoder"))
                 and (spread := recipe.figure(name))
             ]
@@ -71,7 +72,7 @@ def draw_quality(
                 bars = [spread.deviation or 0.0 for _, spread in points]
                 line = "-" if len(set(x)) == len(x) else ""  # of several recipes at one size no line can be drawn
                 axes.errorbar(
-                    x, [spread.mean for _, spread in points], bars, fmt=f"o{line}", color=f"C{at % 10}", label=method,
+                    x, [spread.mean for _, spread in points], bars, fmt=f"o{line}", color=f"C{at % 10}", label=series,
                     markersize=5, linewidth=1.4, capsize=3,
                 )  # fmt: skip
                 sizes += x

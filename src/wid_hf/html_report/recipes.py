@@ -36,12 +36,14 @@ class Recipe:
     """Runs that differ only in their seed.
 
     Attributes:
-        label: method and requested sizes; unlike those of all other recipes.
+        label: method and requested sizes, or the first run's name where another recipe has the same.
+        series: the method, with the start where recipes of that method have several; what a curve is drawn through.
         runs: at least one, in the order of seeds.
         figures: of each run, figures of its student by name: the run's own and those of its evaluations.
     """
 
     label: str
+    series: str
     runs: list[Run]
     figures: list[dict[str, float]]
 
@@ -67,14 +69,17 @@ def recipes(runs: Sequence[Run], found: Found) -> list[Recipe]:
         key = {name: run.get(name) for name in DISTINGUISHING} | {"method": run.method, "settings": settings}
         alike.setdefault(json.dumps(key, sort_keys=True), []).append(run)
     labels: list[str] = []
+    starts = {run.method: {other.text("start") for other in runs if other.method == run.method} for run in runs}
     made: list[Recipe] = []
     for members in alike.values():
         members.sort(key=lambda run: (run.number("seed") or 0, run.name))
         sizes = "/".join(str(size) for size in members[0].table("requested").values())
         label = f"{members[0].method} {sizes}".strip()
-        label = f"{label} ({members[0].name})" if label in labels else label
+        label = members[0].name if label in labels else label
         labels.append(label)
-        made.append(Recipe(label, members, [student_figures(run, found) for run in members]))
+        method, start = members[0].method, members[0].text("start")
+        series = f"{method}: {start}" if len(starts[method]) > 1 and start else method
+        made.append(Recipe(label, series, members, [student_figures(run, found) for run in members]))
     return sorted(made, key=lambda recipe: recipe.first.number("sizes", "student", "encoder") or 0)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from ..eval_report import EvalReport
 from ..evaluation.attention import AttentionComparison
@@ -42,50 +43,48 @@ def anchor(run: Run) -> str:
 def summary(runs: Sequence[Run]) -> Table:
     """Return sizes, latency and scores of the teacher and of every student of `runs`."""
     figures = list(dict.fromkeys(name for run in runs for name in run.table("scores", "student")))
-    header = ["model", "method", "seed", *SIZES.values(), "latency"]
-    header += [f"{figure.replace('_', ' ')}{when}" for figure in figures for when in (" before", " after")]
-    first = runs[0]
-    teacher = ["teacher", "", "", *(_count(first.number("sizes", "teacher", size)) for size in SIZES)]
-    teacher.append(_latency(first, "teacher"))
+    header = ["model", "method", "seed", *SIZES.values(), "ms, student / teacher"]
+    header += [figure.replace("_", " ") for figure in figures]
+    teacher = ["teacher", "", "", *(_count(runs[0].number("sizes", "teacher", size)) for size in SIZES), ""]
     for figure in figures:
-        every = Spread.of([run.number("scores", "teacher", figure) for run in runs])
-        teacher += ["", _spread(every)]
+        teacher.append(_spread(Spread.of([run.number("scores", "teacher", figure) for run in runs])))
     rows = [Row(teacher)]
     for run in runs:
         cells = [run.name, run.method, _count(run.number("seed"))]
         cells += [_share(run.number("sizes", "student", size), run.number("sizes", "teacher", size)) for size in SIZES]
-        cells.append(_latency(run, "student"))
-        cells += [_figure(run.number("scores", side, figure)) for figure in figures for side in ("start", "student")]
+        cells.append(" / ".join(_milliseconds(run, side) for side in ("student", "teacher")))
+        for figure in figures:
+            cells.append(" → ".join(_figure(run.number("scores", side, figure)) for side in ("start", "student")))
         rows.append(Row(cells, anchor(run)))
     return Table(header, rows)
 
 
 def comparison(recipes: Sequence[Recipe], teacher: Mapping[str, Spread], names: Sequence[str]) -> Table:
     """Return a row per recipe: what it cost and what it reached, mean and spread over seeds."""
-    header = ["recipe", "method", "start", "encoder parameters", "learning rates", "steps", "tokens", "seconds"]
-    header += ["seeds", *names]
-    rows = [Row(["teacher", *[""] * 8, *(_spread(teacher.get(name)) for name in names)])]
+    header = ["method and sizes", "seeds", *names, "steps", "tokens", "seconds", "encoder parameters"]
+    header += ["learning rates", "start"]
+    rows = [Row(["teacher", "", *(_spread(teacher.get(name)) for name in names), *[""] * 6])]
     for recipe in recipes:
         first = recipe.first
         size = first.number("sizes", "student", "encoder")
         rates = first.table("settings", "learning_rates")
         seeds = [run.number("seed") for run in recipe.runs]
-        cells = [recipe.label, first.method, first.text("start") or ABSENT, _count(size)]
-        cells.append(", ".join(f"{kind} {rate}" for kind, rate in rates.items()) or ABSENT)
+        cells = [recipe.label, ", ".join(_count(seed) for seed in seeds)]
+        cells += [_spread(recipe.figure(name)) for name in names]
         cells += [_spread(recipe.over_runs(_reader(name)), _count) for name in ("steps", "tokens", "seconds")]
-        cells.append(", ".join(_count(seed) for seed in seeds))
-        rows.append(Row([*cells, *(_spread(recipe.figure(name)) for name in names)], anchor(first)))
+        cells += [_count(size), "\n".join(f"{kind} {rate}" for kind, rate in rates.items()) or ABSENT]
+        rows.append(Row([*cells, first.text("start") or ABSENT], anchor(first)))
     return Table(header, rows)
 
 
 def attention(found: Mapping[str, AttentionComparison]) -> Table:
-    """Return the mean divergence of every layer, a column per student."""
+    """Return a row per student: its mean divergence, and that of every layer."""
     layers = range(len(next(iter(found.values())).divergence))
     rows = [
-        Row([str(at), *(_figure(sum(each.divergence[at]) / len(each.divergence[at])) for each in found.values())])
-        for at in layers
+        Row([label, *(f"{value:.3f}" for value in (each.mean, *(fmean(heads) for heads in each.divergence)))])
+        for label, each in found.items()
     ]
-    return Table(["layer", *found], [*rows, Row(["all", *(_figure(each.mean) for each in found.values())])])
+    return Table(["student", "all", *(f"layer {at}" for at in layers)], rows)
 
 
 def tasks(evaluations: Mapping[str, EvalReport], found: Found) -> Table:
@@ -119,6 +118,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("Training", training),
         ("Seed", _count(run.number("seed"))),
         ("Narrow from step", _count(run.number("narrow_from"))),
+        ("Latency", _latency(run)),
         ("Hardware", run.text("hardware") or ABSENT),
         ("Versions", _pairs(run.table("versions"))),
         ("Settings", _pairs(settings)),
@@ -141,16 +141,19 @@ def _whose(evaluation: EvalReport, found: Found) -> tuple[str, str]:
     return f"{evaluation.model} (of no run here)", ""
 
 
-def _latency(run: Run, side: str) -> str:
-    seconds, batch = run.number("latency", "seconds", side), run.get("latency", "batch")
-    if seconds is None:
-        return ABSENT
+def _latency(run: Run) -> str:
+    batch = run.get("latency", "batch")
     size = f" for {batch[0]} x {batch[1]} tokens" if isinstance(batch, list) and len(batch) == 2 else ""
-    return f"{1000 * seconds:.1f} ms{size}"
+    return f"{_milliseconds(run, 'student')} ms, the teacher {_milliseconds(run, 'teacher')} ms{size}"
+
+
+def _milliseconds(run: Run, side: str) -> str:
+    seconds = run.number("latency", "seconds", side)
+    return ABSENT if seconds is None else f"{1000 * seconds:.1f}"
 
 
 def _share(value: float | None, whole: float | None) -> str:
-    return _count(value) + (f" ({value / whole:.1%})" if value is not None and whole else "")
+    return _count(value) + (f"\n{value / whole:.1%}" if value is not None and whole else "")
 
 
 def _count(value: float | None) -> str:
