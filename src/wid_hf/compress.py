@@ -176,7 +176,7 @@ def compress(
         widths=widths_over_steps(trainer.state.log_history),
         narrow_from=narrow_from(trainer.state.log_history),
         fingerprints=fingerprints,
-        latency=Latency(seconds, tuple(scorer.batches[0]["input_ids"].shape)),
+        latency=Latency(seconds, scorer.timed),
         command=command,
     )
     with whole_folder(output, overwrite) as folder:
@@ -231,6 +231,12 @@ class _Scorer:
             "cosine_correlation": agreement.cosine_correlation,
             "top1_agreement": agreement.top1_agreement,
         }
+
+    @property
+    def timed(self) -> tuple[int, int]:
+        """Texts and tokens per text of the batch that `latency` runs."""
+        texts, tokens = self.batches[0]["input_ids"].shape
+        return texts, tokens
 
     def latency(self, model: Any) -> float:
         """Return the median seconds of forwards on the first batch."""
