@@ -72,7 +72,8 @@ def write_eval(folder: Path, fingerprint: str, accuracy: float) -> None:
     folder.mkdir(parents=True)
     mean = {"dev": {"accuracy": 0.5}, "test": {"accuracy": accuracy}}
     spread = {"dev": {"accuracy": 0.01}, "test": {"accuracy": 0.0123}}
-    result = TaskResult("reactions", "Reactions", ("accuracy",), 5e-4, mean, spread, 3, [])
+    runs = [{"learning_rate": 5e-4, "seed": s, "hardware": "a GPU", "versions": {"scipy": "1.2"}} for s in (7, 8, 9)]
+    result = TaskResult("reactions", "Reactions", ("accuracy",), 5e-4, mean, spread, 3, runs)
     EvalReport(
         "some/name", "BertForMaskedLM", fingerprint, ModelSize(1, 1, 4), {"reactions": result}, ["wid-hf eval x"]
     ).save(folder)
@@ -154,7 +155,7 @@ def test_evaluations_go_to_the_run_whose_weights_they_are_of(tmp_path: Path) -> 
     tested = {row[0]: row[1:] for row in page.rows if "test" in row}
     assert tested["half"] == ["eval/a", "Reactions", "test", "accuracy", "0.7100", "0.0123", "3", "0.0005"]
     assert set(tested) == {"half", "some/name (teacher)", "some/name (of no run here)"}
-    assert "wid-hf eval x" in page.text
+    assert all(told in page.text for told in ("wid-hf eval x", "7, 8, 9", "a GPU", "scipy 1.2"))
 
 
 def test_teachers_scored_on_other_texts_are_told(tmp_path: Path) -> None:

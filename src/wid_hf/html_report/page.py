@@ -91,6 +91,10 @@ def write_html_report(folder: str | Path, output: str | Path | None = None, *,
     ]
     page = _render(
         folder=folder.resolve().name, found=found, parts=parts, tasks=tables.tasks(found.evaluations, found),
+        evaluations=[
+            {"name": name, "commands": each.command, "facts": tables.evaluation_facts(each)}
+            for name, each in found.evaluations.items()
+        ],
         runs=[
             {
                 "run": run, "anchor": tables.anchor(run), "facts": tables.facts(run), "pictures": _beside(run),

@@ -6,7 +6,7 @@ Takes runs, recipes and evaluations; gives rows of cells, which the template esc
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -126,6 +126,21 @@ def facts(run: Run) -> list[tuple[str, str]]:
     ]
 
 
+def evaluation_facts(evaluation: EvalReport) -> list[tuple[str, str]]:
+    """Return what else is to be known about an evaluation; of its runs, each value once."""
+    runs = [run for result in evaluation.tasks.values() for run in result.runs]
+    rates, seeds, hardware = ({run.get(name): None for run in runs} for name in ("learning_rate", "seed", "hardware"))
+    versions = {_pairs(run.get("versions") or {}): None for run in runs}
+    return [
+        ("Model", f"{evaluation.model}, {evaluation.model_class}"),
+        ("Learning rates", _each(rates)),
+        ("Seeds", _each(seeds)),
+        ("Hardware", _each(hardware)),
+        ("Versions", "; ".join(versions) or ABSENT),
+        ("Weights, SHA-256", evaluation.fingerprint),
+    ]
+
+
 def scored_on_other_texts(runs: Sequence[Run]) -> bool:
     """Return whether the teacher's own scores differ between runs, which they do only on other texts or masks."""
     scores = {json.dumps(run.table("scores", "teacher"), sort_keys=True) for run in runs}
@@ -174,6 +189,10 @@ def _spread(spread: Spread | None, text: Callable[[float | None], str] = _figure
 
 def _reader(name: str) -> Callable[[Run], float | None]:
     return lambda run: run.number(name)
+
+
+def _each(values: Iterable[object]) -> str:
+    return ", ".join(str(value) for value in values if value is not None) or ABSENT
 
 
 def _pairs(values: Mapping[str, object]) -> str:
