@@ -50,7 +50,10 @@ def test_compress_prints_teacher_start_and_student_side_by_side(teacher: Path, t
     )  # fmt: skip
     assert "masked lm accuracy" in out
     assert "2 steps" in out
-    assert (tmp_path / "s" / "wid_report.json").is_file()
+    report = json.loads((tmp_path / "s" / "wid_report.json").read_text())
+    assert "ms for {} x {} tokens".format(*report["latency"]["batch"]) in out
+    assert all(f"{1000 * seconds:.1f}" in out for seconds in report["latency"]["seconds"].values())
+    assert report["command"].startswith(Path(sys.argv[0]).name)
 
 
 def test_compress_without_steps_calibrates_merges_and_tells_how_well(teacher: Path, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from wid_hf import (
 )
 from wid_hf.compress import CompressSettings, compress, whole_folder
 from wid_hf.coupling.trace import named_weights
+from wid_hf.fingerprint import weights_fingerprint
 
 HALF = WidConfig(hidden_size=12, intermediate_size=24, selection="variance", init="identity")
 CALIBRATED = WidConfig(hidden_size=12, intermediate_size=24, calibration_samples=40, calibration_batch_size=16)
@@ -78,6 +79,14 @@ def test_a_masked_language_model_becomes_a_folder_that_stock_classes_load(
     assert written["seconds"] > 0
     assert [step for step, _ in written["losses"]] == [1, 2, 3]
     assert written["versions"]["torch"] == torch.__version__
+    assert written["fingerprints"] == {
+        "teacher": weights_fingerprint(AutoModelForMaskedLM.from_pretrained(masked_teacher)),
+        "student": weights_fingerprint(student),
+    }
+    assert set(written["latency"]["seconds"]) == {"teacher", "student"}
+    assert min(written["latency"]["seconds"].values()) > 0
+    assert written["latency"]["batch"][0] == 8 and 5 <= written["latency"]["batch"][1] <= 12
+    assert written["command"] is None
     assert entries(tmp_path) == {"teacher", "student", "train.txt"}
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from wid_hf.fingerprint import Fingerprint, digest
+from wid_hf.fingerprint import Fingerprint, digest, weights_fingerprint
 
 WEIGHTS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(1.0)}
 
@@ -53,3 +53,13 @@ def test_a_weight_that_moved_is_seen() -> None:
     found = Fingerprint.of(WEIGHTS, {"a": "a", "b": "b"})
     assert not found.changed("a", WEIGHTS["a"].clone())
     assert found.changed("a", WEIGHTS["a"] + 1e-6)
+
+
+def test_the_fingerprint_of_weights_is_the_same_in_the_dtype_that_they_were_saved_in_and_in_float32() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2).to(torch.bfloat16)
+    before = weights_fingerprint(model)
+    assert weights_fingerprint(model.float()) == before
+    with torch.no_grad():
+        model.weight[0, 0] += 1
+    assert weights_fingerprint(model) != before

@@ -76,6 +76,7 @@ ALLOWED = {
     "report": {"calibration", "errors", "evaluation", "widths"},
     "eval_report": {"errors", "evaluation"},
     "evaluate": {"errors", "eval_report", "evaluation", "fingerprint", "report", "teachers"},
+    "html_report": {"data", "errors", "eval_report", "evaluation", "report", "teachers"},
     "card": {"errors", "evaluation", "report", "student"},
     "compress": {
         "bar",
@@ -84,6 +85,7 @@ ALLOWED = {
         "data",
         "errors",
         "evaluation",
+        "fingerprint",
         "following",
         "report",
         "schedule",
@@ -101,6 +103,7 @@ ALLOWED = {
         "evaluate",
         "evaluation",
         "export",
+        "html_report",
         "report",
         "schedule",
         "student",

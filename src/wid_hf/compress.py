@@ -34,9 +34,10 @@ from .card import CARD_NAME, hub_id, student_card
 from .config import WidConfig
 from .data import batches, hold_out, load_texts, tokenize
 from .errors import OutputError, TeacherError, TrainingError
-from .evaluation import embed, masked_batches, masked_lm_score, model_size, sentence_score
+from .evaluation import embed, latency, masked_batches, masked_lm_score, model_size, sentence_score
+from .fingerprint import weights_fingerprint
 from .following import FollowingTrainer
-from .report import Report
+from .report import Latency, Report
 from .schedule import WidSchedule
 from .teachers import load_teacher, load_tokenizer
 from .trainer import WidTrainer, WidTrainingArguments
@@ -79,6 +80,7 @@ LEARNING_RATES = {
     ("following", "calibrated"): (5e-5, 0.0),
     ("following", "identity"): (2e-4, 0.0),
 }
+TIMED = 5  # forwards per model
 OF_CALIBRATION = ("calibration_samples", "calibration_batch_size", "ridge")  # what the report tells of the config
 
 
@@ -92,6 +94,7 @@ def compress(
     revision: str | None = None,
     trust_remote_code: bool = False,
     overwrite: bool = False,
+    command: str | None = None,
 ) -> Report:
     """Make a student of `teacher`, train it on `train`, and write it to `output`.
 
@@ -108,6 +111,7 @@ def compress(
         revision: of the teacher on the Hub.
         trust_remote_code: passed on to transformers.
         overwrite: replace an `output` that exists.
+        command: the command line, for the report.
 
     Returns:
         What `wid_report.json` holds.
@@ -124,6 +128,7 @@ def compress(
     objective = _objective(model)
     tokenizer = load_tokenizer(teacher, revision=revision, trust_remote_code=trust_remote_code)
     sizes = {"teacher": model_size(model)}
+    fingerprints = {"teacher": weights_fingerprint(model)}  # before training, which may change the teacher's tensors
     wid_model = get_wid_model(model, config)  # first, because it is what refuses most
     train_set, held_out = _tokens(train, tokenizer, config, settings)
     rates = _learning_rates(objective, config, settings)
@@ -133,6 +138,7 @@ def compress(
             wid_model.base_model.calibrate(trainer.calibration_batches())
         scorer = _Scorer(objective, model, tokenizer, held_out, settings)
         scores = {"teacher": scorer.score(model)}
+        seconds = {"teacher": scorer.latency(model)}
         if settings.steps:
             scores["start"] = scorer.score(wid_model)
         try:
@@ -145,7 +151,9 @@ def compress(
     student = wid_model.merge_and_unload()
     scores["student"] = scorer.score(student)
     scores.setdefault("start", scores["student"])
+    seconds["student"] = scorer.latency(student)
     sizes["student"] = model_size(student)
+    fingerprints["student"] = weights_fingerprint(student)
     report = Report(
         teacher=teacher,
         requested=config.requested,
@@ -167,6 +175,9 @@ def compress(
         schedule=asdict(config.schedule) if isinstance(config.schedule, WidSchedule) else None,
         widths=widths_over_steps(trainer.state.log_history),
         narrow_from=narrow_from(trainer.state.log_history),
+        fingerprints=fingerprints,
+        latency=Latency(seconds, scorer.timed),
+        command=command,
     )
     with whole_folder(output, overwrite) as folder:
         _save(student, tokenizer, folder)
@@ -220,6 +231,17 @@ class _Scorer:
             "cosine_correlation": agreement.cosine_correlation,
             "top1_agreement": agreement.top1_agreement,
         }
+
+    @property
+    def timed(self) -> tuple[int, int]:
+        """Texts and tokens per text of the batch that `latency` runs."""
+        texts, tokens = self.batches[0]["input_ids"].shape
+        return texts, tokens
+
+    def latency(self, model: Any) -> float:
+        """Return the median seconds of forwards on the first batch."""
+        inputs = {name: tensor for name, tensor in self.batches[0].items() if name != "labels"}
+        return latency(model, inputs, repeats=TIMED)
 
 
 def _check_output(output: Path, overwrite: bool) -> None:

@@ -27,7 +27,7 @@ from .evaluation.runs import Record, Runs
 from .evaluation.tasks import DataPlaces, FineTuned, FineTuning, Scored, Task, find_tasks, fine_tune
 from .evaluation.tasks.figures import check_installed
 from .evaluation.tasks.task import Rows
-from .fingerprint import Fingerprint
+from .fingerprint import weights_fingerprint
 from .report import hardware_name, package_versions
 from .teachers import load_teacher, load_tokenizer, load_with_head
 
@@ -163,7 +163,7 @@ def _circumstances() -> Record:
 
 def _report(output: Path, name: str, model: PreTrainedModel, command: str | None) -> EvalReport:
     """Return the report that is in `output`, or a new one."""
-    fingerprint = Fingerprint.of(model.state_dict(), {}).value
+    fingerprint = weights_fingerprint(model)
     if not (output / FILE_NAME).exists():
         report = EvalReport(name, type(model).__name__, fingerprint, model_size(model))
     else:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def digest(name: str, tensor: Tensor) -> bytes:
@@ -45,3 +45,10 @@ class Fingerprint:
     def changed(self, name: str, tensor: Tensor) -> bool:
         """Return whether `tensor` is no longer what the teacher's weight of this first name was."""
         return digest(name, tensor) != self.digests[name]
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """Return one SHA-256 of a model's weights as float32, in hexadecimal, whichever dtype they are loaded in."""
+    weights = model.state_dict().items()
+    digests = {name: digest(name, w.float() if w.is_floating_point() else w) for name, w in weights}
+    return Fingerprint({}, digests).value

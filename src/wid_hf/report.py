@@ -40,6 +40,19 @@ def package_versions() -> dict[str, str]:
 
 
 @dataclass(frozen=True)
+class Latency:
+    """How long one forward takes.
+
+    Attributes:
+        seconds: median, for `teacher` and `student`.
+        batch: texts and tokens per text, padding counted.
+    """
+
+    seconds: dict[str, float]
+    batch: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class Report:
     """One run.
 
@@ -60,6 +73,9 @@ class Report:
         schedule: of a progressive training, the `WidSchedule` as a dictionary; None if it was narrow throughout.
         widths: kept indices `[step, number]` of each coupled dimension of a progressive training, as logged.
         narrow_from: the step after which a progressive training was narrow.
+        fingerprints: SHA-256 of the weights in float32, for `teacher` and `student`; `eval_report.json` holds the same.
+        latency: of `teacher` and `student`; None where it was not measured.
+        command: the command line; None for a call from Python.
         settings: batch size, learning rates and the other settings of the run.
         seed: of data order, masking and held-out texts.
         hardware: device and number of threads.
@@ -83,6 +99,9 @@ class Report:
     schedule: dict[str, Any] | None = None
     widths: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     narrow_from: int | None = None
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    latency: Latency | None = None
+    command: str | None = None
     hardware: str = field(default_factory=hardware_name)
     versions: dict[str, str] = field(default_factory=package_versions)
 
@@ -106,6 +125,10 @@ class Report:
         table = Table("", *names, title=f"{self.teacher}: {trained if self.steps else f'{self.start}, not trained'}")
         for row in size_rows(self.sizes, names):
             table.add_row(*row)
+        if self.latency is not None:
+            seconds = self.latency.seconds
+            batch = "ms for {} x {} tokens".format(*self.latency.batch)
+            table.add_row(batch, *(f"{1000 * seconds[name]:.1f}" if name in seconds else "" for name in names))
         for figure in next(iter(self.scores.values())):
             table.add_row(figure.replace("_", " "), *(f"{self.scores[name][figure]:.4f}" for name in names))
         return table

@@ -92,7 +92,7 @@ def compress(
     )
     report = compress_teacher(
         teacher, train, output, config, settings,
-        revision=revision, trust_remote_code=trust_remote_code, overwrite=overwrite,
+        revision=revision, trust_remote_code=trust_remote_code, overwrite=overwrite, command=options.command_line(),
     )  # fmt: skip
     console = Console()
     if report.calibration is not None and report.calibration.sites:

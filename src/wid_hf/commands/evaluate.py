@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,7 +58,7 @@ def evaluate(
     report = evaluate_model(
         model, [name.strip() for name in tasks.split(",")], output, settings,
         revision=revision, trust_remote_code=trust_remote_code,
-        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        command=options.command_line(),
     )  # fmt: skip
     console = Console()
     console.print(report.table())

@@ -12,6 +12,7 @@ from .compress import compress
 from .evaluate import evaluate
 from .export import export
 from .plan import plan
+from .report import report
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,6 +24,7 @@ app.command()(plan)
 app.command()(compress)
 app.command()(export)
 app.command("eval")(evaluate)
+app.command()(report)
 
 
 def main() -> None:

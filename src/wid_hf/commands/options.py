@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from enum import Enum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -77,6 +80,11 @@ def wid_config(
         overrides=_nested(overrides or []),
         **start,
     )
+
+
+def command_line() -> str:
+    """Return what this program was called with, for reports."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def _nested(pairs: list[str]) -> dict[str, object]:
