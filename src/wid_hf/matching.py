@@ -149,8 +149,9 @@ class LayersLoss(_RowLoss):
                 f"{type(student).__name__} returns hidden states of widths {theirs}, and TinyBERT's loss compares "
                 "layers of one width. Take another method."
             )
-        self.embeddings = nn.Linear(mine[0], theirs[0], bias=False)
-        self.layers = nn.Linear(mine[0], theirs[0], bias=False)
+        dtype = torch.promote_types(student.dtype, torch.float32)
+        self.embeddings = nn.Linear(mine[0], theirs[0], bias=False, dtype=dtype)
+        self.layers = nn.Linear(mine[0], theirs[0], bias=False, dtype=dtype)
 
     def of_rows(self, student: Seen, teacher: Seen, inputs: Mapping[str, Any]) -> Tensor:
         """Return the mean over layers of what is missed of hidden states, and that of attention scores, added up."""
