@@ -23,10 +23,11 @@ SIZES = {width: {"hidden_size": 4 * share, "intermediate_size": 8 * share} for w
 @pytest.fixture(scope="module", autouse=True)
 def modules() -> Iterator[None]:
     """Make the package's modules importable by the names that they have for each other, here alone."""
-    names = {file.stem for file in FOLDER.glob("*.py")}
-    sys.path.insert(0, str(FOLDER))
+    before, folders = list(sys.path), [FOLDER, FOLDER.with_name("records")]
+    names = {file.stem for folder in folders for file in folder.glob("*.py")}
+    sys.path[:0] = map(str, folders)
     yield
-    sys.path.remove(str(FOLDER))
+    sys.path[:] = before
     for name in names - {"__main__"}:
         sys.modules.pop(name, None)
 

@@ -1,4 +1,4 @@
-"""docs/starts.md: one section for each command, replaced when its command ran again.
+"""A page of docs: one section for each command, replaced when its command ran again.
 
 Takes records, gives Markdown tables.
 """
@@ -11,9 +11,9 @@ from statistics import mean, stdev
 
 from store import Record
 
-HEAD = """# Starts measured
-Written by `python benchmarks/calibration`; do not edit. Each section is what the command under its title made of the \
-records in `.cache/results`; a run that is recorded there is not repeated.
+HEAD = """# Measured
+Written by the commands under the titles; do not edit. Each section is what its command made of the records in \
+`.cache/results`; a run that is recorded there is not repeated.
 """
 
 

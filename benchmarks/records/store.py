@@ -59,7 +59,7 @@ class Store:
 
 def _commit() -> str:
     """Return the last commit of the library, with a mark if it or these benchmarks have changed since."""
-    changed = _git("status", "--porcelain", "--", "src", "benchmarks/calibration")
+    changed = _git("status", "--porcelain", "--", "src", "benchmarks")
     return (_git("log", "-1", "--format=%h", "--", "src") or "unknown") + ("-dirty" if changed else "")
 
 
