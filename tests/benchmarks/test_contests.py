@@ -84,6 +84,7 @@ def records(tmp_path: Path) -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in (tmp_path / "results" / "methods").iterdir()]
 
 
+@pytest.mark.slow
 def test_every_learning_rate_is_tried_and_the_best_is_compared(command: ModuleType, tmp_path: Path) -> None:
     page, names = tmp_path / "page.md", ["slice", "logit-kd"]
     shared: dict[str, Any] = {"teacher_name": ["reaction-bert"], "method": names, "batch_size": 16, "output": page}
