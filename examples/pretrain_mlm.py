@@ -37,6 +37,7 @@ from wid_hf import (
 )
 from wid_hf.compress import whole_folder
 from wid_hf.evaluation import masked_batches, masked_lm_score, model_size
+from wid_hf.methods import find_method
 from wid_hf.report import Report
 from wid_hf.teachers import load_teacher, load_tokenizer
 from wid_hf.widths import narrow_from, widths_over_steps
@@ -106,6 +107,7 @@ def pretrain(recipe: Recipe, args: WidTrainingArguments) -> Report:
         teacher=recipe.teacher,
         requested=config.requested,
         head_strategy=recipe.head_strategy,
+        method=find_method("wid", config).name,
         start=f"{config.init}, {config.selection}",
         calibration=None,
         objective="masked-lm",

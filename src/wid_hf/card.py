@@ -19,12 +19,14 @@ from transformers import AutoConfig, PretrainedConfig
 
 from .errors import WidError
 from .evaluation import ModelSize, model_size
+from .methods import METHODS
 from .report import FILE_NAME, PICTURE_NAME, size_rows
 from .student import empty_student
 
 CARD_NAME = "README.md"
 TEMPLATE = Path(__file__).parent / "templates" / "card.md"
-TAGS = ("wid-hf", "weight-inherited-distillation", "compression")
+WID_TAG = "weight-inherited-distillation"
+TAGS = ("wid-hf", WID_TAG, "compression")
 SIDES = ("teacher", "start", "student")  # in the order of tables; JSON keeps none
 INHERITED = ("license", "license_name", "license_link", "language")
 
@@ -46,7 +48,7 @@ def student_card(folder: str | Path, name: str | None = None) -> ModelCard:
             f"{folder} holds no {FILE_NAME}, where a card takes its figures from. `wid-hf compress` writes it."
         )
     report = json.loads(path.read_text(encoding="utf-8"))
-    hub = report["settings"]["hub"]
+    hub, method = report["settings"]["hub"], METHODS[report.get("method", "wid")]
     name = name or folder.name
     config = AutoConfig.from_pretrained(folder)
     model_class = config.architectures[0]
@@ -63,12 +65,13 @@ def student_card(folder: str | Path, name: str | None = None) -> ModelCard:
         library_name="transformers",
         pipeline_tag=task,
         datasets=[hub["dataset"]] if hub["dataset"] else None,
-        tags=list(TAGS),
+        tags=[*TAGS] if method.folds else [tag for tag in TAGS if tag != WID_TAG],
         **_inherited(hub["teacher"] or report["teacher"], hub["revision"]),
     )
     return _card(
         data,
-        kind="student",
+        kind="student" if method.folds else "baseline",
+        weights=method.weights,
         title=name.rpartition("/")[2],
         model_class=model_class,
         teacher_link=_teacher_link(hub["teacher"], hub["revision"]),
@@ -207,6 +210,7 @@ def _recipe(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         "Data",
         f"[{dataset}](https://huggingface.co/datasets/{dataset})" if dataset else "texts that are not on the Hub",
     )
+    yield "Method", METHODS[report.get("method", "wid")].title
     yield "Start", report["start"]
     if calibration := report["calibration"]:
         positions, seconds = calibration["positions"], calibration["seconds"]

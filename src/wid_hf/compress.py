@@ -30,6 +30,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from .bar import TrainingBar
+from .baselines import DistillingTrainer, stock_student
 from .card import CARD_NAME, hub_id, student_card
 from .config import WidConfig
 from .data import batches, hold_out, load_texts, tokenize
@@ -37,8 +38,10 @@ from .errors import OutputError, TeacherError, TrainingError
 from .evaluation import embed, latency, masked_batches, masked_lm_score, model_size, sentence_score
 from .fingerprint import weights_fingerprint
 from .following import FollowingTrainer
+from .methods import Method, find_method, learning_rates
 from .report import Latency, Report
 from .schedule import WidSchedule
+from .student_trainer import StudentTrainer
 from .teachers import load_teacher, load_tokenizer
 from .trainer import WidTrainer, WidTrainingArguments
 from .tuner import get_wid_model
@@ -47,39 +50,35 @@ from .widths import narrow_from, widths_over_steps
 
 @dataclass(frozen=True)
 class CompressSettings:
-    """How to train; a learning rate that is None is the default for objective and start.
+    """How to train; a learning rate that is None is the default for method, objective and start.
 
     Attributes:
+        method: of `wid_hf.methods.METHODS`: how the student gets its weights, and what teaches it.
         steps: optimizer steps; 0 leaves the student at its start.
         batch_size: texts per step.
         max_length: tokens per text, longer ones are cut.
         compactor_learning_rate: of compactors.
-        teacher_learning_rate: of the teacher's weights; must be 0 for a headless encoder.
+        teacher_learning_rate: of the teacher's weights; must be 0 for a headless encoder and where they are followed.
+        learning_rate: of a stock student, for methods without compactors.
         column: which column of the training file holds the text.
         validation: file or dataset with held-out texts; by default taken from the training texts.
         validation_texts: how many held-out texts are scored.
         seed: of data order, masking and held-out texts.
     """
 
+    method: str = "wid"
     steps: int = 1000
     batch_size: int = 32
     max_length: int = 128
     compactor_learning_rate: float | None = None
     teacher_learning_rate: float | None = None
+    learning_rate: float | None = None
     column: str | None = None
     validation: str | None = None
     validation_texts: int = 512
     seed: int = 0
 
 
-# Learning rates (compactors, teacher weights) by objective and start: the best of the sweep in docs/starts.md. Lifts
-# are dense, so that one step of their compactors moves a weight further than from an identity start.
-LEARNING_RATES = {
-    ("masked-lm", "calibrated"): (1e-4, 3e-4),
-    ("masked-lm", "identity"): (3e-4, 3e-4),
-    ("following", "calibrated"): (5e-5, 0.0),
-    ("following", "identity"): (2e-4, 0.0),
-}
 TIMED = 5  # forwards per model
 OF_CALIBRATION = ("calibration_samples", "calibration_batch_size", "ridge")  # what the report tells of the config
 
@@ -99,14 +98,15 @@ def compress(
     """Make a student of `teacher`, train it on `train`, and write it to `output`.
 
     A start that needs data is made from rows of `train`, masked as in training. The objective is masked language
-    modelling where the teacher has such a head; a headless encoder follows its own originals. `output` appears only
-    when everything in it is complete.
+    modelling where the teacher has such a head; a headless encoder follows its own originals. Every method trains a
+    student of the same shape on the same batches with the same masks. `output` appears only when everything in it is
+    complete.
 
     Args:
         teacher: folder or Hub id.
         train: text file, JSON lines or name of a dataset.
         output: folder for the student, its tokenizer, its card and `wid_report.json`.
-        config: the student's sizes and its start.
+        config: the student's sizes and its start; a method other than WID decides the start itself.
         settings: how to train.
         revision: of the teacher on the Hub.
         trust_remote_code: passed on to transformers.
@@ -122,33 +122,37 @@ def compress(
     """
     output = Path(output)
     _check_output(output, overwrite)
+    method = find_method(settings.method, config)
+    config = method.configured(config)
     if isinstance(config.schedule, WidSchedule):
         config.schedule.timeline(settings.steps)  # refuses what does not end within the steps
     model = load_teacher(teacher, revision=revision, trust_remote_code=trust_remote_code)
     objective = _objective(model)
+    method.check_objective(objective, type(model).__name__)
+    rates = learning_rates(
+        method, objective, config, student=settings.learning_rate, compactors=settings.compactor_learning_rate,
+        teacher=settings.teacher_learning_rate,
+    )  # fmt: skip
     tokenizer = load_tokenizer(teacher, revision=revision, trust_remote_code=trust_remote_code)
     sizes = {"teacher": model_size(model)}
     fingerprints = {"teacher": weights_fingerprint(model)}  # before training, which may change the teacher's tensors
     wid_model = get_wid_model(model, config)  # first, because it is what refuses most
     train_set, held_out = _tokens(train, tokenizer, config, settings)
-    rates = _learning_rates(objective, config, settings)
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = _trainer(objective, wid_model, train_set, tokenizer, settings, rates, scratch)
-        if config.needs_data:
-            wid_model.base_model.calibrate(trainer.calibration_batches())
+        trainer = _trainer(method, objective, wid_model, train_set, tokenizer, settings, rates, scratch)
         scorer = _Scorer(objective, model, tokenizer, held_out, settings)
         scores = {"teacher": scorer.score(model)}
         seconds = {"teacher": scorer.latency(model)}
         if settings.steps:
-            scores["start"] = scorer.score(wid_model)
+            scores["start"] = scorer.score(trainer.model)
         try:
             outcome = trainer.train() if settings.steps else None
         except TrainingError as cause:
             kept = output.with_name(output.name + "-last-good")
             with whole_folder(kept, overwrite=True) as folder:
-                _save(wid_model.merge_and_unload(force=True), tokenizer, folder)
+                _save(_stock(trainer, force=True), tokenizer, folder)
             raise TrainingError(f"{cause} The student at those weights is in {kept}.") from cause
-    student = wid_model.merge_and_unload()
+    student = _stock(trainer)
     scores["student"] = scorer.score(student)
     scores.setdefault("start", scores["student"])
     seconds["student"] = scorer.latency(student)
@@ -158,7 +162,8 @@ def compress(
         teacher=teacher,
         requested=config.requested,
         head_strategy=config.head_strategy,
-        start=f"{config.init}, {config.selection}",
+        method=method.name,
+        start="random weights" if method.weights == "random" else f"{config.init}, {config.selection}",
         calibration=wid_model.base_model.calibration,
         objective=objective,
         sizes=sizes,
@@ -279,16 +284,8 @@ def _tokens(
     return tuple(tokenize(part, tokenizer, settings.max_length) for part in (texts, held_out))
 
 
-def _learning_rates(objective: str, config: WidConfig, settings: CompressSettings) -> dict[str, float]:
-    compactors, teacher = LEARNING_RATES[objective, str(config.init)]
-    given = settings.compactor_learning_rate, settings.teacher_learning_rate
-    return {
-        "compactors": compactors if given[0] is None else given[0],
-        "teacher": teacher if given[1] is None else given[1],
-    }
-
-
 def _trainer(
+    method: Method,
     objective: str,
     model: PeftModel,
     train_set: Dataset,
@@ -296,13 +293,16 @@ def _trainer(
     settings: CompressSettings,
     rates: dict[str, float],
     scratch: str,
-) -> WidTrainer:
+) -> StudentTrainer:
+    """Return the trainer of a student at its start."""
+    masked = objective == "masked-lm"
+    stock_rate: dict[str, Any] = {"learning_rate": rates["student"]} if "student" in rates else {}
     arguments = WidTrainingArguments(
         output_dir=scratch,
         max_steps=max(settings.steps, 1),
         per_device_train_batch_size=settings.batch_size,
-        compactor_learning_rate=rates["compactors"],
-        teacher_learning_rate=rates["teacher"],
+        compactor_learning_rate=rates.get("compactors"),
+        teacher_learning_rate=rates.get("teacher"),
         weight_decay=0.01,
         warmup_steps=0.05,
         lr_scheduler_type="linear",
@@ -312,16 +312,31 @@ def _trainer(
         dataloader_pin_memory=torch.cuda.is_available(),
         include_num_input_tokens_seen="non_padding",
         seed=settings.seed,
+        data_seed=settings.seed,
+        **stock_rate,
+        distillation=list(method.losses) if method.folds else [],
     )
-    trainer_class: type[WidTrainer]
-    if objective == "masked-lm":
-        trainer_class, collator = WidTrainer, DataCollatorForLanguageModeling(tokenizer)
-    else:
-        trainer_class, collator = FollowingTrainer, DataCollatorWithPadding(tokenizer)
-    trainer = trainer_class(model=model, args=arguments, train_dataset=train_set, data_collator=collator)
+    collator = DataCollatorForLanguageModeling(tokenizer) if masked else DataCollatorWithPadding(tokenizer)
+    data: dict[str, Any] = {"args": arguments, "train_dataset": train_set, "data_collator": collator}
+    trainer: StudentTrainer = (WidTrainer if masked or not method.folds else FollowingTrainer)(model=model, **data)
+    if not model.base_model.calibrated:
+        model.base_model.calibrate(trainer.calibration_batches())
+    if not method.folds:
+        student = stock_student(model, random=method.weights == "random", seed=settings.seed)
+        losses = method.losses if masked or method.losses else ("states",)
+        if losses:
+            (loss,) = losses
+            trainer = DistillingTrainer(model=student, wid_model=model, loss=loss, own_loss=masked, **data)
+        else:
+            trainer = StudentTrainer(model=student, **data)
     trainer.pop_callback(ProgressCallback)
     trainer.add_callback(TrainingBar())
     return trainer
+
+
+def _stock(trainer: StudentTrainer, force: bool = False) -> PreTrainedModel:
+    """Return the student as a stock model; `force` merges one that is still wide."""
+    return trainer.model.merge_and_unload(force=force) if isinstance(trainer, WidTrainer) else trainer.student
 
 
 def _save(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

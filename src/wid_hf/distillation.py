@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
-from math import gcd, prod, sqrt
+from math import gcd, sqrt
 from typing import Any, NoReturn
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import PreTrainedModel
 
-from .calibration.trees import pieces, stretch
 from .calibration.walk import prepared
 from .compaction import Choice, Compactor, compactions
 from .coupling import Dim
@@ -25,21 +25,12 @@ from .coupling.plan import Key, key
 from .coupling.reads import Read
 from .coupling.trace import quiet_forward
 from .errors import DataError, TeacherError, TrainingError
+from .heads import Rows, value_rows
 from .labelled import NO_LABEL, shifts_labels
 
 LOSSES = ("logits", "hidden", "relations")
 
 Place = tuple[str, int]  # a weight and one of its axes
-
-
-@dataclass(frozen=True)
-class _Values:
-    """Which of the `width` indices that a module returns are the values of attention, and how many heads they make."""
-
-    width: int
-    start: int
-    stop: int
-    heads: int
 
 
 @dataclass
@@ -77,7 +68,7 @@ class Distillation:
         # Modules that read hidden states, and the map by which those of student and teacher are compared: a `Compactor`
         # lifts the student's, a `Choice` selects among the teacher's; None where they are equally wide.
         self._readers: dict[str, Place | None] = {}
-        self._values: tuple[str, _Values, _Values] | None = None
+        self._values: Rows | None = None
         self._probe()
 
     @property
@@ -115,46 +106,24 @@ class Distillation:
             DataError: labels that do not go with the logits one by one.
             TrainingError: the student's forward did not show what the teacher's did.
         """
-        counted, rows, device = self._counted(inputs), _rows(inputs), self._wid.teacher.device
+        counted = counted_positions(self._wid.teacher, inputs)
         terms = []
         if "logits" in self.losses:
-            losses = self._of_logits(student.output.logits, teacher.output.logits, counted)
+            losses = counted_logits_loss(student.output.logits, teacher.output.logits, counted, self.temperature)
             terms.append(losses.sum() / (len(losses) if items is None else items))
         if self._of_states:
-            _refuse_detached(student)
-            weights = torch.ones(rows, device=device) if counted is None else counted.reshape(rows, -1).sum(1)
-            share = weights / (weights.sum() if items is None else items)
+            refuse_detached(student)
+            share = shares(counted, inputs, items).to(self._wid.teacher.device)
             if "hidden" in self.losses:
                 terms.append((share * self._of_hidden(student, teacher, inputs)).sum())
             if "relations" in self.losses:
                 terms.append((share * self._of_relations(student, teacher, inputs)).sum())
         return torch.stack(terms).sum()
 
-    def _counted(self, inputs: Mapping[str, Any]) -> Tensor | None:
-        """Return which positions `(b, s)`, or rows `(b,)`, have labels; attended ones where there are no labels.
-
-        None where the batch has neither: then all count.
-        """
-        labels, mask = inputs.get("labels"), inputs.get("attention_mask")
-        if labels is None:
-            return mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
-        counted = labels.ne(NO_LABEL)
-        return functional.pad(counted[:, 1:], (0, 1)) if shifts_labels(self._wid.teacher) else counted
-
-    def _of_logits(self, student: Tensor, teacher: Tensor, counted: Tensor | None) -> Tensor:
-        if counted is not None and counted.shape != student.shape[:-1]:
-            raise DataError(
-                f'distillation "logits" compares positions that have labels, but labels or mask are '
-                f'{tuple(counted.shape)} and logits {tuple(student.shape)}. Leave "logits" out for this task.'
-            )
-        if counted is not None:
-            student, teacher = student[counted], teacher[counted]
-        return logits_loss(student.flatten(0, -2), teacher.flatten(0, -2), self.temperature)
-
     def _of_hidden(self, student: Seen, teacher: Seen, inputs: Mapping[str, Any]) -> Tensor:
         """Return per row the mean over all states of what is missed of the teacher's."""
         made, losses, done = compactions(self._wid.model), [], set()
-        for (name, mine), (_, theirs) in _pairs(student.read, teacher.read):
+        for (name, mine), (_, theirs) in pairs(student.read, teacher.read):
             if id(theirs) in done:  # queries, keys and values read one tensor: the first of them lifts it
                 continue
             done.add(id(theirs))
@@ -165,13 +134,13 @@ class Distillation:
                     lifted = mine.to(chooser.matrix.dtype) @ chooser.matrix
                 elif isinstance(chooser, Choice):
                     wanted = theirs[..., chooser.indices]
-            losses.append(missed_energy(lifted, wanted, _attended(theirs, inputs)))
+            losses.append(missed_energy(lifted, wanted, attended_positions(theirs, inputs)))
         return torch.stack(losses).mean(0)
 
     def _of_relations(self, student: Seen, teacher: Seen, inputs: Mapping[str, Any]) -> Tensor:
         assert self._values is not None  # `_probe` has refused otherwise
         _, *stretches = self._values
-        (_, mine), (_, theirs) = _pairs(student.returned, teacher.returned)[-1]
+        (_, mine), (_, theirs) = pairs(student.returned, teacher.returned)[-1]
         # A student that is still wide has the teacher's stretch.
         of_student, of_teacher = (
             next(each for each in stretches if each.width == tensor.shape[-1]) for tensor in (mine, theirs)
@@ -179,12 +148,12 @@ class Distillation:
         return relation_loss(
             mine[..., of_student.start : of_student.stop],
             theirs[..., of_teacher.start : of_teacher.stop],
-            _attended(theirs, inputs),
+            attended_positions(theirs, inputs),
             gcd(of_student.heads, of_teacher.heads),
         )
 
     def _watched(self, model: nn.Module) -> AbstractContextManager[Seen]:
-        return _watch(model, self._readers, [self._values[0]] if self._values is not None else [])
+        return watch(model, self._readers, [self._values[0]] if self._values is not None else [])
 
     # What is compared, found once from the plan and one tiny forward of the teacher.
 
@@ -193,7 +162,7 @@ class Distillation:
         inputs = prepared(teacher, planned.trace.examples[0].inputs)
         states = {"output_hidden_states": True} if "hidden" in self.losses else {}
         modules = [path for path, _ in teacher.named_modules() if path]
-        with quiet_forward(teacher), _watch(teacher, self._candidates(), modules) as seen:
+        with quiet_forward(teacher), watch(teacher, self._candidates(), modules) as seen:
             seen.output = teacher(**inputs, **states)
         if self._of_states and teacher.config.is_encoder_decoder:
             self._refuse(
@@ -211,7 +180,7 @@ class Distillation:
                 self._refuse("has no weight that reads hidden states of (batch, positions, width)", "hidden")
         if "relations" in self.losses:
             fitting = {path for path, tensor in seen.returned if tensor.ndim == 3 and len(tensor) == rows}
-            found = [values for values in self._value_rows() if values[0] in fitting]
+            found = [values for values in value_rows(self._wid.plan) if values[0] in fitting]
             if not found:
                 self._refuse("has no attention whose values are returned as (batch, positions, width)", "relations")
             self._values = found[-1]
@@ -263,27 +232,40 @@ class Distillation:
                     return name, int(axis)
         return None
 
-    def _value_rows(self) -> Iterator[tuple[str, _Values, _Values]]:
-        """Yield each module with rows that another weight reads mixed over positions, head by head: its values.
 
-        With the stretch of the teacher's output that they are, and that of the student's.
-        """
-        plan = self._wid.plan
-        for read in plan.reads:
-            carrier = read.carrier
-            if carrier is None or len(plan.axes[carrier.parameter]) != 2:
-                continue
-            dim, columns = plan.axes[carrier.parameter][carrier.axis], plan.axes[read.weight][read.axis]
-            factors, heads = stretch(dim, carrier.start, carrier.stop), stretch(columns, 0, columns.size)
-            if len(factors) < 2 or not heads or heads[-1] is not factors[-1]:
-                continue
-            sizes, kept = [factor.size for factor in factors], [plan.size(factor) for factor in factors]
-            start = sum(plan.size(part) for at, part in pieces(dim) if at < carrier.start)
-            yield (
-                carrier.parameter.rpartition(".")[0],
-                _Values(dim.size, carrier.start, carrier.stop, prod(sizes[:-1])),
-                _Values(plan.size(dim), start, start + prod(kept), prod(kept[:-1])),
-            )
+def counted_positions(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Tensor | None:
+    """Return which positions `(b, s)`, or rows `(b,)`, have labels; attended ones where there are no labels.
+
+    None where the batch has neither: then all count.
+    """
+    labels, mask = inputs.get("labels"), inputs.get("attention_mask")
+    if labels is None:
+        return mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
+    counted = labels.ne(NO_LABEL)
+    return functional.pad(counted[:, 1:], (0, 1)) if shifts_labels(model) else counted
+
+
+def shares(counted: Tensor | None, inputs: Mapping[str, Any], items: Tensor | int | None) -> Tensor:
+    """Return the part `(b,)` that each row has of an optimizer step with `items` labels; of the batch if None."""
+    rows = _rows(inputs)
+    weights = torch.ones(rows) if counted is None else counted.reshape(rows, -1).sum(1)
+    return weights / (weights.sum() if items is None else items)
+
+
+def counted_logits_loss(student: Tensor, teacher: Tensor, counted: Tensor | None, temperature: float) -> Tensor:
+    """Return `logits_loss` of the positions or rows that count, `(n,)`.
+
+    Raises:
+        DataError: labels that do not go with the logits one by one.
+    """
+    if counted is not None and counted.shape != student.shape[:-1]:
+        raise DataError(
+            f'distillation "logits" compares positions that have labels, but labels or mask are '
+            f'{tuple(counted.shape)} and logits {tuple(student.shape)}. Leave "logits" out for this task.'
+        )
+    if counted is not None:
+        student, teacher = student[counted], teacher[counted]
+    return logits_loss(student.flatten(0, -2), teacher.flatten(0, -2), temperature)
 
 
 def logits_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -291,14 +273,14 @@ def logits_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
     Source: Hinton et al., "Distilling the Knowledge in a Neural Network" (arXiv 1503.02531), section 2.
     """
-    mine, theirs = (functional.log_softmax(_full(logits) / temperature, -1) for logits in (student, teacher))
+    mine, theirs = (functional.log_softmax(full(logits) / temperature, -1) for logits in (student, teacher))
     return temperature**2 * _divergence(theirs, mine)
 
 
 def missed_energy(student: Tensor, teacher: Tensor, attended: Tensor) -> Tensor:
     """Return per row `(b,)` the share `|s - t|^2 / |t|^2` over attended positions, of states `(b, s, n)`."""
     mask = attended.unsqueeze(-1)
-    student, teacher = _full(student), _full(teacher)
+    student, teacher = full(student), full(teacher)
     energy = (teacher.square() * mask).sum((1, 2)).clamp(min=torch.finfo(teacher.dtype).tiny)
     return ((student - teacher).square() * mask).sum((1, 2)) / energy
 
@@ -316,7 +298,7 @@ def relation_loss(student: Tensor, teacher: Tensor, attended: Tensor, heads: int
         attended: `(b, s)`.
         heads: number of relation heads.
     """
-    mine, theirs = (_relations(_full(values), attended, heads) for values in (student, teacher))
+    mine, theirs = (_relations(full(values), attended, heads) for values in (student, teacher))
     divergence = _divergence(theirs, mine).mean(1) * attended  # (b, s)
     return divergence.sum(1) / attended.sum(1).clamp(min=1)
 
@@ -333,7 +315,8 @@ def _divergence(teacher: Tensor, student: Tensor) -> Tensor:
     return functional.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
 
 
-def _full(tensor: Tensor) -> Tensor:
+def full(tensor: Tensor) -> Tensor:
+    """Return `tensor` in float32 or more."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
@@ -341,7 +324,7 @@ def _rows(inputs: Mapping[str, Any]) -> int:
     return len(next(value for value in inputs.values() if isinstance(value, Tensor) and value.ndim))
 
 
-def _attended(state: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+def attended_positions(state: Tensor, inputs: Mapping[str, Any]) -> Tensor:
     """Return which positions of `state (b, s, n)` are no padding."""
     mask = inputs.get("attention_mask")
     if isinstance(mask, Tensor) and mask.shape == state.shape[:2]:
@@ -349,9 +332,10 @@ def _attended(state: Tensor, inputs: Mapping[str, Any]) -> Tensor:
     return torch.ones(state.shape[:2], dtype=torch.bool, device=state.device)
 
 
-def _pairs(
+def pairs(
     student: list[tuple[str, Tensor]], teacher: list[tuple[str, Tensor]]
 ) -> list[tuple[tuple[str, Tensor], tuple[str, Tensor]]]:
+    """Return what both forwards showed, call by call; TrainingError if they did not run the same modules."""
     if [name for name, _ in student] != [name for name, _ in teacher] or not teacher:
         raise TrainingError(
             "The student's forward did not run the modules that distillation compares as the teacher's did. "
@@ -360,16 +344,17 @@ def _pairs(
     return list(zip(student, teacher, strict=True))
 
 
-def _refuse_detached(seen: Seen) -> None:
+def refuse_detached(seen: Seen) -> None:
+    """Refuse what a forward showed without gradients."""
     if not seen.recorded:
         raise TrainingError(
-            'No gradient reaches the states that distillation compares: "hidden" and "relations" need gradient '
+            'No gradient reaches the states that distillation compares: all but "logits" needs gradient '
             'checkpointing with {"use_reentrant": False}, or none.'
         )
 
 
 @contextmanager
-def _watch(model: nn.Module, readers: Collection[str], returning: Collection[str]) -> Iterator[Seen]:
+def watch(model: nn.Module, readers: Collection[str], returning: Collection[str]) -> Iterator[Seen]:
     """Note the first tensor that each of `readers` is given and that each of `returning` returns."""
     seen = Seen()
 

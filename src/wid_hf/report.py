@@ -60,7 +60,8 @@ class Report:
         teacher: name or folder of the teacher.
         requested: the sizes asked for.
         head_strategy: `dim` or `head`.
-        start: how compactors started, such as `calibrated, pivots`.
+        method: how the student was made, of `wid_hf.methods.METHODS`.
+        start: how it started, such as `calibrated, pivots` or `random weights`.
         calibration: what was missed of every layer's input before and after; None for an identity start.
         objective: `masked-lm` or `following`.
         sizes: parameters in all, encoder parameters and bytes of weights, for `teacher` and `student`.
@@ -85,6 +86,7 @@ class Report:
     teacher: str
     requested: dict[str, Any]
     head_strategy: str
+    method: str
     start: str
     calibration: Calibration | None
     objective: str

@@ -17,19 +17,18 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from .callback import WidCallback
 from .card import CARD_NAME, adapter_card
 from .checkpoints import begin_checkpoint, last_whole_checkpoint, refuse_torn_checkpoint
-from .collation import SteadyCollator
 from .compaction import Compaction
 from .distillation import LOSSES, Distillation
 from .errors import DataError, TrainingError, WidError
 from .held import HeldFolds, folded_once
-from .labelled import NO_LABEL, LabelledPositions, shifts_labels
+from .labelled import LabelledPositions
+from .student_trainer import StudentTrainer
 from .tuner import WidModel
 
 
@@ -85,7 +84,7 @@ class WidTrainingArguments(TrainingArguments):
             )
 
 
-class WidTrainer(Trainer):
+class WidTrainer(StudentTrainer):
     """Train a wid model: `Trainer` with learning rates for compactors and teacher weights.
 
     With plain `TrainingArguments` both learn at `learning_rate`. The student's weights are folded once per optimizer
@@ -101,7 +100,7 @@ class WidTrainer(Trainer):
         TrainingError: from `train`, when the loss is NaN or infinite.
     """
 
-    data_collator: Any
+    rates = "compactor_learning_rate and teacher_learning_rate"
 
     def __init__(self, model: PeftModel, args: TrainingArguments | None = None, **kwargs: Any) -> None:
         if not isinstance(getattr(model, "base_model", None), WidModel):
@@ -116,9 +115,6 @@ class WidTrainer(Trainer):
             model.base_model.teacher.to(self.args.device)
         self.add_callback(_CalibrateFirst(self))
         self.add_callback(WidCallback(self))
-        self.add_callback(_CountEpochs(self))
-        # Step, model (a progressive training changes it) and weights.
-        self._good: tuple[int, nn.Module, dict[str, Tensor]] | None = None
         self._folds: HeldFolds | None = None
         wanted = getattr(self.args, "distillation", [])
         if wanted and self.args.n_gpu > 1:
@@ -128,6 +124,11 @@ class WidTrainer(Trainer):
         self._labelled: LabelledPositions | None = None
         self._wants_loss_only = False
         self._distillation = Distillation(model, wanted, self.args.distillation_temperature) if wanted else None
+
+    @property
+    def student(self) -> PreTrainedModel:
+        """The stock model whose weights are folded."""
+        return self.model.base_model.model
 
     def train(self, resume_from_checkpoint: str | PathLike[str] | bool | None = None, **kwargs: Any) -> TrainOutput:
         """Train as `Trainer` does, and resume from whole checkpoints only.
@@ -159,15 +160,6 @@ class WidTrainer(Trainer):
                 begin_checkpoint(Path(output_dir))
             self.accelerator.wait_for_everyone()  # the others write their random states next
         super().save_model(output_dir, _internal_call)
-
-    def get_train_dataloader(self) -> DataLoader:
-        """Return `Trainer`'s, whose batches have the same random masks in a run that is resumed."""
-        given = self.data_collator
-        self.data_collator = self.steady_collator = SteadyCollator(given, self.args.seed)
-        try:
-            return super().get_train_dataloader()
-        finally:
-            self.data_collator = given
 
     def calibration_batches(self) -> Iterator[dict[str, Any]]:
         """Yield batches of `calibration_samples` rows of the training set, the same in every process of a run.
@@ -227,28 +219,6 @@ class WidTrainer(Trainer):
         loss = loss + self.args.distillation_weight * distilled
         return (loss, student.output) if return_outputs else loss
 
-    def _own_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool, num_items_in_batch: Tensor | int | None
-    ) -> Any:
-        """Return the training loss averaged over the labels of the whole optimizer step, however it is accumulated.
-
-        `Trainer` leaves that to the model, and many (BERT among them) average over the micro-batch instead;
-        their loss would then grow with `gradient_accumulation_steps`.
-        """
-        if num_items_in_batch is None or not self._averages_per_batch():
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        labels = inputs["labels"].ne(NO_LABEL).sum()
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
-        share = labels / torch.as_tensor(num_items_in_batch).clamp(min=1)
-        if self.args.average_tokens_across_devices:
-            share = share * self.accelerator.num_processes
-        return (loss * share, outputs) if return_outputs else loss * share
-
-    def _averages_per_batch(self) -> bool:
-        # Causal LMs count shifted labels and do use num_items_in_batch; so does a loss of the user's own.
-        is_causal = shifts_labels(self.model.base_model.model)
-        return not is_causal and self.compute_loss_func is None and self.args.n_gpu <= 1
-
     def _on_labels(self, inputs: dict[str, Any]) -> AbstractContextManager[Any]:
         """Let the head run on labelled positions only, unless others are asked for or a wrapper hides the model."""
         wrapped = self.args.n_gpu > 1 or self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.torch_compile
@@ -271,23 +241,7 @@ class WidTrainer(Trainer):
         finally:
             self._wants_loss_only = False
 
-    def training_step(
-        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
-    ) -> Tensor:
-        """Forward and backward; refuse a loss that is not finite."""
-        loss = self._step_on_held_folds(model, inputs, num_items_in_batch)
-        step = self.state.global_step
-        if self._good is not None and self._good[1] is not self.model.base_model.model:
-            self._keep_weights()  # it has shrunk since; what it is made of came from a step whose loss was finite
-        if not torch.isfinite(loss):
-            self._go_back(float(loss))
-        if self._good is None or (step != self._good[0] and step % self._keep_every() == 0):
-            self._keep_weights()
-        return loss
-
-    def _step_on_held_folds(
-        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None
-    ) -> Tensor:
+    def _micro_batch(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None) -> Tensor:
         """Run one micro-batch on weights that were folded at the step's first, and go through the folds at its last."""
         if self._folds is None and self._may_hold_folds():
             self._folds = HeldFolds(self.model.base_model.model)
@@ -296,7 +250,7 @@ class WidTrainer(Trainer):
         if self._folds is not None and is_last:
             self._folds.open()
         try:
-            loss = super().training_step(model, inputs, num_items_in_batch)
+            loss = super()._micro_batch(model, inputs, num_items_in_batch)
             if self._folds is not None and is_last:
                 self._folds.release()
                 self._folds = None
@@ -351,31 +305,9 @@ class WidTrainer(Trainer):
                 card.data[entry] = metadata[name]
         card.save(folder / CARD_NAME)
 
-    def _keep_weights(self) -> None:
-        weights = {name: p.detach().clone() for name, p in self._trained()}
-        self._good = self.state.global_step, self.model.base_model.model, weights
-
     def _go_back(self, loss: float) -> None:
         self._drop_folds()
-        step = self.state.global_step
-        kept = "No step had a finite loss, so the weights are those before training."
-        if self._good is not None:
-            good, _, tensors = self._good
-            with torch.no_grad():
-                for name, parameter in self._trained():
-                    parameter.copy_(tensors[name])
-            kept = f"The model is back at its weights after step {good}, whose loss was finite."
-        raise TrainingError(
-            f"The loss became {loss} after {step} of {self.state.max_steps} steps, and training stopped. {kept} "
-            "Lower compactor_learning_rate and teacher_learning_rate, or check the data for empty batches."
-        )
-
-    def _trained(self) -> list[tuple[str, nn.Parameter]]:
-        return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
-
-    def _keep_every(self) -> int:
-        # logging_steps below 1 is a share of all steps; Trainer has resolved it in its state by now.
-        return max(1, int(self.state.logging_steps or 1))
+        super()._go_back(loss)
 
 
 class _CalibrateFirst(TrainerCallback):
@@ -390,24 +322,6 @@ class _CalibrateFirst(TrainerCallback):
         wid_model = self.trainer.model.base_model
         if not wid_model.calibrated:
             wid_model.calibrate(self.trainer.calibration_batches())
-
-
-class _CountEpochs(TrainerCallback):
-    """Tells the collator of training which epoch begins."""
-
-    def __init__(self, trainer: WidTrainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.next = int(state.epoch or 0)
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.trainer.steady_collator.epoch = self.next
-        self.next += 1
 
 
 def _rates(model: nn.Module, args: TrainingArguments | None) -> dict[nn.Parameter, float | None]:

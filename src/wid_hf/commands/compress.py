@@ -11,6 +11,8 @@ from rich.console import Console
 from ..compress import CompressSettings
 from ..compress import compress as compress_teacher
 from ..config import WidConfig
+from ..errors import ConfigError
+from ..methods import METHODS, find_method
 from ..report import PICTURE_NAME
 from . import options
 
@@ -19,6 +21,9 @@ def compress(
     teacher: options.Teacher,
     train: Annotated[str, typer.Option(help="Text file, JSON lines, or name of a dataset.")],
     output: Annotated[Path, typer.Option(help="Folder for the student.")],
+    method: Annotated[
+        str, typer.Option(help=f"WID, or what it is compared with at the same shape: {', '.join(METHODS)}.")
+    ] = CompressSettings.method,
     hidden_size: options.HiddenSize = None,
     intermediate_size: options.IntermediateSize = None,
     heads: options.Heads = None,
@@ -55,6 +60,9 @@ def compress(
     max_length: Annotated[int, typer.Option(min=3, help="Tokens per text.")] = CompressSettings.max_length,
     compactor_learning_rate: Annotated[float | None, typer.Option(min=0, help="0 freezes compactors.")] = None,
     teacher_learning_rate: Annotated[float | None, typer.Option(min=0, help="0 freezes the teacher's weights.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(min=0, help="Of a stock student: for methods without compactors.")
+    ] = None,
     column: Annotated[str | None, typer.Option(help="Column that holds the text.")] = None,
     validation: Annotated[str | None, typer.Option(help="Held-out texts; by default part of --train.")] = None,
     validation_texts: Annotated[int, typer.Option(min=1, help="How many.")] = CompressSettings.validation_texts,
@@ -79,12 +87,16 @@ def compress(
         ridge=ridge,
         schedule=schedule.stated,
     )
+    if not find_method(method, config).folds and (init is not None or selection is not None):
+        raise ConfigError(f"--method {method} decides the start: leave --init and --selection out.")
     settings = CompressSettings(
+        method=method,
         steps=steps,
         batch_size=batch_size,
         max_length=max_length,
         compactor_learning_rate=compactor_learning_rate,
         teacher_learning_rate=teacher_learning_rate,
+        learning_rate=learning_rate,
         column=column,
         validation=validation,
         validation_texts=validation_texts,

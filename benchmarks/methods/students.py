@@ -1,0 +1,126 @@
+"""One student of one method, and its figures on tasks.
+
+Takes a contest, a width, a method, a budget and learning rates; gives records. Students are made by `wid_hf.compress`
+and scored by `wid_hf.evaluate`, as their users would.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from contests import Contest, Rates
+from store import Record, Store
+
+from wid_hf import TrainingError
+from wid_hf.compress import CompressSettings, compress
+from wid_hf.evaluate import EvalSettings, evaluate
+from wid_hf.evaluation.tasks import TASKS, DataPlaces, FineTuned, FineTuning
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every method gets: optimizer steps, and texts per step."""
+
+    steps: int
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How students are fine-tuned on tasks: learning rates tried, steps, and most rows to train on and to score."""
+
+    learning_rates: tuple[float, ...]
+    steps: int
+    train_examples: int | None = None
+    eval_examples: int | None = None
+
+
+def trained(
+    contest: Contest, width: str, method: str, rates: Rates, budget: Budget, seed: int, store: Store
+) -> Record | None:
+    """Return the record of a student at these learning rates, trained now if there is none; None out of time.
+
+    The record of one that diverged says so in `diverged` and has no scores.
+    """
+    settings = _settings(contest, width, method, rates, budget, seed)
+
+    def make() -> Record:
+        with tempfile.TemporaryDirectory() as scratch:
+            return _train(contest, width, method, rates, budget, seed, Path(scratch) / "student")
+
+    return store.get(settings, make)
+
+
+def scored(
+    contest: Contest, width: str, method: str, rates: Rates, budget: Budget, tuning: Tuning, seed: int, store: Store
+) -> Record | None:
+    """Return the record of such a student with its figures on the contest's tasks, and those of its training."""
+    settings = {**_settings(contest, width, method, rates, budget, seed), **_of_tasks(contest, tuning)}
+
+    def make() -> Record:
+        with tempfile.TemporaryDirectory() as scratch:
+            student = Path(scratch) / "student"
+            found = _train(contest, width, method, rates, budget, seed, student)
+            return found if "diverged" in found else found | {"tasks": _tasks(contest, student, tuning, seed)}
+
+    return store.get(settings, make)
+
+
+def teacher(contest: Contest, tuning: Tuning, seed: int, store: Store) -> Record | None:
+    """Return the record of the teacher's figures on the contest's tasks."""
+    settings = {"what": "methods", "teacher": contest.name, "method": "teacher", "seed": seed}
+    return store.get(
+        {**settings, **_of_tasks(contest, tuning)}, lambda: {"tasks": _tasks(contest, contest.folder, tuning, seed)}
+    )
+
+
+def _settings(contest: Contest, width: str, method: str, rates: Rates, budget: Budget, seed: int) -> Record:
+    return {
+        "what": "methods", "teacher": contest.name, "width": width, "sizes": dict(contest.sizes[width]),
+        "method": method, "rates": dict(rates), **asdict(budget), "seed": seed, "train": contest.train.name,
+        "length": contest.max_length, "scored": contest.validation_texts, "calibration": contest.calibration_samples,
+    }  # fmt: skip
+
+
+def _of_tasks(contest: Contest, tuning: Tuning) -> Record:
+    return {"tasks": list(contest.tasks), "tuning": asdict(tuning)}
+
+
+def _train(
+    contest: Contest, width: str, method: str, rates: Rates, budget: Budget, seed: int, output: Path
+) -> dict[str, Any]:
+    settings = CompressSettings(
+        method=method, **asdict(budget), max_length=contest.max_length, column=contest.column,
+        validation=str(contest.validation) if contest.validation else None, validation_texts=contest.validation_texts,
+        seed=seed, **rates,
+    )  # fmt: skip
+    try:
+        report = compress(str(contest.folder), str(contest.train), output, contest.config(width), settings)
+    except TrainingError as error:
+        return {"diverged": str(error)}
+    return {
+        "scores": report.scores, "parameters": report.sizes["student"].total, "tokens": report.tokens,
+        "training_seconds": report.seconds, "losses": report.losses, "narrow_from": report.narrow_from,
+    }  # fmt: skip
+
+
+def _tasks(contest: Contest, model: Path, tuning: Tuning, seed: int) -> dict[str, Any]:
+    """Return for each task the figures of all its splits, at the best learning rate on its split `dev`."""
+    settings = EvalSettings(
+        DataPlaces(contest.data, train_examples=tuning.train_examples, eval_examples=tuning.eval_examples),
+        FineTuning(learning_rates=tuning.learning_rates, seeds=(seed,), steps=tuning.steps),
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        report = evaluate(str(model), list(contest.tasks), scratch, settings)
+    return {
+        name: {"splits": result.mean, "learning_rate": result.best_learning_rate}
+        for name, result in report.tasks.items()
+    }
+
+
+def fine_tuned(contest: Contest) -> bool:
+    """Return whether any task of the contest has training."""
+    return any(isinstance(TASKS[name], FineTuned) for name in contest.tasks)
