@@ -35,6 +35,7 @@ from wid_hf.compress import OF_CALIBRATION, CompressSettings, compress, whole_fo
 from wid_hf.data import load_texts
 from wid_hf.evaluation import latency, mean_pool
 from wid_hf.report import FILE_NAME, PICTURE_NAME
+from wid_hf.whole_file import whole_file
 
 CONFIG = WidConfig(hidden_size=192, intermediate_size=768, head_strategy="dim")
 SETTINGS = CompressSettings(steps=280, batch_size=16, max_length=32)
@@ -238,9 +239,8 @@ def draw(found: list[Row], title: str, path: Path) -> None:
     figure.suptitle(title)
     for axes, row in zip(figure.subplots(2, 3).flat, found, strict=True):
         draw_row(axes, row)
-    unfinished = path.with_name(f".{path.name}")
-    figure.savefig(unfinished, format="png", dpi=100)
-    unfinished.replace(path)
+    with whole_file(path) as unfinished:
+        figure.savefig(unfinished, format="png", dpi=100)
 
 
 def draw_row(axes: Axes, row: Row) -> None:

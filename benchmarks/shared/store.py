@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from typing import Any
 from rich.console import Console
 
 from wid_hf.report import hardware_name, package_versions
+from wid_hf.whole_file import whole_file
 
 ROOT = Path(__file__).parents[2]
 Record = dict[str, Any]
@@ -54,9 +54,8 @@ class Store:
             "hardware": hardware_name(), "versions": package_versions(), **made,
         }  # fmt: skip
         file.parent.mkdir(parents=True, exist_ok=True)
-        whole = file.with_suffix(f".{os.getpid()}")
-        whole.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        whole.replace(file)
+        with whole_file(file) as unfinished:
+            unfinished.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         Console(stderr=True).print(f"{record['seconds']:.0f} s: {label}", highlight=False)
         return record
 

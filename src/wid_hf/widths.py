@@ -11,6 +11,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from .whole_file import whole_file
+
 KEPT = "wid/kept/"
 PICTURE_NAME = "widths.png"
 
@@ -43,6 +45,5 @@ def draw_widths(widths: Mapping[str, Sequence[tuple[int, float]]], narrow: int |
     axes.set(xlabel="step", ylabel="kept indices", ylim=(0, None), title="Widths over training")
     axes.legend(fontsize=7, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=150, format="png")
-    temporary.replace(path)
+    with whole_file(path) as unfinished:
+        figure.savefig(unfinished, dpi=150, format="png")

@@ -5,7 +5,6 @@ Takes a `Calibration`, writes a PNG. Called by `compress`.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from math import isfinite, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..whole_file import whole_file
 from .record import Calibration, Site, percent
 
 if TYPE_CHECKING:
@@ -74,12 +74,8 @@ def draw(calibration: Calibration, path: Path) -> None:
             _draw_outside(axes[-1, side], outside, which, style)
     bar = figure.colorbar(axes[0, 0].images[0], ax=axes, shrink=0.8, pad=0.02, format=lambda share, _: f"{share:.0%}")
     bar.outline.set_visible(False)
-    unfinished = path.with_name(f".{path.name}-{os.getpid()}")
-    try:
+    with whole_file(path) as unfinished:
         figure.savefig(unfinished, format="png", dpi=110)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _grid(sites: Sequence[Site]) -> _Grid:

@@ -5,13 +5,13 @@ Takes comparisons, or maps of one text; writes PNGs. Called by reports and by us
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel
 
+from ..whole_file import whole_file
 from .attention import AttentionComparison, attention_maps, eager_attention
 from .eval_mode import eval_mode
 
@@ -87,9 +87,5 @@ def _own(matched: Sequence[int], head: int) -> int | None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    unfinished = path.with_name(f".{path.name}-{os.getpid()}")
-    try:
+    with whole_file(path) as unfinished:
         figure.savefig(unfinished, format="png", dpi=130)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

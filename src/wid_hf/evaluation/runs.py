@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ..whole_file import whole_file
 
 Record = dict[str, Any]
 
@@ -20,9 +21,9 @@ Record = dict[str, Any]
 def write_json(path: Path, value: Any) -> None:
     """Write `value` to `path`, which changes only when the new file is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole = path.with_name(f".{path.name}-{os.getpid()}")
-    whole.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
-    whole.replace(path)
+    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    with whole_file(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
 
 
 @dataclass(frozen=True)

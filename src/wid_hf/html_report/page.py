@@ -6,7 +6,6 @@ Takes a folder; writes `report.html`, and the PNGs that are drawn for it.
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..errors import OutputError
 from ..evaluation.runs import write_json
+from ..whole_file import whole_file
 from . import tables
 from .attention import AttentionTexts, compare_recipes
 from .found import Found, Run, read_folder
@@ -104,12 +104,8 @@ def write_html_report(folder: str | Path, output: str | Path | None = None, *,
         ],
     )  # fmt: skip
     path = output / PAGE_NAME
-    unfinished = path.with_name(f".{path.name}-{os.getpid()}")
-    try:
+    with whole_file(path) as unfinished:
         unfinished.write_text(page, encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
     return path
 
 

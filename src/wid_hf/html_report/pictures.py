@@ -5,7 +5,6 @@ Takes recipes; writes PNGs.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from math import ceil
 from pathlib import Path
@@ -14,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter, NullLocator
 
+from ..whole_file import whole_file
 from .recipes import Recipe, Spread
 
 PANEL = (5.2, 3.6)  # inches
@@ -109,9 +109,5 @@ def _finish(axes: Axes) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    unfinished = path.with_name(f".{path.name}-{os.getpid()}")
-    try:
+    with whole_file(path) as unfinished:
         figure.savefig(unfinished, format="png", dpi=140)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
