@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
+from toys import labelled_batch
 from transformers import (
     AlbertConfig,
     AlbertForMaskedLM,
@@ -67,16 +68,6 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-def batch(rows: int = 4, length: int = 9) -> dict[str, Tensor]:
-    """Texts of unequal lengths with unequal numbers of labels."""
-    generator = torch.Generator().manual_seed(3)
-    ids = torch.randint(5, 60, (rows, length), generator=generator)
-    mask = (torch.arange(length) < torch.randint(4, length + 1, (rows, 1), generator=generator)).long()
-    chosen = (torch.rand(rows, length, generator=generator) < 0.4) & mask.bool()
-    chosen[:, 1] = True
-    return {"input_ids": ids, "attention_mask": mask, "labels": torch.where(chosen, ids, -100)}
-
-
 def pair(config: WidConfig, teacher: PreTrainedModel) -> tuple[PeftModel, PreTrainedModel]:
     model = get_wid_model(teacher, config)
     return model, moved(stock_student(model, random=True, seed=0), seed=5)
@@ -112,7 +103,7 @@ def by_rows(losses: list[Tensor], inputs: dict[str, Tensor]) -> float:
 @pytest.mark.parametrize("config", [HALF, HEADS], ids=["dim", "head"])
 def test_relations_are_those_of_queries_keys_and_values_of_the_last_layer(config: WidConfig) -> None:
     model, student = pair(config, bert())
-    inputs = batch()
+    inputs = labelled_batch()
     mine, theirs = (projections(each, inputs) for each in (student, model.base_model.teacher))
     rows = []
     for row, length in enumerate(inputs["attention_mask"].sum(1).tolist()):
@@ -131,7 +122,7 @@ def test_relations_are_those_of_queries_keys_and_values_of_the_last_layer(config
 @pytest.mark.parametrize(("config", "heads"), [(HALF, 4), (HEADS, 2)], ids=["dim", "head"])
 def test_layers_are_hidden_states_through_maps_and_attention_scores(config: WidConfig, heads: int) -> None:
     model, student = pair(config, bert())
-    inputs = batch()
+    inputs = labelled_batch()
     loss, term = loss_of("layers", model, student, inputs)
     assert isinstance(term, LayersLoss)
     mine, theirs = (projections(each, inputs) for each in (student, model.base_model.teacher))
@@ -157,7 +148,7 @@ def test_layers_are_hidden_states_through_maps_and_attention_scores(config: WidC
 
 def test_logits_are_compared_where_there_are_labels() -> None:
     model, student = pair(HALF, bert())
-    inputs = batch()
+    inputs = labelled_batch()
     with torch.no_grad():
         wanted, got = (m(**inputs).logits for m in (model.base_model.teacher, student))
     losses = []
@@ -171,7 +162,7 @@ def test_logits_are_compared_where_there_are_labels() -> None:
 @pytest.mark.parametrize("name", ["logits", "relations", "layers"])
 def test_padding_does_not_count(name: str) -> None:
     model, student = pair(HALF, bert())
-    inputs = batch()
+    inputs = labelled_batch()
     torch.manual_seed(0)  # of the maps
     before, _ = loss_of(name, model, student, inputs)
     inputs["input_ids"] = torch.where(inputs["attention_mask"].bool(), inputs["input_ids"], 7)
@@ -190,7 +181,7 @@ def test_relation_heads_divide_both_widths_and_stay_wide(student: int, teacher: 
 )
 def test_shared_layers_and_fused_projections_are_found(make: Any, config: WidConfig, name: str) -> None:
     model, student = pair(config, make())
-    assert loss_of(name, model, student, batch())[0] > 0
+    assert loss_of(name, model, student, labelled_batch())[0] > 0
 
 
 def rows(count: int = 16, length: int = 8) -> Dataset:
@@ -242,7 +233,7 @@ def test_accumulated_micro_batches_have_the_gradients_of_one_batch(loss: str, tm
 @pytest.mark.parametrize("loss", ["logits", "relations", "layers"])
 def test_the_loss_is_the_models_own_and_the_teachers(loss: str, tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, loss)
-    inputs = batch()
+    inputs = labelled_batch()
     trainer.model.train()
     both = trainer.compute_loss(trainer.model, inputs).item()
     own = trainer.model(**inputs).loss.item()

@@ -13,6 +13,7 @@ from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional
+from toys import labelled_batch
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -80,16 +81,6 @@ def seeded(model_class: type[PreTrainedModel], config: Any) -> PreTrainedModel:
     return model
 
 
-def batch(rows: int = 4, length: int = 9) -> dict[str, Tensor]:
-    """Texts of unequal lengths with unequal numbers of labels."""
-    generator = torch.Generator().manual_seed(3)
-    ids = torch.randint(5, 60, (rows, length), generator=generator)
-    mask = (torch.arange(length) < torch.randint(4, length + 1, (rows, 1), generator=generator)).long()
-    chosen = (torch.rand(rows, length, generator=generator) < 0.4) & mask.bool()
-    chosen[:, 1] = True
-    return {"input_ids": ids, "attention_mask": mask, "labels": torch.where(chosen, ids, -100)}
-
-
 def distilled(model: PeftModel, losses: list[str], inputs: dict[str, Tensor], **given: Any) -> Tensor:
     distillation = Distillation(model, losses)
     with distillation.watching() as student:
@@ -111,7 +102,7 @@ def moved(model: PeftModel, amount: float = 0.05) -> PeftModel:
 
 
 def test_logits_are_compared_where_there_are_labels() -> None:
-    model, inputs = moved(get_wid_model(bert(), HALF)), batch()
+    model, inputs = moved(get_wid_model(bert(), HALF)), labelled_batch()
     wanted = model.base_model.teacher(**inputs).logits
     got = model(**inputs).logits
     total, count = 0.0, 0
@@ -123,7 +114,7 @@ def test_logits_are_compared_where_there_are_labels() -> None:
 
 
 def test_logits_are_compared_at_attended_positions_where_nothing_has_labels() -> None:
-    model, inputs = moved(get_wid_model(bert(), HALF)), batch()
+    model, inputs = moved(get_wid_model(bert(), HALF)), labelled_batch()
     del inputs["labels"]
     attended = inputs["attention_mask"].bool()
     wanted, got = model.base_model.teacher(**inputs).logits[attended], model(**inputs).logits[attended]
@@ -133,7 +124,7 @@ def test_logits_are_compared_at_attended_positions_where_nothing_has_labels() ->
 
 
 def test_a_causal_model_is_compared_at_the_positions_that_predict_a_label() -> None:
-    model, inputs = moved(get_wid_model(gpt2(), WidConfig(hidden_size=12, init="identity"))), batch()
+    model, inputs = moved(get_wid_model(gpt2(), WidConfig(hidden_size=12, init="identity"))), labelled_batch()
     predicting = inputs["labels"][:, 1:] != -100
     wanted, got = (m(**inputs).logits[:, :-1][predicting] for m in (model.base_model.teacher, model))
     assert distilled(model, ["logits"], inputs).item() == pytest.approx(
@@ -145,7 +136,7 @@ def test_a_classifier_is_compared_row_by_row() -> None:
     from transformers import BertForSequenceClassification
 
     model = moved(get_wid_model(bert(BertForSequenceClassification, num_labels=3), HALF))
-    inputs = {**batch(), "labels": torch.tensor([0, 2, 1, 1])}
+    inputs = {**labelled_batch(), "labels": torch.tensor([0, 2, 1, 1])}
     wanted, got = model.base_model.teacher(**inputs).logits, model(**inputs).logits
     assert distilled(model, ["logits"], inputs).item() == pytest.approx(
         logits_loss(got, wanted, 2.0).mean().item(), rel=1e-5
@@ -154,7 +145,7 @@ def test_a_classifier_is_compared_row_by_row() -> None:
 
 
 def test_hidden_states_are_lifted_by_the_columns_of_the_weight_that_reads_them() -> None:
-    model, inputs = moved(get_wid_model(bert(), HALF)), batch()
+    model, inputs = moved(get_wid_model(bert(), HALF)), labelled_batch()
     teacher, student = model.base_model.teacher, model.base_model.model
     states: dict[str, list[Tensor]] = {"teacher": [], "student": []}
     hooks = [
@@ -196,7 +187,7 @@ def test_hidden_states_are_lifted_by_the_columns_of_the_weight_that_reads_them()
 
 
 def test_hidden_states_that_do_not_shrink_are_compared_as_they_are() -> None:
-    model, inputs = get_wid_model(bert(), WidConfig(intermediate_size=24, init="identity")), batch()
+    model, inputs = get_wid_model(bert(), WidConfig(intermediate_size=24, init="identity")), labelled_batch()
     assert distilled(model, ["hidden"], inputs).item() > 1e-3  # the feed-forward blocks are narrower
     with torch.no_grad():  # then nothing tells the models apart
         for layer in model.base_model.teacher.bert.encoder.layer:
@@ -206,7 +197,7 @@ def test_hidden_states_that_do_not_shrink_are_compared_as_they_are() -> None:
 
 @pytest.mark.parametrize(("config", "heads"), [(HALF, 4), (HEADS, 2)])
 def test_value_relations_of_the_last_layer_are_compared_in_common_heads(config: WidConfig, heads: int) -> None:
-    model, inputs = moved(get_wid_model(bert(), config)), batch()
+    model, inputs = moved(get_wid_model(bert(), config)), labelled_batch()
     values: list[Tensor] = []
     for whole in (model.base_model.teacher, model.base_model.model):
         module = whole.bert.encoder.layer[-1].attention.self.value
@@ -229,7 +220,7 @@ def test_value_relations_of_the_last_layer_are_compared_in_common_heads(config: 
 
 
 def test_fused_values_are_found_in_both_models() -> None:
-    model, inputs = moved(get_wid_model(gpt2(), WidConfig(hidden_size=12, init="identity"))), batch()
+    model, inputs = moved(get_wid_model(gpt2(), WidConfig(hidden_size=12, init="identity"))), labelled_batch()
     values: list[Tensor] = []
     for whole in (model.base_model.teacher, model.base_model.model):
         module = whole.transformer.h[-1].attn.c_attn
@@ -254,7 +245,7 @@ def test_grouped_values_have_a_head_for_every_key() -> None:
 
 
 def test_padding_does_not_count() -> None:
-    model, inputs = moved(get_wid_model(bert(), HALF)), batch()
+    model, inputs = moved(get_wid_model(bert(), HALF)), labelled_batch()
     before = distilled(model, list(LOSSES), inputs)
     inputs["input_ids"] = torch.where(inputs["attention_mask"].bool(), inputs["input_ids"], 7)
     assert distilled(model, list(LOSSES), inputs).item() == pytest.approx(before.item(), rel=1e-5)
@@ -334,7 +325,7 @@ def test_accumulated_micro_batches_have_the_gradients_of_one_batch(
 def test_each_loss_goes_down_where_it_is_all_that_trains(loss: str, tmp_path: Path) -> None:
     teacher = bert()
     before = deepcopy(teacher.state_dict())
-    model, inputs = get_wid_model(teacher, HALF), batch(16)
+    model, inputs = get_wid_model(teacher, HALF), labelled_batch(16)
     args = arguments(tmp_path, max_steps=30, distillation=[loss], distillation_weight=1e3, learning_rate=5e-3)
     start = distilled(model, [loss], inputs).item()
     WidTrainer(model=model, args=args, train_dataset=rows()).train()
@@ -393,7 +384,7 @@ def hooks_of(model: nn.Module) -> int:
 
 def test_no_hook_and_no_second_copy_remain(tmp_path: Path) -> None:
     teacher = bert()
-    teacher(**batch(), output_hidden_states=True)  # transformers puts hooks of its own, once
+    teacher(**labelled_batch(), output_hidden_states=True)  # transformers puts hooks of its own, once
     model = get_wid_model(teacher, HALF)
     before = hooks_of(model), hooks_of(teacher)
     trainer = WidTrainer(model=model, args=arguments(tmp_path), train_dataset=rows())
@@ -442,7 +433,7 @@ def test_a_progressive_student_is_distilled_while_wide_and_after_it_shrank(
 ) -> None:
     schedule = WidSchedule(mask_interval=1, mask_increments=2, decay_to_zero_steps=2)
     model = get_wid_model(make(), WidConfig(hidden_size=12, head_strategy=strategy, schedule=schedule))
-    inputs = batch()
+    inputs = labelled_batch()
     for loss in LOSSES:  # as long as nothing is dropped the student is the teacher
         assert distilled(model, [loss], inputs).item() == pytest.approx(0, abs=1e-6), loss
     trainer = WidTrainer(model=model, args=arguments(tmp_path, max_steps=8), train_dataset=rows())
@@ -537,7 +528,7 @@ def test_a_teacher_without_attention_has_no_relations() -> None:
 def test_an_encoder_with_a_decoder_distils_its_logits_only() -> None:
     config = T5Config(vocab_size=60, d_model=24, d_kv=6, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0)
     model = moved(get_wid_model(seeded(T5ForConditionalGeneration, config), WidConfig(hidden_size=12, init="identity")))
-    inputs = batch()
+    inputs = labelled_batch()
     chosen = inputs["labels"] != -100
     wanted, got = (m(**inputs).logits[chosen] for m in (model.base_model.teacher.eval(), model.eval()))
     assert distilled(model, ["logits"], inputs).item() == pytest.approx(
@@ -548,7 +539,7 @@ def test_an_encoder_with_a_decoder_distils_its_logits_only() -> None:
 
 
 def test_labels_that_do_not_go_with_logits_are_refused() -> None:
-    inputs = batch()
+    inputs = labelled_batch()
     model = get_wid_model(bert(), HALF)
     distillation = Distillation(model, ["logits"])
     with distillation.watching() as student:

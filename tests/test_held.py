@@ -105,6 +105,26 @@ def test_a_training_step_folds_once_however_it_is_accumulated(
     assert folds == Counter(dict.fromkeys(everything, 3))
 
 
+# What dynamo does itself; and a choice of the backend, none of ours.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_a_compiled_step_of_several_micro_batches_folds_once_and_is_compiled_for_the_first_and_the_last_alone(
+    tiny_bert: BertForMaskedLM, tmp_path: Path, folds: Counter[Compaction]
+) -> None:
+    args = arguments(
+        tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4, max_steps=3, torch_compile=True,
+        torch_compile_backend="aot_eager",
+    )  # fmt: skip
+    torch._dynamo.reset()
+    dynamo = torch._dynamo.utils.counters
+    dynamo.clear()
+    trainer = WidTrainer(model=get_wid_model(tiny_bert, HALF), args=args, train_dataset=masked_rows())
+    trainer.train()
+    everything = {made for made in trainer.model.modules() if isinstance(made, Compaction)}
+    assert folds == Counter(dict.fromkeys(everything, 3))
+    assert dynamo["stats"]["unique_graphs"] <= 2
+    assert not dynamo["graph_break"]
+
+
 def test_an_evaluation_folds_once(tiny_bert: BertForMaskedLM, tmp_path: Path, folds: Counter[Compaction]) -> None:
     args = arguments(tmp_path, per_device_eval_batch_size=4)
     trainer = WidTrainer(model=get_wid_model(tiny_bert, HALF), args=args, eval_dataset=masked_rows())

@@ -288,13 +288,24 @@ def wid_model(name: str) -> nn.Module:
     return get_wid_model(teacher, WidConfig(hidden_size=8, intermediate_size=16, head_strategy="head", init="identity"))
 
 
-@pytest.mark.parametrize(("name", "share"), [("bert", 0.2), ("bert", 1.0), ("llama", 1.0), ("llama", 0.3)])
-def test_neither_training_nor_evaluation_holds_all_logits(name: str, share: float, tmp_path: Path) -> None:
+DISTILLED = {"distillation": ["logits", "relations"], "teacher_learning_rate": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "share", "given"),
+    [
+        ("bert", 0.2, {}), ("bert", 1.0, {}), ("llama", 1.0, {}), ("llama", 0.3, {}),
+        ("bert", 0.2, DISTILLED), ("llama", 0.3, DISTILLED),
+    ],
+)  # fmt: skip
+def test_neither_training_nor_evaluation_holds_all_logits(
+    name: str, share: float, given: dict[str, Any], tmp_path: Path
+) -> None:
     all_logits = 4 * 12 * 400
     data = rows(share, top=400)
     sizes = {}
     for full in (False, True):
-        run = trainer(wid_model(name), tmp_path, data, full_logits=full)
+        run = trainer(wid_model(name), tmp_path, data, full_logits=full, **given)
         for phase in (run.train, run.evaluate):
             with largest_tensor() as largest:
                 phase()
@@ -323,12 +334,15 @@ def test_scoring_a_masked_language_model_holds_no_logits_of_all_positions(tiny_b
     assert largest.size < 8 * 12 * 600
 
 
+@pytest.mark.parametrize("common", [{}, DISTILLED], ids=["alone", "distilled"])
 @pytest.mark.parametrize(("name", "share"), [("bert", 0.3), ("llama", 0.9)])
-def test_training_ends_where_it_ends_with_full_logits(name: str, share: float, tmp_path: Path) -> None:
+def test_training_ends_where_it_ends_with_full_logits(
+    name: str, share: float, common: dict[str, Any], tmp_path: Path
+) -> None:
     data = rows(share, top=400)
     ends = []
     for given in ({"full_logits": True}, {}, {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}):
-        run = trainer(wid_model(name), tmp_path, data, **given)
+        run = trainer(wid_model(name), tmp_path, data, **common, **given)
         run.train()
         ends.append((run.evaluate()["eval_loss"], torch.cat([p.detach().flatten() for p in run.model.parameters()])))
     for loss, weights in ends[1:]:

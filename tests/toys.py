@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from torch import nn
+from torch import Tensor, nn
 from transformers import BertConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -77,3 +77,13 @@ def noisy(model: nn.Module, scale: float = 0.3) -> None:
         for name, parameter in model.named_parameters():
             if name.endswith(".matrix"):
                 parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+
+
+def labelled_batch(rows: int = 4, length: int = 9) -> dict[str, Tensor]:
+    """Texts of unequal lengths with unequal numbers of labels."""
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(5, 60, (rows, length), generator=generator)
+    mask = (torch.arange(length) < torch.randint(4, length + 1, (rows, 1), generator=generator)).long()
+    chosen = (torch.rand(rows, length, generator=generator) < 0.4) & mask.bool()
+    chosen[:, 1] = True
+    return {"input_ids": ids, "attention_mask": mask, "labels": torch.where(chosen, ids, -100)}

@@ -18,6 +18,8 @@ from wid_hf.methods import METHODS, Method
 TEACHERS = Path(os.environ.get("WID_HF_TEACHERS", ROOT / ".cache" / "teachers"))
 DATA = Path(os.environ.get("WID_HF_DATA", ROOT.parent / "shared" / "data"))
 
+SWEPT_WIDTH = "1/2"
+
 Rates = dict[str, float]  # fields of `CompressSettings`
 
 # One grid of four for every method, so that none is better tuned.
@@ -36,12 +38,14 @@ class Contest:
     """A teacher whose students are compared.
 
     Attributes:
-        name: what tables call it.
+        name: what commands call it.
+        title: what tables call it.
         folder: the teacher with its tokenizer.
-        sizes: the students asked for, by the name of their width.
+        sizes: of students, by the name of their width.
         train: file of texts to train on.
         column: of the file that holds the text.
         validation: file of texts to score on; None for texts held out of `train`.
+        looked_at: file of texts, in the same column, on which attention is compared.
         figures: of `wid_report.json`, each with how a table writes it; the first decides among learning rates.
         larger: whether a larger first figure is better.
         tasks: of `wid-hf eval`, each with the split and the figure that tables show.
@@ -50,23 +54,28 @@ class Contest:
         validation_texts: how many texts are scored.
         calibration_samples: texts that a start is made from.
         note: what a reader must know.
+        data: folder of the tasks' data.
+        compared: the widths at which all methods are compared; the first is that of the sweep.
     """
 
     name: str
+    title: str
     folder: Path
     sizes: Mapping[str, Mapping[str, int]]
     train: Path
     column: str
     validation: Path | None
+    looked_at: Path
     figures: Mapping[str, str]
     larger: bool
     tasks: Mapping[str, tuple[str, str]]
     headless: bool
     max_length: int
-    validation_texts: int = 512
+    validation_texts: int = 256
     calibration_samples: int = 256
     note: str = ""
     data: Path = field(default=DATA)
+    compared: tuple[str, ...] = ("1/2", "1/4")
 
     @property
     def methods(self) -> list[Method]:
@@ -85,21 +94,25 @@ class Contest:
 
 
 def _widths(hidden: int, intermediate: int) -> dict[str, dict[str, int]]:
-    return {f"1/{part}": {"hidden_size": hidden // part, "intermediate_size": intermediate // part} for part in (2, 4)}
+    parts = {"3/4": (3, 4), "1/2": (1, 2), "3/8": (3, 8), "1/4": (1, 4), "1/8": (1, 8)}
+    return {
+        name: {"hidden_size": hidden * share // whole, "intermediate_size": intermediate * share // whole}
+        for name, (share, whole) in parts.items()
+    }
 
 
 CONTESTS = {
     "reaction-bert": Contest(
-        "reaction-bert", TEACHERS / "reaction-bert", _widths(256, 512),
+        "reaction-bert", "Reaction BERT", TEACHERS / "reaction-bert", _widths(256, 512),
         DATA / "uspto50k" / "train.jsonl.gz", "rxn", DATA / "uspto50k" / "valid.jsonl.gz",
-        {"masked_lm_loss": ".3f", "masked_lm_accuracy": ".1%"}, larger=False,
+        DATA / "uspto50k" / "valid.jsonl.gz", {"masked_lm_loss": ".3f", "masked_lm_accuracy": ".1%"}, larger=False,
         tasks={"reactions": ("test", "accuracy")}, headless=False, max_length=128,
         note="The teacher was pretrained on reactions and may have seen these.",
     ),
     "minilm": Contest(
-        "minilm", TEACHERS / "minilm", _widths(384, 1536),
+        "minilm", "MiniLM-L6", TEACHERS / "minilm", _widths(384, 1536),
         DATA / "agnews" / "train10k.jsonl", "text", None,
-        {"cosine_correlation": ".3f", "top1_agreement": ".1%"}, larger=True,
+        DATA / "agnews" / "test.jsonl", {"cosine_correlation": ".3f", "top1_agreement": ".1%"}, larger=True,
         tasks={
             "stsb-zero-shot": ("test", "spearman"), "sst2": ("dev", "accuracy"), "mrpc": ("test", "f1"),
             "cola": ("dev", "matthews"),

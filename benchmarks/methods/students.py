@@ -13,11 +13,17 @@ from typing import Any
 
 from contests import Contest, Rates
 from store import Record, Store
+from transformers import DataCollatorWithPadding
 
 from wid_hf import TrainingError
 from wid_hf.compress import CompressSettings, compress
+from wid_hf.data import batches, load_texts, tokenize
 from wid_hf.evaluate import EvalSettings, evaluate
-from wid_hf.evaluation.tasks import TASKS, DataPlaces, FineTuned, FineTuning
+from wid_hf.evaluation.attention import compare_attention
+from wid_hf.evaluation.tasks import DataPlaces, FineTuning
+from wid_hf.teachers import load_teacher, load_tokenizer
+
+LOOKED_AT = 16  # texts
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,9 @@ def scored(
         with tempfile.TemporaryDirectory() as scratch:
             student = Path(scratch) / "student"
             found = _train(contest, width, method, rates, budget, seed, student)
-            return found if "diverged" in found else found | {"tasks": _tasks(contest, student, tuning, seed)}
+            if "diverged" in found:
+                return found
+            return found | {"tasks": _tasks(contest, student, tuning, seed), "attention": _attention(contest, student)}
 
     return store.get(settings, make)
 
@@ -121,6 +129,10 @@ def _tasks(contest: Contest, model: Path, tuning: Tuning, seed: int) -> dict[str
     }
 
 
-def fine_tuned(contest: Contest) -> bool:
-    """Return whether any task of the contest has training."""
-    return any(isinstance(TASKS[name], FineTuned) for name in contest.tasks)
+def _attention(contest: Contest, student: Path) -> dict[str, Any]:
+    """Return how far the student looks from where its teacher does, on the first texts of `looked_at`."""
+    tokenizer = load_tokenizer(str(contest.folder))
+    texts = load_texts(str(contest.looked_at), column=contest.column).select(range(LOOKED_AT))
+    tokens = tokenize(texts, tokenizer, contest.max_length).select_columns(["input_ids", "attention_mask"])
+    models = [load_teacher(str(folder)) for folder in (contest.folder, student)]
+    return compare_attention(*models, batches(tokens, DataCollatorWithPadding(tokenizer), 8)).to_dict()

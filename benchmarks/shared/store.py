@@ -59,6 +59,11 @@ class Store:
         Console(stderr=True).print(f"{record['seconds']:.0f} s: {label}", highlight=False)
         return record
 
+    def records(self, what: str) -> list[Record]:
+        """Return all records of runs of this kind, in the order of their names."""
+        files = sorted((self.folder / what).glob("*.json"))
+        return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+
 
 def _commit() -> str:
     """Return the last commit of the library, with a mark if it or these benchmarks have changed since."""

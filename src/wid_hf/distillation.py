@@ -7,7 +7,7 @@ is the very tensors that the student is folded from, so there is no second copy.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from math import gcd, sqrt
 from typing import Any, NoReturn
@@ -26,7 +26,7 @@ from .coupling.reads import Read
 from .coupling.trace import quiet_forward
 from .errors import DataError, TeacherError, TrainingError
 from .heads import Rows, value_rows
-from .labelled import NO_LABEL, shifts_labels
+from .labelled import NO_LABEL, LabelledPositions, shifts_labels
 
 LOSSES = ("logits", "hidden", "relations")
 
@@ -42,12 +42,14 @@ class Seen:
         returned: the tensors that modules returned.
         recorded: False where some of these were made without gradients.
         output: what the model returned.
+        labelled: whether its logits are those of labelled positions only, as `LabelledPositions` makes them.
     """
 
     read: list[tuple[str, Tensor]] = field(default_factory=list)
     returned: list[tuple[str, Tensor]] = field(default_factory=list)
     recorded: bool = True
     output: Any = None
+    labelled: bool = False
 
 
 class Distillation:
@@ -58,6 +60,9 @@ class Distillation:
         losses: some of `"logits"`, `"hidden"`, `"relations"`; their sum is the term.
         temperature: of the logits.
 
+    Attributes:
+        labelled: how the teacher's head is kept to labelled positions; None where all positions of it are compared.
+
     Raises:
         TeacherError: the teacher has no logits, hidden states or values that could be compared.
     """
@@ -65,6 +70,8 @@ class Distillation:
     def __init__(self, model: PeftModel, losses: Collection[str], temperature: float = 2.0) -> None:
         self._wid = model.base_model
         self.losses, self.temperature = tuple(losses), temperature
+        # Hidden states are compared where the head reads them as well, at all positions.
+        self.labelled = LabelledPositions(self._wid.teacher) if "hidden" not in losses else None
         # Modules that read hidden states, and the map by which those of student and teacher are compared: a `Compactor`
         # lifts the student's, a `Choice` selects among the teacher's; None where they are equally wide.
         self._readers: dict[str, Place | None] = {}
@@ -81,10 +88,12 @@ class Distillation:
 
     @torch.no_grad()
     def target(self, inputs: Mapping[str, Any]) -> Seen:
-        """Run the teacher, in evaluation mode."""
+        """Run the teacher, in evaluation mode, its language-model head on labelled positions only where that does."""
         teacher = self._wid.teacher.eval()
-        with self._watched(teacher) as seen:
+        picked = nullcontext(False) if self.labelled is None else self.labelled.only(inputs, together=True)
+        with picked as labelled, self._watched(teacher) as seen:
             seen.output = teacher(**prepared(teacher, inputs))
+        seen.labelled = labelled
         return seen
 
     def loss(
@@ -109,7 +118,7 @@ class Distillation:
         counted = counted_positions(self._wid.teacher, inputs)
         terms = []
         if "logits" in self.losses:
-            losses = counted_logits_loss(student.output.logits, teacher.output.logits, counted, self.temperature)
+            losses = counted_logits_loss(student, teacher, counted, self.temperature)
             terms.append(losses.sum() / (len(losses) if items is None else items))
         if self._of_states:
             refuse_detached(student)
@@ -252,20 +261,29 @@ def shares(counted: Tensor | None, inputs: Mapping[str, Any], items: Tensor | in
     return weights / (weights.sum() if items is None else items)
 
 
-def counted_logits_loss(student: Tensor, teacher: Tensor, counted: Tensor | None, temperature: float) -> Tensor:
+def counted_logits_loss(student: Seen, teacher: Seen, counted: Tensor | None, temperature: float) -> Tensor:
     """Return `logits_loss` of the positions or rows that count, `(n,)`.
 
     Raises:
         DataError: labels that do not go with the logits one by one.
     """
-    if counted is not None and counted.shape != student.shape[:-1]:
+    mine, theirs = (_counted_logits(seen, counted) for seen in (student, teacher))
+    return logits_loss(mine, theirs, temperature)
+
+
+def _counted_logits(seen: Seen, counted: Tensor | None) -> Tensor:
+    """Return the logits `(n, classes)` of the positions or rows that count."""
+    logits: Tensor = seen.output.logits
+    if counted is None:
+        return logits.flatten(0, -2)
+    if seen.labelled:  # in the order of the positions, with one more where labels are shifted or none is there
+        return logits.flatten(0, -2)[: int(counted.sum())]
+    if counted.shape != logits.shape[:-1]:
         raise DataError(
             f'distillation "logits" compares positions that have labels, but labels or mask are '
-            f'{tuple(counted.shape)} and logits {tuple(student.shape)}. Leave "logits" out for this task.'
+            f'{tuple(counted.shape)} and logits {tuple(logits.shape)}. Leave "logits" out for this task.'
         )
-    if counted is not None:
-        student, teacher = student[counted], teacher[counted]
-    return logits_loss(student.flatten(0, -2), teacher.flatten(0, -2), temperature)
+    return logits[counted]
 
 
 def logits_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

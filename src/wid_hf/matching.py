@@ -74,7 +74,7 @@ class LogitsLoss(TeacherLoss):
     def forward(self, student: Seen, teacher: Seen, inputs: Mapping[str, Any], items: Tensor | int | None) -> Tensor:
         """Return the mean over labels."""
         counted = counted_positions(self.teacher[0], inputs)
-        losses = counted_logits_loss(student.output.logits, teacher.output.logits, counted, self.temperature)
+        losses = counted_logits_loss(student, teacher, counted, self.temperature)
         return losses.sum() / (len(losses) if items is None else items)
 
 

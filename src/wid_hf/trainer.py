@@ -89,11 +89,11 @@ class WidTrainer(StudentTrainer):
 
     With plain `TrainingArguments` both learn at `learning_rate`. The student's weights are folded once per optimizer
     step, however many micro-batches it has, and once per evaluation; only where parameters are sharded or replicated
-    (FSDP, DeepSpeed, `nn.DataParallel`) and in compiled training does each forward fold for itself. A start that needs
-    calibration data and was given none is made before the first step from `calibration_samples` rows of the training
-    set, put together by the data collator; a run that is resumed keeps its own. Where the loss stops being finite,
-    training stops before the step is taken, the weights go back to the last ones whose loss was finite, and
-    `TrainingError` says so. They are kept in memory every `logging_steps` steps.
+    (FSDP, DeepSpeed, `nn.DataParallel`) does each forward fold for itself. A start that needs calibration data and was
+    given none is made before the first step from `calibration_samples` rows of the training set, put together by the
+    data collator; a run that is resumed keeps its own. Where the loss stops being finite, training stops before the
+    step is taken, the weights go back to the last ones whose loss was finite, and `TrainingError` says so. They are
+    kept in memory every `logging_steps` steps.
 
     Raises:
         WidError: the model is no wid model.
@@ -209,8 +209,11 @@ class WidTrainer(StudentTrainer):
             with self._on_labels(inputs) if self._wants_loss_only or not return_outputs else nullcontext():
                 return self._own_loss(model, inputs, return_outputs, num_items_in_batch)
         given = dict(inputs)  # label smoothing takes labels out of inputs
-        with self._distillation.watching() as student:
+        everywhere = return_outputs or self._distillation.labelled is None
+        asked = nullcontext() if everywhere else self._on_labels(inputs, together=True)
+        with asked as labelled, self._distillation.watching() as student:
             loss, student.output = self._own_loss(model, inputs, True, num_items_in_batch)
+        student.labelled = bool(labelled)
         with self.accelerator.autocast():
             teacher = self._distillation.target(given)
         distilled = self._distillation.loss(student, teacher, given, num_items_in_batch)
@@ -219,7 +222,7 @@ class WidTrainer(StudentTrainer):
         loss = loss + self.args.distillation_weight * distilled
         return (loss, student.output) if return_outputs else loss
 
-    def _on_labels(self, inputs: dict[str, Any]) -> AbstractContextManager[Any]:
+    def _on_labels(self, inputs: dict[str, Any], *, together: bool = False) -> AbstractContextManager[Any]:
         """Let the head run on labelled positions only, unless others are asked for or a wrapper hides the model."""
         wrapped = self.args.n_gpu > 1 or self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.torch_compile
         asked = getattr(self.args, "full_logits", False) or self.compute_loss_func is not None
@@ -228,7 +231,7 @@ class WidTrainer(StudentTrainer):
         student = self.model.base_model.model
         if self._labelled is None or self._labelled.model is not student:  # it has shrunk
             self._labelled = LabelledPositions(self.model)
-        return self._labelled.only(inputs)
+        return self._labelled.only(inputs, together=together)
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool,
@@ -243,7 +246,7 @@ class WidTrainer(StudentTrainer):
 
     def _micro_batch(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None) -> Tensor:
         """Run one micro-batch on weights that were folded at the step's first, and go through the folds at its last."""
-        if self._folds is None and self._may_hold_folds():
+        if self._folds is None and self._may_hold_folds() and not self._folds_compiled:
             self._folds = HeldFolds(self.model.base_model.model)
             self._folds.hold(self._tokens_of_step(inputs))
         is_last = self.accelerator.sync_gradients
@@ -259,10 +262,16 @@ class WidTrainer(StudentTrainer):
             raise
         return loss
 
+    @property
+    def _folds_compiled(self) -> bool:
+        """Whether folds are part of what is compiled, as they may be where each serves one forward."""
+        return self.args.torch_compile and self.args.gradient_accumulation_steps == 1
+
     def _tokens_of_step(self, inputs: dict[str, Any]) -> int | None:
-        """Return about how many tokens a whole optimizer step has, or None for inputs of another kind."""
+        """Return about how many tokens a whole optimizer step has, or None where tables are to be folded as a whole."""
         tokens = inputs.get(self.model.base_model.model.main_input_name)
-        if not isinstance(tokens, Tensor) or tokens.is_floating_point():
+        # A compiled forward would meet a table of other rows in every batch.
+        if self.args.torch_compile or not isinstance(tokens, Tensor) or tokens.is_floating_point():
             return None
         return tokens.numel() * self.args.gradient_accumulation_steps
 
@@ -272,9 +281,6 @@ class WidTrainer(StudentTrainer):
             self._folds = None
 
     def _may_hold_folds(self) -> bool:
-        # Compiled forwards fold inside of what is compiled, whose inputs must not change their kind between calls.
-        if self.args.torch_compile:
-            return False
         # Reentrant checkpoints go through a fold once for every segment that uses it.
         reentrant = (self.args.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)
         return self.args.n_gpu <= 1 and not (self.is_fsdp_enabled or self.is_deepspeed_enabled or reentrant)

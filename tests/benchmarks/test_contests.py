@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from importlib import util
 from pathlib import Path
@@ -18,21 +16,14 @@ from transformers import BertForMaskedLM, BertModel
 
 from wid_hf.methods import METHODS
 
-FOLDER = Path(__file__).parents[2] / "benchmarks" / "methods"
-SIZES = {"1/2": {"hidden_size": 12, "intermediate_size": 24}, "1/4": {"hidden_size": 8, "intermediate_size": 12}}
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "benchmarks" / "methods"
+SIZES = {
+    "3/4": {"hidden_size": 20, "intermediate_size": 36},
+    "1/2": {"hidden_size": 12, "intermediate_size": 24},
+    "1/4": {"hidden_size": 8, "intermediate_size": 12},
+}
 TUNING = {"tuning_steps": 2, "tuning_rate": [1e-3], "tuning_examples": 16, "eval_examples": 8}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def modules() -> Iterator[None]:
-    """Make the package's modules importable by the names that they have for each other, here alone."""
-    before, folders = list(sys.path), [FOLDER, FOLDER.with_name("shared")]
-    names = {file.stem for folder in folders for file in folder.glob("*.py")}
-    sys.path[:0] = map(str, folders)
-    yield
-    sys.path[:] = before
-    for name in names - {"__main__"}:
-        sys.modules.pop(name, None)
 
 
 @pytest.fixture
@@ -46,18 +37,18 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     shared = {"sizes": SIZES, "data": tmp_path / "data", "max_length": 12, "validation_texts": 16,
               "calibration_samples": 40}  # fmt: skip
     reactions = tmp_path / "data" / "uspto50k"
-    monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
+    shared |= {"train": reactions / "train.jsonl", "looked_at": reactions / "valid.jsonl"}
     monkeypatch.setattr(
         module,
         "CONTESTS",
         {
             "reaction-bert": replace(
                 module.CONTESTS["reaction-bert"], folder=save_teacher(tmp_path / "masked", BertForMaskedLM),
-                train=reactions / "train.jsonl", validation=reactions / "valid.jsonl", **shared,
+                validation=reactions / "valid.jsonl", **shared,
             ),
             "minilm": replace(
                 module.CONTESTS["minilm"], folder=save_teacher(tmp_path / "encoder", BertModel), column="rxn",
-                train=reactions / "train.jsonl", tasks={"stsb-zero-shot": ("test", "spearman")}, **shared,
+                tasks={"stsb-zero-shot": ("test", "spearman")}, **shared,
             ),
         },
     )  # fmt: skip
@@ -80,14 +71,18 @@ def write_rows(file: Path, rows: list[dict[str, Any]]) -> None:
     file.write_text("\n".join(map(json.dumps, rows)) + "\n")
 
 
+def places(tmp_path: Path) -> dict[str, Path]:
+    return {"records": tmp_path / "results", "output": tmp_path / "docs"}
+
+
 def records(tmp_path: Path) -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in (tmp_path / "results" / "methods").iterdir()]
 
 
 @pytest.mark.slow
 def test_every_learning_rate_is_tried_and_the_best_is_compared(command: ModuleType, tmp_path: Path) -> None:
-    page, names = tmp_path / "page.md", ["slice", "logit-kd"]
-    shared: dict[str, Any] = {"teacher_name": ["reaction-bert"], "method": names, "batch_size": 16, "output": page}
+    names = ["slice", "logit-kd"]
+    shared: dict[str, Any] = {"teacher_name": ["reaction-bert"], "method": names, "batch_size": 16, **places(tmp_path)}
     command.sweep(sweep_steps=4, **shared)
     swept = records(tmp_path)
     assert len(swept) == 2 * 4
@@ -105,15 +100,41 @@ def test_every_learning_rate_is_tried_and_the_best_is_compared(command: ModuleTy
         assert used == {min(losses, key=losses.__getitem__)}
     for seed in (0, 1):
         assert len({record["tokens"] for record in students if record["settings"]["seed"] == seed}) == 1
-    text = page.read_text()
+    text = (tmp_path / "docs" / "results.md").read_text()
     assert [line for line in text.splitlines() if line.startswith("## ")] == [
-        "## Learning rates of all methods: reaction-bert",
-        "## All methods: reaction-bert",
+        "## Reaction BERT: all methods, 6 steps of 16",
+        "## Reaction BERT: learning rates, 4 steps of 16",
     ]
     rows = [line for line in text.splitlines() if line.startswith(("| 1/2 |", "| 1/4 |"))]
     assert len(rows) == 4 and all("±" in row and "→" in row and METHODS[n].title in row for row, n in
                                   zip(rows, names * 2, strict=True))  # fmt: skip
-    assert "missing" not in text and text.count("| best |") == 2
+    assert "28 of 36 runs are missing" in text  # those of the other seven methods
+    for width in ("1-of-2", "1-of-4"):
+        assert (tmp_path / "docs" / "results" / f"attention-reaction-bert-{width}-6x16.png").stat().st_size
+    swept_rows = [line for line in text.splitlines() if line.startswith(f"| {METHODS['slice'].title} | 0.0001: ")]
+    assert len(swept_rows) == 1 and swept_rows[0].count("**") == 2
+
+
+def test_students_of_all_sizes_make_a_curve(command: ModuleType, tmp_path: Path) -> None:
+    command.sizes(teacher_name=["reaction-bert"], steps=2, batch_size=16, sweep_steps=1, **places(tmp_path))
+    text = (tmp_path / "docs" / "results.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith(("| 3/4 |", "| 1/2 |", "| 1/4 |"))]
+    counts = [int(row.split("|")[5].replace(",", "")) for row in rows]
+    assert counts == sorted(counts, reverse=True) and len(set(counts)) == 3
+    assert (tmp_path / "docs" / "results" / "sizes-reaction-bert-2x16.png").stat().st_size
+    before = text
+    command.results(**places(tmp_path))  # from what is recorded alone
+    assert (tmp_path / "docs" / "results.md").read_text() == before
+
+
+def test_the_page_of_results_is_what_the_records_say(command: ModuleType, tmp_path: Path) -> None:
+    import contests
+
+    found = command.Store(command.RECORDS).records("methods")
+    page = command.write_results(contests.CONTESTS, found, tmp_path / "docs")
+    assert page.read_text() == (ROOT / "docs" / "results.md").read_text()
+    made, kept = ({file.name for file in (docs / "results").glob("*.png")} for docs in (page.parent, ROOT / "docs"))
+    assert made == kept
 
 
 def test_a_finished_run_is_read_back_and_no_run_begins_out_of_time(
@@ -122,18 +143,19 @@ def test_a_finished_run_is_read_back_and_no_run_begins_out_of_time(
     import students
 
     shared: dict[str, Any] = {
-        "teacher_name": ["reaction-bert"], "method": ["slice"], "batch_size": 16, "output": tmp_path / "page.md",
+        "teacher_name": ["reaction-bert"], "method": ["slice"], "batch_size": 16, **places(tmp_path),
         "steps": 2, "seeds": 1, "sweep_steps": 2, "width": ["1/2"], **TUNING,
     }  # fmt: skip
     command.compare(limit_minutes=0, **shared)
     assert not (tmp_path / "results").exists()
-    assert "no run is finished yet" in (tmp_path / "page.md").read_text()
+    page = tmp_path / "docs" / "results.md"
+    assert "## " not in page.read_text()
     command.compare(**shared)
-    first = (tmp_path / "page.md").read_text()
+    first = page.read_text()
     for name in ("compress", "evaluate"):
         monkeypatch.setattr(students, name, lambda *_, **__: pytest.fail("run again"))
     command.compare(**shared)
-    assert (tmp_path / "page.md").read_text() == first
+    assert page.read_text() == first
 
 
 def test_a_run_that_diverged_is_told_and_never_the_best(
@@ -142,30 +164,31 @@ def test_a_run_that_diverged_is_told_and_never_the_best(
     import contests
 
     monkeypatch.setattr(contests, "STOCK_GRID", ({"learning_rate": 1e30}, {"learning_rate": 1e-3}))
-    page = tmp_path / "page.md"
-    command.sweep(teacher_name=["reaction-bert"], method=["scratch"], sweep_steps=8, batch_size=16, output=page)
-    (hot,) = (line for line in page.read_text().splitlines() if "| scratch | 1e+30" in line)
-    assert hot.count("diverged") == 2 and "best" not in hot
+    command.sweep(teacher_name=["reaction-bert"], method=["scratch"], sweep_steps=8, batch_size=16, **places(tmp_path))
+    lines = (tmp_path / "docs" / "results.md").read_text().splitlines()
+    (row,) = (line for line in lines if line.startswith("| from scratch | 1e+30: diverged | 0.001: **"))
+    assert row.count("diverged") == 1
     assert any("diverged" in record and "scores" not in record for record in records(tmp_path))
 
 
 def test_unknown_teachers_and_methods_are_named(command: ModuleType, tmp_path: Path) -> None:
     for given in ({"teacher_name": ["nobody"]}, {"method": ["nobody"]}):
         with pytest.raises(command.typer.BadParameter, match="nobody is none of"):
-            command.sweep(**given, output=tmp_path / "page.md")
+            command.sweep(**given, **places(tmp_path))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["reaction-bert", "minilm"])
 def test_all_methods_that_apply_are_compared(name: str, command: ModuleType, tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
     command.compare(
-        teacher_name=[name], steps=50, seeds=1, sweep_steps=50, batch_size=16, width=["1/2"], output=page, **TUNING
-    )
+        teacher_name=[name], steps=50, seeds=1, sweep_steps=50, batch_size=16, width=["1/2"], **places(tmp_path),
+        **TUNING,
+    )  # fmt: skip
     made = {r["settings"]["method"]: r for r in records(tmp_path) if "tasks" in r}
     applying = {method.name for method in METHODS.values() if method.headless or name == "reaction-bert"}
     assert set(made) == applying | {"teacher"}
     students = [made[method] for method in applying]
     assert len({(record["tokens"], record["parameters"]) for record in students}) == 1
     assert len({json.dumps(record["scores"]["student"]) for record in students}) == len(students)
-    assert "missing" not in page.read_text() and "diverged" not in page.read_text()
+    assert all(record["attention"]["mean"] > 0 for record in students)
+    assert "diverged" not in (tmp_path / "docs" / "results.md").read_text()

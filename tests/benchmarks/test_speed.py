@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
 from importlib import util
 from pathlib import Path
 from types import ModuleType
@@ -17,19 +15,6 @@ from toys import noisy
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "speed"
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def modules() -> Iterator[None]:
-    """Make the package's modules importable by the names that they have for each other, here alone."""
-    folders = (FOLDER, FOLDER.with_name("shared"))
-    names = {file.stem for folder in folders for file in folder.glob("*.py")}
-    sys.path[:0] = map(str, folders)
-    yield
-    for folder in folders:
-        sys.path.remove(str(folder))
-    for name in names - {"__main__"}:
-        sys.modules.pop(name, None)
 
 
 @pytest.fixture

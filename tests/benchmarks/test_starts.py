@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
-from collections.abc import Iterator
 from importlib import util
 from pathlib import Path
 from types import ModuleType
@@ -18,19 +16,6 @@ from transformers import BertForMaskedLM, BertModel
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "calibration"
 SIZES = {width: {"hidden_size": 4 * share, "intermediate_size": 8 * share} for width, share in (("1/2", 3), ("1/4", 2))}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def modules() -> Iterator[None]:
-    """Make the package's modules importable by the names that they have for each other, here alone."""
-    folders = (FOLDER, FOLDER.with_name("shared"))
-    names = {file.stem for folder in folders for file in folder.glob("*.py")}
-    sys.path[:0] = map(str, folders)
-    yield
-    for folder in folders:
-        sys.path.remove(str(folder))
-    for name in names - {"__main__"}:
-        sys.modules.pop(name, None)
 
 
 @pytest.fixture

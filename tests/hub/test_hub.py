@@ -12,8 +12,7 @@ import pytest
 import torch
 from hub.server import Hub, loopback_hub, run
 from huggingface_hub import ModelCard
-from toys import save_teacher, write_texts
-from transformers import BertForMaskedLM
+from toys import write_texts
 
 TOKEN = "hf_" + "loopbacktoken" * 3
 IDS = "torch.arange(84).view(7, 12) % 10 + 5"
@@ -79,15 +78,8 @@ def succeeded(done: CompletedProcess[str]) -> CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(scope="module")
-def hub(home: Path) -> Iterator[Hub]:
+def hub(home: Path, licensed_teacher: Path) -> Iterator[Hub]:
     """A Hub to which one process pushed a teacher, students and adapters; what it had cached is gone."""
-    teacher = save_teacher(home / "teacher", BertForMaskedLM)
-    (teacher / "README.md").write_text("---\nlicense: mit\nlanguage: en\n---\n# Teacher\n")
     write_texts(home / "train.txt")
     with loopback_hub(TOKEN) as hub:
         hub.said = succeeded(run(hub, home, "-c", PUSH, str(home)))

@@ -9,8 +9,6 @@ import pytest
 import torch
 from hub.server import Hub, loopback_hub, run
 from huggingface_hub import ModelCard
-from toys import save_teacher
-from transformers import BertForMaskedLM
 
 TRAIN = """
 import sys
@@ -57,14 +55,7 @@ torch.save(found, home + "/found.pt")
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(scope="module")
-def hub(home: Path) -> Iterator[Hub]:
-    teacher = save_teacher(home / "teacher", BertForMaskedLM)
-    (teacher / "README.md").write_text("---\nlicense: mit\nlanguage: en\n---\n# Teacher\n")
+def hub(home: Path, licensed_teacher: Path) -> Iterator[Hub]:
     with loopback_hub("hf_token") as hub:
         done = run(hub, home, "-c", TRAIN, str(home))
         assert done.returncode == 0, done.stderr[-3000:]

@@ -5,6 +5,7 @@ Each takes a model as it is and gives the figures that the modules of `evaluatio
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,6 +91,18 @@ class OnTexts(Scored):
         """Return the tokens of the texts."""
         return {split: tokenize(texts, tokenizer, max_length) for split, texts in rows.items()}
 
+    def score(
+        self, model: PreTrainedModel, features: Rows, tokenizer: PreTrainedTokenizerBase, batch_size: int
+    ) -> dict[str, Scores]:
+        """Return the figures of each split."""
+        return {split: self.score_tokens(model, tokens, tokenizer, batch_size) for split, tokens in features.items()}
+
+    @abstractmethod
+    def score_tokens(
+        self, model: PreTrainedModel, tokens: Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int
+    ) -> Scores:
+        """Return the figures on tokenized texts."""
+
 
 @dataclass(frozen=True)
 class MaskedTokens(OnTexts):
@@ -103,15 +116,12 @@ class MaskedTokens(OnTexts):
                 "Leave this task out; decoders have the task perplexity."
             )
 
-    def score(
-        self, model: PreTrainedModel, features: Rows, tokenizer: PreTrainedTokenizerBase, batch_size: int
-    ) -> dict[str, Scores]:
+    def score_tokens(
+        self, model: PreTrainedModel, tokens: Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int
+    ) -> Scores:
         """Return loss and accuracy."""
-        scores = {}
-        for split, tokens in features.items():
-            found = masked_lm_score(model, masked_batches(tokens, tokenizer, batch_size, MASKING_SEED))
-            scores[split] = {"loss": found.loss, "accuracy": found.accuracy}
-        return scores
+        found = masked_lm_score(model, masked_batches(tokens, tokenizer, batch_size, MASKING_SEED))
+        return {"loss": found.loss, "accuracy": found.accuracy}
 
 
 @dataclass(frozen=True)
@@ -126,13 +136,10 @@ class NextTokens(OnTexts):
                 "Leave this task out; masked language models have the task masked-lm."
             )
 
-    def score(
-        self, model: PreTrainedModel, features: Rows, tokenizer: PreTrainedTokenizerBase, batch_size: int
-    ) -> dict[str, Scores]:
+    def score_tokens(
+        self, model: PreTrainedModel, tokens: Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int
+    ) -> Scores:
         """Return loss and perplexity."""
-        scores = {}
-        for split, tokens in features.items():
-            rows = tokens.select_columns(INPUTS)
-            found = perplexity_score(model, list(batches(rows, DataCollatorWithPadding(tokenizer), batch_size)))
-            scores[split] = {"loss": found.loss, "perplexity": found.perplexity}
-        return scores
+        rows = tokens.select_columns(INPUTS)
+        found = perplexity_score(model, list(batches(rows, DataCollatorWithPadding(tokenizer), batch_size)))
+        return {"loss": found.loss, "perplexity": found.perplexity}

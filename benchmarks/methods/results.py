@@ -1,0 +1,265 @@
+"""docs/results.md: what the records of all methods say, and two kinds of pictures.
+
+Takes contests and records; gives Markdown. Nothing is run, and no figure comes from anywhere else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from math import inf
+from pathlib import Path
+from statistics import mean, stdev
+
+from contests import SWEPT_WIDTH, Contest, Rates
+from page import made_by, table
+from pictures import draw_attention, draw_curve
+from store import Record
+
+from wid_hf.methods import METHODS
+from wid_hf.whole_file import whole_file
+
+PAGE_NAME = "results.md"
+HEAD = (
+    "# Results",
+    "Written by `python benchmarks/methods results` from the records in `benchmarks/records`; do not edit. The "
+    "commands under the titles make the records: they go on where they were stopped, and `--records` names another "
+    "folder to measure anew. What the methods are is in [methods.md](methods.md); what the calibrated start is worth, "
+    "piece by piece, in [starts.md](starts.md); what a step costs in [speed.md](speed.md).",
+    "",
+    "All students of one width have the same shape, steps, tokens, texts and masks; each method trains at the best of "
+    "four learning rates of its sweep. Figures are the mean over seeds ± the standard deviation (over n - 1). Seconds "
+    "are those of training alone, on a machine that other work shared.",
+)
+
+
+def write_results(contests: Mapping[str, Contest], records: Sequence[Record], folder: Path) -> Path:
+    """Write `results.md` and its pictures to `folder`."""
+    lines = list(HEAD)
+    for contest in contests.values():
+        mine = [record for record in records if record["settings"]["teacher"] == contest.name]
+        for of_one in _alike(mine, ("steps", "batch_size", "tuning")):
+            if "tasks" in of_one[0]["settings"] and any("parameters" in record for record in of_one):
+                whole = [r for r in mine if _is_teacher(r) and _setting(r, "tuning") == _setting(of_one[0], "tuning")]
+                lines += _comparison(contest, of_one, whole, folder)
+        for of_one in _alike([r for r in mine if "tasks" not in r["settings"]], ("steps", "batch_size")):
+            if len({record["settings"]["width"] for record in of_one}) > 2:
+                lines += _curve(contest, of_one, folder)
+            else:
+                lines += _sweep(contest, of_one)
+    path = folder / PAGE_NAME
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as unfinished:
+        unfinished.write_text("\n".join(lines).rstrip("\n") + "\n", encoding="utf-8")
+    return path
+
+
+def best_rates(contest: Contest, found: Sequence[tuple[Rates, Record]]) -> Rates | None:
+    """Return the learning rates with the best first figure of the contest; None if all runs diverged."""
+    figure = next(iter(contest.figures))
+
+    def badness(run: tuple[Rates, Record]) -> float:
+        scores = run[1].get("scores")
+        return inf if scores is None else scores["student"][figure] * (-1 if contest.larger else 1)
+
+    best = min(found, key=badness)
+    return None if badness(best) == inf else best[0]
+
+
+def _comparison(contest: Contest, records: Sequence[Record], teachers: Sequence[Record], folder: Path) -> list[str]:
+    budget, tuning = records[0]["settings"], records[0]["settings"]["tuning"]
+    names = [method.name for method in contest.methods]
+    found = {
+        (width, name): of_one
+        for width in contest.compared
+        for name in names
+        if (of_one := [r for r in records if (_setting(r, "width"), _setting(r, "method")) == (width, name)])
+    }
+    seeds = 1 + max(record["settings"]["seed"] for record in records)
+    words = [f"--steps {budget['steps']}", f"--batch-size {budget['batch_size']}", f"--seeds {seeds}"]
+    words += [f"--tuning-steps {tuning['steps']}", *(f"--tuning-rate {rate:g}" for rate in tuning["learning_rates"])]
+    words += [f"--{name}-examples {n}" for name, key in (("tuning", "train_examples"), ("eval", "eval_examples"))
+              if (n := tuning[key]) is not None]  # fmt: skip
+    missing = len(contest.compared) * len(names) * seeds - sum(map(len, found.values()))
+    told = f"{missing} of {len(contest.compared) * len(names) * seeds} runs are missing. " if missing else ""
+    rows = [["", "teacher", "", str(len(teachers)), *["" for _ in contest.figures], *_of_tasks(contest, teachers),
+             "", "", "", ""]] if teachers else []  # fmt: skip
+    rows += [
+        [
+            width, METHODS[name].title, _told(of_one[0]["settings"]["rates"]), str(len(of_one)),
+            *_figures(contest, of_one), *_of_tasks(contest, of_one), _looking(of_one), _parameters(of_one),
+            _tokens(of_one), _seconds(of_one),
+        ]
+        for (width, name), of_one in found.items()
+    ]  # fmt: skip
+    tasks = [f"{task} ({split}, {figure})" for task, (split, figure) in contest.tasks.items()]
+    head = ["width", "method", "learning rates", "seeds", *contest.figures, *tasks, "attention", "parameters",
+            "tokens", "seconds"]  # fmt: skip
+    tuned = (
+        f"Tasks: fine-tuned for {tuning['steps']} steps of 32 at the best of "
+        f"{', '.join(f'{rate:g}' for rate in tuning['learning_rates'])} on the split dev"
+        + (f", scored on {n} rows of a split at most. " if (n := tuning["eval_examples"]) is not None else ". ")
+    )
+    return [
+        "", f"## {contest.title}: all methods, {budget['steps']} steps of {budget['batch_size']}",
+        f"`python benchmarks/methods compare --teacher {contest.name} {' '.join(words)}`: before → after.", "",
+        f"{_conditions(contest, records)}{tuned}Attention: mean Jensen-Shannon divergence, in bits, of the student's "
+        f"heads from their teacher's. {told}{made_by([*records, *teachers])}",
+        *table(head, rows), *_attention(contest, found, budget, folder),
+    ]  # fmt: skip
+
+
+def _attention(
+    contest: Contest, found: Mapping[tuple[str, str], Sequence[Record]], budget: Record, folder: Path
+) -> list[str]:
+    """Return a picture of where the students of the first seed look, a link for each width."""
+    lines = []
+    for width in contest.compared:
+        first = {name: of_one[0]["attention"] for (of_width, name), of_one in found.items()
+                 if of_width == width and "attention" in of_one[0]}  # fmt: skip
+        if first:
+            share = width.replace("/", "-of-")
+            file = f"attention-{contest.name}-{share}-{budget['steps']}x{budget['batch_size']}.png"
+            draw_attention({METHODS[name].title: each for name, each in first.items()}, folder / "results" / file)
+            lines += [
+                f"Where the students of {width} width look, layer by layer and head by head, seed "
+                f"{min(r['settings']['seed'] for rs in found.values() for r in rs)}; darker is farther from the "
+                "teacher's head:", "", f"![Divergence of attention at {width} width](results/{file})", "",
+            ]  # fmt: skip
+    return lines
+
+
+def _sweep(contest: Contest, records: Sequence[Record]) -> list[str]:
+    budget, rows = records[0]["settings"], []
+    style = next(iter(contest.figures.values()))
+    for method in contest.methods:
+        found = {_told(rates): (rates, record) for rates in contest.grid(method) for record in records
+                 if (_setting(record, "method"), _setting(record, "rates")) == (method.name, rates)}  # fmt: skip
+        if found:
+            best = best_rates(contest, list(found.values()))
+            cells = []
+            for told, (rates, record) in found.items():
+                figure = "diverged"
+                if "scores" in record:
+                    figure = format(record["scores"]["student"][next(iter(contest.figures))], style)
+                cells.append(f"{told}: {f'**{figure}**' if rates == best else figure}")
+            rows.append([method.title, *cells, *[""] * (len(contest.grid(method)) - len(cells))])
+    figure = next(iter(contest.figures)).replace("_", " ")
+    return [
+        "", f"## {contest.title}: learning rates, {budget['steps']} steps of {budget['batch_size']}",
+        f"`python benchmarks/methods sweep --teacher {contest.name} --sweep-steps {budget['steps']} --batch-size "
+        f"{budget['batch_size']}`: {figure} at width {SWEPT_WIDTH} after training at each, the best one bold. "
+        "Learning rates: compactors / teacher's weights, or the student's.", "",
+        f"{_conditions(contest, records)}{made_by(records)}",
+        *table(["method", "", "", "", ""], rows),
+    ]  # fmt: skip
+
+
+def _curve(contest: Contest, records: Sequence[Record], folder: Path) -> list[str]:
+    budget = records[0]["settings"]
+    order = list(contest.sizes)
+    records = sorted((r for r in records if "scores" in r), key=lambda r: order.index(r["settings"]["width"]))
+    file = f"sizes-{contest.name}-{budget['steps']}x{budget['batch_size']}.png"
+    methods = list(dict.fromkeys(record["settings"]["method"] for record in records))
+    curves = {METHODS[name].title: [r for r in records if r["settings"]["method"] == name] for name in methods}
+    draw_curve(curves, list(contest.figures), folder / "results" / file)
+    rows = [
+        [
+            r["settings"]["width"], "/".join(str(n) for n in r["settings"]["sizes"].values()), title,
+            _told(r["settings"]["rates"]), _parameters([r]), *_figures(contest, [r]), _tokens([r]), _seconds([r]),
+        ]
+        for title, of_one in curves.items()
+        for r in of_one
+    ]  # fmt: skip
+    whole = records[0]["scores"]["teacher"]
+    told = ", ".join(
+        f"{name.replace('_', ' ')} {format(whole[name], style)}" for name, style in contest.figures.items()
+    )
+    return [
+        "", f"## {contest.title}: quality against size, {budget['steps']} steps of {budget['batch_size']}",
+        f"`python benchmarks/methods sizes --teacher {contest.name} --steps {budget['steps']} --batch-size "
+        f"{budget['batch_size']} {' '.join(f'--method {name}' for name in methods)}`: before → after, one seed. "
+        f"Teacher: {told}.", "",
+        f"{_conditions(contest, records)}{made_by(records)}",
+        *table(["width", "sizes", "method", "learning rates", "parameters", *contest.figures, "tokens", "seconds"],
+               rows),
+        f"![Quality against size](results/{file})",
+    ]  # fmt: skip
+
+
+def _conditions(contest: Contest, records: Iterable[Record]) -> str:
+    settings = next(iter(records))["settings"]
+    return (
+        f"Teacher: {contest.name}. {settings['steps']} steps of {settings['batch_size']} texts of at most "
+        f"{settings['length']} tokens of {settings['train']}, scored on {settings['scored']} others. "
+        + (f"{contest.note} " if contest.note else "")
+    )
+
+
+def _alike(records: Iterable[Record], names: Sequence[str]) -> list[list[Record]]:
+    """Return students' records in groups with the same settings of these names, larger budgets first."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        if not _is_teacher(record):
+            key = json.dumps([_setting(record, name) for name in names], sort_keys=True)
+            groups.setdefault(key, []).append(record)
+    for members in groups.values():
+        members.sort(key=lambda record: record["settings"]["seed"])
+    return sorted(groups.values(), key=lambda members: -members[0]["settings"]["steps"])
+
+
+def _setting(record: Record, name: str) -> object:
+    return record["settings"].get(name)
+
+
+def _is_teacher(record: Record) -> bool:
+    return record["settings"]["method"] == "teacher"
+
+
+def _figures(contest: Contest, records: Sequence[Record]) -> list[str]:
+    """Return `start -> student ± standard deviation` for each figure; `diverged` where no run has any."""
+    whole = [record["scores"] for record in records if "scores" in record]
+    if not whole:
+        return ["diverged" for _ in contest.figures]
+    return [
+        f"{format(mean(scores['start'][name] for scores in whole), style)} → "
+        + _spread([scores["student"][name] for scores in whole], style)
+        for name, style in contest.figures.items()
+    ]
+
+
+def _of_tasks(contest: Contest, records: Sequence[Record]) -> list[str]:
+    whole = [record["tasks"] for record in records if "tasks" in record]
+    if not whole:
+        return ["" for _ in contest.tasks]
+    return [
+        _spread([tasks[task]["splits"][split][figure] for tasks in whole], ".1%")
+        for task, (split, figure) in contest.tasks.items()
+    ]
+
+
+def _looking(records: Sequence[Record]) -> str:
+    means = [record["attention"]["mean"] for record in records if "attention" in record]
+    return _spread(means, ".3f") if means else ""
+
+
+def _spread(values: Sequence[float], style: str) -> str:
+    return format(mean(values), style) + (f" ± {format(stdev(values), style)}" if len(values) > 1 else "")
+
+
+def _parameters(records: Sequence[Record]) -> str:
+    return ", ".join(f"{count:,}" for count in sorted({r["parameters"] for r in records if "parameters" in r}))
+
+
+def _tokens(records: Sequence[Record]) -> str:
+    counts = [record["tokens"] for record in records if "tokens" in record]
+    return f"{mean(counts):,.0f}" if counts else ""
+
+
+def _seconds(records: Sequence[Record]) -> str:
+    seconds = [record["training_seconds"] for record in records if "training_seconds" in record]
+    return f"{mean(seconds):.0f}" if seconds else ""
+
+
+def _told(rates: Rates) -> str:
+    return " / ".join(f"{rate:g}" for rate in rates.values())

@@ -1,0 +1,22 @@
+"""Modules of benchmarks import each other by name, as `python benchmarks/NAME` lets them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="module", autouse=True)
+def modules(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Make the modules in `FOLDER` of the test's module importable by name, in that module alone."""
+    folder: Path = request.module.FOLDER
+    before, folders = list(sys.path), [folder, folder.with_name("shared")]
+    names = {file.stem for each in folders for file in each.glob("*.py")}
+    sys.path[:0] = map(str, folders)
+    yield
+    sys.path[:] = before
+    for name in names - {"__main__"}:
+        sys.modules.pop(name, None)
