@@ -108,8 +108,10 @@ def test_a_training_step_folds_once_however_it_is_accumulated(
 # What dynamo does itself; and a choice of the backend, none of ours.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_a_compiled_step_of_several_micro_batches_folds_once_and_is_compiled_for_the_first_and_the_last_alone(
-    tiny_bert: BertForMaskedLM, tmp_path: Path, folds: Counter[Compaction]
+    tmp_path: Path, folds: Counter[Compaction]
 ) -> None:
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
+    teacher = BertForMaskedLM(BertConfig(**sizes, vocab_size=600, tie_word_embeddings=False))  # a table to look up
     args = arguments(
         tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4, max_steps=3, torch_compile=True,
         torch_compile_backend="aot_eager",
@@ -117,7 +119,7 @@ def test_a_compiled_step_of_several_micro_batches_folds_once_and_is_compiled_for
     torch._dynamo.reset()
     dynamo = torch._dynamo.utils.counters
     dynamo.clear()
-    trainer = WidTrainer(model=get_wid_model(tiny_bert, HALF), args=args, train_dataset=masked_rows())
+    trainer = WidTrainer(model=get_wid_model(teacher, HALF), args=args, train_dataset=masked_rows())
     trainer.train()
     everything = {made for made in trainer.model.modules() if isinstance(made, Compaction)}
     assert folds == Counter(dict.fromkeys(everything, 3))
