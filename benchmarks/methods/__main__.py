@@ -63,6 +63,7 @@ def compare(
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,
     batch_size: BatchSize = 8, sweep_steps: SweepSteps = 60,
     tuning_steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of fine-tuning on a task.")] = 300,
+    tuning_batch_size: Annotated[int, typer.Option(min=1, help="Rows per step of fine-tuning.")] = 32,
     tuning_rate: Annotated[list[float] | None, typer.Option(help="Learning rates of fine-tuning; 3e-4, 1e-3.")] = None,
     tuning_examples: Annotated[int | None, typer.Option(help="Most rows of a task to train on.")] = None,
     eval_examples: Annotated[int | None, typer.Option(help="Most rows of a split to score.")] = None,
@@ -70,7 +71,7 @@ def compare(
 ) -> None:  # fmt: skip
     """Train every method at two widths and each seed with the best learning rates of the sweep, and score on tasks."""
     store = _store(records, limit_minutes)
-    tuning = Tuning(tuple(tuning_rate or (3e-4, 1e-3)), tuning_steps, tuning_examples, eval_examples)
+    tuning = Tuning(tuple(tuning_rate or (3e-4, 1e-3)), tuning_steps, tuning_batch_size, tuning_examples, eval_examples)
     for contest in _contests(teacher_name):
         rates = _rates(contest, method, Budget(sweep_steps, batch_size), store)
         for seed in range(seeds):  # first all with one seed, so that what a short time allows can be compared

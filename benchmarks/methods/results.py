@@ -77,7 +77,10 @@ def _comparison(contest: Contest, records: Sequence[Record], teachers: Sequence[
     }
     seeds = 1 + max(record["settings"]["seed"] for record in records)
     words = [f"--steps {budget['steps']}", f"--batch-size {budget['batch_size']}", f"--seeds {seeds}"]
-    words += [f"--tuning-steps {tuning['steps']}", *(f"--tuning-rate {rate:g}" for rate in tuning["learning_rates"])]
+    words += [
+        f"--tuning-steps {tuning['steps']} --tuning-batch-size {tuning['batch_size']}",
+        *(f"--tuning-rate {rate:g}" for rate in tuning["learning_rates"]),
+    ]
     words += [f"--{name}-examples {n}" for name, key in (("tuning", "train_examples"), ("eval", "eval_examples"))
               if (n := tuning[key]) is not None]  # fmt: skip
     missing = len(contest.compared) * len(names) * seeds - sum(map(len, found.values()))
@@ -96,7 +99,7 @@ def _comparison(contest: Contest, records: Sequence[Record], teachers: Sequence[
     head = ["width", "method", "learning rates", "seeds", *contest.figures, *tasks, "attention", "parameters",
             "tokens", "seconds"]  # fmt: skip
     tuned = (
-        f"Tasks: fine-tuned for {tuning['steps']} steps of 32 at the best of "
+        f"Tasks: fine-tuned for {tuning['steps']} steps of {tuning['batch_size']} at the best of "
         f"{', '.join(f'{rate:g}' for rate in tuning['learning_rates'])} on the split dev"
         + (f", scored on {n} rows of a split at most. " if (n := tuning["eval_examples"]) is not None else ". ")
     )

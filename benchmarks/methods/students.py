@@ -36,10 +36,11 @@ class Budget:
 
 @dataclass(frozen=True)
 class Tuning:
-    """How students are fine-tuned on tasks: learning rates tried, steps, and most rows to train on and to score."""
+    """How students are fine-tuned: learning rates tried, steps, rows per step, most rows to train on and to score."""
 
     learning_rates: tuple[float, ...]
     steps: int
+    batch_size: int
     train_examples: int | None = None
     eval_examples: int | None = None
 
@@ -119,7 +120,9 @@ def _tasks(contest: Contest, model: Path, tuning: Tuning, seed: int) -> dict[str
     """Return for each task the figures of all its splits, at the best learning rate on its split `dev`."""
     settings = EvalSettings(
         DataPlaces(contest.data, train_examples=tuning.train_examples, eval_examples=tuning.eval_examples),
-        FineTuning(learning_rates=tuning.learning_rates, seeds=(seed,), steps=tuning.steps),
+        FineTuning(
+            learning_rates=tuning.learning_rates, seeds=(seed,), steps=tuning.steps, batch_size=tuning.batch_size
+        ),
     )
     with tempfile.TemporaryDirectory() as scratch:
         report = evaluate(str(model), list(contest.tasks), scratch, settings)

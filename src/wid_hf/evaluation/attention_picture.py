@@ -6,6 +6,7 @@ Takes comparisons, or maps of one text; writes PNGs. Called by reports and by us
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SHOWN = 24  # tokens of a text of which a map can still be read
+GRIDS_PER_ROW = 5
 
 
 def draw_divergence(students: Mapping[str, AttentionComparison], path: Path) -> None:
@@ -28,18 +30,24 @@ def draw_divergence(students: Mapping[str, AttentionComparison], path: Path) -> 
 
     grids = {name: student.divergence for name, student in students.items()}
     layers, heads = len(next(iter(grids.values()))), max(len(grid[0]) for grid in grids.values())
-    figure = Figure(figsize=(1.2 + len(grids) * max(2.2, 0.28 * heads), 1.6 + 0.28 * layers), layout="constrained")
-    axes = figure.subplots(1, len(grids), squeeze=False, sharey=True)[0]
+    columns = min(len(grids), GRIDS_PER_ROW)
+    rows = ceil(len(grids) / columns)
+    size = (1.2 + columns * max(2.2, 0.28 * heads), rows * (1.4 + 0.28 * layers) + 0.2)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False)
     most = max(value for grid in grids.values() for layer in grid for value in layer)
-    for at, (name, grid) in enumerate(grids.items()):
-        image = axes[at].imshow(grid, cmap="YlOrRd", vmin=0, vmax=max(most, 1e-6), aspect="auto")
-        axes[at].set_title(f"{name}\nmean {students[name].mean:.3f}", fontsize="medium")
-        axes[at].set_xlabel("head")
-        axes[at].set_xticks(range(len(grid[0])))
-        axes[at].tick_params(length=0, labelsize="small")
-    axes[0].set_ylabel("layer")
-    axes[0].set_yticks(range(layers))
-    figure.colorbar(image, ax=axes, label="bits from the teacher's head")
+    for axes, (name, grid) in zip(panels.flat, grids.items(), strict=False):
+        image = axes.imshow(grid, cmap="YlOrRd", vmin=0, vmax=max(most, 1e-6), aspect="auto")
+        axes.set_title(f"{name}\nmean {students[name].mean:.3f}", fontsize="medium")
+        axes.set(xlabel="head", xticks=range(len(grid[0])), yticks=range(layers))
+        axes.tick_params(length=0, labelsize="small")
+    for axes in panels[:, 0]:
+        axes.set_ylabel("layer")
+    for axes in panels[:, 1:].flat:
+        axes.set_yticklabels([])
+    for axes in panels.flat[len(grids) :]:
+        axes.set_axis_off()
+    figure.colorbar(image, ax=panels, label="bits from the teacher's head")
     _save(figure, path)
 
 
