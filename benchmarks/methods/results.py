@@ -39,7 +39,7 @@ def write_results(contests: Mapping[str, Contest], records: Sequence[Record], fo
     for contest in contests.values():
         mine = [record for record in records if record["settings"]["teacher"] == contest.name]
         for of_one in _alike(mine, ("steps", "batch_size", "tuning")):
-            if "tasks" in of_one[0]["settings"] and any("parameters" in record for record in of_one):
+            if "tasks" in of_one[0]["settings"] and any("scores" in record for record in of_one):
                 whole = [r for r in mine if _is_teacher(r) and _setting(r, "tuning") == _setting(of_one[0], "tuning")]
                 lines += _comparison(contest, of_one, whole, folder)
         for of_one in _alike([r for r in mine if "tasks" not in r["settings"]], ("steps", "batch_size")):
@@ -85,8 +85,9 @@ def _comparison(contest: Contest, records: Sequence[Record], teachers: Sequence[
               if (n := tuning[key]) is not None]  # fmt: skip
     missing = len(contest.compared) * len(names) * seeds - sum(map(len, found.values()))
     told = f"{missing} of {len(contest.compared) * len(names) * seeds} runs are missing. " if missing else ""
-    rows = [["", "teacher", "", str(len(teachers)), *["" for _ in contest.figures], *_of_tasks(contest, teachers),
-             "", "", "", ""]] if teachers else []  # fmt: skip
+    scores = [record["scores"]["teacher"] for record in records if "scores" in record]
+    teacher = [f"{mean(of_one[name] for of_one in scores):{style}}" for name, style in contest.figures.items()]
+    rows = [["", "teacher", "", str(len(teachers)), *teacher, *_of_tasks(contest, teachers), "", "", "", ""]]
     rows += [
         [
             width, METHODS[name].title, _told(of_one[0]["settings"]["rates"]), str(len(of_one)),

@@ -22,6 +22,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.append(str(Path(__file__).parents[1] / "shared"))
 
+import torch
 import typer
 from cases import Case, Sizes
 from measure import measure_memory, measure_once, measure_steps
@@ -177,6 +178,8 @@ def _known(option: str, asked: Iterable[str], known: Iterable[str]) -> list[str]
 def _measured(case: Case, names: list[str], rounds: int, warm_up: int, memory: bool) -> dict[str, Record]:
     """Return time and memory of each variant. Memory first, so that this process holds nothing yet."""
     peaks = measure_memory(case, names) if memory else {}
+    # As TrainingArguments(bf16=True, tf32=True) sets it on a GPU, for what autocast leaves in float32: folds among it.
+    torch.set_float32_matmul_precision("high" if case.dtype == "bf16" else "highest")
     steps = measure_steps(case, names, rounds, warm_up)
     return {name: {**steps[name], **peaks.get(name, {})} for name in names}
 
