@@ -23,7 +23,7 @@ import typer
 from contests import CONTESTS, SWEPT_WIDTH, Contest, Rates
 from results import best_rates, write_results
 from store import ROOT, Record, Store
-from students import Budget, Tuning, scored, teacher, trained
+from students import Budget, Run, Tuning, teacher, trained, tuned
 
 from wid_hf.methods import METHODS, Method
 
@@ -74,12 +74,19 @@ def compare(
     tuning = Tuning(tuple(tuning_rate or (3e-4, 1e-3)), tuning_steps, tuning_batch_size, tuning_examples, eval_examples)
     for contest in _contests(teacher_name):
         rates = _rates(contest, method, Budget(sweep_steps, batch_size), store)
-        for seed in range(seeds):  # first all with one seed, so that what a short time allows can be compared
+        runs = [  # first all with one seed, so that what a short time allows can be compared
+            Run(contest, of_width, name, best, Budget(steps, batch_size), seed)
+            for seed in range(seeds)
+            for of_width in contest.compared
+            if not width or of_width in width
+            for name, best in rates.items()
+        ]
+        there = [run for run in runs if trained(run, store) is not None]
+        for seed in range(seeds):
             teacher(contest, tuning, seed, store)
-            for of_width in contest.compared:
-                for name, best in rates.items():
-                    if not width or of_width in width:
-                        scored(contest, of_width, name, best, Budget(steps, batch_size), tuning, seed, store)
+            for run in there:
+                if run.seed == seed:
+                    tuned(run, tuning, store)
     results(records, output)
 
 
@@ -94,7 +101,7 @@ def sizes(
         rates = _rates(contest, method or ["wid"], Budget(sweep_steps, batch_size), store)
         for of_width in contest.sizes:
             for name, best in rates.items():
-                trained(contest, of_width, name, best, Budget(steps, batch_size), 0, store)
+                trained(Run(contest, of_width, name, best, Budget(steps, batch_size), 0), store)
     results(records, output)
 
 
@@ -134,7 +141,7 @@ def _rates(contest: Contest, names: list[str] | None, budget: Budget, store: Sto
 def _swept(contest: Contest, method: Method, budget: Budget, store: Store) -> list[tuple[Rates, Record]]:
     """Return the runs of a method's grid that are finished."""
     grid = contest.grid(method)
-    runs = [(rates, trained(contest, SWEPT_WIDTH, method.name, rates, budget, 0, store)) for rates in grid]
+    runs = [(rates, trained(Run(contest, SWEPT_WIDTH, method.name, rates, budget, 0), store)) for rates in grid]
     return [(rates, record) for rates, record in runs if record is not None]
 
 

@@ -38,15 +38,23 @@ def write_results(contests: Mapping[str, Contest], records: Sequence[Record], fo
     lines = list(HEAD)
     for contest in contests.values():
         mine = [record for record in records if record["settings"]["teacher"] == contest.name]
-        for of_one in _alike(mine, ("steps", "batch_size", "tuning")):
-            if "tasks" in of_one[0]["settings"] and any("scores" in record for record in of_one):
-                whole = [r for r in mine if _is_teacher(r) and _setting(r, "tuning") == _setting(of_one[0], "tuning")]
-                lines += _comparison(contest, of_one, whole, folder)
+        tuned = [record for record in mine if "tasks" in record["settings"]]
         for of_one in _alike([r for r in mine if "tasks" not in r["settings"]], ("steps", "batch_size")):
-            if len({record["settings"]["width"] for record in of_one}) > 2:
-                lines += _curve(contest, of_one, folder)
-            else:
+            widths = {record["settings"]["width"] for record in of_one}
+            if widths == {SWEPT_WIDTH}:
                 lines += _sweep(contest, of_one)
+                continue
+            compared = [record for record in of_one if record["settings"]["width"] in contest.compared]
+            if len({record["settings"]["method"] for record in compared}) > 1:
+                lines += _comparison(contest, compared, tuned, folder)
+            whole = [record for record in of_one if record["settings"]["seed"] == 0 and "scores" in record]
+            curves = {
+                method: of_method
+                for method in METHODS
+                if len(of_method := [r for r in whole if r["settings"]["method"] == method]) > len(contest.compared)
+            }
+            if curves:
+                lines += _curve(contest, curves, folder)
     path = folder / PAGE_NAME
     folder.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as unfinished:
@@ -66,8 +74,8 @@ def best_rates(contest: Contest, found: Sequence[tuple[Rates, Record]]) -> Rates
     return None if badness(best) == inf else best[0]
 
 
-def _comparison(contest: Contest, records: Sequence[Record], teachers: Sequence[Record], folder: Path) -> list[str]:
-    budget, tuning = records[0]["settings"], records[0]["settings"]["tuning"]
+def _comparison(contest: Contest, records: Sequence[Record], tuned: Sequence[Record], folder: Path) -> list[str]:
+    budget = records[0]["settings"]
     names = [method.name for method in contest.methods]
     found = {
         (width, name): of_one
@@ -76,41 +84,77 @@ def _comparison(contest: Contest, records: Sequence[Record], teachers: Sequence[
         if (of_one := [r for r in records if (_setting(r, "width"), _setting(r, "method")) == (width, name)])
     }
     seeds = 1 + max(record["settings"]["seed"] for record in records)
-    words = [f"--steps {budget['steps']}", f"--batch-size {budget['batch_size']}", f"--seeds {seeds}"]
-    words += [
-        f"--tuning-steps {tuning['steps']} --tuning-batch-size {tuning['batch_size']}",
-        *(f"--tuning-rate {rate:g}" for rate in tuning["learning_rates"]),
-    ]
-    words += [f"--{name}-examples {n}" for name, key in (("tuning", "train_examples"), ("eval", "eval_examples"))
-              if (n := tuning[key]) is not None]  # fmt: skip
+    tuning, on_tasks = _on_tasks(tuned, records)
+    teachers = [r for r in tuned if _is_teacher(r) and tuning is not None and r["settings"]["tuning"] == tuning]
     missing = len(contest.compared) * len(names) * seeds - sum(map(len, found.values()))
-    told = f"{missing} of {len(contest.compared) * len(names) * seeds} runs are missing. " if missing else ""
+    told = f"{missing} of {len(contest.compared) * len(names) * seeds} students are missing. " if missing else ""
+    untuned = len(records) - len(on_tasks)
+    told += f"{untuned} are not scored on tasks yet. " if untuned else ""
     scores = [record["scores"]["teacher"] for record in records if "scores" in record]
     teacher = [f"{mean(of_one[name] for of_one in scores):{style}}" for name, style in contest.figures.items()]
-    rows = [["", "teacher", "", str(len(teachers)), *teacher, *_of_tasks(contest, teachers), "", "", "", ""]]
+    rows = [["", "teacher", "", str(seeds), *teacher, *_of_tasks(contest, teachers), "", "", "", ""]]
     rows += [
         [
             width, METHODS[name].title, _told(of_one[0]["settings"]["rates"]), str(len(of_one)),
-            *_figures(contest, of_one), *_of_tasks(contest, of_one), _looking(of_one), _parameters(of_one),
-            _tokens(of_one), _seconds(of_one),
+            *_figures(contest, of_one),
+            *_of_tasks(contest, [on_tasks[key] for r in of_one if (key := _student(r)) in on_tasks]),
+            _looking(of_one), _parameters(of_one), _tokens(of_one), _seconds(of_one),
         ]
         for (width, name), of_one in found.items()
     ]  # fmt: skip
     tasks = [f"{task} ({split}, {figure})" for task, (split, figure) in contest.tasks.items()]
     head = ["width", "method", "learning rates", "seeds", *contest.figures, *tasks, "attention", "parameters",
             "tokens", "seconds"]  # fmt: skip
-    tuned = (
-        f"Tasks: fine-tuned for {tuning['steps']} steps of {tuning['batch_size']} at the best of "
-        f"{', '.join(f'{rate:g}' for rate in tuning['learning_rates'])} on the split dev"
-        + (f", scored on {n} rows of a split at most. " if (n := tuning["eval_examples"]) is not None else ". ")
-    )
+    words = [f"--steps {budget['steps']} --batch-size {budget['batch_size']} --seeds {seeds}", *_words(tuning)]
     return [
         "", f"## {contest.title}: all methods, {budget['steps']} steps of {budget['batch_size']}",
         f"`python benchmarks/methods compare --teacher {contest.name} {' '.join(words)}`: before → after.", "",
-        f"{_conditions(contest, records)}{tuned}Attention: mean Jensen-Shannon divergence, in bits, of the student's "
-        f"heads from their teacher's. {told}{made_by([*records, *teachers])}",
+        f"{_conditions(contest, records)}{_how_tuned(tuning)}Attention: mean Jensen-Shannon divergence, in bits, of "
+        f"the student's heads from their teacher's. {told}{made_by([*records, *on_tasks.values(), *teachers])}",
         *table(head, rows), *_attention(contest, found, budget, folder),
     ]  # fmt: skip
+
+
+def _on_tasks(tuned: Sequence[Record], records: Sequence[Record]) -> tuple[Record | None, dict[str, Record]]:
+    """Return the fine-tuning that most of the students of `records` had, and their figures by student."""
+    students = {_student(record) for record in records}
+    ways: dict[str, dict[str, Record]] = {}
+    for record in tuned:
+        if not _is_teacher(record) and (student := _student(record)) in students:
+            ways.setdefault(json.dumps(record["settings"]["tuning"]), {})[student] = record
+    if not ways:
+        return None, {}
+    most = max(ways, key=lambda way: len(ways[way]))
+    return json.loads(most), ways[most]
+
+
+def _student(record: Record) -> str:
+    """Return the settings of the training alone, as text."""
+    settings = {name: value for name, value in record["settings"].items() if name not in ("tasks", "tuning")}
+    return json.dumps(settings, sort_keys=True)
+
+
+def _words(tuning: Record | None) -> list[str]:
+    """Return the options of `compare` that ask for this fine-tuning."""
+    if tuning is None:
+        return []
+    return [
+        f"--tuning-steps {tuning['steps']} --tuning-batch-size {tuning['batch_size']}",
+        *(f"--tuning-rate {rate:g}" for rate in tuning["learning_rates"]),
+        *(f"--tuning-examples {count}" for count in (tuning["train_examples"],) if count is not None),
+        *(f"--eval-examples {count}" for count in (tuning["eval_examples"],) if count is not None),
+    ]
+
+
+def _how_tuned(tuning: Record | None) -> str:
+    if tuning is None:
+        return ""
+    rates = ", ".join(f"{rate:g}" for rate in tuning["learning_rates"])
+    most = tuning["eval_examples"]
+    return (
+        f"Tasks: fine-tuned for {tuning['steps']} steps of {tuning['batch_size']} at the best of {rates} on the split "
+        f"dev{'' if most is None else f', scored on {most} rows of a split at most'}. "
+    )
 
 
 def _attention(
@@ -159,13 +203,13 @@ def _sweep(contest: Contest, records: Sequence[Record]) -> list[str]:
     ]  # fmt: skip
 
 
-def _curve(contest: Contest, records: Sequence[Record], folder: Path) -> list[str]:
-    budget = records[0]["settings"]
+def _curve(contest: Contest, by_method: Mapping[str, Sequence[Record]], folder: Path) -> list[str]:
     order = list(contest.sizes)
-    records = sorted((r for r in records if "scores" in r), key=lambda r: order.index(r["settings"]["width"]))
+    curves = {METHODS[name].title: sorted(of_one, key=lambda r: order.index(r["settings"]["width"]))
+              for name, of_one in by_method.items()}  # fmt: skip
+    records = [record for of_one in curves.values() for record in of_one]
+    budget = records[0]["settings"]
     file = f"sizes-{contest.name}-{budget['steps']}x{budget['batch_size']}.png"
-    methods = list(dict.fromkeys(record["settings"]["method"] for record in records))
-    curves = {METHODS[name].title: [r for r in records if r["settings"]["method"] == name] for name in methods}
     draw_curve(curves, list(contest.figures), folder / "results" / file)
     rows = [
         [
@@ -182,7 +226,7 @@ def _curve(contest: Contest, records: Sequence[Record], folder: Path) -> list[st
     return [
         "", f"## {contest.title}: quality against size, {budget['steps']} steps of {budget['batch_size']}",
         f"`python benchmarks/methods sizes --teacher {contest.name} --steps {budget['steps']} --batch-size "
-        f"{budget['batch_size']} {' '.join(f'--method {name}' for name in methods)}`: before → after, one seed. "
+        f"{budget['batch_size']} {' '.join(f'--method {name}' for name in by_method)}`: before → after, one seed. "
         f"Teacher: {told}.", "",
         f"{_conditions(contest, records)}{made_by(records)}",
         *table(["width", "sizes", "method", "learning rates", "parameters", *contest.figures, "tokens", "seconds"],

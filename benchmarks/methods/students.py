@@ -1,4 +1,4 @@
-"""One student of one method, and its figures on tasks.
+"""One student of one method, where it looks, and its figures on tasks.
 
 Takes a contest, a width, a method, a budget and learning rates; gives records. Students are made by `wid_hf.compress`
 and scored by `wid_hf.evaluate`, as their users would.
@@ -6,13 +6,14 @@ and scored by `wid_hf.evaluate`, as their users would.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from contests import Contest, Rates
-from store import Record, Store
+from store import ROOT, Record, Store, run_name
 from transformers import DataCollatorWithPadding
 
 from wid_hf import TrainingError
@@ -23,6 +24,7 @@ from wid_hf.evaluation.attention import compare_attention
 from wid_hf.evaluation.tasks import DataPlaces, FineTuning
 from wid_hf.teachers import load_teacher, load_tokenizer
 
+STUDENTS = ROOT / ".cache" / "students"
 LOOKED_AT = 16  # texts
 
 
@@ -45,37 +47,51 @@ class Tuning:
     eval_examples: int | None = None
 
 
-def trained(
-    contest: Contest, width: str, method: str, rates: Rates, budget: Budget, seed: int, store: Store
-) -> Record | None:
-    """Return the record of a student at these learning rates, trained now if there is none; None out of time.
+@dataclass(frozen=True)
+class Run:
+    """The training of one student."""
+
+    contest: Contest
+    width: str
+    method: str
+    rates: Rates
+    budget: Budget
+    seed: int
+
+    @property
+    def settings(self) -> Record:
+        """What tells the run from others."""
+        contest = self.contest
+        return {
+            "what": "methods", "teacher": contest.name, "width": self.width, "sizes": dict(contest.sizes[self.width]),
+            "method": self.method, "rates": dict(self.rates), **asdict(self.budget), "seed": self.seed,
+            "train": contest.train.name, "length": contest.max_length, "scored": contest.validation_texts,
+            "calibration": contest.calibration_samples,
+        }  # fmt: skip
+
+    @property
+    def student(self) -> Path:
+        """Where the student is kept."""
+        return STUDENTS / run_name(self.settings)
+
+
+def trained(run: Run, store: Store) -> Record | None:
+    """Return the record of a student, trained now if there is none; None out of time.
 
     The record of one that diverged says so in `diverged` and has no scores.
     """
-    settings = _settings(contest, width, method, rates, budget, seed)
+    return store.get(run.settings, lambda: _train(run))
+
+
+def tuned(run: Run, tuning: Tuning, store: Store) -> Record | None:
+    """Return the record of the student's figures on tasks; one that is not kept any more is trained again."""
 
     def make() -> Record:
-        with tempfile.TemporaryDirectory() as scratch:
-            return _train(contest, width, method, rates, budget, seed, Path(scratch) / "student")
+        if not run.student.exists() and "diverged" in (found := _train(run)):
+            return found
+        return {"tasks": _tasks(run.contest, run.student, tuning, run.seed)}
 
-    return store.get(settings, make)
-
-
-def scored(
-    contest: Contest, width: str, method: str, rates: Rates, budget: Budget, tuning: Tuning, seed: int, store: Store
-) -> Record | None:
-    """Return the record of such a student with its figures on the contest's tasks, and those of its training."""
-    settings = {**_settings(contest, width, method, rates, budget, seed), **_of_tasks(contest, tuning)}
-
-    def make() -> Record:
-        with tempfile.TemporaryDirectory() as scratch:
-            student = Path(scratch) / "student"
-            found = _train(contest, width, method, rates, budget, seed, student)
-            if "diverged" in found:
-                return found
-            return found | {"tasks": _tasks(contest, student, tuning, seed), "attention": _attention(contest, student)}
-
-    return store.get(settings, make)
+    return store.get(run.settings | _of_tasks(run.contest, tuning), make)
 
 
 def teacher(contest: Contest, tuning: Tuning, seed: int, store: Store) -> Record | None:
@@ -86,33 +102,31 @@ def teacher(contest: Contest, tuning: Tuning, seed: int, store: Store) -> Record
     )
 
 
-def _settings(contest: Contest, width: str, method: str, rates: Rates, budget: Budget, seed: int) -> Record:
-    return {
-        "what": "methods", "teacher": contest.name, "width": width, "sizes": dict(contest.sizes[width]),
-        "method": method, "rates": dict(rates), **asdict(budget), "seed": seed, "train": contest.train.name,
-        "length": contest.max_length, "scored": contest.validation_texts, "calibration": contest.calibration_samples,
-    }  # fmt: skip
-
-
 def _of_tasks(contest: Contest, tuning: Tuning) -> Record:
     return {"tasks": list(contest.tasks), "tuning": asdict(tuning)}
 
 
-def _train(
-    contest: Contest, width: str, method: str, rates: Rates, budget: Budget, seed: int, output: Path
-) -> dict[str, Any]:
+def _train(run: Run) -> dict[str, Any]:
+    contest = run.contest
     settings = CompressSettings(
-        method=method, **asdict(budget), max_length=contest.max_length, column=contest.column,
+        method=run.method, **asdict(run.budget), max_length=contest.max_length, column=contest.column,
         validation=str(contest.validation) if contest.validation else None, validation_texts=contest.validation_texts,
-        seed=seed, **rates,
+        seed=run.seed, **run.rates,
     )  # fmt: skip
-    try:
-        report = compress(str(contest.folder), str(contest.train), output, contest.config(width), settings)
-    except TrainingError as error:
-        return {"diverged": str(error)}
+    STUDENTS.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=STUDENTS) as scratch:
+        student = Path(scratch) / "student"
+        try:
+            report = compress(str(contest.folder), str(contest.train), student, contest.config(run.width), settings)
+        except TrainingError as error:
+            return {"diverged": str(error)}
+        attention = _attention(contest, student)
+        shutil.rmtree(run.student, ignore_errors=True)
+        student.replace(run.student)
     return {
         "scores": report.scores, "parameters": report.sizes["student"].total, "tokens": report.tokens,
         "training_seconds": report.seconds, "losses": report.losses, "narrow_from": report.narrow_from,
+        "attention": attention,
     }  # fmt: skip
 
 

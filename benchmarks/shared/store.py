@@ -39,9 +39,8 @@ class Store:
 
     def get(self, settings: Record, make: Callable[[], Record]) -> Record | None:
         """Return the record of `settings`, made now if there is none or all are made anew; None without time for it."""
-        text = json.dumps(settings, sort_keys=True)
         label = " ".join(str(value) for value in settings.values())
-        file = self.folder / settings["what"] / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+        file = self.folder / settings["what"] / f"{run_name(settings)}.json"
         if file.exists() and not self.anew:
             return json.loads(file.read_text(encoding="utf-8"))
         if time.monotonic() > self.deadline:
@@ -63,6 +62,11 @@ class Store:
         """Return all records of runs of this kind, in the order of their names."""
         files = sorted((self.folder / what).glob("*.json"))
         return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+
+
+def run_name(settings: Record) -> str:
+    """Return a short name that only runs with these settings have."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _commit() -> str:
