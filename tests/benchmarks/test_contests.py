@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
+import sys
 from dataclasses import replace
 from importlib import util
 from pathlib import Path
@@ -33,6 +35,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    monkeypatch.setattr(sys.modules["students"], "STUDENTS", tmp_path / "students")
     write_data(tmp_path / "data")
     shared = {"sizes": SIZES, "data": tmp_path / "data", "max_length": 12, "validation_texts": 16,
               "calibration_samples": 40}  # fmt: skip
@@ -87,9 +90,10 @@ def test_every_learning_rate_is_tried_and_the_best_is_compared(command: ModuleTy
     swept = records(tmp_path)
     assert len(swept) == 2 * 4
     command.compare(steps=6, seeds=2, sweep_steps=4, **shared, **TUNING)
-    made = [record for record in records(tmp_path) if "tasks" in record]
-    students = [record for record in made if record["settings"]["method"] != "teacher"]
-    assert len(made) - len(students) == 2 and len(students) == 2 * 2 * 2  # widths, methods, seeds
+    tuned = [record for record in records(tmp_path) if "tasks" in record]
+    assert sum(record["settings"]["method"] == "teacher" for record in tuned) == 2
+    students = [r for r in records(tmp_path) if "scores" in r and r["settings"]["steps"] == 6]
+    assert len(students) == len(tuned) - 2 == 2 * 2 * 2  # widths, methods, seeds
     for name in names:
         losses = {
             record["settings"]["rates"]["learning_rate"]: record["scores"]["student"]["masked_lm_loss"]
@@ -108,7 +112,7 @@ def test_every_learning_rate_is_tried_and_the_best_is_compared(command: ModuleTy
     rows = [line for line in text.splitlines() if line.startswith(("| 1/2 |", "| 1/4 |"))]
     assert len(rows) == 4 and all("±" in row and "→" in row and METHODS[n].title in row for row, n in
                                   zip(rows, names * 2, strict=True))  # fmt: skip
-    assert "28 of 36 runs are missing" in text  # those of the other seven methods
+    assert "28 of 36 students are missing" in text  # those of the other seven methods
     for width in ("1-of-2", "1-of-4"):
         assert (tmp_path / "docs" / "results" / f"attention-reaction-bert-{width}-6x16.png").stat().st_size
     swept_rows = [line for line in text.splitlines() if line.startswith(f"| {METHODS['slice'].title} | 0.0001: ")]
@@ -152,10 +156,32 @@ def test_a_finished_run_is_read_back_and_no_run_begins_out_of_time(
     assert "## " not in page.read_text()
     command.compare(**shared)
     first = page.read_text()
-    for name in ("compress", "evaluate"):
+    for name in ("compress", "evaluate", "compare_attention"):
         monkeypatch.setattr(students, name, lambda *_, **__: pytest.fail("run again"))
     command.compare(**shared)
     assert page.read_text() == first
+
+
+def test_a_student_is_tuned_once_more_without_training_and_trained_again_if_it_is_gone(
+    command: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import students
+
+    shared: dict[str, Any] = {
+        "teacher_name": ["reaction-bert"], "method": ["slice"], "batch_size": 16, **places(tmp_path),
+        "steps": 2, "seeds": 1, "sweep_steps": 2, "width": ["1/2"], **TUNING,
+    }  # fmt: skip
+    command.compare(**shared)
+    trainings, compress = [], students.compress
+    monkeypatch.setattr(students, "compress", lambda *given: trainings.append(given) or compress(*given))
+    command.compare(**{**shared, "tuning_steps": 3})
+    assert not trainings
+    shutil.rmtree(tmp_path / "students")
+    command.compare(**{**shared, "tuning_steps": 4})
+    assert len(trainings) == 1
+    found = [r["tasks"]["reactions"]["splits"] for r in records(tmp_path)
+             if "tasks" in r and r["settings"]["method"] == "slice"]  # fmt: skip
+    assert len(found) == 3
 
 
 def test_a_run_that_diverged_is_told_and_never_the_best(
@@ -181,12 +207,12 @@ def test_unknown_teachers_and_methods_are_named(command: ModuleType, tmp_path: P
 @pytest.mark.parametrize("name", ["reaction-bert", "minilm"])
 def test_all_methods_that_apply_are_compared(name: str, command: ModuleType, tmp_path: Path) -> None:
     command.compare(
-        teacher_name=[name], steps=50, seeds=1, sweep_steps=50, batch_size=16, width=["1/2"], **places(tmp_path),
+        teacher_name=[name], steps=51, seeds=1, sweep_steps=50, batch_size=16, width=["1/2"], **places(tmp_path),
         **TUNING,
     )  # fmt: skip
-    made = {r["settings"]["method"]: r for r in records(tmp_path) if "tasks" in r}
     applying = {method.name for method in METHODS.values() if method.headless or name == "reaction-bert"}
-    assert set(made) == applying | {"teacher"}
+    assert {r["settings"]["method"] for r in records(tmp_path) if "tasks" in r} == applying | {"teacher"}
+    made = {r["settings"]["method"]: r for r in records(tmp_path) if r.get("scores") and r["settings"]["steps"] == 51}
     students = [made[method] for method in applying]
     assert len({(record["tokens"], record["parameters"]) for record in students}) == 1
     assert len({json.dumps(record["scores"]["student"]) for record in students}) == len(students)

@@ -30,8 +30,8 @@ def draw_divergence(students: Mapping[str, AttentionComparison], path: Path) -> 
 
     grids = {name: student.divergence for name, student in students.items()}
     layers, heads = len(next(iter(grids.values()))), max(len(grid[0]) for grid in grids.values())
-    columns = min(len(grids), GRIDS_PER_ROW)
-    rows = ceil(len(grids) / columns)
+    rows = ceil(len(grids) / GRIDS_PER_ROW)
+    columns = ceil(len(grids) / rows)
     size = (1.2 + columns * max(2.2, 0.28 * heads), rows * (1.4 + 0.28 * layers) + 0.2)
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False)
