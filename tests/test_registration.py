@@ -12,7 +12,6 @@ from pathlib import Path
 
 import peft.mapping
 import pytest
-from conftest import REPOSITORY
 from peft.tuners.tuners_utils import BaseTuner
 
 import wid_hf
@@ -68,7 +67,7 @@ def test_the_same_files_may_be_imported_twice_and_a_second_copy_is_refused(tmp_p
 
 
 def test_the_oldest_peft_is_that_of_the_package() -> None:
-    (floor,) = re.findall(r'"peft>=([\d.]+)"', (REPOSITORY / "pyproject.toml").read_text())
+    (floor,) = re.findall(r'"peft>=([\d.]+)"', (Path(__file__).parents[1] / "pyproject.toml").read_text())
     assert floor == supported_peft.OLDEST
 
 
