@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
-from toys import labelled_batch
+from toys import labelled_batch, labelled_rows
 from transformers import (
     AlbertConfig,
     AlbertForMaskedLM,
@@ -184,16 +183,6 @@ def test_shared_layers_and_fused_projections_are_found(make: Any, config: WidCon
     assert loss_of(name, model, student, labelled_batch())[0] > 0
 
 
-def rows(count: int = 16, length: int = 8) -> Dataset:
-    """Rows of unequal numbers of labels, masked already."""
-    generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(5, 60, (count, length), generator=generator)
-    labels = torch.where(torch.rand(count, length, generator=generator) < 0.4, ids, -100)
-    labels[:, 1] = ids[:, 1]
-    assert len(set((labels != -100).sum(1).tolist())) > 2
-    return Dataset.from_dict({"input_ids": ids.tolist(), "labels": labels.tolist()})
-
-
 def trainer_of(folder: Path, loss: str, *, double: bool = False, **given: Any) -> DistillingTrainer:
     torch.manual_seed(0)
     teacher = bert()
@@ -205,7 +194,7 @@ def trainer_of(folder: Path, loss: str, *, double: bool = False, **given: Any) -
     }  # fmt: skip
     return DistillingTrainer(
         model=stock_student(model, random=True, seed=0), args=TrainingArguments(**{**defaults, **given}),
-        train_dataset=rows(), wid_model=model, loss=loss,
+        train_dataset=labelled_rows(), wid_model=model, loss=loss,
     )  # fmt: skip
 
 

@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional
-from toys import labelled_batch
+from toys import labelled_batch, labelled_rows
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -268,16 +267,6 @@ def test_the_formulas_have_their_fixed_points() -> None:
 # In training.
 
 
-def rows(count: int = 16, length: int = 8) -> Dataset:
-    """Rows of unequal numbers of labels, masked already."""
-    generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(5, 60, (count, length), generator=generator)
-    labels = torch.where(torch.rand(count, length, generator=generator) < 0.4, ids, -100)
-    labels[:, 1] = ids[:, 1]
-    assert len(set((labels != -100).sum(1).tolist())) > 2
-    return Dataset.from_dict({"input_ids": ids.tolist(), "labels": labels.tolist()})
-
-
 def arguments(folder: Path, **given: Any) -> WidTrainingArguments:
     defaults: dict[str, Any] = {
         "output_dir": str(folder), "max_steps": 2, "per_device_train_batch_size": 16, "save_strategy": "no",
@@ -289,7 +278,7 @@ def arguments(folder: Path, **given: Any) -> WidTrainingArguments:
 
 
 def trained(teacher: PreTrainedModel, config: WidConfig, args: WidTrainingArguments) -> WidTrainer:
-    trainer = WidTrainer(model=get_wid_model(teacher, config), args=args, train_dataset=rows())
+    trainer = WidTrainer(model=get_wid_model(teacher, config), args=args, train_dataset=labelled_rows())
     trainer.train()
     return trainer
 
@@ -328,7 +317,7 @@ def test_each_loss_goes_down_where_it_is_all_that_trains(loss: str, tmp_path: Pa
     model, inputs = get_wid_model(teacher, HALF), labelled_batch(16)
     args = arguments(tmp_path, max_steps=30, distillation=[loss], distillation_weight=1e3, learning_rate=5e-3)
     start = distilled(model, [loss], inputs).item()
-    WidTrainer(model=model, args=args, train_dataset=rows()).train()
+    WidTrainer(model=model, args=args, train_dataset=labelled_rows()).train()
     assert distilled(model, [loss], inputs).item() < 0.8 * start
     assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
 
@@ -349,14 +338,14 @@ def test_label_smoothing_takes_the_labels_away_only_from_the_models_own_loss(tmp
         for given in ({"distillation": []}, {})
     )
     model = get_wid_model(bert(), HALF)
-    inputs = {name: torch.tensor(values) for name, values in rows().to_dict().items()}
+    inputs = {name: torch.tensor(values) for name, values in labelled_rows().to_dict().items()}
     assert on - off == pytest.approx(distilled(model, ["logits"], inputs).item(), rel=1e-4)
 
 
 def test_evaluation_reports_the_models_own_loss(tmp_path: Path) -> None:
     scores = [
         WidTrainer(
-            get_wid_model(bert(), HALF), arguments(tmp_path, distillation=wanted), eval_dataset=rows()
+            get_wid_model(bert(), HALF), arguments(tmp_path, distillation=wanted), eval_dataset=labelled_rows()
         ).evaluate()
         for wanted in ([], list(LOSSES))
     ]
@@ -368,7 +357,7 @@ def test_the_teacher_runs_once_a_micro_batch_in_evaluation_mode_without_gradient
     trainer = WidTrainer(
         model=get_wid_model(teacher.train(), HALF),
         args=arguments(tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=2, max_steps=3),
-        train_dataset=rows(),
+        train_dataset=labelled_rows(),
     )
     teacher.train()
     teacher.bert.register_forward_hook(
@@ -387,7 +376,7 @@ def test_no_hook_and_no_second_copy_remain(tmp_path: Path) -> None:
     teacher(**labelled_batch(), output_hidden_states=True)  # transformers puts hooks of its own, once
     model = get_wid_model(teacher, HALF)
     before = hooks_of(model), hooks_of(teacher)
-    trainer = WidTrainer(model=model, args=arguments(tmp_path), train_dataset=rows())
+    trainer = WidTrainer(model=model, args=arguments(tmp_path), train_dataset=labelled_rows())
     trainer.train()
     assert (hooks_of(model), hooks_of(teacher)) == before
     with pytest.raises(ValueError, match="You must specify exactly one of input_ids"):
@@ -404,7 +393,7 @@ def checkpointed(folder: Path, reentrant: bool | None) -> WidTrainer:
         enable = getattr(student, "activation_checkpointing_enable", None) or student.gradient_checkpointing_enable
         enable({"use_reentrant": reentrant})
     args = arguments(folder, max_steps=1, optim="sgd", max_grad_norm=0.0, learning_rate=1.0)
-    trainer = WidTrainer(model=model, args=args, train_dataset=rows())
+    trainer = WidTrainer(model=model, args=args, train_dataset=labelled_rows())
     trainer.train()
     return trainer
 
@@ -436,7 +425,7 @@ def test_a_progressive_student_is_distilled_while_wide_and_after_it_shrank(
     inputs = labelled_batch()
     for loss in LOSSES:  # as long as nothing is dropped the student is the teacher
         assert distilled(model, [loss], inputs).item() == pytest.approx(0, abs=1e-6), loss
-    trainer = WidTrainer(model=model, args=arguments(tmp_path, max_steps=8), train_dataset=rows())
+    trainer = WidTrainer(model=model, args=arguments(tmp_path, max_steps=8), train_dataset=labelled_rows())
     trainer.train()
     assert not model.base_model.is_wide
     wanted, narrow = model.base_model.teacher(**inputs).logits, model(**inputs).logits

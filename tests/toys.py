@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import BertConfig, PreTrainedModel, PreTrainedTokenizerFast
@@ -87,3 +88,13 @@ def labelled_batch(rows: int = 4, length: int = 9) -> dict[str, Tensor]:
     chosen = (torch.rand(rows, length, generator=generator) < 0.4) & mask.bool()
     chosen[:, 1] = True
     return {"input_ids": ids, "attention_mask": mask, "labels": torch.where(chosen, ids, -100)}
+
+
+def labelled_rows(count: int = 16, length: int = 8) -> Dataset:
+    """Rows of unequal numbers of labels, masked already."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(5, 60, (count, length), generator=generator)
+    labels = torch.where(torch.rand(count, length, generator=generator) < 0.4, ids, -100)
+    labels[:, 1] = ids[:, 1]
+    assert len(set((labels != -100).sum(1).tolist())) > 2
+    return Dataset.from_dict({"input_ids": ids.tolist(), "labels": labels.tolist()})

@@ -9,10 +9,10 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 from contests import SWEPT_WIDTH, Contest, Rates
-from page import made_by, table
+from page import made_by, spread, table
 from pictures import draw_attention, draw_curve
 from store import Record
 
@@ -39,7 +39,7 @@ def write_results(contests: Mapping[str, Contest], records: Sequence[Record], fo
     for contest in contests.values():
         mine = [record for record in records if record["settings"]["teacher"] == contest.name]
         tuned = [record for record in mine if "tasks" in record["settings"]]
-        for of_one in _alike([r for r in mine if "tasks" not in r["settings"]], ("steps", "batch_size")):
+        for of_one in _by_budget(r for r in mine if "tasks" not in r["settings"]):
             widths = {record["settings"]["width"] for record in of_one}
             if widths == {SWEPT_WIDTH}:
                 lines += _sweep(contest, of_one)
@@ -244,15 +244,11 @@ def _conditions(contest: Contest, records: Iterable[Record]) -> str:
     )
 
 
-def _alike(records: Iterable[Record], names: Sequence[str]) -> list[list[Record]]:
-    """Return students' records in groups with the same settings of these names, larger budgets first."""
-    groups: dict[str, list[Record]] = {}
-    for record in records:
-        if not _is_teacher(record):
-            key = json.dumps([_setting(record, name) for name in names], sort_keys=True)
-            groups.setdefault(key, []).append(record)
-    for members in groups.values():
-        members.sort(key=lambda record: record["settings"]["seed"])
+def _by_budget(records: Iterable[Record]) -> list[list[Record]]:
+    """Return records in groups of the same steps and batch size, by seed, more steps first."""
+    groups: dict[tuple[int, int], list[Record]] = {}
+    for record in sorted(records, key=lambda record: record["settings"]["seed"]):
+        groups.setdefault((record["settings"]["steps"], record["settings"]["batch_size"]), []).append(record)
     return sorted(groups.values(), key=lambda members: -members[0]["settings"]["steps"])
 
 
@@ -271,7 +267,7 @@ def _figures(contest: Contest, records: Sequence[Record]) -> list[str]:
         return ["diverged" for _ in contest.figures]
     return [
         f"{format(mean(scores['start'][name] for scores in whole), style)} → "
-        + _spread([scores["student"][name] for scores in whole], style)
+        + spread([scores["student"][name] for scores in whole], style)
         for name, style in contest.figures.items()
     ]
 
@@ -281,18 +277,14 @@ def _of_tasks(contest: Contest, records: Sequence[Record]) -> list[str]:
     if not whole:
         return ["" for _ in contest.tasks]
     return [
-        _spread([tasks[task]["splits"][split][figure] for tasks in whole], ".1%")
+        spread([tasks[task]["splits"][split][figure] for tasks in whole], ".1%")
         for task, (split, figure) in contest.tasks.items()
     ]
 
 
 def _looking(records: Sequence[Record]) -> str:
     means = [record["attention"]["mean"] for record in records if "attention" in record]
-    return _spread(means, ".3f") if means else ""
-
-
-def _spread(values: Sequence[float], style: str) -> str:
-    return format(mean(values), style) + (f" ± {format(stdev(values), style)}" if len(values) > 1 else "")
+    return spread(means, ".3f") if means else ""
 
 
 def _parameters(records: Sequence[Record]) -> str:

@@ -42,9 +42,13 @@ def before_and_after(records: Sequence[Record], styles: Mapping[str, str]) -> li
     cells = []
     for name, style in styles.items():
         start, end = ([record[when][name] for record in records] for when in ("before", "scores"))
-        deviation = f" ± {format(stdev(end), style)}" if len(end) > 1 else ""
-        cells.append(f"{format(mean(start), style)} → {format(mean(end), style)}{deviation}")
+        cells.append(f"{format(mean(start), style)} → {spread(end, style)}")
     return cells
+
+
+def spread(values: Sequence[float], style: str) -> str:
+    """Return `mean ± standard deviation`; one value has no deviation."""
+    return format(mean(values), style) + (f" ± {format(stdev(values), style)}" if len(values) > 1 else "")
 
 
 def made_by(records: Iterable[Record]) -> str:

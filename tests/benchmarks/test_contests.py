@@ -78,6 +78,14 @@ def places(tmp_path: Path) -> dict[str, Path]:
     return {"records": tmp_path / "results", "output": tmp_path / "docs"}
 
 
+def one_student(tmp_path: Path) -> dict[str, Any]:
+    """The smallest comparison: one method at one width, with one seed."""
+    return {
+        "teacher_name": ["reaction-bert"], "method": ["slice"], "batch_size": 16, **places(tmp_path),
+        "steps": 2, "seeds": 1, "sweep_steps": 2, "width": ["1/2"], **TUNING,
+    }  # fmt: skip
+
+
 def records(tmp_path: Path) -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in (tmp_path / "results" / "methods").iterdir()]
 
@@ -146,10 +154,7 @@ def test_a_finished_run_is_read_back_and_no_run_begins_out_of_time(
 ) -> None:
     import students
 
-    shared: dict[str, Any] = {
-        "teacher_name": ["reaction-bert"], "method": ["slice"], "batch_size": 16, **places(tmp_path),
-        "steps": 2, "seeds": 1, "sweep_steps": 2, "width": ["1/2"], **TUNING,
-    }  # fmt: skip
+    shared = one_student(tmp_path)
     command.compare(limit_minutes=0, **shared)
     assert not (tmp_path / "results").exists()
     page = tmp_path / "docs" / "results.md"
@@ -167,10 +172,7 @@ def test_a_student_is_tuned_once_more_without_training_and_trained_again_if_it_i
 ) -> None:
     import students
 
-    shared: dict[str, Any] = {
-        "teacher_name": ["reaction-bert"], "method": ["slice"], "batch_size": 16, **places(tmp_path),
-        "steps": 2, "seeds": 1, "sweep_steps": 2, "width": ["1/2"], **TUNING,
-    }  # fmt: skip
+    shared = one_student(tmp_path)
     command.compare(**shared)
     trainings, compress = [], students.compress
     monkeypatch.setattr(students, "compress", lambda *given: trainings.append(given) or compress(*given))
