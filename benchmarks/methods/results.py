@@ -149,11 +149,12 @@ def _words(tuning: Record | None) -> list[str]:
 def _how_tuned(tuning: Record | None) -> str:
     if tuning is None:
         return ""
-    rates = ", ".join(f"{rate:g}" for rate in tuning["learning_rates"])
+    rates = [f"{rate:g}" for rate in tuning["learning_rates"]]
+    rate = f"learning rate {rates[0]}" if len(rates) == 1 else f"the best of {', '.join(rates)} on the split dev"
     most = tuning["eval_examples"]
     return (
-        f"Tasks: fine-tuned for {tuning['steps']} steps of {tuning['batch_size']} at the best of {rates} on the split "
-        f"dev{'' if most is None else f', scored on {most} rows of a split at most'}. "
+        f"Tasks: fine-tuned for {tuning['steps']} steps of {tuning['batch_size']} at {rate}"
+        f"{'' if most is None else f', scored on {most} rows of a split at most'}. "
     )
 
 
