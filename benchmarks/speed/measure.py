@@ -33,6 +33,15 @@ def chosen_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def bf16_ratio(device: torch.device, size: int = 512) -> float:
+    """Return the time of a square product in bf16 over that in fp32: above 1 on processors without units for it."""
+    took = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        square = torch.ones(size, size, dtype=dtype, device=device)
+        took[dtype] = min(_seconds(lambda square=square: square @ square, device) for _ in range(3))
+    return took[torch.bfloat16] / took[torch.float32]
+
+
 def measure_steps(case: Case, names: Iterable[str], rounds: int, warm_up: int) -> dict[str, Record]:
     """Return figures of a step of each variant: all stand side by side and take one step each, round by round.
 

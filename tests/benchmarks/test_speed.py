@@ -196,6 +196,35 @@ def test_the_page_shows_what_the_records_hold(
         command.main(**asked, anew=True)
 
 
+@pytest.mark.parametrize(("ratio", "measured"), [(0.5, {"fp32", "bf16"}), (20.0, {"fp32"})])
+def test_bf16_is_left_out_where_it_is_slower_unless_it_is_asked_for(
+    command: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ratio: float, measured: set[str]
+) -> None:
+    monkeypatch.setattr(command, "bf16_ratio", lambda _: ratio)
+    page = tmp_path / "speed.md"
+    asked: dict[str, Any] = {
+        "layers": [1], "width": [12], "batch": ["2x16"], "variant": ["narrow"], "rounds": 1,
+        "calibration_rows": 0, "memory": False, "output": page,
+    }  # fmt: skip
+
+    def dtypes() -> set[str]:
+        files = (tmp_path / "results" / "speed").iterdir()
+        return {json.loads(file.read_text())["settings"]["dtype"] for file in files}
+
+    command.main(**asked)
+    assert dtypes() == measured
+    assert ("take 20 times as long" in page.read_text()) == (measured == {"fp32"})
+    command.main(**asked, dtype=["bf16"])
+    assert dtypes() == measured | {"bf16"}
+    assert [line for line in page.read_text().splitlines() if line.endswith("1 layers, bf16")]
+
+
+def test_a_product_in_bf16_is_timed_beside_one_in_fp32() -> None:
+    from measure import bf16_ratio
+
+    assert 0 < bf16_ratio(CPU, 64) < float("inf")
+
+
 @pytest.mark.slow
 def test_memory_of_a_step_is_that_of_a_process_of_its_own(command: ModuleType) -> None:
     from measure import measure_memory
