@@ -34,7 +34,7 @@ from wid_hf import WidConfig, WidError
 from wid_hf.compress import OF_CALIBRATION, CompressSettings, compress, whole_folder
 from wid_hf.data import load_texts
 from wid_hf.evaluation import latency, mean_pool
-from wid_hf.report import FILE_NAME, PICTURE_NAME
+from wid_hf.reports.wid_report import FILE_NAME, PICTURE_NAME
 from wid_hf.whole_file import whole_file
 
 CONFIG = WidConfig(hidden_size=192, intermediate_size=768, head_strategy="dim")

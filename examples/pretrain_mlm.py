@@ -38,9 +38,9 @@ from wid_hf import (
 from wid_hf.compress import whole_folder
 from wid_hf.evaluation import masked_batches, masked_lm_score, model_size
 from wid_hf.methods import find_method
-from wid_hf.report import Report
+from wid_hf.progressive.picture import narrow_from, widths_over_steps
+from wid_hf.reports.wid_report import Report
 from wid_hf.teachers import load_teacher, load_tokenizer
-from wid_hf.widths import narrow_from, widths_over_steps
 
 SHUFFLED = 10_000  # blocks among which a streamed corpus is shuffled
 

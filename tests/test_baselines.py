@@ -24,9 +24,9 @@ from transformers import (
 )
 
 from wid_hf import DistillingTrainer, TeacherError, TrainingError, WidConfig, get_wid_model
-from wid_hf.baselines import stock_student
-from wid_hf.distillation import watch
-from wid_hf.matching import LOSSES, LayersLoss, relation_heads
+from wid_hf.distillation.losses import watch
+from wid_hf.distillation.matching import LOSSES, LayersLoss, relation_heads
+from wid_hf.training.baselines import stock_student
 
 SIZES: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "init": "identity"}
 HALF = WidConfig(**SIZES)

@@ -15,8 +15,8 @@ from toys import save_teacher, write_texts
 from transformers import AutoModelForMaskedLM, BertForMaskedLM, BertModel
 
 from wid_hf import WidConfig, WidError, get_wid_model
-from wid_hf.card import adapter_card, hub_id, student_card
 from wid_hf.compress import CompressSettings, compress
+from wid_hf.reports.card import adapter_card, hub_id, student_card
 
 CONFIG = WidConfig(hidden_size=12, intermediate_size=24, calibration_samples=40)
 QUICK = CompressSettings(steps=2, batch_size=8, max_length=12, validation_texts=16)

@@ -23,8 +23,8 @@ from toys import CONFIGS, save_teacher, texts, word_tokenizer
 from transformers import BertForMaskedLM, DataCollatorForLanguageModeling, TrainerCallback
 
 from wid_hf import WidConfig, WidError, WidTrainer, WidTrainingArguments, get_wid_model
-from wid_hf.checkpoints import last_whole_checkpoint, missing_parts, refuse_torn_checkpoint
 from wid_hf.data import tokenize
+from wid_hf.training.checkpoints import last_whole_checkpoint, missing_parts, refuse_torn_checkpoint
 
 SCRIPT = Path(__file__).parent / "distributed" / "train.py"
 READ_BY_RESUMING = (

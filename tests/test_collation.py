@@ -11,7 +11,7 @@ import torch
 from toys import word_tokenizer
 from transformers import BatchEncoding, DataCollatorForLanguageModeling
 
-from wid_hf.collation import SteadyCollator
+from wid_hf.training.collation import SteadyCollator
 
 ROWS = [{"input_ids": [2, *range(5, 15), 3], "attention_mask": [1] * 12} for _ in range(8)]
 OTHERS = [{"input_ids": [2, *range(6, 15), 5, 3], "attention_mask": [1] * 12} for _ in range(8)]

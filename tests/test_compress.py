@@ -33,9 +33,9 @@ from wid_hf import (
     WidModel,
     WidSchedule,
 )
+from wid_hf.adapter.fingerprint import weights_fingerprint
 from wid_hf.compress import CompressSettings, compress, whole_folder
 from wid_hf.coupling.trace import named_weights
-from wid_hf.fingerprint import weights_fingerprint
 
 HALF = WidConfig(hidden_size=12, intermediate_size=24, selection="variance", init="identity")
 CALIBRATED = WidConfig(hidden_size=12, intermediate_size=24, calibration_samples=40, calibration_batch_size=16)

@@ -40,7 +40,7 @@ from wid_hf import (
     WidTrainingArguments,
     get_wid_model,
 )
-from wid_hf.distillation import LOSSES, Distillation, logits_loss, missed_energy, relation_loss
+from wid_hf.distillation.losses import LOSSES, Distillation, logits_loss, missed_energy, relation_loss
 
 HALF = WidConfig(hidden_size=12, intermediate_size=24, init="identity")
 HEADS = WidConfig(hidden_size=12, intermediate_size=24, head_strategy="head", init="identity")

@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 
 from wid_hf.errors import OutputError, TrainingError
-from wid_hf.eval_report import EvalReport, summarize
 from wid_hf.evaluation import ModelSize
 from wid_hf.evaluation.tasks import TASKS
+from wid_hf.reports.eval_report import EvalReport, summarize
 
 
 def run(rate: float | None, seed: int | None, dev: float | None, test: float = 0.0) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from wid_hf.fingerprint import Fingerprint, digest, weights_fingerprint
+from wid_hf.adapter.fingerprint import Fingerprint, digest, weights_fingerprint
 
 WEIGHTS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(1.0)}
 

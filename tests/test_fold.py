@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wid_hf.fold import cheapest_order, fold, multiplications
+from wid_hf.compaction.fold import cheapest_order, fold, multiplications
 
 SIZES = st.integers(1, 7)
 

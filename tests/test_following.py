@@ -12,7 +12,7 @@ from transformers import BertModel, DataCollatorWithPadding
 
 from wid_hf import FollowingTrainer, WidConfig, WidError, WidTrainingArguments, get_wid_model
 from wid_hf.data import tokenize
-from wid_hf.following import following_loss
+from wid_hf.distillation.following import following_loss
 
 HALF = WidConfig(hidden_size=12, intermediate_size=24, init="identity")
 

@@ -15,8 +15,8 @@ from transformers import BertConfig, BertForMaskedLM, BertModel
 
 from wid_hf import TrainingError, WidConfig, WidTrainer, get_wid_model
 from wid_hf.compaction import Compaction
-from wid_hf.held import HeldFolds, folded_once
-from wid_hf.rows import lookups
+from wid_hf.compaction.held import HeldFolds, folded_once
+from wid_hf.compaction.rows import lookups
 
 
 @pytest.fixture

@@ -16,12 +16,12 @@ from typer.testing import CliRunner
 
 from wid_hf import OutputError, TeacherError
 from wid_hf.commands.main import app
-from wid_hf.eval_report import EvalReport, TaskResult
 from wid_hf.evaluation import ModelSize
-from wid_hf.html_report import AttentionTexts, write_html_report
-from wid_hf.html_report import page as page_module
-from wid_hf.html_report.found import read_folder
-from wid_hf.html_report.recipes import Spread, recipes, teacher_figures
+from wid_hf.reports.eval_report import EvalReport, TaskResult
+from wid_hf.reports.html_report import AttentionTexts, write_html_report
+from wid_hf.reports.html_report import page as page_module
+from wid_hf.reports.html_report.found import read_folder
+from wid_hf.reports.html_report.recipes import Spread, recipes, teacher_figures
 
 SIZES = {
     "teacher": {"total": 6675535, "encoder": 6325760, "bytes": 26702140},

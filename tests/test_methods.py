@@ -19,7 +19,7 @@ from wid_hf import ConfigError, StudentTrainer, TeacherError, TrainingError, Wid
 from wid_hf.commands.main import app
 from wid_hf.compress import CompressSettings, compress
 from wid_hf.methods import METHODS, find_method
-from wid_hf.report import Report
+from wid_hf.reports.wid_report import Report
 from wid_hf.teachers import load_teacher
 
 SIZES: dict[str, Any] = {"hidden_size": 12, "intermediate_size": 24}

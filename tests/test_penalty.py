@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import Adafactor
 
 from wid_hf import ConfigError
-from wid_hf.penalty import fade, pull_by_moments
+from wid_hf.progressive.penalty import fade, pull_by_moments
 
 DROPPED = torch.tensor([False, True, False, True])
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wid_hf import ConfigError, WidConfig, WidSchedule
-from wid_hf.schedule import Timeline
+from wid_hf.progressive.schedule import Timeline
 
 
 def test_the_default_is_final_after_two_percent_of_any_training() -> None:

@@ -11,7 +11,7 @@ from torch.nn import functional
 from transformers import BertConfig, BertForMaskedLM, MarianConfig, MarianMTModel
 
 from wid_hf import PlanError, WidConfig, get_wid_model
-from wid_hf.wide import _around, _OverKept
+from wid_hf.progressive.wide import _around, _OverKept
 
 KEPT = torch.tensor([0, 2, 3, 7, 8])
 
@@ -152,9 +152,10 @@ def test_positions_computed_from_the_config_are_refused_before_any_training() ->
 
 def test_a_wide_model_that_would_not_end_as_the_narrow_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without kept statistics the proof at the start must fail: it is no formality."""
-    monkeypatch.setattr("wid_hf.wide._normalised", lambda centred, kept, x, *args, **given: functional.layer_norm(
-        x, *args, **given
-    ))  # fmt: skip
+    monkeypatch.setattr(
+        "wid_hf.progressive.wide._normalised",
+        lambda centred, kept, x, *args, **given: functional.layer_norm(x, *args, **given),
+    )
     config = BertConfig(
         vocab_size=60, hidden_size=24, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48
     )  # fmt: skip

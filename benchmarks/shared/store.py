@@ -19,7 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
-from wid_hf.report import hardware_name, package_versions
+from wid_hf.reports.wid_report import hardware_name, package_versions
 from wid_hf.whole_file import whole_file
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM
 
 from wid_hf import WidConfig
-from wid_hf.schedule import WidSchedule
+from wid_hf.progressive.schedule import WidSchedule
 
 Batch = dict[str, Tensor]
 MASKED = 0.15

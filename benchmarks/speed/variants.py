@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from wid_hf import get_wid_model
 from wid_hf.compaction import Compaction
-from wid_hf.held import HeldFolds
+from wid_hf.compaction.held import HeldFolds
 from wid_hf.labelled import LabelledPositions
 
 LEARNING_RATE = 1e-5

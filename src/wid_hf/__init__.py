@@ -1,8 +1,8 @@
 """Make a pretrained transformer narrower by Weight-Inherited Distillation and get a stock model back."""
 
-from . import supported_peft  # noqa: F401  before the others: it refuses a PEFT that they cannot import
-from .baselines import DistillingTrainer
-from .callback import WidCallback
+from .adapter import supported_peft  # noqa: F401  before the others: it refuses a PEFT that they cannot import
+from .adapter.peft_registration import register
+from .adapter.tuner import WidModel, get_wid_model
 from .config import WidConfig
 from .coupling import Plan
 from .errors import (
@@ -15,13 +15,13 @@ from .errors import (
     TrainingError,
     WidError,
 )
-from .following import FollowingTrainer
-from .peft_registration import register
-from .schedule import WidSchedule
+from .progressive.schedule import WidSchedule
 from .student import plan_student
-from .student_trainer import StudentTrainer
-from .trainer import WidTrainer, WidTrainingArguments
-from .tuner import WidModel, get_wid_model
+from .training.baselines import DistillingTrainer
+from .training.callback import WidCallback
+from .training.following import FollowingTrainer
+from .training.student_trainer import StudentTrainer
+from .training.trainer import WidTrainer, WidTrainingArguments
 
 register()
 

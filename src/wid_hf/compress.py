@@ -29,23 +29,23 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from .adapter.fingerprint import weights_fingerprint
+from .adapter.tuner import get_wid_model
 from .bar import TrainingBar
-from .baselines import DistillingTrainer, stock_student
-from .card import CARD_NAME, hub_id, student_card
 from .config import WidConfig
 from .data import batches, hold_out, load_texts, tokenize
 from .errors import OutputError, TeacherError, TrainingError
 from .evaluation import embed, latency, masked_batches, masked_lm_score, model_size, sentence_score
-from .fingerprint import weights_fingerprint
-from .following import FollowingTrainer
 from .methods import Method, find_method, learning_rates
-from .report import Latency, Report
-from .schedule import WidSchedule
-from .student_trainer import StudentTrainer
+from .progressive.picture import narrow_from, widths_over_steps
+from .progressive.schedule import WidSchedule
+from .reports.card import CARD_NAME, hub_id, student_card
+from .reports.wid_report import Latency, Report
 from .teachers import load_teacher, load_tokenizer
-from .trainer import WidTrainer, WidTrainingArguments
-from .tuner import get_wid_model
-from .widths import narrow_from, widths_over_steps
+from .training.baselines import DistillingTrainer, stock_student
+from .training.following import FollowingTrainer
+from .training.student_trainer import StudentTrainer
+from .training.trainer import WidTrainer, WidTrainingArguments
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from peft import PeftConfig
 
 from .errors import ConfigError
-from .schedule import WidSchedule
+from .progressive.schedule import WidSchedule
 
 HeadStrategy = Literal["dim", "head"]
 Selection = Literal["first", "variance", "pivots"]

@@ -20,15 +20,15 @@ from datasets import Dataset
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .adapter.fingerprint import weights_fingerprint
 from .errors import ConfigError, OutputError, TeacherError
-from .eval_report import FILE_NAME, EvalReport, summarize
 from .evaluation import model_size
 from .evaluation.runs import Record, Runs
 from .evaluation.tasks import DataPlaces, FineTuned, FineTuning, Scored, Task, find_tasks, fine_tune
 from .evaluation.tasks.figures import check_installed
 from .evaluation.tasks.task import Rows
-from .fingerprint import weights_fingerprint
-from .report import hardware_name, package_versions
+from .reports.eval_report import FILE_NAME, EvalReport, summarize
+from .reports.wid_report import hardware_name, package_versions
 from .teachers import load_teacher, load_tokenizer, load_with_head
 
 RUNS = "runs"

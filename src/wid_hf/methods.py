@@ -11,7 +11,7 @@ from typing import Literal
 
 from .config import WidConfig
 from .errors import ConfigError, TeacherError
-from .schedule import WidSchedule
+from .progressive.schedule import WidSchedule
 
 
 @dataclass(frozen=True)

@@ -137,8 +137,8 @@ def test_products_of_the_fold_are_counted_once_a_step_and_those_of_tokens_with_e
     from measure import measure_steps
 
     from wid_hf.compaction import Compactor
-    from wid_hf.fold import cheapest_order, multiplications
-    from wid_hf.held import _originals
+    from wid_hf.compaction.fold import cheapest_order, multiplications
+    from wid_hf.compaction.held import _originals
 
     once, twice = (
         measure_steps(a_case(rows=40, micro_batches=count), ["bare", "narrow"], rounds=1, warm_up=0) for count in (1, 2)

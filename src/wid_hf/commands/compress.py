@@ -13,7 +13,7 @@ from ..compress import compress as compress_teacher
 from ..config import WidConfig
 from ..errors import ConfigError
 from ..methods import METHODS, find_method
-from ..report import PICTURE_NAME
+from ..reports.wid_report import PICTURE_NAME
 from . import options
 
 

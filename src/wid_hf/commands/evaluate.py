@@ -9,10 +9,10 @@ import typer
 from rich.console import Console
 
 from ..errors import ConfigError
-from ..eval_report import FILE_NAME
 from ..evaluate import EvalSettings
 from ..evaluate import evaluate as evaluate_model
 from ..evaluation.tasks import TASKS, DataPlaces, FineTuning
+from ..reports.eval_report import FILE_NAME
 from . import options
 
 RATES, SEEDS = (",".join(map(str, numbers)) for numbers in (FineTuning.learning_rates, FineTuning.seeds))

@@ -12,7 +12,7 @@ import typer
 
 from ..config import WidConfig
 from ..errors import ConfigError
-from ..schedule import WidSchedule
+from ..progressive.schedule import WidSchedule
 
 
 class HeadStrategy(str, Enum):

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..evaluation import model_size
-from ..report import size_rows
+from ..reports.wid_report import size_rows
 from ..student import plan_student
 from ..teachers import load_teacher
 from . import options

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ..html_report import AttentionTexts, write_html_report
+from ..reports.html_report import AttentionTexts, write_html_report
 from . import options
 
 

@@ -1,0 +1,149 @@
+"""What a saved adapter holds, and what must be true of it before a single weight is loaded.
+
+Takes a wid model inside its `PeftModel` and a state dict; gives the part that is saved, or the part that may be
+loaded. PEFT reaches it through the tuner's hooks. With the tensors goes a list of digests: of each of them, of the
+teacher, and of the sizes in `adapter_config.json`, since two students may have weights of the same shapes and still
+be different functions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ..config import WidConfig
+from ..errors import TeacherError, WidError
+from .fingerprint import Fingerprint, digest
+
+STUDENT = "base_model.model."  # what PEFT puts before the names of the model that runs
+DIGESTS = "base_model.digests"  # (2 + tensors, 32) bytes: of the sizes, of the teacher, of each tensor
+AGAIN = "Download or save the adapter again."
+
+
+def saved_state(
+    model: PeftModel, config: WidConfig, teacher: Fingerprint, state: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return compactors, choices, and each weight of the teacher that trains or has changed, with their digests.
+
+    Args:
+        model: the `PeftModel`.
+        config: of the adapter.
+        teacher: the teacher before any training.
+        state: the state dict of `model`, wherever it was gathered.
+    """
+    own, teachers = _keys(model, teacher.names)
+    trains = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
+    moved = [key for key, name in teachers.items() if key in trains or teacher.changed(name, state[key])]
+    held = {key: state[key] for key in [*own, *moved]}
+    rows = [*_origin(config, teacher), *(digest(key, tensor) for key, tensor in held.items())]
+    return held | {DIGESTS: torch.tensor([list(row) for row in rows], dtype=torch.uint8)}
+
+
+def proved_state(config: WidConfig, teacher: Fingerprint, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return all that `saved_state` gave, once it is proved to be what was saved.
+
+    Args:
+        config: of the adapter.
+        teacher: the teacher of the model that it is for, before any training.
+        state: what was read from the adapter's file.
+
+    Raises:
+        TeacherError: the adapter was made from another teacher.
+        WidError: the file is damaged or lacks something, or the config is not that of the adapter.
+    """
+    listed = _listed(state)
+    sizes, origin = _origin(config, teacher)
+    if sizes not in listed:
+        raise WidError(
+            f"The sizes in adapter_config.json ({_sizes(config)}) are not those that the adapter's weights were saved "
+            f"with, or the file is damaged. {AGAIN}"
+        )
+    if origin not in listed:
+        refuse_other_teacher(None, teacher)
+    # What is not listed was added by others: PEFT's save_embedding_layers=True repeats the teacher's tables.
+    held = {key: tensor for key, tensor in state.items() if key != DIGESTS and digest(key, tensor) in listed}
+    if lost := len(listed) - 2 - len(held):
+        raise WidError(f"{lost} of the adapter's {len(listed) - 2} tensors are not what was saved. {AGAIN}")
+    return held
+
+
+def fitting_state(model: PeftModel, teacher: Fingerprint, held: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return `held`, the proved state of an adapter, once it is known to fit `model`.
+
+    Args:
+        model: the `PeftModel`, whose weights may have been trained since it was made; of a progressive training, in
+            the phase of the adapter.
+        teacher: its teacher before any training.
+        held: what `proved_state` returned.
+
+    Raises:
+        WidError: the model is not that of the adapter.
+    """
+    own, teachers = _keys(model, teacher.names)
+    here = model.state_dict()
+    fits = {key for key, tensor in held.items() if key in here and here[key].shape == tensor.shape}
+    if unfit := sorted({*own, *held} - fits):
+        raise WidError(
+            f"{len(unfit)} tensors do not fit between adapter and student, the first is {unfit[0]}. Either "
+            "adapter_config.json was changed, or wid_hf or the model's code is another version than at saving."
+        )
+    if moved := [name for key, name in teachers.items() if key not in held and teacher.changed(name, here[key])]:
+        raise WidError(
+            f"The adapter leaves {len(moved)} weights as the teacher had them, the first is {moved[0]}, but they were "
+            "trained here since. Load it onto a fresh copy of the teacher."
+        )
+    return dict(held)
+
+
+def refuse_other_teacher(saved: str | None, teacher: Fingerprint) -> None:
+    """Refuse a teacher whose fingerprint is not `saved`.
+
+    Raises:
+        TeacherError: says what to load instead.
+    """
+    if saved != teacher.value:
+        raise TeacherError(
+            "The adapter was made from another teacher: the weights given differ in names, shapes, dtypes or values. "
+            "Load the one that adapter_config.json names (base_model_name_or_path, revision), in the dtype it had "
+            "then and before any training."
+        )
+
+
+def _listed(state: Mapping[str, Tensor]) -> set[bytes]:
+    rows = state.get(DIGESTS)
+    if rows is None or rows.ndim != 2 or rows.dtype != torch.uint8:
+        raise WidError(f"The adapter's file holds no list of digests: it is damaged, or not of wid_hf. {AGAIN}")
+    return {bytes(row) for row in rows.tolist()}
+
+
+def _origin(config: WidConfig, teacher: Fingerprint) -> tuple[bytes, bytes]:
+    return hashlib.sha256(_sizes(config).encode()).digest(), bytes.fromhex(teacher.value)
+
+
+def _sizes(config: WidConfig) -> str:
+    return json.dumps(config.requested | {"head_strategy": config.head_strategy}, sort_keys=True)
+
+
+def _keys(model: PeftModel, names: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+    """Return the keys of what is the student's own, and those of the teacher's weights with their first names.
+
+    A tensor with several keys, such as a tied table, is under its first one.
+    """
+    student = model.base_model.model
+    teachers = {f"{STUDENT}{_key(student, name)}": first for name, first in names.items()}
+    keys = {id(tensor): key for key, tensor in reversed(model.state_dict(keep_vars=True).items())}.values()
+    return [key for key in keys if key not in teachers], {key: teachers[key] for key in keys if key in teachers}
+
+
+def _key(student: nn.Module, name: str) -> str:
+    """Return the student's key of the tensor of which its weight `name` is made."""
+    path, _, attribute = name.rpartition(".")
+    if not parametrize.is_parametrized(student.get_submodule(path), attribute):
+        return name
+    return ".".join(filter(None, (path, "parametrizations", attribute, "original")))

@@ -1,0 +1,255 @@
+"""Where a progressive training stands: what is dropped since when, what is chosen next, how rows fade.
+
+Takes a plan, a `WidSchedule` and the wide model's compactors; the tuner calls `advance` after each optimizer step and
+shrinks the model when `finished`. Everything a resumed run must know is a buffer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ..compaction import Compactor, compactor_axes, shrinking_leaves
+from ..coupling import Dim, Plan
+from ..coupling.dims import leaves
+from ..coupling.plan import Key, key
+from ..coupling.selection import axis_factors, leaf_sums
+from ..errors import WidError
+from .penalty import fade, pull_by_moments
+from .schedule import Kind, Timeline, WidSchedule
+
+KEPT = -1  # in the place of the step at which an index was dropped
+
+
+class Progress(nn.Module):
+    """The index sets of a progressive training, growing step by step.
+
+    It is in exactly one of four states:
+
+    - *wide*: nothing is dropped yet.
+    - *growing*: some indices are dropped and fade; more will be.
+    - *fading*: the last choice is made, not all dropped rows are zero.
+    - *finished*: they are. `narrow` says whether the model has been shrunk since.
+
+    Attributes:
+        steps: optimizer steps seen, `()` int64.
+        narrow: whether the model is the narrow one, `()` bool.
+        timeline: what happens when; None until `begin`.
+        chose_at: the step after which something was dropped last; None if this process has seen none.
+    """
+
+    steps: Tensor
+    narrow: Tensor
+
+    def __init__(self, plan: Plan, schedule: WidSchedule, device: torch.device) -> None:
+        super().__init__()
+        self.plan = plan
+        self.schedule = schedule
+        self.timeline: Timeline | None = None
+        self.chose_at: int | None = None
+        self.leaves = shrinking_leaves(plan)
+        outer = set(plan.under.values())
+        self.kinds: list[Kind] = [
+            "width" if leaf in plan.under else "head" if leaf in outer else "stream" for leaf in self.leaves
+        ]
+        self.names = _names(plan, self.leaves, self.kinds)
+        for at, leaf in enumerate(self.leaves):
+            shape = (plan.under[leaf].size, leaf.size) if leaf in plan.under else (leaf.size,)
+            self.register_buffer(f"dropped_{at}", torch.full(shape, KEPT, device=device))
+            if schedule.selection == "importance":
+                self.register_buffer(f"importance_{at}", torch.zeros(shape, device=device))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=device))
+        self.register_buffer("narrow", torch.tensor(False, device=device))
+
+    def begin(self, total_steps: int | None) -> None:
+        """Fix what happens at which step.
+
+        Raises:
+            ConfigError: see `WidSchedule.timeline`.
+        """
+        self.timeline = self.schedule.timeline(total_steps)
+
+    @property
+    def due(self) -> int | None:
+        """The step at which the last dropped row is zero, None before `begin`."""
+        return self.timeline.shrink_step if self.timeline is not None else None
+
+    @property
+    def finished(self) -> bool:
+        """Whether every index that is to go is dropped and its rows are zero."""
+        return self.due is not None and int(self.steps) >= self.due
+
+    def kept(self) -> dict[Dim, Tensor]:
+        """Return the indices that each leaf keeps now: `(k,)`, or `(n_outer, k)` inside heads."""
+        return {leaf: _where(self._dropped(at) == KEPT) for at, leaf in enumerate(self.leaves)}
+
+    def chosen(self, wide: nn.Module) -> dict[Dim, Tensor]:
+        """Return what each leaf would keep if the last choice were made now."""
+        scores = self._scores(wide)
+        return {
+            leaf: _where(~_lowest(score, leaf.size - self.plan.targets[leaf]))
+            for leaf, score in zip(self.leaves, scores, strict=True)
+        }
+
+    def advance(self, wide: nn.Module, step: int) -> bool:
+        """Choose what is dropped and fade what was, as is due after optimizer step `step`; return whether sets changed.
+
+        A step that was seen before changes nothing; steps that are left out are made up for.
+
+        Raises:
+            WidError: the step lies before the last one seen.
+        """
+        assert self.timeline is not None, "begin comes first"
+        seen = int(self.steps)
+        if step < seen:
+            raise WidError(
+                f"Step {step} comes after step {seen}. Call wid_step once after each optimizer step, in order."
+            )
+        if step == seen or self.narrow:
+            self.steps.fill_(step)
+            return False
+        grown = self.timeline.increment(step) > self.timeline.increment(seen)
+        if grown:
+            self._choose(wide, step)
+            self.chose_at = step
+        self._fade(wide, seen, step)
+        self.steps.fill_(step)
+        return grown
+
+    def before_optimizer(self, wide: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Read or edit the gradients of compactors before a step of the optimizer, if the schedule asks for it."""
+        if self.schedule.selection == "importance":
+            self._note_importance(wide)
+        if self.schedule.penalty == "adam_moment":
+            matrices = [(compactor.matrix, rows) for compactor, rows in self._dropped_rows(wide)]
+            pull_by_moments(optimizer, matrices, self.schedule.strength)
+
+    def figures(self, wide: nn.Module | None) -> dict[str, float]:
+        """Return what a log shows: kept indices of each coupled dimension (layers taken together), norm of what fades.
+
+        The penalty is what the rows that were dropped last have lost by now, as a share.
+
+        Args:
+            wide: the wide model; None once it is narrow.
+        """
+        figures: dict[str, float] = {}
+        for at, name in enumerate(self.names):
+            kept = (self._dropped(at) == KEPT).sum(-1).double().mean()
+            figures[f"wid/kept/{name}"] = float(kept)
+        fading = 0.0
+        if wide is not None:
+            for compactor, rows in self._dropped_rows(wide):
+                fading += float(compactor.matrix.detach()[rows].double().square().sum())
+        figures["wid/dropped_norm"] = fading**0.5
+        if self.timeline is not None and self.schedule.penalty == "decoupled":
+            last = max(int(self._dropped(at).max()) for at in range(len(self.leaves)))
+            left = self.timeline.remaining(int(self.steps) - last, self.schedule.strength) if last != KEPT else 1.0
+            figures["wid/penalty"] = 1 - left
+        return figures
+
+    def _dropped(self, at: int) -> Tensor:
+        return self.get_buffer(f"dropped_{at}")
+
+    def _choose(self, wide: nn.Module, step: int) -> None:
+        """Drop what counts least, from scratch: what counts for more again by now comes back, unless it is zero."""
+        assert self.timeline is not None
+        increment = self.timeline.increment(step)
+        for at, (leaf, score) in enumerate(zip(self.leaves, self._scores(wide), strict=True)):
+            final = self.plan.targets[leaf]
+            kept = self.timeline.kept(leaf.size, final, increment, self.kinds[at])
+            dropped = self._dropped(at)
+            dead = (dropped != KEPT) & (step - dropped >= self.timeline.decay) & (self.schedule.penalty == "decoupled")
+            gone = _lowest(score.masked_fill(dead, -1.0), leaf.size - kept)
+            dropped.copy_(torch.where(gone, torch.where(dropped == KEPT, step, dropped), KEPT))
+
+    def _fade(self, wide: nn.Module, seen: int, step: int) -> None:
+        """Multiply dropped rows by what the penalty leaves of them between two steps."""
+        assert self.timeline is not None
+        if self.schedule.penalty == "adam_moment" and step < self.timeline.shrink_step:
+            return
+        factors = {leaf: self._left(self._dropped(at), seen, step) for at, leaf in enumerate(self.leaves)}
+        for compactor, left in self._rows(wide, factors):
+            fade(compactor.matrix, left)
+
+    def _left(self, dropped: Tensor, seen: int, step: int) -> Tensor:
+        assert self.timeline is not None
+        left = torch.ones(dropped.shape, dtype=torch.float64, device=dropped.device)
+        for when in dropped[dropped != KEPT].unique().tolist():
+            before = self.timeline.remaining(max(0, seen - when), self.schedule.strength)
+            after = self.timeline.remaining(step - when, self.schedule.strength)
+            ends = self.schedule.penalty == "adam_moment"  # which never reaches zero by itself
+            left[dropped == when] = after / before if before and not ends else 0.0
+        return left
+
+    def _scores(self, wide: nn.Module) -> list[Tensor]:
+        """Return what every index of every leaf counts for."""
+        if self.schedule.selection == "importance":
+            return [self.get_buffer(f"importance_{at}") for at in range(len(self.leaves))]
+        rows = {c: c.matrix.detach().double().norm(dim=1) for c, _ in compactor_axes(wide, self.plan)}
+        return self._sums(wide, rows)
+
+    def _note_importance(self, wide: nn.Module) -> None:
+        """Add `(sum of gradient x value)^2` over all rows that go together: what dropping them costs, to first order.
+
+        The estimate is that of Molchanov et al. 2019, arXiv 1906.10771.
+        """
+        products = {
+            c: (c.matrix.detach() * c.matrix.grad).double().sum(dim=1)
+            for c, _ in compactor_axes(wide, self.plan)
+            if c.matrix.grad is not None
+        }
+        for at, score in enumerate(self._sums(wide, products)):
+            self.get_buffer(f"importance_{at}").add_(score.square())
+
+    def _sums(self, wide: nn.Module, rows: Mapping[Compactor, Tensor]) -> list[Tensor]:
+        """Return, for each leaf, values of the rows of compactors summed over all rows that go together."""
+        sums: dict[Dim, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
+        for compactor, dim in compactor_axes(wide, self.plan):
+            if compactor in rows:
+                for leaf, values in leaf_sums(self.plan, dim, rows[compactor]):
+                    sums[leaf] = sums[leaf].to(values.device) + values
+        return [
+            sums[leaf].expand(self._dropped(at).shape).to(self._dropped(at).device)
+            for at, leaf in enumerate(self.leaves)
+        ]
+
+    def _rows(self, wide: nn.Module, factors: Mapping[Dim, Tensor]) -> Iterator[tuple[Compactor, Tensor]]:
+        """Yield every compactor with what `factors` of leaves come to for its rows, `(n,)`."""
+        on_cpu = {leaf: tensor.cpu() for leaf, tensor in factors.items()}
+        made: dict[Key, Tensor] = {}  # most compactors of a model share a few dimensions
+        for compactor, dim in compactor_axes(wide, self.plan):
+            if key(dim) not in made:
+                made[key(dim)] = axis_factors(self.plan, dim, on_cpu)
+            yield compactor, made[key(dim)].to(compactor.matrix.device)
+
+    def _dropped_rows(self, wide: nn.Module) -> Iterator[tuple[Compactor, Tensor]]:
+        """Yield every compactor with which of its rows are dropped, `(n,)` bool."""
+        kept = {leaf: (self._dropped(at) == KEPT).double() for at, leaf in enumerate(self.leaves)}
+        for compactor, share in self._rows(wide, kept):
+            yield compactor, share == 0
+
+
+def _lowest(score: Tensor, count: int) -> Tensor:
+    """Return which `count` entries along the last axis are lowest, the later ones among equals."""
+    order = score.flip(-1).argsort(dim=-1, stable=True)[..., :count]
+    return torch.zeros_like(score, dtype=torch.bool).scatter(-1, score.shape[-1] - 1 - order, True)
+
+
+def _where(mask: Tensor) -> Tensor:
+    """Return the indices where `mask` is true along the last axis; every row has as many."""
+    return mask.nonzero()[:, -1].view(*mask.shape[:-1], -1)
+
+
+def _names(plan: Plan, wanted: list[Dim], kinds: list[Kind]) -> list[str]:
+    """Return the first weight axis that holds each leaf, layer numbers left out, and which part of it the leaf is."""
+    names: dict[Dim, str] = {}
+    for weight, axes in plan.axes.items():
+        for axis, dim in enumerate(axes):
+            for leaf in leaves(dim):
+                names.setdefault(leaf, f"{weight}[{axis}]")
+    parts = {"stream": "", "head": " heads", "width": " width"}
+    return [re.sub(r"\.\d+\.", ".*.", names[leaf]) + parts[kind] for leaf, kind in zip(wanted, kinds, strict=True)]

@@ -1,0 +1,181 @@
+"""When progressive training drops how much: pure arithmetic on steps.
+
+Takes a `WidSchedule` (what a user states) and the number of steps, gives a `Timeline` (what happens at which step).
+`config` holds the one, `progress` asks the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from math import isnan
+from typing import Any, Literal, get_args
+
+from ..errors import ConfigError
+
+Penalty = Literal["decoupled", "adam_moment"]
+Score = Literal["norm", "importance"]
+Kind = Literal["stream", "head", "width"]  # whole heads, the inside of heads, and all else
+
+PAPER_STEPS = 400_000
+
+
+@dataclass(frozen=True)
+class WidSchedule:
+    """The paper's progressive training: full width first, then ever more rows and columns of compactors go to zero.
+
+    Numbers of steps below 1 are shares of all steps. The defaults are the proportions of the reference code, whose
+    masks are final after 8,000 of 400,000 steps (Wu et al. 2024, arXiv 2305.09098); what is dropped goes by importance,
+    which was better than the paper's norms wherever both were measured (docs/starts.md, Schedules).
+
+    Args:
+        mask_interval: steps between two choices of what is dropped.
+        mask_increments: how many choices there are; the last one drops all that is to go. Widths inside heads take
+            half as many.
+        increments_per_head: choices that pass for each head that is dropped, fewer where they would not suffice.
+        penalty: how dropped rows and columns go to zero. `"decoupled"` multiplies them after the optimizer's step,
+            which works with every optimizer; `"adam_moment"` repeats the reference arithmetic on Adam's moments.
+        penalty_strength: for `"decoupled"` the power p in `(1 - s / decay_to_zero_steps) ** p`, what is left of a row s
+            steps after it was dropped (1 by default); for `"adam_moment"` the reference's lambda (20 by default).
+        selection: what a row or column counts for when the least are chosen: first-order `"importance"`, the squared
+            sum of gradient x value, accumulated over steps, or the `"norm"` of its compactors, as in the paper.
+        decay_to_zero_steps: steps from being dropped to exactly zero.
+        total_steps: of the whole training; `WidCallback` fills it in from the trainer.
+
+    Raises:
+        ConfigError: a number that is not positive, or an unknown word.
+    """
+
+    mask_interval: float = 0.02 / 16
+    mask_increments: int = 16
+    increments_per_head: int = 2
+    penalty: Penalty = "decoupled"
+    penalty_strength: float | None = None
+    selection: Score = "importance"
+    decay_to_zero_steps: float = 0.02
+    total_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name}={getattr(self, name)!r} is not one of {', '.join(map(repr, get_args(words)))}"
+            for name, words in (("penalty", Penalty), ("selection", Score))
+            if getattr(self, name) not in get_args(words)
+        ]
+        for name in ("mask_interval", "decay_to_zero_steps"):
+            value = getattr(self, name)
+            if not _is_number(value) or value <= 0 or (value >= 1 and value != int(value)):
+                problems.append(f"{name}={value!r} is neither a number of steps nor a share of them between 0 and 1")
+        for name in ("mask_increments", "increments_per_head", "total_steps"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                problems.append(f"{name}={value!r} is not a positive integer")
+        if self.penalty_strength is not None and (not _is_number(self.penalty_strength) or self.penalty_strength <= 0):
+            problems.append(f"penalty_strength={self.penalty_strength!r} is not a number above 0")
+        if problems:
+            raise ConfigError("WidSchedule: " + "; ".join(problems))
+
+    @classmethod
+    def paper(cls) -> WidSchedule:
+        """Return the absolute values of the reference code: 500 steps x 16 choices, lambda 20.
+
+        How long rows take to zero is not stated there; here it is as long again as the choices take.
+        """
+        return cls(
+            mask_interval=500, penalty="adam_moment", penalty_strength=20.0, selection="norm", decay_to_zero_steps=8_000
+        )  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, stated: dict[str, Any]) -> WidSchedule:
+        """Return the schedule that `dataclasses.asdict` made `stated` of.
+
+        Raises:
+            ConfigError: an unknown name, or what the constructor refuses.
+        """
+        names = [field.name for field in fields(cls)]
+        if unknown := sorted(set(stated) - set(names)):
+            raise ConfigError(f"WidSchedule has no {', '.join(unknown)}; it has {', '.join(names)}.")
+        return cls(**stated)
+
+    @property
+    def strength(self) -> float:
+        """`penalty_strength`, or its default for the penalty."""
+        default = 20.0 if self.penalty == "adam_moment" else 1.0
+        return default if self.penalty_strength is None else self.penalty_strength
+
+    def timeline(self, total_steps: int | None = None) -> Timeline:
+        """Return what happens at which step.
+
+        Args:
+            total_steps: of the whole training, if the schedule itself does not say.
+
+        Raises:
+            ConfigError: shares of steps without a total, or a schedule that does not end within it.
+        """
+        total = self.total_steps or total_steps
+        if total is None and (self.mask_interval < 1 or self.decay_to_zero_steps < 1):
+            raise ConfigError(
+                "The schedule is stated in shares of all steps, but how many there are is not known. Use WidTrainer or "
+                "WidCallback, call model.wid_begin(total_steps=...), or set WidSchedule(total_steps=...)."
+            )
+        window = self.mask_interval * self.mask_increments * (1 if self.mask_interval >= 1 else total or 0)
+        decay = self.decay_to_zero_steps * (1 if self.decay_to_zero_steps >= 1 else total or 0)
+        made = Timeline(max(1, round(window)), self.mask_increments, max(1, round(decay)), self.increments_per_head)
+        if total is not None and made.shrink_step > total:
+            raise ConfigError(
+                f"The schedule ends at step {made.shrink_step} ({made.window} steps of choices, then "
+                f"{made.decay} until rows are zero), but training has only {total}. Train longer, or lower "
+                "mask_interval and decay_to_zero_steps."
+            )
+        return made
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """What happens at which step; steps are counted from 1, as a trainer's `global_step` after a step.
+
+    Attributes:
+        window: steps until the last choice.
+        increments: how many choices there are; where steps are fewer, several fall on one.
+        decay: steps from being dropped to zero.
+        increments_per_head: choices for each head that is dropped.
+    """
+
+    window: int
+    increments: int
+    decay: int
+    increments_per_head: int = 2
+
+    @property
+    def shrink_step(self) -> int:
+        """The step after which every dropped row is zero."""
+        return self.window + self.decay
+
+    def increment(self, step: int) -> int:
+        """Return how many choices are due by `step`."""
+        return min(self.increments, step * self.increments // self.window)
+
+    def kept(self, full: int, final: int, increment: int, kind: Kind = "stream") -> int:
+        """Return how many indices are kept after some choices.
+
+        Args:
+            full: the teacher's number.
+            final: the student's.
+            increment: how many choices were made.
+            kind: of what: `"head"` for whole heads, `"width"` for the inside of heads.
+        """
+        gone = full - final
+        if not gone:
+            return full
+        spread = self.increments
+        if kind == "width":
+            spread = max(1, self.increments // 2)
+        elif kind == "head":
+            spread = min(self.increments, self.increments_per_head * gone)
+        return full - min(gone, gone * increment // spread)
+
+    def remaining(self, age: int, strength: float = 1.0) -> float:
+        """Return what is left of a row `age` steps after it was dropped, `(1 - age / decay) ** strength`."""
+        return max(0.0, 1.0 - age / self.decay) ** strength if age < self.decay else 0.0
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and not isnan(value)

@@ -1,0 +1,133 @@
+"""From the wide model to the narrow one in place of training: weights, optimizer and wrapper are carried along.
+
+Takes a wide model whose dropped rows are to go and a narrow student installed with the kept index sets; `tuner` calls
+it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.algorithms.join import Joinable
+from torch.nn.parallel import DistributedDataParallel
+
+from ..compaction import Compactor, compactions
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Where a wide compactor `(n, n)` went.
+
+    Attributes:
+        new: the narrow compactor `(k, n)`.
+        rows: `(k,)` which of the wide one's rows it holds.
+        factors: `(k,)` by what each was multiplied (attention scale).
+    """
+
+    new: nn.Parameter
+    rows: Tensor
+    factors: Tensor
+
+
+def take_over(wide: nn.Module, narrow: nn.Module) -> dict[Tensor, Moved]:
+    """Give `narrow`, fresh from `install`, the kept rows of `wide`'s compactors; return where each went.
+
+    A fresh compactor selects and scales, `S (k, n)`; with `M (n, n)` the wide one it becomes `S M`.
+    """
+    moved: dict[Tensor, Moved] = {}
+    into = compactions(narrow)
+    for name, compaction in compactions(wide).items():
+        for axis, old in compaction.maps.items():
+            fresh = into[name].maps[axis]
+            if not isinstance(old, Compactor) or not isinstance(fresh, Compactor) or old.matrix in moved:
+                continue
+            rows = fresh.matrix.detach().abs().argmax(dim=1)
+            factors = fresh.matrix.detach()[torch.arange(len(rows), device=rows.device), rows]
+            with torch.no_grad():
+                fresh.matrix.copy_(old.matrix[rows] * factors[:, None])
+            fresh.matrix.requires_grad_(old.matrix.requires_grad)
+            moved[old.matrix] = Moved(fresh.matrix, rows, factors)
+    _take_over_settings(wide, narrow)
+    return moved
+
+
+def carry(optimizer: torch.optim.Optimizer, moved: Mapping[Tensor, Moved]) -> None:
+    """Put narrow compactors in the place of wide ones in `optimizer`, in place, their moments cut alike.
+
+    Moments of a shape that is not understood (of 8-bit optimizers) start anew, with a warning.
+    """
+    lost = []
+    for group in optimizer.param_groups:
+        for at, parameter in enumerate(group["params"]):
+            if parameter not in moved:
+                continue
+            to = moved[parameter]
+            group["params"][at] = to.new
+            old = optimizer.state.pop(parameter, None)
+            if old is not None:
+                cut = {name: _cut(name, value, parameter, to) for name, value in old.items()}
+                if any(value is None for value in cut.values()):
+                    lost.append(to)
+                else:
+                    optimizer.state[to.new] = cut
+    if lost:
+        warnings.warn(
+            f"{type(optimizer).__name__} keeps its moments in a form that cannot be cut; those of {len(lost)} "
+            "compactors start anew.",
+            stacklevel=2,
+        )
+
+
+def can_carry(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether `carry` may exchange parameters: not where processes share the moments among themselves."""
+    return not isinstance(optimizer, Joinable)  # torch's ZeroRedundancyOptimizer
+
+
+def rewrap(wrapped: nn.Module) -> None:
+    """Let `DistributedDataParallel` synchronise the parameters that its module has now.
+
+    Its reducer is built for the parameters of the start. Constructed again in place, the wrapper that a trainer's
+    loop holds stays the same object.
+    """
+    if isinstance(wrapped, DistributedDataParallel):
+        settings = {
+            "device_ids": wrapped.device_ids, "output_device": wrapped.output_device, "dim": wrapped.dim,
+            "broadcast_buffers": wrapped.broadcast_buffers, "process_group": wrapped.process_group,
+            "find_unused_parameters": wrapped.find_unused_parameters, "static_graph": wrapped.static_graph,
+            "gradient_as_bucket_view": wrapped.gradient_as_bucket_view,
+        }  # fmt: skip
+        module, training = wrapped.module, wrapped.training
+        del wrapped.reducer  # its hooks on the teacher's weights go with it
+        wrapped.__init__(module, **settings)  # type: ignore[misc]
+        wrapped.train(training)
+
+
+def _cut(name: str, value: object, old: Tensor, to: Moved) -> object | None:
+    """Return an entry of an optimizer's state for the kept rows, or None where its form is unknown."""
+    if not isinstance(value, Tensor) or value.ndim == 0 or value.numel() == 1:
+        return value
+    if not value.is_floating_point():
+        return None
+    factors = to.factors.to(value) ** (-2 if "sq" in name else -1)  # gradients are divided by the factor
+    if name.endswith("_row") and value.shape == old.shape[:1]:  # Adafactor's means over columns
+        return value[to.rows] * factors
+    if name.endswith("_col") and value.shape == old.shape[1:]:
+        return value
+    if value.shape == old.shape:
+        return value[to.rows] * factors[:, None]
+    return None
+
+
+def _take_over_settings(wide: nn.Module, narrow: nn.Module) -> None:
+    """Let the narrow model train and save activations as the wide one did."""
+    modules = dict(wide.named_modules())
+    for name, module in narrow.named_modules():
+        if name in modules:
+            module.training = modules[name].training
+            for setting in ("gradient_checkpointing", "_gradient_checkpointing_func"):
+                if setting in vars(modules[name]):
+                    setattr(module, setting, getattr(modules[name], setting))

@@ -1,0 +1,1 @@
+"""What a run tells: JSON files, model cards, one HTML page."""

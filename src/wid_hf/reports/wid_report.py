@@ -1,0 +1,148 @@
+"""`wid_report.json`: what a run did, in numbers that other commands read.
+
+Takes the figures of a run, gives a JSON file, a table and a picture of the calibration. Written by `compress`;
+nothing in it is typed by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from ..calibration import Calibration
+from ..calibration.picture import draw
+from ..evaluation.sizes import ModelSize
+from ..progressive.picture import PICTURE_NAME as WIDTHS_NAME
+from ..progressive.picture import draw_widths
+
+FILE_NAME = "wid_report.json"
+PICTURE_NAME = "calibration.png"
+PACKAGES = ("wid-hf", "torch", "transformers", "peft", "accelerate", "datasets", "safetensors")
+
+
+def hardware_name() -> str:
+    """Return the accelerator's name, or the processor with its number of threads."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that a run depends on."""
+    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How long one forward takes.
+
+    Attributes:
+        seconds: median, for `teacher` and `student`.
+        batch: texts and tokens per text, padding counted.
+    """
+
+    seconds: dict[str, float]
+    batch: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Report:
+    """One run.
+
+    Attributes:
+        teacher: name or folder of the teacher.
+        requested: the sizes asked for.
+        head_strategy: `dim` or `head`.
+        method: how the student was made, of `wid_hf.methods.METHODS`.
+        start: how it started, such as `calibrated, pivots` or `random weights`.
+        calibration: what was missed of every layer's input before and after; None for an identity start.
+        objective: `masked-lm` or `following`.
+        sizes: parameters in all, encoder parameters and bytes of weights, for `teacher` and `student`.
+        scores: figures on held-out texts, for `teacher`, `start` (before training) and `student`; without
+            training, start and student are one.
+        steps: optimizer steps.
+        tokens: tokens trained on, padding not counted.
+        seconds: wall time of training.
+        losses: training loss `[step, loss]` as logged.
+        schedule: of a progressive training, the `WidSchedule` as a dictionary; None if it was narrow throughout.
+        widths: kept indices `[step, number]` of each coupled dimension of a progressive training, as logged.
+        narrow_from: the step after which a progressive training was narrow.
+        fingerprints: SHA-256 of the weights in float32, for `teacher` and `student`; `eval_report.json` holds the same.
+        latency: of `teacher` and `student`; None where it was not measured.
+        command: the command line; None for a call from Python.
+        settings: batch size, learning rates and the other settings of the run.
+        seed: of data order, masking and held-out texts.
+        hardware: device and number of threads.
+        versions: of Python and the packages that matter.
+    """
+
+    teacher: str
+    requested: dict[str, Any]
+    head_strategy: str
+    method: str
+    start: str
+    calibration: Calibration | None
+    objective: str
+    sizes: dict[str, ModelSize]
+    scores: dict[str, dict[str, float]]
+    steps: int
+    tokens: int
+    seconds: float
+    losses: list[tuple[int, float]]
+    settings: dict[str, Any]
+    seed: int
+    schedule: dict[str, Any] | None = None
+    widths: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    narrow_from: int | None = None
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    latency: Latency | None = None
+    command: str | None = None
+    hardware: str = field(default_factory=hardware_name)
+    versions: dict[str, str] = field(default_factory=package_versions)
+
+    def save(self, folder: Path) -> Path:
+        """Write `wid_report.json` into `folder`, beside it what there is to draw; return the former."""
+        values = asdict(self)
+        if self.calibration is not None:
+            values["calibration"] = self.calibration.to_dict()
+            if self.calibration.sites:
+                draw(self.calibration, folder / PICTURE_NAME)
+        if self.widths:
+            draw_widths(self.widths, self.narrow_from, folder / WIDTHS_NAME)
+        path = folder / FILE_NAME
+        path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        return path
+
+    def table(self) -> Table:
+        """Return teacher, start and student side by side; no start where nothing was trained."""
+        names = [name for name in self.scores if self.steps or name != "start"]
+        trained = f"{self.steps} steps, {self.tokens:,} tokens, {self.seconds:.0f} s"
+        table = Table("", *names, title=f"{self.teacher}: {trained if self.steps else f'{self.start}, not trained'}")
+        for row in size_rows(self.sizes, names):
+            table.add_row(*row)
+        if self.latency is not None:
+            seconds = self.latency.seconds
+            batch = "ms for {} x {} tokens".format(*self.latency.batch)
+            table.add_row(batch, *(f"{1000 * seconds[name]:.1f}" if name in seconds else "" for name in names))
+        for figure in next(iter(self.scores.values())):
+            table.add_row(figure.replace("_", " "), *(f"{self.scores[name][figure]:.4f}" for name in names))
+        return table
+
+
+def size_rows(sizes: dict[str, ModelSize], names: list[str]) -> list[tuple[str, ...]]:
+    """Return table rows of total and encoder parameters and bytes; models without sizes stay blank."""
+
+    def cells(attribute: str) -> tuple[str, ...]:
+        whole = getattr(sizes["teacher"], attribute)
+        values = [getattr(sizes[name], attribute) if name in sizes else None for name in names]
+        return tuple("" if v is None else f"{v:,} ({v / whole:.1%})" for v in values)
+
+    labels = {"total": "parameters", "encoder": "encoder parameters", "bytes": "bytes on disk"}
+    return [(label, *cells(attribute)) for attribute, label in labels.items()]

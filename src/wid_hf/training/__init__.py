@@ -1,0 +1,1 @@
+"""Everything that is transformers' `Trainer`, or hangs on it."""

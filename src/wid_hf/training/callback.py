@@ -1,0 +1,89 @@
+"""`WidCallback`: a progressive schedule in any trainer that is transformers' `Trainer`, or built on it.
+
+Takes a trainer's events, calls the wid model's `wid_begin` and `wid_step`. `WidTrainer` adds one by itself.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..adapter.tuner import WidModel
+from ..errors import WidError
+from ..progressive.picture import PICTURE_NAME, draw_widths, narrow_from, widths_over_steps
+
+
+class WidCallback(TrainerCallback):
+    """Takes a wid model through its schedule: `Trainer(model=wid_model, ..., callbacks=[WidCallback()])`.
+
+    Args:
+        trainer: the trainer that it is added to. With it, kept sizes, the norm of what fades and tokens per second are
+            logged to whatever `report_to` names, a picture of widths over steps is drawn in the end, and
+            `DistributedDataParallel` is set up again when the model shrinks; several processes therefore need it:
+            `trainer.add_callback(WidCallback(trainer))`.
+
+    Raises:
+        WidError: when training begins, if the model is no wid model, or several processes train without `trainer`.
+    """
+
+    def __init__(self, trainer: Trainer | None = None) -> None:
+        self.trainer = trainer
+        self._clock: tuple[float, int] | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Fix the schedule for `max_steps`; a checkpoint to resume from has been loaded by now."""
+        tuner = _tuner(kwargs["model"])
+        if args.world_size > 1 and self.trainer is None:
+            raise WidError(
+                "Several processes train, so WidCallback must know the trainer to set their synchronisation up again "
+                "when the model shrinks: trainer.add_callback(WidCallback(trainer))."
+            )
+        wrapped = self.trainer.model_wrapped if self.trainer is not None else None
+        tuner.wid_begin(state.max_steps, kwargs.get("optimizer"), wrapped)
+        self._clock = time.perf_counter(), int(state.num_input_tokens_seen)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Do what is due, before the step is logged or saved."""
+        tuner = _tuner(kwargs["model"])
+        shrank = tuner.wid_step(state.global_step)
+        if self.trainer is None or tuner.progress is None:
+            return
+        if control.should_log or shrank or tuner.progress.chose_at == state.global_step:
+            figures = tuner.progress.figures(tuner.model if tuner.is_wide else None)
+            due = control.should_log
+            self.trainer.log({**figures, **self._speed(state), "wid/wide": float(tuner.is_wide)})
+            control.should_log = due  # a log answers the request; the trainer's own, with the loss, comes after
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Draw widths over steps beside the checkpoints."""
+        tuner = _tuner(kwargs["model"])
+        if self.trainer is not None and tuner.progress is not None and state.is_world_process_zero:
+            history = state.log_history
+            picture = Path(args.output_dir or ".") / PICTURE_NAME
+            if widths := widths_over_steps(history):
+                draw_widths(widths, narrow_from(history), picture)
+
+    def _speed(self, state: TrainerState) -> dict[str, float]:
+        """Return tokens per second since the last call, if `include_num_input_tokens_seen` counts them."""
+        now, tokens = time.perf_counter(), int(state.num_input_tokens_seen)
+        before, seen = self._clock or (now, tokens)
+        self._clock = now, tokens
+        return {"wid/tokens_per_second": (tokens - seen) / (now - before)} if tokens > seen and now > before else {}
+
+
+def _tuner(model: nn.Module) -> WidModel:
+    tuner = getattr(model, "base_model", None)
+    if not isinstance(tuner, WidModel):
+        raise WidError(
+            f"WidCallback takes what get_wid_model returns through its schedule, not a {type(model).__name__}. "
+            "Call get_wid_model(teacher, WidConfig(...)) first."
+        )
+    return tuner

@@ -1,0 +1,134 @@
+"""Which checkpoints are whole: a run that is killed while it writes one leaves a folder that looks like the others.
+
+Takes folders that `Trainer` wrote and tells from their content what is missing; nothing is unpickled. `trainer` asks
+before it resumes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from pathlib import Path
+from zipfile import BadZipFile, ZipFile
+
+from safetensors import SafetensorError, safe_open
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME
+
+from ..errors import WidError
+
+NUMBERED = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
+RANDOM_STATE = "rng_state.pth"
+RANDOM_STATE_OF_RANK = re.compile(r"rng_state_(\d+)\.pth")
+
+
+def last_whole_checkpoint(run: Path, *, processes: int = 1, model_only: bool = False, warn: bool = True) -> Path:
+    """Return the whole checkpoint with the highest step; a warning names each later one and what it lacks.
+
+    Args:
+        run: the folder that holds `checkpoint-<step>` folders.
+        processes: how many processes train; see `missing_parts`.
+        model_only: see `missing_parts`.
+        warn: False says nothing, for all processes but one.
+
+    Raises:
+        WidError: there is none.
+    """
+    folders = [path for path in run.iterdir() if path.is_dir()] if run.is_dir() else []
+    steps = {int(match[1]): path for path in folders if (match := NUMBERED.fullmatch(path.name))}
+    torn: list[str] = []
+    for step in sorted(steps, reverse=True):
+        missing = missing_parts(steps[step], processes=processes, model_only=model_only)
+        if not missing:
+            for line in torn if warn else []:
+                warnings.warn(f"{line} It is skipped; training goes on from {steps[step]}.", stacklevel=3)
+            return steps[step]
+        torn.append(_not_whole(steps[step], missing))
+    found = " ".join(torn) or f"{run} has no folder {PREFIX_CHECKPOINT_DIR}-<step>."
+    raise WidError(f"There is no checkpoint to resume from. {found} Start anew, without resume_from_checkpoint.")
+
+
+def refuse_torn_checkpoint(folder: Path, *, processes: int = 1, model_only: bool = False) -> None:
+    """Check a checkpoint that somebody asked for by name.
+
+    Args:
+        folder: the checkpoint.
+        processes: how many processes train; see `missing_parts`.
+        model_only: see `missing_parts`.
+
+    Raises:
+        WidError: there is no such folder, or it is not whole.
+    """
+    if not folder.is_dir():
+        raise WidError(f"There is no folder {folder}: resume_from_checkpoint takes the path of a checkpoint, or True.")
+    if missing := missing_parts(folder, processes=processes, model_only=model_only):
+        raise WidError(
+            f"{_not_whole(folder, missing)} Name another one, or pass resume_from_checkpoint=True, "
+            "which takes the last whole one."
+        )
+
+
+def missing_parts(folder: Path, *, processes: int = 1, model_only: bool = False) -> list[str]:
+    """Return in words what keeps a checkpoint from being whole; nothing if it is.
+
+    What lies there must be whole, and what resuming reads must lie there.
+
+    Args:
+        folder: the checkpoint.
+        processes: how many processes train. Each writes its random state, and the checkpoint does not say how many
+            wrote it: if several did, so many are asked for at least. One that a single process wrote is whole for any.
+        model_only: the run saves models without optimizer, schedule and random states (`save_only_model`).
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file())  # adapters not named "default" lie deeper
+    names = {path.name for path in files}
+    needed = [ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME, TRAINER_STATE_NAME]
+    if not model_only:
+        needed += [OPTIMIZER_NAME, SCHEDULER_NAME, *_random_states(names, processes)]
+    absent = [f"{name} is missing" for name in needed if name not in names]
+    return absent + [f"{path.relative_to(folder)} {flaw}" for path in files if (flaw := _flaw(path))]
+
+
+def begin_checkpoint(folder: Path) -> None:
+    """Take from a folder what would make a checkpoint look whole that is written over an older one."""
+    for path in (folder / TRAINER_STATE_NAME, *folder.glob("rng_state*.pth")):
+        path.unlink(missing_ok=True)
+
+
+def _not_whole(folder: Path, missing: list[str]) -> str:
+    why = "probably because its run was stopped while writing it"
+    return f"The checkpoint {folder} is not whole, {why}: {', '.join(missing)}."
+
+
+def _random_states(names: set[str], processes: int) -> list[str]:
+    ranks = [int(match[1]) for name in names if (match := RANDOM_STATE_OF_RANK.fullmatch(name))]
+    if RANDOM_STATE in names or (processes == 1 and not ranks):
+        return [RANDOM_STATE]
+    return [f"rng_state_{rank}.pth" for rank in range(max([2, processes, *(rank + 1 for rank in ranks)]))]
+
+
+def _flaw(path: Path) -> str | None:
+    """Return what is wrong with a file, as far as its format tells where it ends."""
+    try:
+        if path.suffix == ".json":
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if path.name == TRAINER_STATE_NAME:
+                return _wrong_step(content, path.parent.name)
+        elif path.suffix == ".safetensors":
+            with safe_open(path, framework="pt"):  # reads the header and compares it with the size of the file
+                pass
+        elif path.suffix in {".pt", ".pth", ".bin"}:
+            with ZipFile(path):  # what `torch.save` writes; the list of its parts is at the end
+                pass
+    except (ValueError, SafetensorError, BadZipFile):
+        return "is cut off" if path.stat().st_size else "is empty"
+    return None
+
+
+def _wrong_step(state: object, folder: str) -> str | None:
+    step = state.get("global_step") if isinstance(state, dict) else None
+    if not isinstance(step, int):
+        return "states no global_step"
+    match = NUMBERED.fullmatch(folder)
+    return f"is of step {step}" if match and int(match[1]) != step else None
