@@ -97,7 +97,7 @@ def main(
     output: Output = PAGE,
 ) -> None:  # fmt: skip
     """Measure every combination of what is asked for, print the table and write it to a page."""
-    told = _told(layers, dtype, micro_batches, logits, compiled, small)
+    told = _told(layers, dtype, variant, micro_batches, logits, compiled, small)
     layers = layers or ([4] if small else [2, 12])
     widths = _fitting(width or ([192] if small else [516, 192]))
     shapes = [_shape(text) for text in batch or (["8x128"] if small else ["32x128", "8x512"])]
@@ -151,12 +151,14 @@ def main(
 
 
 def _told(
-    layers: list[int] | None, dtypes: list[str] | None, micro_batches: int, logits: str, compiled: bool, small: bool
+    layers: list[int] | None, dtypes: list[str] | None, variants: list[str] | None, micro_batches: int, logits: str,
+    compiled: bool, small: bool,
 ) -> list[str]:  # fmt: skip
     """Return what a section's title says of what was asked for other than by default."""
     words = {
         f"{' and '.join(map(str, layers or ()))} layers": layers,
         " and ".join(dtypes or ()): dtypes,
+        " and ".join(variants or ()): variants,
         f"{micro_batches} batches a step": micro_batches > 1,
         "logits of labelled positions only": logits != "full",
         "compiled": compiled,

@@ -216,7 +216,7 @@ def test_bf16_is_left_out_where_it_is_slower_unless_it_is_asked_for(
     assert ("take 20 times as long" in page.read_text()) == (measured == {"fp32"})
     command.main(**asked, dtype=["bf16"])
     assert dtypes() == measured | {"bf16"}
-    assert [line for line in page.read_text().splitlines() if line.endswith("1 layers, bf16")]
+    assert [line for line in page.read_text().splitlines() if line.endswith("1 layers, bf16, narrow")]
 
 
 def test_a_product_in_bf16_is_timed_beside_one_in_fp32() -> None:
