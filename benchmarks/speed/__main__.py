@@ -23,7 +23,6 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.append(str(Path(__file__).parents[1] / "shared"))
 
-import torch
 import typer
 from cases import Case, Sizes
 from measure import bf16_ratio, chosen_device, measure_memory, measure_once, measure_steps
@@ -42,7 +41,8 @@ BASE = Sizes(layers=12, width=516)  # BERT-base; layers and width are replaced
 LONGEST = 512
 HEAD = """# Speed measured
 Written by `python benchmarks/speed`; do not edit. An optimizer step is forward, backward, AdamW and freeing \
-gradients; all variants stand in one process and take one step each in turn.
+gradients; all variants stand in one process and take one step each in turn. Where they do not fit into memory \
+together, fewer of them may (`--variant`).
 
 - *bare*: the student as a stock model; *narrow*: the same student folded from its teacher, as `WidTrainer` \
 trains it; *wide*: the wide phase of a progressive training.
@@ -200,10 +200,8 @@ def _known(option: str, asked: Iterable[str], known: Iterable[str]) -> list[str]
 
 
 def _measured(case: Case, names: list[str], rounds: int, warm_up: int, memory: bool) -> dict[str, Record]:
-    """Return time and memory of each variant. Memory first, so that this process holds nothing yet."""
+    """Return time and memory of each variant."""
     peaks = measure_memory(case, names) if memory else {}
-    # As TrainingArguments(bf16=True, tf32=True) sets it on a GPU, for what autocast leaves in float32: folds among it.
-    torch.set_float32_matmul_precision("high" if case.dtype == "bf16" else "highest")
     steps = measure_steps(case, names, rounds, warm_up)
     return {name: {**steps[name], **peaks.get(name, {})} for name in names}
 

@@ -6,13 +6,9 @@ Takes a case, gives records of plain numbers.
 from __future__ import annotations
 
 import gc
-import multiprocessing
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from statistics import median
 from typing import Any
@@ -20,6 +16,7 @@ from typing import Any
 import torch
 from cases import Case, Sizes
 from memory import peak, reset_peak
+from own_process import in_own_process
 from store import Record
 from torch import nn
 from variants import BARE, NARROW, STOCK, VARIANTS
@@ -45,9 +42,16 @@ def bf16_ratio(device: torch.device, size: int = 512) -> float:
 def measure_steps(case: Case, names: Iterable[str], rounds: int, warm_up: int) -> dict[str, Record]:
     """Return figures of a step of each variant: all stand side by side and take one step each, round by round.
 
-    Ratios are to the bare student: that of the medians, and the least and greatest of a round.
+    Ratios are to the bare student: that of the medians, and the least and greatest of a round. Nothing is said of any
+    where all together ran out of memory.
     """
+    return in_own_process(_steps, case, list(names), rounds, warm_up) or {name: {} for name in names}
+
+
+def _steps(case: Case, names: list[str], rounds: int, warm_up: int) -> dict[str, Record]:
     device = chosen_device()
+    # As TrainingArguments(bf16=True, tf32=True) sets it on a GPU, for what autocast leaves in float32: folds among it.
+    torch.set_float32_matmul_precision("high" if case.dtype == "bf16" else "highest")
     batches = case.batches(device)
     variants = {name: VARIANTS[name](case, device) for name in names}
     flops = {name: variant.counted_step(batches) for name, variant in variants.items()}
@@ -75,21 +79,15 @@ def measure_steps(case: Case, names: Iterable[str], rounds: int, warm_up: int) -
 
 
 def measure_memory(case: Case, names: Iterable[str]) -> dict[str, Record]:
-    """Return the peak of a step of each variant in GB, each in a process of its own; None where it ran out of memory.
+    """Return the peak of a step of each variant in GB, each in a process of its own; nothing of what is too large.
 
     Beside the narrow one stands what it may take at most: the bare student's peak, the teacher's weights, compactors
     and the optimizer's state of what trains of both.
     """
     # So that what one part of a step has freed is not still counted in the next (glibc).
-    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**20))
-    records: dict[str, Record] = {}
-    for name in names:
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            try:
-                records[name] = pool.submit(_peak, case, name, torch.get_num_threads()).result()
-            except (BrokenProcessPool, torch.OutOfMemoryError):
-                records[name] = {"peak_gigabytes": None}
-    if NARROW in records and BARE in records and all(records[name]["peak_gigabytes"] for name in (NARROW, BARE)):
+    counted = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
+    records = {name: in_own_process(_peak, case, name, environment=counted) or {} for name in names}
+    if NARROW in records and BARE in records and records[NARROW] and records[BARE]:
         records[NARROW]["allowed_gigabytes"] = records[BARE]["peak_gigabytes"] + records[NARROW]["added_gigabytes"]
     return records
 
@@ -124,9 +122,8 @@ def measure_once(sizes: Sizes, rows: int, length: int, batch_size: int = 32) -> 
     return took
 
 
-def _peak(case: Case, name: str, threads: int) -> Record:
+def _peak(case: Case, name: str) -> Record:
     """Return the peak of a variant's second step in GB; in the CPU's memory, above what the libraries take."""
-    torch.set_num_threads(threads)
     device = chosen_device()
     on_gpu = device.type == "cuda"
     _load_libraries()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from importlib import util
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +16,20 @@ from toys import noisy
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "speed"
 CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps are measured in this process: starting another takes seconds."""
+    import measure
+
+    def work_here(work: Any, *given: Any, **_: Any) -> Any:
+        try:
+            return work(*given)
+        except torch.OutOfMemoryError:
+            return None
+
+    monkeypatch.setattr(measure, "in_own_process", work_here)
 
 
 @pytest.fixture
@@ -133,6 +148,7 @@ def test_two_micro_batches_move_the_weights_as_their_union_does() -> None:
         assert (a - b).norm() <= 1e-5 * b.norm() + 1e-7
 
 
+@pytest.mark.usefixtures("here")
 def test_products_of_the_fold_are_counted_once_a_step_and_those_of_tokens_with_each_batch() -> None:
     from measure import measure_steps
 
@@ -154,6 +170,7 @@ def test_products_of_the_fold_are_counted_once_a_step_and_those_of_tokens_with_e
     assert 3 * 2 * forward <= once["narrow"]["fold_flops"] <= 4 * 2 * forward
 
 
+@pytest.mark.usefixtures("here")
 def test_the_page_shows_what_the_records_hold(
     command: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -196,6 +213,42 @@ def test_the_page_shows_what_the_records_hold(
         command.main(**asked, anew=True)
 
 
+@pytest.mark.usefixtures("here")
+def test_what_does_not_fit_into_memory_together_is_said_and_the_rest_goes_on(
+    command: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import measure
+
+    steps, page = measure._steps, tmp_path / "speed.md"
+
+    def too_much(case: Any, *given: Any) -> Any:
+        if case.teacher == "trained":
+            raise torch.OutOfMemoryError
+        return steps(case, *given)
+
+    monkeypatch.setattr(measure, "_steps", too_much)
+    command.main(
+        layers=[1], width=[12], batch=["2x16"], dtype=["fp32"], variant=["narrow"], rounds=1, calibration_rows=0,
+        memory=False, output=page,
+    )  # fmt: skip
+    rows = [[cell.strip() for cell in line.split("|")] for line in page.read_text().splitlines()]
+    told = {(cells[5], cells[6]): cells[7] for cells in rows if len(cells) > 7 and cells[1] == "1"}
+    assert set(told) == {(teacher, name) for teacher in ("frozen", "trained") for name in ("bare", "narrow")}
+    for (teacher, _), seconds in told.items():
+        assert (seconds == "out of memory") == (teacher == "trained")
+
+
+def test_a_process_that_is_killed_for_its_memory_gives_nothing_and_any_other_what_it_found() -> None:
+    from own_process import in_own_process
+
+    before = dict(os.environ)
+    assert in_own_process(os.getenv, "WID_HF_TEST", environment={"WID_HF_TEST": "1"}) == "1"
+    assert in_own_process(torch.get_num_threads) == torch.get_num_threads()
+    assert in_own_process(os._exit, 9) is None
+    assert dict(os.environ) == before
+
+
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(("ratio", "measured"), [(0.5, {"fp32", "bf16"}), (20.0, {"fp32"})])
 def test_bf16_is_left_out_where_it_is_slower_unless_it_is_asked_for(
     command: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ratio: float, measured: set[str]
