@@ -46,8 +46,9 @@ together, fewer of them may (`--variant`).
 
 - *bare*: the student as a stock model; *narrow*: the same student folded from its teacher, as `WidTrainer` \
 trains it; *wide*: the wide phase of a progressive training.
-- *activations*: the narrow student as the reference code computes it, every token carried through the teacher's \
-full weights.
+- *activations*: the narrow student in activation space, every token carried through the teacher's full weights.
+- *reference*: as the paper's own code trains to the end: every token through the teacher's weights and two square \
+compactors beside each.
 - *teacher*: training the teacher itself.
 
 Seconds are medians with the least and the greatest; *x bare* is the ratio of medians to the bare student's, with the \

@@ -1,7 +1,8 @@
-"""The same student in activation space, as the reference code of WID computes it; for comparison only.
+"""The same mathematics in activation space; for comparison only.
 
 Takes a wid model, gives it modules that carry every token through the teacher's full weights:
-`x -> C x -> W_teacher -> R` instead of `x -> (R W_teacher C) x`.
+`x -> C x -> W_teacher -> R` instead of `x -> (R W_teacher C) x`. Of a wide model, whose compactors are square, it is
+what the paper's own code computes in every step of a training.
 """
 
 from __future__ import annotations

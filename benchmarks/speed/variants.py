@@ -1,4 +1,4 @@
-"""The five ways to take one optimizer step that are compared.
+"""The six ways to take one optimizer step that are compared.
 
 Takes a case, gives models with their optimizers; each has a teacher of its own.
 """
@@ -103,6 +103,11 @@ def activations(case: Case, device: torch.device) -> Variant:
     return Variant(case, in_activation_space(_narrow(case, device)))
 
 
+def reference(case: Case, device: torch.device) -> Variant:
+    """The wide phase in activation space, without its bookkeeping: square compactors around every weight."""
+    return Variant(case, in_activation_space(_wid(case, device, schedule=WIDE)))
+
+
 def teacher(case: Case, device: torch.device) -> Variant:
     """The teacher itself, all of it trained."""
     return Variant(case, case.sizes.teacher(device))
@@ -113,6 +118,7 @@ VARIANTS: dict[str, Callable[[Case, torch.device], Variant]] = {
     "narrow": narrow,
     "wide": wide,
     "activations": activations,
+    "reference": reference,
     "teacher": teacher,
 }
 STOCK = {"narrow": "bare", "wide": "teacher"}  # the same shapes without a fold

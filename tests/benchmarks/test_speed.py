@@ -16,6 +16,7 @@ from toys import noisy
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "speed"
 CPU = torch.device("cpu")
+VARIANTS = ["bare", "narrow", "wide", "activations", "reference", "teacher"]
 
 
 @pytest.fixture
@@ -68,18 +69,19 @@ def made(name: str, case: Any) -> Any:
     return variant
 
 
-def test_the_narrow_step_is_the_one_in_activation_space() -> None:
+@pytest.mark.parametrize(("folded", "in_activation_space"), [("narrow", "activations"), ("wide", "reference")])
+def test_a_folded_step_is_the_one_in_activation_space(folded: str, in_activation_space: str) -> None:
     case = a_case()
-    narrow, through = made("narrow", case), made("activations", case)
-    noisy(narrow.model)
-    same = dict(zip(through.trained, narrow.trained, strict=True))
-    assert len(same) == len(narrow.trained)
+    folds, through = made(folded, case), made(in_activation_space, case)
+    noisy(folds.model)
+    same = dict(zip(through.trained, folds.trained, strict=True))
+    assert len(same) == len(folds.trained)
     with torch.no_grad():
         for theirs, ours in same.items():
             theirs.copy_(ours)
     (batch,) = case.batches(CPU)
-    narrow.model.eval(), through.model.eval()
-    ours, theirs = narrow.model(**batch), through.model(**batch)
+    folds.model.eval(), through.model.eval()
+    ours, theirs = folds.model(**batch), through.model(**batch)
     assert (ours.logits - theirs.logits).abs().max() < 1e-4
     assert ours.logits.std() > 1e-2
     ours.loss.backward(), theirs.loss.backward()
@@ -96,7 +98,7 @@ def test_folded_models_start_as_the_stock_models_beside_them(name: str, like: st
     assert torch.allclose(folded.loss(batch), stock.loss(batch), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["bare", "narrow", "wide", "activations", "teacher"])
+@pytest.mark.parametrize("name", VARIANTS)
 def test_heads_on_labelled_positions_have_the_same_loss_for_fewer_products(name: str) -> None:
     full, labelled = (made(name, a_case(logits=logits)) for logits in ("full", "labelled"))
     batches = a_case().batches(CPU)
@@ -105,7 +107,7 @@ def test_heads_on_labelled_positions_have_the_same_loss_for_fewer_products(name:
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("name", ["bare", "narrow", "wide", "activations", "teacher"])
+@pytest.mark.parametrize("name", VARIANTS)
 def test_a_step_trains_all_that_is_to_train_and_frees_its_gradients(name: str, dtype: str) -> None:
     case = a_case(dtype=dtype, micro_batches=2)
     variant = made(name, case)
@@ -120,7 +122,7 @@ def test_a_step_trains_all_that_is_to_train_and_frees_its_gradients(name: str, d
         assert any(len(kept) < 24 for kept in variant.model.base_model.progress.kept().values())
 
 
-@pytest.mark.parametrize("name", ["narrow", "wide", "activations"])
+@pytest.mark.parametrize("name", ["narrow", "wide", "activations", "reference"])
 def test_a_frozen_teacher_stays_and_has_no_optimizer_state(name: str) -> None:
     from measure import _added
 
