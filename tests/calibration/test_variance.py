@@ -9,8 +9,10 @@ from transformers import BertForMaskedLM
 
 from wid_hf import DataError, Plan, WidConfig, get_wid_model, plan_student
 from wid_hf.calibration import variance_indices
+from wid_hf.calibration.walk import Precision
 from wid_hf.coupling import Trace
 
+PLAIN = Precision.of_caller(torch.device("cpu"))
 WORD = "bert.embeddings.word_embeddings.weight"
 SELF = "bert.encoder.layer.0.attention.self"
 
@@ -23,7 +25,7 @@ def batch(rows: int = 8, length: int = 9, seed: int = 0) -> dict[str, Tensor]:
 def chosen(teacher: BertForMaskedLM, batches: list, **sizes: int) -> dict[str, Tensor]:
     """Kept indices of each free leaf, by the first weight and axis that ends in it."""
     planned = plan_student(teacher, WidConfig(**sizes))
-    sets = variance_indices(teacher, planned.trace, planned.plan, batches)
+    sets = variance_indices(teacher, planned.trace, planned.plan, batches, PLAIN)
     return named(planned.plan, planned.trace, sets)
 
 
@@ -98,7 +100,7 @@ def test_whole_heads_made_to_vary_most_are_kept(teacher: BertForMaskedLM) -> Non
                 linear.weight.mul_(0.01)
                 linear.weight.view(4, 6, 24)[[1, 3]] *= 1000
     planned = plan_student(teacher, WidConfig(hidden_size=12, head_strategy="head", init="identity"))
-    sets = variance_indices(teacher, planned.trace, planned.plan, [batch()])
+    sets = variance_indices(teacher, planned.trace, planned.plan, [batch()], PLAIN)
     heads = [indices.tolist() for leaf, indices in sets.items() if leaf.size == 4]
     assert heads == [[1, 3]] * len(heads) and heads
 

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy, deepcopy
 from typing import Any, ClassVar
+from weakref import ref
 
 import torch
 from peft import PeftModel, get_peft_model
@@ -18,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from ..calibration import Calibration, calibrated_start
-from ..compaction import Compaction, first_indices, folded_weights, install
+from ..compaction import Compaction, compactions, first_indices, folded_weights, install, is_at_start
 from ..config import WidConfig
 from ..coupling import Plan
 from ..coupling.selection import IndexSets, axis_indices
@@ -26,23 +27,31 @@ from ..coupling.trace import aliases, named_weights
 from ..errors import ConfigError, WidError
 from ..progressive.progress import Progress
 from ..progressive.schedule import WidSchedule
-from ..progressive.shrink import can_carry, carry, rewrap, take_over
+from ..progressive.shrink import Moved, become, can_carry, carry, rewrap, take_over
 from ..progressive.wide import KeptStatistics, check_wide
+from ..settings import take_over_patches, take_over_training_settings
 from ..student import Planned, check_teacher, empty_student, plan_student
-from .fingerprint import Fingerprint
+from .fingerprint import Fingerprint, digest
+from .plainly import as_if_called_plainly
 from .saved import fitting_state, proved_state, refuse_other_teacher, saved_state
 from .status import Student
+from .stock import generation_config_of, set_adapter_aside_when_saved, stock_model
 
 Batch = Mapping[str, Any]
 PROGRESS = "base_model.progress."
+CALIBRATED = "base_model.calibrated"
 
 ONE_ADAPTER = (
     "A wid model is one student with one adapter, which cannot be added to or deleted. Call "
     "get_wid_model on a fresh teacher for another student, or unload() for the teacher."
 )
 IN_PLACE = (
-    "A student has other sizes than its teacher, so that it cannot {} in place: merge_and_unload() returns the student "
+    "Teacher and student differ in shape, so the adapter cannot {} in place: merge_and_unload() returns the student "
     "as a stock model, unload() the teacher."
+)
+OTHER_LAYERS = (
+    "{}: the layers of a wid model are computed from its teacher's. Change the teacher before get_wid_model "
+    "(teacher.resize_token_embeddings(...), teacher.classifier = ...), or the student after merge_and_unload()."
 )
 
 
@@ -94,13 +103,20 @@ class WidModel(BaseTuner):
         if config.teacher_fingerprint is not None:
             refuse_other_teacher(config.teacher_fingerprint, self.fingerprint)
         config.teacher_fingerprint = self.fingerprint.value
-        planned = planned or plan_student(model, config)
+        with as_if_called_plainly(next(model.parameters()).device):
+            planned = planned or plan_student(model, config)
+            self._put_student(model, planned, config, adapter_name)
+
+    def _put_student(self, model: PreTrainedModel, planned: Planned, config: WidConfig, adapter_name: str) -> None:
         # Kept out of the module tree: the student's originals are the teacher's parameters already.
         self._planned = (planned, model)
         self.model = planned.student
         self._config = config
         self.student = Student(self, adapter_name)
         self._warned = False
+        self._outer: ref[PeftModel] | None = None
+        self._ready = not config.needs_data
+        self._start: bytes | None = None  # digest of the compactors when they were last solved for
         self._optimizer: torch.optim.Optimizer | None = None
         self._wrapped: tuple[nn.Module, ...] = ()  # a tuple, since a module would become a part of this one
         self._statistics: KeptStatistics | None = None
@@ -110,13 +126,19 @@ class WidModel(BaseTuner):
         sets: IndexSets = first_indices(planned.plan)
         if isinstance(config.schedule, WidSchedule):
             self.progress = Progress(planned.plan, config.schedule, self.teacher.device)
-            self._statistics = self._widen()
-            trial = self._installed(empty_student(model, planned.student.config), sets)
+            self.model, trial = self._wide(), self._wide()
+            self._statistics = KeptStatistics(self.model, planned.plan, planned.trace)
+            self._make_narrow(trial, sets)
             check_wide(self.model, trial, planned.plan, planned.trace, sets, self._statistics)
             sets = {}
         else:
             self.model = self._installed(planned.student, sets)
-            self.model.register_forward_pre_hook(self._warn_once)
+        take_over_training_settings(model, self.model)
+        take_over_patches(model, self.model)
+        self.model.register_forward_pre_hook(self._before_forward)
+        # Which module holds each weight: others put in their place would not be computed from the teacher's.
+        paths = {name.rpartition(".")[0] for name in planned.trace.aliases}
+        self._holders = tuple((path, self.model.get_submodule(path)) for path in sorted(paths))
         # Buffers, because a run that is resumed must know both.
         self.register_buffer("calibrated", torch.tensor(not config.needs_data))
         self.register_buffer("kept", self._kept(sets))
@@ -230,30 +252,55 @@ class WidModel(BaseTuner):
 
         Raises:
             WidError: the start needs calibration data and was never given any, the schedule is not done,
-                `safe_merge` found NaN, or there is no adapter of that name.
+                `safe_merge` found NaN, layers were replaced or `config` was given other sizes than the weights have, or
+                there is no adapter of that name.
         """
         if adapter_names not in (None, [self.active_adapter]):
             raise WidError(ONE_ADAPTER)
         if not self.calibrated:
-            raise WidError(f"{self._uncalibrated()} Nothing was merged.")
-        if self.progress is not None and self.is_wide:
-            self._finish(self.progress, force)
-        planned, teacher = self._planned
-        weights = folded_weights(self.model, planned.trace.aliases)
-        if safe_merge and (bad := [n for n, w in weights.items() if not torch.isfinite(w).all()]):
-            raise WidError(f"These merged weights are not finite: {', '.join(bad[:5])}. Nothing was merged.")
-        student = empty_student(teacher, self.model.config)
-        _fill(student, weights, planned.trace.aliases)
+            if not force:
+                raise WidError(f"{self._uncalibrated()} Nothing was merged; force=True merges what is there.")
+            warnings.warn(f"Merged by force: {self._uncalibrated()}", stacklevel=2)
+        self._refuse_other_layers()
+        with as_if_called_plainly(self.teacher.device):
+            if self.progress is not None and self.is_wide:
+                self._finish(self.progress, force)
+            planned, teacher = self._planned
+            weights = folded_weights(self.model, planned.trace.aliases)
+            if safe_merge and (bad := [n for n, w in weights.items() if not torch.isfinite(w).all()]):
+                raise WidError(f"These merged weights are not finite: {', '.join(bad[:5])}. Nothing was merged.")
+            student = stock_model(teacher, self._live("config"), weights, planned.trace.aliases)
+        student.generation_config = generation_config_of(
+            self._live("generation_config"), student.config, teacher.config
+        )
+        take_over_training_settings(self.model, student)
+        set_adapter_aside_when_saved(student)
         return student.train(self.model.training)
 
     def unload(self) -> PreTrainedModel:
         """Return the teacher."""
         return self.teacher
 
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Module:
+        """Return the input embeddings where nothing would change; refuse another number of tokens."""
+        table: nn.Module = self.model.get_input_embeddings()
+        if new_num_tokens not in (None, table.num_embeddings):
+            raise WidError(OTHER_LAYERS.format(f"The vocabulary cannot become {new_num_tokens} tokens now"))
+        return table
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Refuse: the table is computed from the teacher's."""
+        raise WidError(OTHER_LAYERS.format("The input embeddings cannot be replaced now"))
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        """Refuse: the head is computed from the teacher's."""
+        raise WidError(OTHER_LAYERS.format("The output embeddings cannot be replaced now"))
+
     def calibrate(
-        self, batches: Iterable[Batch], *, lifts: bool = True, spectra: bool = True, basis: bool = True
-    ) -> None:
-        """Set the start of every compactor from the teacher's activations on `batches`; training so far is undone.
+        self, batches: Iterable[Batch], *, lifts: bool = True, spectra: bool = True, basis: bool = True,
+        reset: bool = False,
+    ) -> None:  # fmt: skip
+        """Set the start of every compactor from the teacher's activations on `batches`.
 
         With `init="calibrated"` indices are chosen, the inside of attention heads is turned to what matters most,
         and each weight's columns are fitted so that it reads from the student's stream what the teacher reads. A
@@ -261,22 +308,33 @@ class WidModel(BaseTuner):
         With `init="identity"` only indices are chosen.
 
         Args:
-            batches: keyword dictionaries for the teacher's forward; padding is left out by `attention_mask`, and
-                labels are not used.
+            batches: keyword dictionaries for the teacher's forward; padding is left out by `attention_mask`. Labels are
+                used only where a sequence-to-sequence model makes its decoder's inputs of them.
             lifts: False leaves the fitting of columns out, to see what it is worth.
             spectra: False leaves the turning of heads out.
             basis: False keeps indices of every stream.
+            reset: True throws away what compactors have learned so far.
 
         Raises:
             DataError: there is no batch or nothing but padding, too few tokens, or activations are not finite.
             ConfigError: `init="identity"` with `selection="first"`, which no data changes.
+            WidError: the model is not at its start any more, and `reset` is False.
         """
         planned, teacher = self._planned
         config = self._config
         if self.progress is not None:
-            raise ConfigError("A progressive schedule starts at the identity, which no calibration data changes.")
+            raise ConfigError(
+                "calibrate() has no effect with a progressive schedule, which starts as the teacher: train it, or make "
+                'the model with schedule="narrow".'
+            )
         _refuse_unused_data(config)
+        if not reset and not self._is_at_start():
+            raise WidError(
+                "This model's weights are not those of its start: it was trained, loaded or cast since. calibrate() "
+                "would throw that away; call calibrate(batches, reset=True) if it should."
+            )
         solved = config.init == "calibrated"
+        assert config.selection is not None  # the config has filled it in
         sets, found = calibrated_start(
             teacher, self.model, planned.trace, planned.plan, batches, selection=config.selection,
             lifts=lifts and solved, spectra=spectra and solved, basis=basis and solved, ridge=config.ridge,
@@ -284,6 +342,22 @@ class WidModel(BaseTuner):
         self.calibration = found if solved else None
         self.kept.copy_(self._kept(sets))
         self.calibrated.fill_(True)
+        self._ready = True
+        self._start = self._digest()
+
+    def _is_at_start(self) -> bool:
+        """Return whether neither compactors nor the teacher's weights have moved since the last start was made."""
+        planned, _ = self._planned
+        weights = planned.trace.weights
+        if any(self.fingerprint.changed(name, weight) for name, weight in weights.items()):
+            return False
+        if self._start is not None:
+            return self._start == self._digest()
+        return not self.calibrated and is_at_start(self.model, weights, planned.plan, first_indices(planned.plan))
+
+    def _digest(self) -> bytes:
+        made = sorted(compactions(self.model).items())
+        return b"".join(digest(f"{name} {key}", p) for name, each in made for key, p in each.named_parameters())
 
     def _installed(self, student: PreTrainedModel, sets: IndexSets, *, square: bool = False) -> PreTrainedModel:
         """Return `student` with weights that are folded from the teacher's."""
@@ -294,22 +368,32 @@ class WidModel(BaseTuner):
         )  # fmt: skip
         return student
 
-    def _widen(self) -> KeptStatistics:
-        """Put a model of the teacher's widths in place, its compactors the identity; return its statistics."""
-        planned, teacher = self._planned
-        self.model = self._installed(empty_student(teacher, teacher.config), {}, square=True)
-        return KeptStatistics(self.model, planned.plan, planned.trace)
+    def _wide(self) -> PreTrainedModel:
+        """Return a model of the teacher's widths whose compactors are the identity."""
+        _, teacher = self._planned
+        return self._installed(empty_student(teacher, teacher.config), {}, square=True)
 
-    def _shrink(self, sets: IndexSets) -> None:
-        """Put the narrow model in the wide one's place, and all that trains with it."""
-        assert self.progress is not None
+    def _make_narrow(self, wide: PreTrainedModel, sets: IndexSets) -> dict[Tensor, Moved]:
+        """Make `wide` narrow, in place; return where its compactors went."""
         planned, teacher = self._planned
-        wide = self.model
         narrow = self._installed(empty_student(teacher, planned.student.config), sets)
         moved = take_over(wide, narrow)
-        narrow.peft_config = wide.peft_config
-        self.model = narrow
-        self._statistics = None
+        become(wide, narrow, empty_student(teacher, teacher.config), planned.trace.aliases)
+        return moved
+
+    def _make_wide(self, narrow: PreTrainedModel) -> KeptStatistics:
+        """Make `narrow` wide again, in place, its compactors the identity; return its statistics."""
+        planned, teacher = self._planned
+        become(narrow, self._wide(), empty_student(teacher, planned.student.config), planned.trace.aliases)
+        return KeptStatistics(narrow, planned.plan, planned.trace)
+
+    def _shrink(self, sets: IndexSets) -> None:
+        """Make the wide model narrow, and all that trains with it."""
+        assert self.progress is not None
+        moved = self._make_narrow(self.model, sets)
+        if self._statistics is not None:
+            self._statistics.remove()
+            self._statistics = None
         self.progress.narrow.fill_(True)
         self.kept = self._kept(sets).to(self.kept.device)
         if self._listening is not None:
@@ -353,9 +437,7 @@ class WidModel(BaseTuner):
             self._shrink(self.progress.kept())
         elif not self.progress.narrow:
             if was_narrow:
-                adapters = self.model.peft_config
-                self._statistics = self._widen()
-                self.model.peft_config = adapters
+                self._statistics = self._make_wide(self.model)
                 self.kept = self._kept({}).to(self.kept.device)
             if self._statistics is not None:
                 self._statistics.keep(self.progress.kept())
@@ -366,14 +448,49 @@ class WidModel(BaseTuner):
     def _uncalibrated(self) -> str:
         how = f"init={self._config.init!r}, selection={self._config.selection!r}"
         return (
-            f"This model was made with {how} but has seen no calibration data. Call model.calibrate(batches), "
-            'pass calibration_data to get_wid_model, or set init="identity" and selection="first".'
+            f"This model was made with {how} but has seen no calibration data. Call model.calibrate(batches), pass "
+            "calibration_data to get_wid_model, train with WidTrainer or with WidCallback in another trainer, or set "
+            'init="identity" and selection="first".'
         )
 
-    def _warn_once(self, *_: Any) -> None:
-        if not self.calibrated and not self._warned:
-            self._warned = True
-            warnings.warn(f"{self._uncalibrated()} Until then it only selects indices.", stacklevel=2)
+    def _before_forward(self, *_: Any) -> None:
+        """Refuse to train what could not be merged; warn of a forward before calibration."""
+        trains = self.model.training and torch.is_grad_enabled()
+        if trains and not torch.compiler.is_compiling():
+            self._refuse_other_layers()
+        # A number of Python's, since looking into a tensor would break a compiled forward in two.
+        self._ready = self._ready or bool(self.calibrated)
+        if not self._ready:
+            if trains:
+                raise WidError(f"{self._uncalibrated()} Nothing was trained.")
+            if not self._warned:
+                self._warned = True
+                warnings.warn(f"{self._uncalibrated()} Until then it only selects indices.", stacklevel=2)
+
+    def _refuse_other_layers(self) -> None:
+        """Refuse a student whose layers were replaced: they would not be merged, or not fit the config."""
+        for path, module in self._holders:
+            try:
+                is_own = self.model.get_submodule(path) is module
+            except AttributeError:
+                is_own = False
+            if not is_own:
+                raise WidError(OTHER_LAYERS.format(f"`{path}` of the wid model was replaced"))
+        parts = self._wrapper._modules if self._wrapper is not None else {}
+        for name in parts:
+            if name != "base_model" and hasattr(self.model, name):
+                raise WidError(OTHER_LAYERS.format(f"`{name}` was set on the wid model, where nothing uses it"))
+
+    @property
+    def _wrapper(self) -> PeftModel | None:
+        """The `PeftModel` around this tuner, as far as it is known."""
+        outer = self._outer() if self._outer is not None else None
+        return outer if outer is not None and outer.base_model is self else None
+
+    def _live(self, name: str) -> Any:
+        """Return an attribute of the model as its user sees it: one that was assigned to the `PeftModel` wins."""
+        given = vars(self._wrapper) if self._wrapper is not None else {}
+        return given[name] if name in given else getattr(self.model, name, None)
 
     def _create_and_replace(self, *args: Any, **kwargs: Any) -> None:
         raise NotImplementedError("WID replaces the whole model in inject_adapter, not layer by layer.")
@@ -428,7 +545,9 @@ class WidModel(BaseTuner):
         cls, model: PeftModel, config: WidConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         tuner = model.base_model
+        tuner._outer = ref(model)
         held = proved_state(config, tuner.fingerprint, state_dict)
+        tuner._ready = bool(held[CALIBRATED]) if CALIBRATED in held else tuner._ready
         if tuner.progress is not None:  # compactors have other shapes once a progressive training is narrow
             tuner._match(held)
         return fitting_state(model, tuner.fingerprint, held)
@@ -473,8 +592,10 @@ def get_wid_model(
     if calibration_data is not None:
         _refuse_unused_data(config)
     check_teacher(model)
-    planned = plan_student(model, config, inputs=example_inputs, proof=verify)
+    with as_if_called_plainly(model.device):
+        planned = plan_student(model, config, inputs=example_inputs, proof=verify)
     wrapped = get_peft_model(model, _with_plan(config, planned), adapter_name=adapter_name)
+    wrapped.base_model._outer = ref(wrapped)
     if calibration_data is not None:
         wrapped.base_model.calibrate(calibration_data)
     return wrapped
@@ -493,15 +614,3 @@ def _with_plan(config: WidConfig, planned: Planned) -> WidConfig:
     config = deepcopy(config)
     object.__setattr__(config, "_planned", planned)
     return config
-
-
-def _fill(student: PreTrainedModel, weights: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
-    """Give `student` these weights; names of one tensor stay tied."""
-    tensors: dict[str, Tensor] = {}
-    for name, first in names.items():
-        path, _, attribute = name.rpartition(".")
-        module = student.get_submodule(path)
-        if isinstance(getattr(module, attribute), nn.Parameter):
-            module.register_parameter(attribute, tensors.setdefault(first, nn.Parameter(weights[first])))
-        else:
-            module.register_buffer(attribute, tensors.setdefault(first, weights[first]))

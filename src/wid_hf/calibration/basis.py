@@ -118,7 +118,7 @@ def _turns(teacher: nn.Module, trace: Trace, plan: Plan, stream: Stream) -> bool
     if stream.unfolded is not None:  # what no table takes over is no part of the question
         weights[stream.unfolded] = torch.ones_like(weights[stream.unfolded])
     generator = torch.Generator().manual_seed(0)
-    basis = torch.linalg.qr(torch.randn(stream.leaf.size, stream.leaf.size, generator=generator)).Q
+    basis = torch.linalg.qr(torch.randn(stream.leaf.size, stream.leaf.size, dtype=torch.float32, generator=generator)).Q
     turned = dict(weights)
     device = weights[next(iter(stream.norms.values()))].device
     for place, map_ in stream.maps(plan, weights, basis.to(device)).items():

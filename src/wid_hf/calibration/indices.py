@@ -77,7 +77,7 @@ def _explained(covariance: Tensor, reader: Tensor, chosen: list[int], size: int)
     across = covariance[inside]
     own = across[:, inside]
     ridge = RELATIVE_EPS * own.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny)
-    factor = torch.linalg.cholesky_ex(own + ridge * torch.eye(len(own)).to(own)).L
+    factor = torch.linalg.cholesky_ex(own + ridge * torch.eye(len(own), dtype=own.dtype, device=own.device)).L
     explained = (torch.cholesky_solve(across @ reader, factor) * across).sum()
     return float(explained / (reader * covariance).sum().clamp(min=torch.finfo(torch.float64).tiny))
 

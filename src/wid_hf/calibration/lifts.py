@@ -25,7 +25,7 @@ from .moments import Lift, Regression
 from .record import Site
 from .scales import divergence, scaled_reads, seen_through
 from .survey import NOT_FINITE, same
-from .walk import Batch, Forward, Stop, prepared, walk
+from .walk import Batch, Forward, Precision, Stop, prepared, walk
 
 ENOUGH = 2  # positions per index of the student; below that a fit says more about these positions than others
 FEW = "too few positions"
@@ -36,7 +36,7 @@ COMPARED = 256  # positions whose scores are compared: enough for a mean, and fe
 
 def lift_reads(
     teacher: nn.Module, student: nn.Module, compactions: Mapping[str, Compaction], trace: Trace, plan: Plan,
-    batches: Sequence[Batch], *, ridge: float,
+    batches: Sequence[Batch], *, precision: Precision, ridge: float,
 ) -> list[Site]:  # fmt: skip
     """Set the column compactors of `student` and the shifts of the biases beside them, read after read.
 
@@ -47,8 +47,9 @@ def lift_reads(
     At each read `C = argmin E|x_teacher - C x_student - c0|^2` over all positions, where the student has been
     lifted at all earlier reads; then `W_student = R W C`, and `R W c0` goes into the bias, where there is one.
     A weight that is read several times (shared layers) is fitted to all its reads so far. Where positions
-    cannot be paired (experts that other tokens are routed to) or are fewer than two per index (a pooled token), the
-    latest lift of the same coupled dimension is taken.
+    cannot be paired (experts that other tokens are routed to), the latest lift of the same coupled dimension is taken.
+    Where they are fewer than two per index (a pooled token), the fit shrinks towards that lift, as strongly as the
+    positions themselves ask for.
 
     Args:
         teacher: runs as it is.
@@ -57,20 +58,21 @@ def lift_reads(
         trace: the teacher's.
         plan: sizes and reads.
         batches: as for `survey`.
+        precision: of the forwards.
         ridge: strength of the regularisation, a share of the mean variance.
 
     Raises:
         DataError: activations of the student are not finite.
     """
-    return _Lifter(teacher, student, compactions, trace, plan, ridge).run(batches)
+    return _Lifter(teacher, student, compactions, trace, plan, precision, ridge).run(batches)
 
 
 class _Lifter:
     def __init__(
         self, teacher: nn.Module, student: nn.Module, compactions: Mapping[str, Compaction], trace: Trace, plan: Plan,
-        ridge: float,
+        precision: Precision, ridge: float,
     ) -> None:  # fmt: skip
-        self.teacher, self.student = teacher, student
+        self.teacher, self.student, self.precision = teacher, student, precision
         self.compactions, self.trace, self.plan, self.ridge = compactions, trace, plan, ridge
         modules = {at: compactions[plan.reads[at].weight].maps[str(plan.reads[at].axis)] for at in plan.fitted}
         self.compactors = {at: module for at, module in modules.items() if isinstance(module, Compactor)}
@@ -113,13 +115,13 @@ class _Lifter:
         return sites
 
     def _teacher(self, batch: Batch, stops: Collection[int]) -> Forward:
-        forward = Forward(self.teacher, prepared(self.teacher, batch), self.plan, stops)
+        forward = Forward(self.teacher, prepared(self.teacher, batch), self.plan, stops, self.precision)
         for name, tensor in self.trace.weights.items():
             forward.know(name, tensor)
         return forward
 
     def _student(self, batch: Batch, stops: Collection[int], stack: ExitStack) -> Forward:
-        forward = Forward(self.student, prepared(self.student, batch), self.plan, stops)
+        forward = Forward(self.student, prepared(self.student, batch), self.plan, stops, self.precision)
         for name, compaction in self.compactions.items():
             stack.callback(forward.watch(name, compaction))
         return forward
@@ -159,15 +161,19 @@ class _Lifter:
         intercept = read.bias is not None
         dim = self.plan.axes[read.weight][read.axis]
         start, size = self.starts[read.weight], self.plan.size(dim)
+        latest = self.latest.get(key(dim))
+        if seen is not None and self.uses[read.weight] > 1:
+            total = self.so_far.setdefault(read.weight, Regression(dim.size, size, seen.energy.device))
+            total += seen
+            seen = total
         note = ROUTED if seen is None else FEW if seen.count < ENOUGH * size else ""
+        lift = latest.solve(start, self.ridge, intercept) if note and latest is not None else None
         if seen is not None and not note:
-            if self.uses[read.weight] > 1:
-                total = self.so_far.setdefault(read.weight, Regression(dim.size, size, seen.energy.device))
-                total += seen
-                seen = total
             self.latest[key(dim)] = seen
-        used = self.latest.get(key(dim)) if note else seen
-        lift = used.solve(start, self.ridge, intercept) if used is not None else None
+            lift = seen.solve(start, self.ridge, intercept)
+        elif seen is not None:
+            prior = lift.columns if lift is not None else start
+            lift = seen.solve(prior, seen.best_ridge(prior, self.ridge, intercept), intercept)
         if lift is not None:
             self._write(read, compactor, lift)
         before, after = (
@@ -216,7 +222,8 @@ class _Lifter:
             torch.cat([f.rows(stop) for f, stop in zip(forwards, stops, strict=True) if stop is not None])
             for forwards, stops in zip(zip(*pairs, strict=True), (here[: len(pairs)], here[len(pairs) :]), strict=True)
         )
-        some = torch.linspace(0, len(x) - 1, min(len(x), COMPARED), device=x.device).long()
+        count = min(len(x), COMPARED)
+        some = torch.arange(count, device=x.device) * (len(x) - 1) // max(count - 1, 1)  # evenly, both ends included
         bias = self.trace.weights[read.bias] if read.bias is not None else None
         without, scaled = (
             divergence(table, bias, x[some], y[some], each) for each in (columns, columns * factors.to(columns))

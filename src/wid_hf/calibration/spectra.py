@@ -53,7 +53,7 @@ def context_maps(moments: Tensor, readers: Tensor, kept: int) -> tuple[Tensor, T
 def _regular(moments: Tensor) -> Tensor:
     """Return moments that are positive definite; those of a head that never moves become the identity."""
     energy = moments.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
-    identity = torch.eye(moments.shape[-1]).to(moments)
+    identity = torch.eye(moments.shape[-1], dtype=moments.dtype, device=moments.device)
     return torch.where(energy > 0, moments + RIDGE * energy * identity, identity)
 
 

@@ -20,10 +20,9 @@ from .lifts import lift_reads
 from .record import Calibration
 from .survey import Survey, survey
 from .variance import variance_indices
-from .walk import Batch
+from .walk import Batch, Precision
 
 
-@torch.no_grad()
 def calibrated_start(
     teacher: nn.Module, student: nn.Module, trace: Trace, plan: Plan, batches: Iterable[Batch], *,
     selection: str = "pivots", spectra: bool = True, lifts: bool = True, basis: bool = True, ridge: float = 1e-4,
@@ -47,17 +46,21 @@ def calibrated_start(
     """
     began = time.monotonic()
     batches = list(batches)
-    given = first_indices(plan) if selection == "first" else None
-    if selection == "variance":
-        given = variance_indices(teacher, trace, plan, batches)
-    if given is not None and not spectra:
-        seen = Survey(given)
-    else:
-        stream = turnable_stream(teacher, trace, plan) if basis and given is None else None
-        seen = survey(teacher, trace, plan, batches, given=given, spectra=spectra, stream=stream)
-    restart(student, trace.weights, plan, seen.sets, seen.rotations, seen.vectors)
-    sites = []
-    if lifts:
-        own = {name: module for name, module in compactions(student).items() if name in trace.weights}
-        sites = lift_reads(teacher, student, own, trace, plan, batches, ridge=ridge)
+    precision = Precision.of_caller(next(teacher.parameters()).device)
+    with torch.inference_mode(False), torch.no_grad(), precision.full():
+        given = first_indices(plan) if selection == "first" else None
+        if selection == "variance":
+            given = variance_indices(teacher, trace, plan, batches, precision)
+        if given is not None and not spectra:
+            seen = Survey(given)
+        else:
+            stream = turnable_stream(teacher, trace, plan) if basis and given is None else None
+            seen = survey(
+                teacher, trace, plan, batches, precision=precision, given=given, spectra=spectra, stream=stream
+            )
+        restart(student, trace.weights, plan, seen.sets, seen.rotations, seen.vectors)
+        sites = []
+        if lifts:
+            own = {name: module for name, module in compactions(student).items() if name in trace.weights}
+            sites = lift_reads(teacher, student, own, trace, plan, batches, precision=precision, ridge=ridge)
     return seen.sets, Calibration(tuple(sites), seen.positions, time.monotonic() - began)

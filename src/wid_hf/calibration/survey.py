@@ -27,7 +27,7 @@ from .indices import blocks, pivots
 from .moments import Covariance
 from .spectra import context_maps, logit_maps
 from .trees import by_leaf, pieces, spread, stretch
-from .walk import Batch, Forward, Stop, prepared, walk
+from .walk import Batch, Forward, Precision, Stop, prepared, walk
 
 NOT_FINITE = "The {}'s activations on the calibration data are not finite; check its dtype."
 
@@ -67,7 +67,7 @@ class _Products:
 
 
 def survey(
-    teacher: nn.Module, trace: Trace, plan: Plan, batches: Sequence[Batch], *,
+    teacher: nn.Module, trace: Trace, plan: Plan, batches: Sequence[Batch], *, precision: Precision,
     given: IndexSets | None = None, spectra: bool = True, stream: Stream | None = None,
 ) -> Survey:  # fmt: skip
     """Run the teacher over all batches and choose indices and rotations.
@@ -82,6 +82,7 @@ def survey(
         trace: its trace.
         plan: how many indices each leaf keeps.
         batches: keyword dictionaries for its forward; positions whose `attention_mask` is 0 do not count.
+        precision: of its forwards.
         given: index sets chosen otherwise; then only rotations are looked for.
         spectra: False keeps selection inside heads as well.
         stream: a dimension that may be turned as a whole.
@@ -90,15 +91,16 @@ def survey(
         DataError: there is no batch or nothing but padding, fewer positions than a student's width, or an
             activation that is not finite.
     """
-    return _Surveyor(teacher, trace, plan, given, spectra, stream).run(batches)
+    return _Surveyor(teacher, trace, plan, precision, given, spectra, stream).run(batches)
 
 
 class _Surveyor:
     def __init__(
-        self, teacher: nn.Module, trace: Trace, plan: Plan, given: IndexSets | None, spectra: bool,
-        stream: Stream | None,
+        self, teacher: nn.Module, trace: Trace, plan: Plan, precision: Precision, given: IndexSets | None,
+        spectra: bool, stream: Stream | None,
     ) -> None:  # fmt: skip
         self.teacher, self.trace, self.plan, self.given, self.stream = teacher, trace, plan, given, stream
+        self.precision = precision
         self.shrinking = {leaf for leaf, size in plan.targets.items() if size < leaf.size}
         self.free = _free(trace, plan, self.shrinking - set(plan.matched)) if spectra else {}
         self.turned = set(self.free) | ({stream.leaf} if stream is not None else set())
@@ -117,7 +119,8 @@ class _Surveyor:
         if not stops:  # nothing that is read shrinks
             return Survey({leaf: self._indices(leaf) for leaf in self.chosen} | dict(self.plan.matched))
         with quiet_forward(self.teacher):
-            forwards = [Forward(self.teacher, prepared(self.teacher, batch), self.plan, stops) for batch in batches]
+            inputs = [prepared(self.teacher, batch) for batch in batches]
+            forwards = [Forward(self.teacher, each, self.plan, stops, self.precision) for each in inputs]
             for forward in forwards:
                 for name, tensor in self.trace.weights.items():
                     forward.know(name, tensor)

@@ -7,7 +7,7 @@ the tuner's `calibrate`.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any
 
@@ -22,6 +22,8 @@ from ..coupling.plan import Plan
 from ..coupling.selection import leaf_sums
 from ..coupling.trace import Dims, Trace, quiet_forward
 from ..errors import DataError
+from .padding import Padding
+from .walk import Batch, Precision, prepared
 
 
 class Moments:
@@ -48,7 +50,7 @@ class Moments:
 
 
 def variance_indices(
-    teacher: nn.Module, trace: Trace, plan: Plan, batches: Iterable[Mapping[str, Any]]
+    teacher: nn.Module, trace: Trace, plan: Plan, batches: Iterable[Batch], precision: Precision
 ) -> dict[Dim, Tensor]:
     """Return for each shrinking leaf its indices of largest variance, in ascending order.
 
@@ -59,14 +61,14 @@ def variance_indices(
         teacher: runs on the batches as it is, in evaluation mode, without gradients.
         trace: its trace; tells which leaf lies where in each module's output.
         plan: how many indices each leaf keeps.
-        batches: keyword dictionaries for its forward; `labels` are dropped, and where the
-            `attention_mask (b, s)` is 0 nothing is counted.
+        batches: keyword dictionaries for its forward; padding does not count.
+        precision: of its forwards.
 
     Raises:
         DataError: there is no batch, nothing but padding, or an activation that is not finite.
     """
     wanted = {leaf for leaf, size in plan.targets.items() if size < leaf.size}
-    moments = _observe(teacher, trace, wanted, batches)
+    moments = _observe(teacher, trace, wanted, batches, precision)
     scores: dict[Dim, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
     for dim, site in moments.values():
         variance = site.variance()
@@ -78,13 +80,13 @@ def variance_indices(
 
 
 def _observe(
-    teacher: nn.Module, trace: Trace, wanted: set[Dim], batches: Iterable[Mapping[str, Any]]
+    teacher: nn.Module, trace: Trace, wanted: set[Dim], batches: Iterable[Batch], precision: Precision
 ) -> dict[tuple[str, int], tuple[Dim, Moments]]:
     """Run the teacher and collect moments for every axis of a module output that holds a wanted leaf."""
     device = next(teacher.parameters()).device
     sites: dict[tuple[str, int], tuple[Dim, Moments]] = {}
-    mask: list[Tensor | None] = [None]
-    tokens = 0
+    padding = Padding({})
+    holds_any = False
 
     def watcher(name: str, dims: Dims) -> Callable[..., None]:
         axes = [axis for axis, dim in enumerate(dims) if wanted & set(leaves(dim))]
@@ -93,7 +95,7 @@ def _observe(
             tensor = next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
             for axis in axes:
                 _, site = sites.setdefault((name, axis), (dims[axis], Moments(dims[axis].size, device)))
-                site.add(_rows(tensor, axis, mask[0]))
+                site.add(padding.rows(tensor.movedim(axis, -1)))
 
         return hook
 
@@ -103,11 +105,12 @@ def _observe(
             if dims is not None and any(wanted & set(leaves(dim)) for dim in dims):
                 stack.callback(module.register_forward_hook(watcher(name, dims)).remove)
         for batch in track(batches, "Calibrating", transient=True, console=Console(stderr=True)):
-            given = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items() if k != "labels"}
-            mask[0] = given.get("attention_mask")
-            tokens += int(mask[0].sum()) if mask[0] is not None else 1
-            teacher(**given)
-    if not tokens:
+            given = prepared(teacher, batch)
+            padding = Padding(given)
+            holds_any |= padding.leaves_any
+            with precision.autocast():
+                teacher(**given)
+    if not holds_any:
         raise DataError(
             "The calibration data holds no batch, or nothing but padding. Pass an iterable of keyword "
             "dictionaries for the model's forward, such as a DataLoader."
@@ -115,15 +118,8 @@ def _observe(
     return sites
 
 
-def _rows(tensor: Tensor, axis: int, mask: Tensor | None) -> Tensor:
-    """Return observations `(rows, size of axis)`, without those of padded positions."""
-    if mask is not None and axis >= 2 and tensor.shape[:2] == mask.shape:
-        return tensor.movedim(axis, -1)[mask.bool()].reshape(-1, tensor.shape[axis])
-    return tensor.movedim(axis, -1).reshape(-1, tensor.shape[axis])
-
-
 def _largest(score: Tensor, leaf: Dim, plan: Plan) -> Tensor:
     if not score.ndim:  # no module output shows this leaf: all indices count alike
-        score = torch.zeros(leaf.size)
+        score = torch.zeros(leaf.size, dtype=torch.float64)
     ranked = score.sort(dim=-1, descending=True, stable=True).indices
     return ranked[..., : plan.targets[leaf]].sort(dim=-1).values

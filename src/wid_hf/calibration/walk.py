@@ -11,7 +11,7 @@ import inspect
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 from weakref import ref
@@ -24,9 +24,10 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ..coupling.plan import Plan
 from ..coupling.reads import WHOLE, contraction
+from .padding import Padding
 
 Batch = Mapping[str, Any]
-MASKS = ("attention_mask", "decoder_attention_mask")
+DECODER_INPUTS = {"decoder_input_ids", "decoder_inputs_embeds"}
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,31 @@ class Stop:
     axis: int
 
 
+@dataclass(frozen=True)
+class Precision:
+    """The autocast that calibration was called in: forwards keep it, statistics and solutions do without."""
+
+    device: str
+    enabled: bool
+    dtype: torch.dtype | None
+
+    @classmethod
+    def of_caller(cls, device: torch.device) -> Precision:
+        """Return what is on now, in this thread."""
+        kind = device.type
+        if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+            return cls(kind, False, None)
+        return cls(kind, True, torch.get_autocast_dtype(kind))
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return a context in which a forward runs as the caller's would."""
+        return torch.autocast(self.device, self.dtype) if self.enabled else nullcontext()
+
+    def full(self) -> AbstractContextManager[Any]:
+        """Return a context for statistics."""
+        return torch.autocast(self.device, enabled=False) if self.enabled else nullcontext()
+
+
 class _Closed(BaseException):
     """Ends a forward that nobody waits for; no `except Exception` in a model can hold it up."""
 
@@ -45,11 +71,22 @@ class _Closed(BaseException):
 class Forward:
     """One forward of a model in a thread of its own, which runs only while `advance` waits for it.
 
-    Grad mode and dispatch modes belong to a thread; everything else about the forward is as if it were called.
+    Grad mode, autocast and dispatch modes belong to a thread; all else about the forward is as if it were called.
+
+    Args:
+        model: whose forward it is.
+        batch: keyword arguments of the forward, as `prepared` makes them.
+        plan: knows the reads.
+        stops: numbers of the reads before which it pauses.
+        precision: autocast of the forward.
     """
 
-    def __init__(self, model: nn.Module, batch: Batch, plan: Plan, stops: Collection[int]) -> None:
-        self.batch = batch
+    def __init__(
+        self, model: nn.Module, batch: Batch, plan: Plan, stops: Collection[int], precision: Precision
+    ) -> None:
+        self._batch = batch
+        self._padding = Padding(batch)
+        self._precision = precision
         self._model = model
         self._reader = _Reader(plan, stops, self._pause)
         self._go, self._arrived = threading.Semaphore(0), threading.Semaphore(0)
@@ -96,24 +133,15 @@ class Forward:
 
     def rows(self, stop: Stop) -> Tensor:
         """Return what is read as `(positions, indices)`, positions of padding left out."""
-        moved = stop.tensor.movedim(stop.axis, -1)
-        for mask in (self.batch[name] for name in MASKS if isinstance(self.batch.get(name), Tensor)):
-            if mask.ndim != 2:
-                continue
-            for each in (mask, mask.T):
-                if moved.shape[:2] == each.shape and moved.ndim > 2:
-                    return moved[each.bool()].reshape(-1, moved.shape[-1])
-                if moved.ndim == 2 and len(moved) == each.numel():
-                    return moved[each.reshape(-1).bool()]
-        return moved.reshape(-1, moved.shape[-1])
+        return self._padding.rows(stop.tensor.movedim(stop.axis, -1))
 
     def _run(self) -> None:
         self._go.acquire()
         try:
             if not self._closing:
-                with torch.no_grad(), self._reader:
+                with torch.no_grad(), self._precision.autocast(), self._reader:
                     # Past `__call__`: hooks on the whole model are for whole forwards that run one at a time.
-                    self._model.forward(**self.batch)
+                    self._model.forward(**self._batch)
         except _Closed:
             pass
         except BaseException as error:  # handed to the thread that waits
@@ -197,16 +225,18 @@ def walk(forwards: Sequence[Forward], stops: Collection[int]) -> Iterator[tuple[
 
 
 def prepared(model: nn.Module, batch: Batch) -> dict[str, Any]:
-    """Return `batch` for one forward: on the model's device, without labels, never caching.
+    """Return `batch` for one forward: on the model's device, without labels where they are not needed, never caching.
 
-    A sequence-to-sequence model shifts its labels into decoder inputs where it is given none.
+    A sequence-to-sequence model keeps its labels where it is given nothing else for its decoder: it shifts them itself.
     """
     device = next(model.parameters()).device
     given = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-    labels = given.pop("labels", None)
-    shift = getattr(model, "prepare_decoder_input_ids_from_labels", None)
-    if labels is not None and shift is not None and "decoder_input_ids" not in given:
-        given["decoder_input_ids"] = shift(labels=labels)
-    if "use_cache" in inspect.signature(model.forward).parameters:
+    accepted = inspect.signature(model.forward).parameters
+    if DECODER_INPUTS & given.keys() or "labels" not in accepted or not DECODER_INPUTS & accepted.keys():
+        labels = given.pop("labels", None)
+        shift = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+        if labels is not None and shift is not None and "labels" not in accepted and not DECODER_INPUTS & given.keys():
+            given["decoder_input_ids"] = shift(labels=labels)
+    if "use_cache" in accepted:
         given.setdefault("use_cache", False)
     return given

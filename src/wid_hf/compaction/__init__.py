@@ -9,6 +9,7 @@ from .compactors import (
     first_indices,
     folded_weights,
     install,
+    is_at_start,
     restart,
     shrinking_leaves,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "first_indices",
     "folded_weights",
     "install",
+    "is_at_start",
     "restart",
     "shrinking_leaves",
 ]

@@ -164,7 +164,7 @@ def install(
         if first in made:
             parametrize.register_parametrization(module, attribute, made[first], unsafe=True)
     users = Counter(names.values())
-    _fold_shared_once(student, [compaction for first, compaction in made.items() if users[first] > 1])
+    _fold_shared_once(student, [first for first in made if users[first] > 1])
 
 
 def restart(
@@ -187,6 +187,22 @@ def restart(
                 compaction.maps[str(axis)].load_state_dict(fresh.state_dict())
             if compaction.shift is not None:
                 compaction.shift.detach().zero_()
+
+
+def is_at_start(student: nn.Module, teacher_weights: Mapping[str, Tensor], plan: Plan, sets: IndexSets) -> bool:
+    """Return whether every map of an installed student still selects `sets`, and every shift is zero."""
+    maps = _Maps(plan, sets, teacher_weights)
+    for name, compaction in compactions(student).items():
+        if name in teacher_weights:
+            if compaction.shift is not None and bool(compaction.shift.any()):
+                return False
+            for axis, fresh in maps.of(name).items():
+                now = compaction.maps[str(axis)].state_dict()
+                if any(
+                    not torch.equal(now[entry], tensor.to(now[entry])) for entry, tensor in fresh.state_dict().items()
+                ):
+                    return False
+    return True
 
 
 def folded_weights(student: nn.Module, names: Mapping[str, str]) -> dict[str, Tensor]:
@@ -259,7 +275,7 @@ class _Maps:
         if place not in self.shared:
             dim = self.plan.axes[weight][axis]
             indices = torch.tensor(axis_indices(self.plan, dim, self.sets))
-            factors = torch.ones(dim.size) if self.square else self._factors(weight, axis)[indices]
+            factors = torch.ones(dim.size, dtype=torch.float64) if self.square else self._factors(weight, axis)[indices]
             device, dtype = self.weights[weight].device, self.weights[weight].dtype
             factors = factors.to(torch.promote_types(dtype, torch.float32))
             if place[0] == "choice" and weight in self.vectors:
@@ -310,7 +326,7 @@ class _Maps:
     def _factors(self, weight: str, axis: int) -> Tensor:
         """Return the factor of each teacher index of an axis: a module's weight and bias share them."""
         dim = self.plan.axes[weight][axis]
-        factors = torch.ones(dim.size)
+        factors = torch.ones(dim.size, dtype=torch.float64)
         for carrier, factor in self.plan.scales.items():
             same_module = carrier.parameter.rpartition(".")[0] == weight.rpartition(".")[0]
             if same_module and key(self.plan.axes[carrier.parameter][carrier.axis]) == key(dim):
@@ -367,15 +383,22 @@ def _set_tensor(module: nn.Module, attribute: str, tensor: Tensor) -> None:
         module.register_buffer(attribute, tensor)
 
 
-def _fold_shared_once(student: nn.Module, shared: list[Compaction]) -> None:
+def _fold_shared_once(student: nn.Module, shared: list[str]) -> None:
     """Let weights with several users fold once per forward of the whole model."""
 
-    def start(*_: Any) -> None:
-        for compaction in shared:
+    def made(model: nn.Module) -> Iterator[Compaction]:
+        # Looked up at every forward: a model that shrinks gets others, and so does a copy of it.
+        for name in shared:
+            module, attribute = _owner(model, name)
+            steps: Any = module.parametrizations
+            yield steps[attribute][0]
+
+    def start(model: nn.Module, *_: Any) -> None:
+        for compaction in made(model):
             compaction.start_memo()
 
-    def drop(*_: Any) -> None:
-        for compaction in shared:
+    def drop(model: nn.Module, *_: Any) -> None:
+        for compaction in made(model):
             compaction.drop_memo()
 
     if shared:

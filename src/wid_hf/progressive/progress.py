@@ -61,7 +61,7 @@ class Progress(nn.Module):
             shape = (plan.under[leaf].size, leaf.size) if leaf in plan.under else (leaf.size,)
             self.register_buffer(f"dropped_{at}", torch.full(shape, KEPT, device=device))
             if schedule.selection == "importance":
-                self.register_buffer(f"importance_{at}", torch.zeros(shape, device=device))
+                self.register_buffer(f"importance_{at}", torch.zeros(shape, dtype=torch.float32, device=device))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=device))
         self.register_buffer("narrow", torch.tensor(False, device=device))
 

@@ -1,21 +1,29 @@
-"""From the wide model to the narrow one in place of training: weights, optimizer and wrapper are carried along.
+"""From the wide model to the narrow one in the middle of training: weights, optimizer and wrapper are carried along.
 
 Takes a wide model whose dropped rows are to go and a narrow student installed with the kept index sets; `tuner` calls
-it.
+it. The model that trains stays the same object: hooks, patched methods, settings and references that others hold to it
+or its modules go on to work.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.algorithms.join import Joinable
 from torch.nn.parallel import DistributedDataParallel
+from transformers import PretrainedConfig
 
 from ..compaction import Compactor, compactions
+
+OF_TORCH = frozenset(vars(nn.Module()))  # what torch keeps in every module: its parts, hooks and mode
+PLAIN = (bool, int, float, str, type(None), torch.dtype)
 
 
 @dataclass(frozen=True)
@@ -51,8 +59,72 @@ def take_over(wide: nn.Module, narrow: nn.Module) -> dict[Tensor, Moved]:
                 fresh.matrix.copy_(old.matrix[rows] * factors[:, None])
             fresh.matrix.requires_grad_(old.matrix.requires_grad)
             moved[old.matrix] = Moved(fresh.matrix, rows, factors)
-    _take_over_settings(wide, narrow)
     return moved
+
+
+def become(model: nn.Module, made: nn.Module, before: nn.Module, weights: Collection[str]) -> None:
+    """Give `model` the sizes and the compactors of `made`, in place; all else that was set on it stays.
+
+    What differs between `made` and `before`, two models as their class makes them, is what the sizes change: numbers
+    in modules and configs, and tables computed from the config.
+
+    Args:
+        model: the model that trains.
+        made: fresh from `install`; its compactors become those of `model`.
+        before: fresh from its class, of the sizes that `model` has now; its weights are not looked at.
+        weights: the names in a checkpoint.
+    """
+    fresh, old = dict(made.named_modules()), dict(before.named_modules())
+    for name, module in model.named_modules():
+        if name in fresh and name in old:
+            for attribute, value in vars(fresh[name]).items():
+                if attribute not in OF_TORCH:
+                    _resize(module, attribute, value, vars(old[name]).get(attribute))
+    tables = dict(chain(before.named_buffers(), before.named_parameters()))
+    for name, table in chain(made.named_buffers(), made.named_parameters()):
+        if name in tables and name not in weights and not _same(table, tables[name]):
+            path, _, attribute = name.rpartition(".")
+            owner = model.get_submodule(path)
+            if isinstance(table, nn.Parameter):
+                owner._parameters[attribute] = table
+            else:
+                owner._buffers[attribute] = table
+    for name, compaction in compactions(made).items():
+        path, _, attribute = name.rpartition(".")
+        steps: Any = model.get_submodule(path).parametrizations
+        steps[attribute][0] = compaction
+
+
+def _resize(module: nn.Module, attribute: str, value: Any, before: Any) -> None:
+    """Set one attribute of a module, where its class makes another one of the new sizes than of the old."""
+    if isinstance(value, PretrainedConfig) and isinstance(before, PretrainedConfig):
+        _rewrite(vars(module)[attribute], value, before)
+    elif isinstance(value, Tensor):
+        if not isinstance(before, Tensor) or not _same(value, before):
+            vars(module)[attribute] = value
+    elif _is_plain(value) and value != before:
+        vars(module)[attribute] = deepcopy(value)
+
+
+def _rewrite(config: PretrainedConfig, made: PretrainedConfig, before: PretrainedConfig) -> None:
+    for name, value in vars(made).items():
+        was = vars(before).get(name)
+        if isinstance(value, PretrainedConfig) and isinstance(was, PretrainedConfig):
+            _rewrite(vars(config)[name], value, was)
+        elif value != was:
+            vars(config)[name] = deepcopy(value)
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(map(_is_plain, value.values()))
+    return isinstance(value, PLAIN)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one, other)
 
 
 def carry(optimizer: torch.optim.Optimizer, moved: Mapping[Tensor, Moved]) -> None:
@@ -120,14 +192,3 @@ def _cut(name: str, value: object, old: Tensor, to: Moved) -> object | None:
     if value.shape == old.shape:
         return value[to.rows] * factors[:, None]
     return None
-
-
-def _take_over_settings(wide: nn.Module, narrow: nn.Module) -> None:
-    """Let the narrow model train and save activations as the wide one did."""
-    modules = dict(wide.named_modules())
-    for name, module in narrow.named_modules():
-        if name in modules:
-            module.training = modules[name].training
-            for setting in ("gradient_checkpointing", "_gradient_checkpointing_func"):
-                if setting in vars(modules[name]):
-                    setattr(module, setting, getattr(modules[name], setting))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from ..compaction import compactor_axes
 from ..coupling import Dim, Plan, Trace
@@ -44,6 +45,7 @@ class KeptStatistics:
     def __init__(self, wide: nn.Module, plan: Plan, trace: Trace) -> None:
         self.wide, self.plan = wide, plan
         self.modes: list[tuple[Dim, _OverKept]] = []
+        self._hooks: list[RemovableHandle] = []
         for name, dims in trace.reduced.items():
             shrinking = {key(dim): dim for dim in dims if plan.size(dim) < dim.size}
             sizes = [dim.size for dim in shrinking.values()]
@@ -55,7 +57,12 @@ class KeptStatistics:
             if shrinking:
                 modes = [_OverKept(dim.size) for dim in shrinking.values()]
                 self.modes += zip(shrinking.values(), modes, strict=True)
-                _around(wide.get_submodule(name), modes)
+                self._hooks += _around(wide.get_submodule(name), modes)
+
+    def remove(self) -> None:
+        """Leave the model's statistics to its modules again."""
+        for hook in self._hooks:
+            hook.remove()
 
     def keep(self, sets: IndexSets) -> None:
         """Take statistics over these indices from now on; all of them where `sets` drop none."""
@@ -84,16 +91,17 @@ def check_wide(
     squares = list(compactor_axes(wide, plan))
     with torch.no_grad():
         for square, dim in squares:
-            kept = torch.zeros(dim.size)
-            kept[axis_indices(plan, dim, sets)] = 1
-            square.matrix.copy_(torch.diag(kept))
+            kept = torch.zeros_like(square.matrix)
+            indices = axis_indices(plan, dim, sets)
+            kept[indices, indices] = 1
+            square.matrix.copy_(kept)
         statistics.keep(sets)
         with quiet_forward(wide), quiet_forward(narrow):
             of_wide = output_tensors(wide(**trace.examples[0].inputs))
             of_narrow = output_tensors(narrow(**trace.examples[0].inputs))
         statistics.keep({})
-        for square, dim in squares:
-            square.matrix.copy_(torch.eye(dim.size))
+        for square, _ in squares:
+            torch.nn.init.eye_(square.matrix)
     for whole, theirs, dims in zip(of_wide, of_narrow, trace.output_dims, strict=False):
         ours = whole
         for axis, dim in enumerate(dims):
@@ -164,7 +172,7 @@ def _normalised(
     return result if torch.is_autocast_enabled(x.device.type) else result.to(x.dtype)
 
 
-def _around(module: nn.Module, modes: Sequence[_OverKept]) -> None:
+def _around(module: nn.Module, modes: Sequence[_OverKept]) -> list[RemovableHandle]:
     """Let `modes` be on while `module` runs; a forward that raises leaves none behind."""
 
     def enter(*_: Any) -> None:
@@ -175,5 +183,4 @@ def _around(module: nn.Module, modes: Sequence[_OverKept]) -> None:
         for mode in reversed(modes):
             mode.__exit__(None, None, None)
 
-    module.register_forward_pre_hook(enter)
-    module.register_forward_hook(leave, always_call=True)
+    return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]
