@@ -138,7 +138,8 @@ class WidModel(BaseTuner):
         self.model.register_forward_pre_hook(self._before_forward)
         # Which module holds each weight: others put in their place would not be computed from the teacher's.
         paths = {name.rpartition(".")[0] for name in planned.trace.aliases}
-        self._holders = tuple((path, self.model.get_submodule(path)) for path in sorted(paths))
+        holders = [(path, self.model.get_submodule(path)) for path in sorted(paths)]
+        self._holders = tuple((path, module, getattr(module, "num_embeddings", None)) for path, module in holders)
         # Buffers, because a run that is resumed must know both.
         self.register_buffer("calibrated", torch.tensor(not config.needs_data))
         self.register_buffer("kept", self._kept(sets))
@@ -469,13 +470,13 @@ class WidModel(BaseTuner):
 
     def _refuse_other_layers(self) -> None:
         """Refuse a student whose layers were replaced: they would not be merged, or not fit the config."""
-        for path, module in self._holders:
+        for path, module, rows in self._holders:
             try:
                 is_own = self.model.get_submodule(path) is module
             except AttributeError:
                 is_own = False
-            if not is_own:
-                raise WidError(OTHER_LAYERS.format(f"`{path}` of the wid model was replaced"))
+            if not is_own or getattr(module, "num_embeddings", None) != rows:
+                raise WidError(OTHER_LAYERS.format(f"`{path}` of the wid model was replaced or resized"))
         parts = self._wrapper._modules if self._wrapper is not None else {}
         for name in parts:
             if name != "base_model" and hasattr(self.model, name):
