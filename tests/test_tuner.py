@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
+from copy import deepcopy
 from functools import cache, partial
 from math import prod
 from pathlib import Path
@@ -414,3 +415,82 @@ def test_head_sizes_follow_the_hidden_size_in_a_part_of_a_composite_model() -> N
     ids = torch.tensor([[1, 1, 1, 1, 7, 8, 9]])
     batch = {"input_ids": ids, "pixel_values": torch.randn(1, 3, 16, 16)}
     assert torch.equal(logits(student, batch), logits(wid, batch))
+
+
+# The start is there, or the user hears at once.
+
+
+def loop(model: PeftModel, steps: int = 1) -> None:
+    """A bare training loop."""
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(**IDS).logits.square().mean().backward()
+        optimizer.step()
+
+
+BATCHES = [{"input_ids": torch.randint(2, 60, (8, 12), generator=torch.Generator().manual_seed(1))}]
+
+
+def test_an_uncalibrated_model_is_not_trained_in_vain(tiny_bert: BertForMaskedLM) -> None:
+    wid = get_wid_model(tiny_bert, WidConfig(hidden_size=12))
+    wid.train()
+    with pytest.raises(
+        WidError, match=r"calibrate.*calibration_data.*WidTrainer.*WidCallback.*init=\"identity\".*Nothing"
+    ):
+        loop(wid)
+    with torch.no_grad(), pytest.warns(UserWarning, match="only selects indices"):
+        wid(**IDS)
+    wid.base_model.calibrate(BATCHES)
+    loop(wid)
+    assert wid.merge_and_unload().config.hidden_size == 12
+
+
+def test_a_loaded_adapter_that_was_calibrated_trains(tiny_bert: BertForMaskedLM, tmp_path: Path) -> None:
+    get_wid_model(deepcopy(tiny_bert), WidConfig(hidden_size=12), calibration_data=BATCHES).save_pretrained(tmp_path)
+    loop(PeftModel.from_pretrained(tiny_bert, tmp_path, is_trainable=True).train())
+
+
+def test_force_merges_what_is_there(tiny_bert: BertForMaskedLM) -> None:
+    wid = get_wid_model(tiny_bert, WidConfig(hidden_size=12))
+    with pytest.warns(UserWarning, match=r"Merged by force.*no calibration data"):
+        student = wid.merge_and_unload(force=True)
+    identity = get_wid_model(tiny_bert, WidConfig(hidden_size=12, init="identity")).merge_and_unload()
+    assert torch.equal(logits(student, IDS), logits(identity, IDS))
+
+
+@pytest.mark.parametrize("how", ["trained", "trained in evaluation mode", "teacher trained", "loaded"])
+def test_calibration_does_not_undo_what_was_learned_unless_asked(
+    tiny_bert: BertForMaskedLM, tmp_path: Path, how: str
+) -> None:
+    fresh = deepcopy(tiny_bert)
+    wid = get_wid_model(tiny_bert, WidConfig(hidden_size=12), calibration_data=BATCHES)
+    start = {name: p.clone() for name, p in wid.named_parameters()}
+    wid.base_model.calibrate(BATCHES)  # nothing was learned yet
+    assert all(torch.equal(p, start[name]) for name, p in wid.named_parameters())
+    if how == "teacher trained":
+        with torch.no_grad():
+            tiny_bert.cls.predictions.bias.add_(0.1)
+    elif how == "loaded":
+        wid.save_pretrained(tmp_path)
+        wid = PeftModel.from_pretrained(fresh, tmp_path, is_trainable=True)
+    else:
+        loop(wid.train(how == "trained"))
+    before = {name: p.clone() for name, p in wid.named_parameters()}
+    with pytest.raises(WidError, match=r"calibrate\(batches, reset=True\)"):
+        wid.base_model.calibrate(BATCHES)
+    assert all(torch.equal(p, before[name]) for name, p in wid.named_parameters())
+    wid.base_model.calibrate(BATCHES, reset=True)
+    if how != "teacher trained":
+        assert any(not torch.equal(p, before[name]) for name, p in wid.named_parameters()) or how == "loaded"
+
+
+def test_training_an_uncalibrated_model_in_evaluation_mode_is_found_out(tiny_bert: BertForMaskedLM) -> None:
+    wid = get_wid_model(tiny_bert, WidConfig(hidden_size=12))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loop(wid.eval())
+    with pytest.raises(WidError, match="reset=True"):
+        wid.base_model.calibrate(BATCHES)
+    with pytest.raises(WidError, match=r"force=True merges what is there"):
+        wid.merge_and_unload()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import torch
 from architectures import ARCHITECTURES, VOCABULARY, Architecture, every_case
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import BertForMaskedLM, PreTrainedModel
+from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, PreTrainedModel
 
 from wid_hf import DataError, WidConfig, get_wid_model
+from wid_hf.calibration.moments import Regression
 from wid_hf.calibration.scales import divergence
 from wid_hf.compaction import compactions
 from wid_hf.data import load_texts, tokenize
@@ -316,7 +318,7 @@ def test_a_weight_shared_by_layers_is_fitted_to_all_its_reads() -> None:
     assert sites[1].after < 0.7 * sites[1].before
 
 
-def test_a_pooled_token_with_fewer_texts_than_indices_takes_the_streams_lift() -> None:
+def test_a_pooled_token_with_fewer_texts_than_indices_starts_from_the_streams_lift() -> None:
     row = ARCHITECTURES["vit"]
     data = [{"pixel_values": each["pixel_values"][:4]} for each in data_for(row, 4)]
     model = get_wid_model(row.build(), row.config("dim", init="calibrated"), calibration_data=data)
@@ -325,6 +327,76 @@ def test_a_pooled_token_with_fewer_texts_than_indices_takes_the_streams_lift() -
     assert classifier.positions == 16 and before.positions == 16 * 26
     made = compactions(model.base_model.model)
     assert not (made["classifier.weight"].maps["1"].matrix.count_nonzero(1) == 1).all()
+    assert classifier.after < classifier.before
+
+
+def test_a_head_of_one_position_a_text_gains_from_few_texts(teacher: BertForMaskedLM) -> None:
+    """Fewer texts than twice the width of what the classifier reads: it is fitted all the same."""
+    config = BertConfig(vocab_size=60, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        classifier = BertForSequenceClassification(config).eval()
+        with torch.no_grad():
+            for parameter in classifier.parameters():
+                parameter.normal_(std=0.3)
+    held_out = [batch(rows=200, seed=9)]
+    wanted = outputs(classifier, held_out)
+    errors = {}
+    for lifted in (True, False):
+        model = get_wid_model(deepcopy(classifier), WidConfig(**HALF))
+        model.base_model.calibrate([batch(rows=16)], lifts=True)
+        if not lifted:  # the fit of the head undone
+            site = compactions(model.base_model.model)["classifier.weight"].maps["1"].matrix
+            with torch.no_grad():
+                site.copy_(torch.eye(24)[: len(site)])
+        errors[lifted] = float((outputs(model, held_out) - wanted).square().sum() / wanted.square().sum())
+    assert errors[True] < 0.8 * errors[False]
+
+
+def test_the_default_dtype_of_the_caller_changes_nothing(teacher: BertForMaskedLM) -> None:
+    data = [batch(rows=60, seed=seed) for seed in range(2)]
+    plain = matrices(calibrated(teacher, data))
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        half = matrices(calibrated(teacher, data))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(plain[name], half[name]) for name in plain)
+
+
+def test_a_start_made_in_inference_mode_is_the_same_and_trains(teacher: BertForMaskedLM) -> None:
+    data = [batch(rows=60, seed=seed) for seed in range(2)]
+    plain = matrices(calibrated(teacher, data))
+    with torch.inference_mode():
+        given = [{name: tensor.clone() for name, tensor in each.items()} for each in data]
+        model = calibrated(teacher, given)
+        student = model.merge_and_unload()
+    assert all(torch.equal(plain[name], tensor) for name, tensor in matrices(model).items())
+    for each in (model, student):
+        each.train()(**data[0]).logits.square().mean().backward()
+        assert all(parameter.grad is not None for n, parameter in each.named_parameters() if "key.bias" not in n)
+
+
+def test_forwards_run_in_the_autocast_of_the_caller_and_statistics_do_not(
+    teacher: BertForMaskedLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dtypes: set[torch.dtype] = set()
+    inside: set[bool] = set()
+    add = Regression.add
+
+    def watched(self: Regression, *rows: Tensor) -> None:
+        inside.add(torch.is_autocast_enabled("cpu"))
+        add(self, *rows)
+
+    monkeypatch.setattr(Regression, "add", watched)
+    model = get_wid_model(teacher, WidConfig(**HALF))
+    dense = teacher.bert.encoder.layer[1].intermediate.dense
+    hook = dense.register_forward_hook(lambda *given: dtypes.add(given[2].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        model.base_model.calibrate([batch(rows=60, seed=seed) for seed in range(2)])
+    hook.remove()
+    assert dtypes == {torch.bfloat16} and inside == {False}
+    assert {tensor.dtype for tensor in matrices(model).values()} == {torch.float32}
 
 
 def test_the_record_becomes_a_table_and_a_dictionary(teacher: BertForMaskedLM) -> None:

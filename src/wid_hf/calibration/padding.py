@@ -65,14 +65,16 @@ class Padding:
                     return _repeated(each, tensor)
                 if len(shape) == 1 and len(tensor) == each.numel():
                     return each.reshape(-1)
-        if self._samples is not None and len(shape) > 1 and self._are_frames(shape[0], shape[1]):
-            frames = functional.interpolate(self._samples[:, None].float(), size=shape[1], mode="area")[:, 0] > 0.5
-            return _repeated(frames, tensor)
-        return None
-
-    def _are_frames(self, rows: int, positions: int) -> bool:
-        assert self._samples is not None
-        return rows == len(self._samples) and 1 < positions < self._samples.shape[1] and positions not in self._lengths
+        if self._samples is None:
+            return None
+        sounds, samples = self._samples.shape
+        frames = (
+            shape[1] if len(shape) > 1 and shape[0] == sounds else shape.numel() // sounds if len(shape) == 1 else 0
+        )
+        if not 1 < frames < samples or frames in self._lengths or sounds * frames != shape[:2].numel():
+            return None
+        heard = functional.interpolate(self._samples[:, None].float(), size=frames, mode="area")[:, 0] > 0.5
+        return _repeated(heard, tensor) if len(shape) > 1 else heard.reshape(-1)
 
     def _of_samples(self, given: Mapping[str, Tensor]) -> Tensor | None:
         """Return the mask `(batch, samples)` of sound that nothing but the forward shortens."""
