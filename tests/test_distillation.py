@@ -236,8 +236,7 @@ def test_grouped_values_have_a_head_for_every_key() -> None:
     teacher = llama()
     config = WidConfig(hidden_size=12, head_dim=6, num_attention_heads=2, num_key_value_heads=1, init="identity")
     distillation = Distillation(get_wid_model(teacher, config), ["relations"])
-    assert distillation._values is not None
-    name, of_teacher, of_student = distillation._values
+    name, of_teacher, of_student = distillation._values[-1]
     assert name == "model.layers.1.self_attn.v_proj"
     assert (of_teacher.heads, of_teacher.stop) == (2, 12)
     assert (of_student.heads, of_student.stop) == (1, 6)
