@@ -139,8 +139,8 @@ class StudentTrainer(GeneratingTrainer):
 
     def _tried_reduction(self, inputs: dict[str, Any]) -> Reduction:
         """Return how the loss of the model adds up, the same in every process."""
-        if self.label_smoother is not None and "labels" in inputs:
-            return "labels"  # a mean over labels, whatever the model's own loss is
+        if self.label_smoother is not None and "labels" in inputs:  # Trainer's own loss, a mean over labels
+            return "items" if self.model_accepts_loss_kwargs else "labels"
         batch, takes_items = self._prepare_inputs(inputs), self.model_accepts_loss_kwargs
         found = find_reduction(self.model, self.student, batch, takes_items=takes_items)
         return broadcast_object_list([found])[0] if self.args.world_size > 1 else found
