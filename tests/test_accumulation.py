@@ -1,8 +1,9 @@
-"""An optimizer step has the loss and the gradients of one large batch, however it is split, whatever a class reduces."""
+"""A step has the loss and the gradients of one large batch, however it is split and whatever a class reduces."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,10 @@ def classes() -> dict[str, Any]:
 
 
 def many_labels() -> dict[str, Any]:
-    return {"input_ids": tokens()["input_ids"], "labels": [[float(at % k == 0) for k in (2, 3, 5)] for at in range(ROWS)]}
+    return {
+        "input_ids": tokens()["input_ids"],
+        "labels": [[float(at % k == 0) for k in (2, 3, 5)] for at in range(ROWS)],
+    }
 
 
 def numbers() -> dict[str, Any]:
@@ -163,7 +167,7 @@ def test_loss_and_gradients_are_those_of_one_batch(case: str, tmp_path: Path) ->
 def test_a_loss_of_routers_is_weighted_as_the_rows_are(tmp_path: Path) -> None:
     """It compares tokens with each other, so parts do not add up to the whole, but they no longer count n times."""
     (without, _), (loss, _), (parts, _) = (
-        stepped(lambda: mixtral(c), tokens(), tmp_path, pieces) for c, pieces in ((0.0, 1), (1.0, 1), (1.0, 8))
+        stepped(partial(mixtral, c), tokens(), tmp_path, pieces) for c, pieces in ((0.0, 1), (1.0, 1), (1.0, 8))
     )
     assert loss - without > 0.5
     assert parts - without == pytest.approx(loss - without, rel=0.2)

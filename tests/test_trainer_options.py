@@ -12,17 +12,15 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from toys import noisy
 from torch import Tensor, nn
+from toys import noisy
 from transformers import (
     BertForMaskedLM,
-    BertForSequenceClassification,
     Trainer,
-    TrainerCallback,
     TrainingArguments,
 )
 
-from wid_hf import WidCallback, WidConfig, WidError, WidTrainer, WidTrainingArguments, get_wid_model
+from wid_hf import WidCallback, WidConfig, WidTrainer, get_wid_model
 
 HALF = WidConfig(hidden_size=12, intermediate_size=24, init="identity")
 ROWS, LENGTH = 16, 8
@@ -89,7 +87,7 @@ def best_class(logits: Tensor, labels: Tensor) -> Tensor:
 def focal(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
     log_p = outputs.logits.log_softmax(-1)
     chosen = log_p.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
-    losses = (-(1 - chosen.exp()) ** 2 * chosen)[labels != -100]
+    losses = (-((1 - chosen.exp()) ** 2) * chosen)[labels != -100]
     return losses.sum() / (len(losses) if num_items_in_batch is None else num_items_in_batch)
 
 
@@ -160,7 +158,7 @@ def test_an_option_does_what_it_does_in_trainer(case: str, tiny_bert: BertForMas
         trainer = kind(model=model, args=args, **{**data, **others(model), **more})
         trainer.train()
         ended.append((trainer, scores(trainer), trainer.evaluate()))
-    (stock, of_stock, after_stock), (wid, of_wid, after_wid) = ended
+    (_, of_stock, after_stock), (wid, of_wid, after_wid) = ended
     assert type(wid) is WidTrainer and len(of_stock) == len(of_wid) > 4
     for one, other in zip(of_stock, of_wid, strict=True):
         assert other == pytest.approx(one, rel=2e-2 if given.get("bf16") else 1e-3, abs=1e-5)
