@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -181,8 +182,8 @@ def test_the_trainers_of_stock_students_and_followers_take_new_models(tmp_path: 
 
 @pytest.fixture
 def no_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trials are dictionaries, as those of Ray, which need not be installed then."""
-    monkeypatch.setattr("transformers.trainer_callback.hp_params", lambda trial: trial)
+    """Trials are made by hand, so that no package for them needs be installed."""
+    monkeypatch.setattr("transformers.integrations.hp_params", lambda trial: trial.params)
 
 
 @pytest.mark.usefixtures("no_backend")
@@ -191,13 +192,14 @@ def test_a_trial_sets_rates_and_temperature(tmp_path: Path) -> None:
         args=arguments(tmp_path, distillation=["logits"], teacher_learning_rate=0, compactor_learning_rate=1e-3),
         train_dataset=labelled_rows(), model_init=new,
     )  # fmt: skip
-    trainer.hp_search_backend = HPSearchBackend.RAY
+    trainer.hp_search_backend = HPSearchBackend.OPTUNA
+    trainer.hp_space = lambda trial: trial.params
     asked = (
         {"compactor_learning_rate": 0.5, "distillation_temperature": 7.0, "per_device_train_batch_size": 2},
         {"compactor_learning_rate": 1e-3, "distillation_temperature": 1.0, "per_device_train_batch_size": 8},
     )
     for params in asked:
-        trainer.train(trial=dict(params))
+        trainer.train(trial=SimpleNamespace(number=0, params=params))
         assert {group["lr"] for group in trainer.optimizer.param_groups} == {params["compactor_learning_rate"]}
         assert trainer._distillation is not None
         assert trainer._distillation.temperature == params["distillation_temperature"]
@@ -209,9 +211,10 @@ def test_a_trial_freezes_and_unfreezes_the_teacher(tmp_path: Path) -> None:
     trainer = WidTrainer(
         args=arguments(tmp_path, teacher_learning_rate=1e-3), train_dataset=labelled_rows(), model_init=new
     )
-    trainer.hp_search_backend = HPSearchBackend.RAY
+    trainer.hp_search_backend = HPSearchBackend.OPTUNA
+    trainer.hp_space = lambda trial: trial.params
     for rate in (0.0, 1e-2):
-        trainer.train(trial={"teacher_learning_rate": rate})
+        trainer.train(trial=SimpleNamespace(number=0, params={"teacher_learning_rate": rate}))
         trained, fresh = trainer.model.base_model.teacher, teacher()
         moved = [not torch.equal(a, b) for a, b in zip(trained.parameters(), fresh.parameters(), strict=True)]
         assert any(moved) == (rate > 0)
