@@ -31,22 +31,24 @@ def learning_rates(model: nn.Module, args: TrainingArguments | None) -> dict[nn.
 def freeze_by_rate(model: nn.Module, args: TrainingArguments | None) -> None:
     """Freeze weights whose learning rate is 0, and unfreeze those that an earlier call froze and that now have one.
 
-    What the user froze with `requires_grad_(False)` stays frozen. A warning says where `teacher_learning_rate` has
-    no effect for that reason.
+    What the user froze with `requires_grad_(False)` stays frozen.
     """
-    rates = learning_rates(model, args)
-    for parameter, rate in rates.items():
+    for parameter, rate in learning_rates(model, args).items():
         if rate == 0:
             if parameter.requires_grad:
                 _FROZEN_BY_RATE[parameter] = True
             parameter.requires_grad_(False)
         elif _FROZEN_BY_RATE.pop(parameter, False):
             parameter.requires_grad_(True)
-    named, compactors = getattr(args, "teacher_learning_rate", None), _compactors(model)
-    trains = {parameter for parameter in rates if parameter.requires_grad}
-    if named and trains and trains <= compactors:
+
+
+def warn_of_rate_without_effect(model: nn.Module, args: TrainingArguments) -> None:
+    """Warn where `teacher_learning_rate` is given, but the user froze all of the teacher's weights."""
+    rate = getattr(args, "teacher_learning_rate", None)
+    trains = {parameter for parameter in model.parameters() if parameter.requires_grad}
+    if rate and trains and trains <= _compactors(model):
         warnings.warn(
-            f"teacher_learning_rate={named} has no effect: all of the teacher's weights are frozen. To train them, "
+            f"teacher_learning_rate={rate} has no effect: all of the teacher's weights are frozen. To train them, "
             "call requires_grad_(True) on the teacher first.",
             stacklevel=3,
         )

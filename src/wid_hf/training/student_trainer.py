@@ -106,20 +106,22 @@ class StudentTrainer(GeneratingTrainer):
         `Trainer` leaves that to the model where it takes `num_items_in_batch`, and many take it without dividing by it
         (BERT among them); all others it divides by the number of micro-batches, sums as well as means.
         """
-        reduction = self._reduction
-        if not model.training and self.args.world_size > 1 and not shifts_labels(self.student):
-            num_items_in_batch = None  # `Trainer` multiplies by the processes what the model did not divide
-        if not model.training or self._step is None or self.compute_loss_func is not None or reduction == "items":
-            self.loss_is_scaled_for_ga = None  # as `Trainer` does it
+        if not model.training:
+            if self.args.world_size > 1 and not shifts_labels(self.student):
+                num_items_in_batch = None  # `Trainer` multiplies by the processes what the model did not divide
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if self._step is None:  # this batch is the whole step
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if self.compute_loss_func is not None or self._reduction == "items":
+            self.loss_is_scaled_for_ga = None  # as `Trainer` finds
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         size = StepSize.of(self.student, inputs)
         given = dict(inputs)
         if self.model_accepts_loss_kwargs and "labels" in inputs and size.counted is not None:
-            given["num_items_in_batch"] = torch.as_tensor(size.counted).clamp(
-                min=1
-            )  # a sum of no labels is 0, a mean NaN
+            # The mean of this micro-batch, whose share is taken below; where nothing has a label it is 0, not NaN.
+            given["num_items_in_batch"] = torch.as_tensor(size.counted).clamp(min=1)
         loss, outputs = super().compute_loss(model, given, return_outputs=True)
-        loss = loss * self._share(inputs, reduction or "labels")
+        loss = loss * self._share(inputs, self._reduction or "labels")
         self.loss_is_scaled_for_ga = True
         return (loss, outputs) if return_outputs else loss
 

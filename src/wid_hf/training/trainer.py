@@ -29,7 +29,7 @@ from .calibrating import calibration_batches
 from .callback import WidCallback
 from .checkpoints import begin_checkpoint, last_whole_checkpoint, refuse_torn_checkpoint
 from .half import full_eval_dtype, kept_values
-from .rates import freeze_by_rate, learning_rates, refuse_untrainable
+from .rates import freeze_by_rate, learning_rates, refuse_untrainable, warn_of_rate_without_effect
 from .student_trainer import StudentTrainer
 
 
@@ -224,6 +224,7 @@ class WidTrainer(StudentTrainer):
         """
         freeze_by_rate(self.model, self.args)  # a search of hyperparameters changes the arguments
         refuse_untrainable(self.model)
+        warn_of_rate_without_effect(self.model, self.args)
         if self.optimizer is None:
             optimizer = super().create_optimizer(model)
             rates = learning_rates(self.model, self.args)
