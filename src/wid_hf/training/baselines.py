@@ -123,9 +123,7 @@ class DistillingTrainer(StudentTrainer):
             watch(self.teacher, [], self.teacher_loss.watched) as teacher,
         ):
             teacher.output = self.teacher(**prepared(self.teacher, inputs), **self.teacher_loss.asks)
-        loss = loss + self.teacher_loss(student, teacher, inputs) * self._share(inputs)
-        if not self.own_loss:
-            self.loss_is_scaled_for_ga = self._step is not None
+        loss = loss + self._part(self.teacher_loss(student, teacher, inputs), inputs)
         return (loss, student.output) if return_outputs else loss
 
     def _tried_reduction(self, inputs: dict[str, Any]) -> Reduction:

@@ -72,6 +72,5 @@ class FollowingTrainer(WidTrainer):
             states = states[..., kept]
         loss = following_loss(states, target.last_hidden_state, kept, mask, self.cosine_weight)
         if model.training:
-            loss = loss * self._share(inputs)
-            self.loss_is_scaled_for_ga = self._step is not None
+            loss = self._part(loss, inputs)
         return (loss, output) if return_outputs else loss

@@ -83,13 +83,15 @@ class StudentTrainer(GeneratingTrainer):
             size = StepSize(rows.sum(), None if (counted < 0).any() else counted.sum())
         return size
 
-    def _share(self, inputs: Mapping[str, Any], reduction: Reduction = "labels") -> Tensor | float:
-        """Return by what a loss of this micro-batch is multiplied, so that those of the step add up to one batch's."""
+    def _part(self, loss: Tensor, inputs: Mapping[str, Any], reduction: Reduction = "labels") -> Tensor:
+        """Return the loss of this micro-batch as its part of the step's; those of all parts add up to one batch's."""
         if self._step is None:
-            return 1.0
+            return loss
+        # `Trainer` divides by it what the model did not divide; no part is to be divided once more.
+        self.current_gradient_accumulation_steps = 1
         share = StepSize.of(self.student, inputs).share(self._step, reduction)
         averaged = self.args.average_tokens_across_devices  # gradients are averaged over processes, and are to add up
-        return share * self.accelerator.num_processes if averaged else share
+        return loss * share * self.accelerator.num_processes if averaged else loss * share
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False,
@@ -110,10 +112,8 @@ class StudentTrainer(GeneratingTrainer):
             if self.args.world_size > 1 and not shifts_labels(self.student):
                 num_items_in_batch = None  # `Trainer` multiplies by the processes what the model did not divide
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if self._step is None:  # this batch is the whole step
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if self.compute_loss_func is not None or self._reduction == "items":
-            self.loss_is_scaled_for_ga = None  # as `Trainer` finds
+        whole = self._step is None  # this batch is the step
+        if whole or self.compute_loss_func is not None or self._reduction == "items":
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         size = StepSize.of(self.student, inputs)
         given = dict(inputs)
@@ -121,8 +121,7 @@ class StudentTrainer(GeneratingTrainer):
             # The mean of this micro-batch, whose share is taken below; where nothing has a label it is 0, not NaN.
             given["num_items_in_batch"] = torch.as_tensor(size.counted).clamp(min=1)
         loss, outputs = super().compute_loss(model, given, return_outputs=True)
-        loss = loss * self._share(inputs, self._reduction or "labels")
-        self.loss_is_scaled_for_ga = True
+        loss = self._part(loss, inputs, self._reduction or "labels")
         return (loss, outputs) if return_outputs else loss
 
     def training_step(

@@ -255,7 +255,7 @@ class WidTrainer(StudentTrainer):
         student.labelled = bool(labelled)
         with self.accelerator.autocast():
             teacher = self._distillation.target(given)
-        distilled = self._distillation.loss(student, teacher, given) * self._share(given)
+        distilled = self._part(self._distillation.loss(student, teacher, given), given)
         loss = loss + self.args.distillation_weight * distilled
         return (loss, student.output) if return_outputs else loss
 
