@@ -25,7 +25,6 @@ from transformers import (
 from wid_hf import (
     ConfigError,
     DataError,
-    OutputError,
     PlanError,
     TeacherError,
     TrainingError,
@@ -34,7 +33,7 @@ from wid_hf import (
     WidSchedule,
 )
 from wid_hf.adapter.fingerprint import weights_fingerprint
-from wid_hf.compress import CompressSettings, compress, whole_folder
+from wid_hf.compress import CompressSettings, compress
 from wid_hf.coupling.trace import named_weights
 
 HALF = WidConfig(hidden_size=12, intermediate_size=24, selection="variance", init="identity")
@@ -342,36 +341,6 @@ def test_a_head_without_an_objective_is_refused(tmp_path: Path, train_file: Path
         compress(str(teacher), str(train_file), tmp_path / "student", HALF, QUICK)
 
 
-def test_an_output_that_exists_is_refused_before_work_and_replaced_when_asked(
-    tmp_path: Path, masked_teacher: Path, train_file: Path
-) -> None:
-    output = tmp_path / "student"
-    output.mkdir()
-    (output / "mine.txt").write_text("keep me")
-    with pytest.raises(OutputError, match="exists already"):
-        compress("no-such/teacher", "no-such-file", output, HALF, QUICK)
-    assert (output / "mine.txt").read_text() == "keep me"
-    compress(str(masked_teacher), str(train_file), output, HALF, QUICK, overwrite=True)
-    assert "mine.txt" not in entries(output)
-    assert "model.safetensors" in entries(output)
-    assert entries(tmp_path) == {"teacher", "student", "train.txt"}
-
-
-def test_a_folder_that_fails_half_way_leaves_the_old_one_alone(tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old.txt").write_text("old")
-
-    def write_half() -> None:
-        with whole_folder(tmp_path / "out", overwrite=True) as folder:
-            (folder / "new.txt").write_text("new")
-            raise KeyboardInterrupt("the user lost patience")
-
-    with pytest.raises(KeyboardInterrupt, match="patience"):
-        write_half()
-    assert entries(tmp_path) == {"out"}
-    assert entries(tmp_path / "out") == {"old.txt"}
-
-
 def test_a_diverged_run_writes_no_output_but_keeps_the_last_good_student(
     tmp_path: Path, masked_teacher: Path, train_file: Path
 ) -> None:
@@ -379,7 +348,9 @@ def test_a_diverged_run_writes_no_output_but_keeps_the_last_good_student(
         steps=20, batch_size=8, max_length=12, validation_texts=16,
         compactor_learning_rate=1e30, teacher_learning_rate=0,
     )  # fmt: skip
-    with pytest.raises(TrainingError, match=r"The loss became .* student at those weights is in .*student-last-good"):
+    with pytest.raises(
+        TrainingError, match=r"The loss became .* after \d+ steps is in .*student-last-good"
+    ):
         compress(str(masked_teacher), str(train_file), tmp_path / "student", HALF, hot)
     assert entries(tmp_path) == {"teacher", "student-last-good", "train.txt"}
     kept = AutoModelForMaskedLM.from_pretrained(tmp_path / "student-last-good")

@@ -35,6 +35,7 @@ class StudentTrainer(Trainer):
     def __init__(self, model: nn.Module, args: TrainingArguments | None = None, **kwargs: Any) -> None:
         super().__init__(model=model, args=args, **kwargs)
         self.add_callback(_CountEpochs(self))
+        self._back_at: int | None = None  # the step that weights went back to
         # Step, model (a progressive training changes it) and weights.
         self._good: tuple[int, nn.Module, dict[str, Tensor]] | None = None
 
@@ -42,6 +43,11 @@ class StudentTrainer(Trainer):
     def student(self) -> PreTrainedModel:
         """The stock model that trains."""
         return self.model
+
+    @property
+    def weights_of_step(self) -> int:
+        """After how many steps the weights were as they are: fewer than were done where the loss became NaN."""
+        return self.state.global_step if self._back_at is None else self._back_at
 
     def get_train_dataloader(self) -> DataLoader:
         """Return `Trainer`'s, whose batches have the same random masks in a run that is resumed."""
@@ -104,9 +110,11 @@ class StudentTrainer(Trainer):
 
     def _go_back(self, loss: float) -> None:
         step = self.state.global_step
+        self._back_at = 0
         kept = "No step had a finite loss, so the weights are those before training."
         if self._good is not None:
             good, _, tensors = self._good
+            self._back_at = good
             with torch.no_grad():
                 for name, parameter in self._trained():
                     parameter.copy_(tensors[name])
