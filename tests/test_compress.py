@@ -348,9 +348,7 @@ def test_a_diverged_run_writes_no_output_but_keeps_the_last_good_student(
         steps=20, batch_size=8, max_length=12, validation_texts=16,
         compactor_learning_rate=1e30, teacher_learning_rate=0,
     )  # fmt: skip
-    with pytest.raises(
-        TrainingError, match=r"The loss became .* after \d+ steps is in .*student-last-good"
-    ):
+    with pytest.raises(TrainingError, match=r"The loss became .* after \d+ steps is in .*student-last-good"):
         compress(str(masked_teacher), str(train_file), tmp_path / "student", HALF, hot)
     assert entries(tmp_path) == {"teacher", "student-last-good", "train.txt"}
     kept = AutoModelForMaskedLM.from_pretrained(tmp_path / "student-last-good")

@@ -68,6 +68,13 @@ def stale_folders(parent: Path, name: str) -> Iterator[list[Path]]:
             os.close(lock)
 
 
+def clear_stale(parent: Path, name: str) -> None:
+    """Delete the folders that killed runs left in `parent` while making `name`, and in which nothing is complete."""
+    with stale_folders(parent, name) as folders:
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def is_staging(entry: Path, name: str) -> bool:
     """Return whether `entry` is a staging folder for `name`, stale or in use."""
     return entry.name.startswith(_prefix(name)) and entry.is_dir() and not entry.is_symlink()

@@ -267,8 +267,8 @@ def _own_code(name: str) -> str:
     where = str(Path(name).absolute()) if Path(name).is_dir() else f"https://huggingface.co/{name}"
     return (
         f"{name!r} is a model with Python code of its own, which would run on this machine with your rights. None "
-        f"of it has run. Read it at {where}; if you trust it, pass trust_remote_code=True, and name the one that you "
-        "read with revision=."
+        f"of it has run. Read it at {where}; if you trust it, allow it by trust_remote_code=True, and name the "
+        "revision= that you read."
     )
 
 
