@@ -78,6 +78,11 @@ def hold_out(texts: Dataset, validation: int, seed: int) -> tuple[Dataset, Datas
 
     The same seed gives the same split. Raises DataError unless both parts get at least one row.
     """
+    if len(texts) < 2:
+        raise DataError(
+            f"there is {len(texts)} text, and training and validation need one each. Give more texts, or others to "
+            "score on with validation=."
+        )
     if not 0 < validation < len(texts):
         raise DataError(
             f"cannot hold out {validation} of {len(texts)} texts. Legal: 1 to {len(texts) - 1}. "

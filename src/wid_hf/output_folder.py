@@ -7,11 +7,12 @@ where. Called by `compress` and the examples.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +26,12 @@ COMPLETE = "-complete"  # what could not take its place
 WRITING, SCRATCH = "writing", "scratch"  # in the staging folder
 REPLACED, ARRIVING = ".replaced", ".arriving"  # beside what is complete there
 MARGIN = 1 << 20  # bytes for all files but weights
+SHOWN = 100  # letters of a name that is too long
 LONGEST_FILE = 80  # bytes of the longest path inside the folder
-WhyNotOurs = Callable[[Path], str | None]
+WhyNotOurs = Callable[[Path, Collection[str]], str | None]
 
 
-def holds_anything(folder: Path) -> str | None:
+def holds_anything(folder: Path, ignored: Collection[str]) -> str | None:
     """Return why a folder may not be replaced if no program's own files are known."""
     return "exists already and is not empty"
 
@@ -60,7 +62,8 @@ class OutputFolder:
     Args:
         given: the folder as the user spelled it. Links are followed.
         overwrite: replace a folder that holds only what this program wrote.
-        why_not_ours: says in words what in an existing folder this program did not write; None if it wrote all.
+        why_not_ours: says in words what in an existing folder this program did not write, but for some names; None if
+            it wrote all.
         sources: what the run reads, by a name for messages; the output may not be, hold or lie in any of it.
 
     Raises:
@@ -102,7 +105,7 @@ class OutputFolder:
             raise OutputError(f"The output {path} cannot be written. {place.advice}.")
         if not self._entries(path):
             return
-        if foreign := self.why_not_ours(path):
+        if foreign := self.why_not_ours(path, self._ignored(path)):
             raise OutputError(f"The output {path} {foreign}. Nothing there will be replaced. {place.advice}.")
         if not place.overwrite:
             what = "the last state of an earlier run" if place is self.last_good else "an earlier result"
@@ -157,7 +160,7 @@ class OutputFolder:
                 replaced.mkdir()
                 self._move_entries(place.path, replaced)
         try:
-            if filled and (foreign := self.why_not_ours(replaced)):
+            if filled and (foreign := self.why_not_ours(replaced, ())):
                 raise OutputError(f"it {foreign}")
             if whole:
                 if place.path.is_dir():
@@ -166,6 +169,7 @@ class OutputFolder:
             else:
                 complete.rename(arriving)
                 self._move_entries(arriving, place.path)
+                arriving.rmdir()
         except BaseException:
             if arriving.is_dir() and not self._entries(place.path):
                 arriving.rename(complete)
@@ -195,10 +199,13 @@ class OutputFolder:
         """Return what lies in a folder, without staging folders and what a file system keeps at its root."""
         if not folder.is_dir():
             return []
-        return sorted(
-            path for path in folder.iterdir()
-            if not (is_staging(path, "") or (path.name == "lost+found" and _is_mount(folder)))
-        )  # fmt: skip
+        ignored = self._ignored(folder)
+        return sorted(path for path in folder.iterdir() if path.name not in ignored)
+
+    def _ignored(self, folder: Path) -> set[str]:
+        """Return the names in a folder that are neither a user's nor a result."""
+        own = {path.name for path in folder.iterdir() if is_staging(path, "")}
+        return own | ({"lost+found"} if _is_mount(folder) else set())
 
     def _move_entries(self, source: Path, target: Path) -> None:
         """Move everything from one folder to another, or raise OSError and move nothing."""
@@ -347,6 +354,8 @@ def _real_path(given: str | Path) -> Path:
     except (OSError, ValueError) as error:
         if isinstance(error, OutputError):
             raise
+        if getattr(error, "errno", None) == errno.ENAMETOOLONG:
+            raise _too_long(given) from error
         raise OutputError(f"The output {given} cannot be a folder: {error}. Name another.") from error
 
 
@@ -367,10 +376,14 @@ def _check_lengths(given: str | Path, paths: list[Path]) -> None:
     for path in paths:
         longest = max(len(os.fsencode(part)) for part in path.parts)
         if longest > name or len(os.fsencode(path)) + LONGEST_FILE > whole:
-            raise OutputError(
-                f"The output {given} has a name that is too long: a name may have {name} bytes, `{LAST_GOOD}` after it "
-                f"counted, and a path {whole - LONGEST_FILE}. Name a shorter one."
-            )
+            raise _too_long(given)
+
+
+def _too_long(given: str | Path) -> OutputError:
+    return OutputError(
+        f"The output {str(given)[:SHOWN]}... has a name that is too long, `{LAST_GOOD}` after it counted. Legal on "
+        "most disks: 255 bytes for a name, 4096 for a path. Name a shorter one."
+    )
 
 
 def _check_apart(output: Path, what: str, source: Path) -> None:

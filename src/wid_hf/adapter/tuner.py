@@ -29,6 +29,7 @@ from ..progressive.schedule import WidSchedule
 from ..progressive.shrink import can_carry, carry, rewrap, take_over
 from ..progressive.wide import KeptStatistics, check_wide
 from ..student import Planned, check_teacher, empty_student, plan_student
+from .apart import saved_apart
 from .fingerprint import Fingerprint
 from .saved import fitting_state, proved_state, refuse_other_teacher, saved_state
 from .status import Student
@@ -244,7 +245,7 @@ class WidModel(BaseTuner):
             raise WidError(f"These merged weights are not finite: {', '.join(bad[:5])}. Nothing was merged.")
         student = empty_student(teacher, self.model.config)
         _fill(student, weights, planned.trace.aliases)
-        return student.train(self.model.training)
+        return saved_apart(student.train(self.model.training))
 
     def unload(self) -> PreTrainedModel:
         """Return the teacher."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,22 @@ def file_digests(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): _digest(path) for path in paths}
 
 
-def why_not_ours(folder: Path) -> str | None:
+def why_not_ours(folder: Path, ignored: Collection[str] = ()) -> str | None:
     """Return in words what in `folder` this program did not write; None if it wrote everything there.
 
-    A file that was changed since is somebody else's. Without a report that lists its files, all of them are.
+    A file that was changed since is somebody else's. Without a report that lists its files, all of them are. What is
+    called as one of `ignored` does not count.
     """
     files = _listed(folder / FILE_NAME)
     if files is None:
-        return f"holds files that wid-hf did not write ({_some([path.name for path in folder.iterdir()])})"
+        others = [path.name for path in folder.iterdir() if path.name not in ignored]
+        return f"holds files that wid-hf did not write ({_some(others)})"
     folders = {parent.as_posix() for name in files for parent in Path(name).parents}
     strangers = []
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
+        if name.partition("/")[0] in ignored:
+            continue
         if path.is_symlink():
             strangers.append(name)
         elif path.is_dir():
