@@ -13,6 +13,7 @@ import random
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -75,6 +76,8 @@ def _measured(stops: int, steps: int, seed: int) -> dict[str, Any]:
         for child in lanes:
             os.waitpid(child, 0)
         found = [json.loads(path.read_text()) for path in sorted(folder.glob("stop-*.json"))]
+    if len(found) < stops:
+        raise RuntimeError(f"only {len(found)} of {stops} stops were made; see above")
     return {"found": found, "longest": longest, "no_disk": no_disk}
 
 
@@ -95,14 +98,16 @@ def _lane(
             (folder / f"stop-{at:03}.json").write_text(json.dumps(record))
             mark = "WRONG" if _wrong(record) else "right"
             print(f"{at:3} {mark} {kind}, {output}: exit {record['exit']}, kept {record['kept']}",
-                  *(f"{key}: {record[key]}" for key in ("lost", "broken", "left") if record[key]),
+                  *(f"{key}: {record[key]}" for key in ("lost", "broken", "left", "hangs", "traceback") if record[key]),
                   file=sys.stderr, flush=True)  # fmt: skip
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(0)
 
 
 def _wrong(found: Record) -> bool:
-    return bool(found["lost"] or found["broken"] or found["left"] or found["traceback"])
+    return bool(found["lost"] or found["broken"] or found["left"] or found["hangs"] or found["traceback"])
 
 
 def _lines(record: Record) -> Iterator[str]:

@@ -10,10 +10,14 @@ import os
 import signal
 import sys
 import tempfile
+import time
 import traceback
 from pathlib import Path
 
 from wid_hf.commands.main import main
+
+LONGEST = 120.0  # seconds for one run
+HANGS = 124
 
 
 def start(words: list[str], folder: Path, log: Path, temporary: Path) -> int:
@@ -44,6 +48,14 @@ def start(words: list[str], folder: Path, log: Path, temporary: Path) -> int:
 
 
 def ended(child: int) -> int:
-    """Wait for a process and return its exit status as a shell tells it: 128 + signal if one killed it."""
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return code if code >= 0 else 128 - code
+    """Wait for a process and return its exit status as shells tell it; `HANGS` if it does not end."""
+    deadline = time.monotonic() + LONGEST
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            code = os.waitstatus_to_exitcode(status)
+            return code if code >= 0 else 128 - code
+        time.sleep(0.02)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return HANGS

@@ -17,14 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from program import ended, start
+from program import HANGS, ended, start
 from students import complete_students, loads
 
 KINDS = ("SIGKILL", "SIGTERM", "SIGINT", "disk full")
 OUTPUTS = ("new", "replaced", "current folder", "link")
 SIZES = ["--hidden-size", "12", "--intermediate-size", "24"]
 MEGABYTES = 6  # of the small disk
-LONGEST = 600.0  # seconds for one run
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,7 @@ def _stop(kind: str, place: str, chance: random.Random, folder: Path, inputs: In
         "kind": kind, "output": place, "moment": moment, "seconds": seconds, "exit": code, "exit_of_next": again,
         "kept": sorted(path.name for digest, path in after.items() if digest not in before),
         "lost": lost, "broken": broken, "left": hidden,
-        "traceback": "Traceback" in said and kind != "disk full",
+        "hangs": HANGS in (code, again), "traceback": "Traceback" in said and kind != "disk full",
     }  # fmt: skip
 
 

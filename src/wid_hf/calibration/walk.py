@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any
 from weakref import ref
 
@@ -52,7 +53,9 @@ class Forward:
         self.batch = batch
         self._model = model
         self._reader = _Reader(plan, stops, self._pause)
-        self._go, self._arrived = threading.Semaphore(0), threading.Semaphore(0)
+        # No semaphores: those of `threading` are Python, and a Ctrl-C in the middle of one loses a wake-up for good.
+        self._go: SimpleQueue[None] = SimpleQueue()
+        self._arrived: SimpleQueue[None] = SimpleQueue()
         self._here: Stop | None = None
         self._error: BaseException | None = None
         self._closing = False
@@ -62,8 +65,8 @@ class Forward:
         """Run to the next stop and return it, or None at the end; what the model raises is raised here."""
         if self._thread.ident is None:
             self._thread.start()
-        self._go.release()
-        self._arrived.acquire()
+        self._go.put(None)
+        self._arrived.get()
         if self._error is not None:
             raise self._error
         return self._here
@@ -71,7 +74,7 @@ class Forward:
     def close(self) -> None:
         """End the forward where it stands."""
         self._closing = True
-        self._go.release()
+        self._go.put(None)
         if self._thread.ident is not None:
             self._thread.join()
 
@@ -108,7 +111,7 @@ class Forward:
         return moved.reshape(-1, moved.shape[-1])
 
     def _run(self) -> None:
-        self._go.acquire()
+        self._go.get()
         try:
             if not self._closing:
                 with torch.no_grad(), self._reader:
@@ -120,12 +123,12 @@ class Forward:
             self._error = error
         finally:
             self._here = None
-            self._arrived.release()
+            self._arrived.put(None)
 
     def _pause(self, stop: Stop) -> None:
         self._here = stop
-        self._arrived.release()
-        self._go.acquire()
+        self._arrived.put(None)
+        self._go.get()
         if self._closing:
             raise _Closed
 
