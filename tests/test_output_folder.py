@@ -375,6 +375,7 @@ def test_a_kill_at_any_rename_loses_nothing_and_the_next_run_clears_up(
     killed(out, "output", after, out if here else tmp_path)
     monkeypatch.chdir(out if here else tmp_path)
     with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
         output(out, overwrite=True)
     assert all("its result is in" in str(each.message) for each in told)
     found = tree(tmp_path)
