@@ -31,6 +31,7 @@ from transformers import (
 from wid_hf import (
     ConfigError,
     DataError,
+    OutputError,
     PlanError,
     TeacherError,
     TrainingError,

@@ -63,7 +63,7 @@ class CompressSettings:
         method: of `wid_hf.methods.METHODS`: how the student gets its weights, and what teaches it.
         steps: optimizer steps; 0 leaves the student at its start.
         batch_size: texts per step.
-        max_length: tokens per text, longer ones are cut.
+        max_length: tokens per text, longer ones are cut; never more than the teacher has positions for.
         compactor_learning_rate: of compactors.
         teacher_learning_rate: of the teacher's weights; must be 0 for a headless encoder and where they are followed.
         learning_rate: of a stock student, for methods without compactors.
@@ -261,9 +261,9 @@ def _local(source: str) -> str:
 def _fitting(
     settings: CompressSettings, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> CompressSettings:
-    """Return `settings` with texts no longer than the model has positions for, and say so."""
+    """Return `settings` with texts no longer than the model has positions for; say so where a length was asked for."""
     longest = longest_text(model, tokenizer, settings.max_length)
-    if longest < settings.max_length:
+    if longest < settings.max_length != CompressSettings.max_length:
         warnings.warn(
             f"max_length={settings.max_length} is more than {type(model).__name__} has positions for: texts are cut "
             f"after {longest} tokens.",
