@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from forked import forked
 from toys import save_teacher, word_tokenizer, write_texts
 from transformers import (
     AutoModel,
@@ -44,6 +47,7 @@ from wid_hf.compress import CompressSettings, compress
 from wid_hf.coupling.trace import named_weights
 from wid_hf.errors import Stopped, WidWarning
 from wid_hf.reports.own_files import why_not_ours
+from wid_hf.reports.wid_report import Report
 from wid_hf.training.student_trainer import StudentTrainer
 
 HALF = WidConfig(hidden_size=12, intermediate_size=24, selection="variance", init="identity")
@@ -499,6 +503,41 @@ def test_a_signal_before_training_leaves_nothing(
     with pytest.raises(Stopped, match="Nothing was written"):
         compress(str(masked_teacher), str(train_file), tmp_path / "student", CALIBRATED, QUICK)
     assert entries(tmp_path) == {"teacher", "train.txt"}
+
+
+def die(*_: object, **__: object) -> float:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return 0.0
+
+
+def test_a_run_killed_in_training_is_cleared_away_by_the_next_one(
+    tmp_path: Path, masked_teacher: Path, train_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        stopping(patch, die)
+        work = partial(compress, str(masked_teacher), str(train_file), tmp_path / "student", HALF, QUICK)
+        assert forked(work) == -signal.SIGKILL
+    (left,) = entries(tmp_path) - {"teacher", "train.txt"}
+    assert left.startswith(".student.wid-hf-")
+    compress(str(masked_teacher), str(train_file), tmp_path / "student", HALF, UNTRAINED)
+    assert entries(tmp_path) == {"teacher", "student", "train.txt"}
+
+
+def test_a_student_whose_run_was_killed_after_training_is_brought_to_its_place_by_the_next_one(
+    tmp_path: Path, masked_teacher: Path, train_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Report, "draw", die)
+        work = partial(compress, str(masked_teacher), str(train_file), tmp_path / "student", HALF, QUICK)
+        assert forked(work) == -signal.SIGKILL
+    assert "student" not in entries(tmp_path)
+    told = pytest.warns(WidWarning, match=r"A run that was killed had finished: its result is in .*student\.")
+    with told, pytest.raises(OutputError, match="exists already"):
+        compress(str(masked_teacher), str(train_file), tmp_path / "student", HALF, QUICK)
+    assert entries(tmp_path) == {"teacher", "student", "train.txt"}
+    assert json.loads((tmp_path / "student" / "wid_report.json").read_text())["steps"] == 3
+    assert why_not_ours(tmp_path / "student") is None
+    AutoModelForMaskedLM.from_pretrained(tmp_path / "student")
 
 
 def test_our_own_student_is_replaced_when_asked_and_nothing_else_ever(

@@ -125,7 +125,8 @@ def test_an_export_is_replaced_when_asked_and_a_killed_one_is_cleared(
     with pytest.raises(OutputError, match=r"s\.onnx exists already.*overwrite=True"):
         export_onnx("~/student", Path("~/s.onnx"))
     export_onnx("~/student", Path("~/s.onnx"), overwrite=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["s.onnx", "student"]
+    left = {path.name for path in tmp_path.iterdir()} - {".cache"}  # of onnxscript, in the home folder
+    assert left == {"s.onnx", "student"}
 
 
 def test_missing_packages_are_named_with_the_command_that_installs_them(

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from forked import forked
 
 from wid_hf.errors import OutputError, WidWarning
 from wid_hf.output_folder import OutputFolder, write_folder
@@ -337,8 +338,8 @@ def test_what_is_complete_survives_any_error_after_it(tmp_path: Path) -> None:
 # After a kill.
 def killed(path: Path, place: str, after: int, cwd: Path) -> None:
     """Write to a place in a process that is killed at one of its renames, or when it is done."""
-    child = os.fork()
-    if child == 0:
+
+    def work() -> None:
         count, rename = 0, Path.rename
 
         def stopping(self: Path, to: Path) -> Path:
@@ -348,17 +349,15 @@ def killed(path: Path, place: str, after: int, cwd: Path) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             return rename(self, to)
 
-        try:
-            os.chdir(cwd)
-            folder = output(path, overwrite=True)
-            with folder.staging() as staging:
-                Path.rename = stopping  # type: ignore[method-assign, assignment]
-                staging.complete(getattr(folder, place), writing("new"))
-                staging.place(getattr(folder, place))
-                os.kill(os.getpid(), signal.SIGKILL)
-        finally:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        os.chdir(cwd)
+        folder = output(path, overwrite=True)
+        with folder.staging() as staging:
+            Path.rename = stopping  # type: ignore[method-assign, assignment]
+            staging.complete(getattr(folder, place), writing("new"))
+            staging.place(getattr(folder, place))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert forked(work) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("after", range(9))

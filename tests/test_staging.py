@@ -8,18 +8,20 @@ import signal
 from pathlib import Path
 
 import pytest
+from forked import forked
 
 from wid_hf.staging import OWNER, clear_stale, let_go, staging_folder, stale_folders
 
 
 def killed(parent: Path, name: str) -> None:
     """Leave the folder of a process that was killed while it worked in it."""
-    child = os.fork()
-    if child == 0:
+
+    def work() -> None:
         with staging_folder(parent, name) as folder:
             (folder / "half").write_text("half")
             os.kill(os.getpid(), signal.SIGKILL)
-    os.waitpid(child, 0)
+
+    assert forked(work) == -signal.SIGKILL
 
 
 def test_a_folder_is_deleted_at_the_end_with_what_is_in_it(tmp_path: Path) -> None:

@@ -104,10 +104,7 @@ def export_onnx(
 
 def _check_output(output: Path, overwrite: bool, name: str) -> None:
     """Refuse what cannot be written, and to replace anything but an ONNX file of ours and the weights beside it."""
-    if output.is_dir():
-        raise OutputError(f"The output {output} is a folder. Name a file in it, such as {output / 'model.onnx'}.")
     try:
-        there = [path for path in (output, output.with_name(output.name + DATA)) if path.exists() or path.is_symlink()]
         writable = output.parent.is_dir() and os.access(output.parent, os.W_OK)
         longest = os.pathconf(output.parent, "PC_NAME_MAX") if writable and hasattr(os, "pathconf") else None
     except (OSError, ValueError) as error:
@@ -116,6 +113,9 @@ def _check_output(output: Path, overwrite: bool, name: str) -> None:
         raise OutputError(f"The output {output} cannot be written: {output.parent} is not a writable folder.")
     if longest is not None and len(os.fsencode(output.name + DATA)) > longest:
         raise OutputError(f"The output {output} has a name that is too long. Legal: {longest - len(DATA)} bytes.")
+    if output.is_dir():
+        raise OutputError(f"The output {output} is a folder. Name a file in it, such as {output / 'model.onnx'}.")
+    there = [path for path in (output, output.with_name(output.name + DATA)) if os.path.lexists(path)]
     if there and not _is_ours(output):
         where = f" It is part of the model {name}." if output.parent.resolve() == Path(name).resolve() else ""
         raise OutputError(

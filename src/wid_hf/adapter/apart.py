@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from types import MethodType
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -37,7 +36,7 @@ class SaveApart:
         return type(self.model).save_pretrained(self.model, save_directory, *args, **kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return MethodType, (type(self.model).save_pretrained, self.model)
+        return getattr, (self.model, "save_pretrained")  # of the copy, which has no other than its class's yet
 
 
 def saved_apart(student: PreTrainedModel) -> PreTrainedModel:

@@ -48,7 +48,7 @@ def main() -> None:
 
 def as_options(text: str) -> str:
     """Return a message of the library with its arguments, `name=value`, as the options of the command line."""
-    return re.sub(rf"\b([a-z_]+)=({VALUE})?", _as_option, text)
+    return re.sub(rf"(?<![\w?&./-])([a-z_]+)=({VALUE})?", _as_option, text)
 
 
 def _as_option(found: re.Match[str]) -> str:

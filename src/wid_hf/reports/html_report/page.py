@@ -115,7 +115,7 @@ def write_html_report(folder: str | Path, output: str | Path | None = None, *,
 def _check_output(output: Path) -> None:
     """Refuse a folder with files and without a page of ours: pictures would replace files of the same names."""
     if output.exists() and not output.is_dir():
-        raise OutputError(f"The output {output} is a file. Name a folder with output=.")
+        raise OutputError(f"The output {output} cannot be a folder: it is a file. Name another with output=.")
     if not output.is_dir() or not any(output.iterdir()):
         return
     page = output / PAGE_NAME
