@@ -44,6 +44,7 @@ class StudentTrainer(GeneratingTrainer):
         super().__init__(model, args, *others, **kwargs)
         self.add_callback(_TrainingBegins(self))
         self._good: tuple[int, list[tuple[nn.Parameter, Tensor]]] | None = None  # step, weights, their values then
+        self._back_at: int | None = None  # the step that weights went back to
         self._step: StepSize | None = None  # of the optimizer step that is running
         self._reduction: Reduction | None = None
 
@@ -51,6 +52,11 @@ class StudentTrainer(GeneratingTrainer):
     def student(self) -> PreTrainedModel:
         """The stock model that trains."""
         return self.model
+
+    @property
+    def weights_of_step(self) -> int:
+        """After how many steps the weights were as they are: fewer than were done where the loss became NaN."""
+        return self.state.global_step if self._back_at is None else self._back_at
 
     def get_train_dataloader(self) -> DataLoader:
         """Return `Trainer`'s, whose batches have the same random masks in a run that is resumed."""
@@ -165,9 +171,11 @@ class StudentTrainer(GeneratingTrainer):
 
     def _go_back(self, loss: float) -> None:
         step = self.state.global_step
+        self._back_at = 0
         kept = "No step had a finite loss, so the weights are those before training."
         if self._good is not None:
             good, weights = self._good
+            self._back_at = good
             with torch.no_grad():
                 for parameter, value in weights:
                     parameter.copy_(value)
