@@ -41,12 +41,12 @@ def trace_teacher(
         if not seen.unreached:
             break
         try:
-            seen.run(further_example(teacher, part, argument))
+            if seen.run(further_example(teacher, part, argument), optional=True):
+                further.append((part, argument))
         except Exception:  # whatever a model raises for an argument that it does not take in this form
             continue
-        further.append((part, argument))
     for rows in rolled_routers(seen):
-        seen.run(Example(seen.examples[0].inputs, rolled=rows))
+        seen.run(Example(seen.examples[0].inputs, rolled=rows), optional=True)
     seen.finish()
     return seen, further
 

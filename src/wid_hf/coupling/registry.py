@@ -56,9 +56,20 @@ def _looked_up(name: str) -> OpOverload | None:
 
 
 def rule_for(operation: OpOverload) -> Rule | None:
-    """Return the rule of `operation`, or None: it is then decomposed, or what it touches is frozen."""
-    shared = _RULES.get(torch.Tag.pointwise) if is_pointwise(operation) else None
-    return _RULES.get(operation, shared)
+    """Return the rule of `operation`, or None: it is then decomposed, or what it touches is frozen.
+
+    What writes the result into its operand is as pointwise as what makes a new tensor: `abs_` as `abs`.
+    """
+    if operation in _RULES:
+        return _RULES[operation]
+    packet, _, overload = str(operation).rpartition(".")
+    plain = _looked_up(f"{packet[:-1]}.{overload}") if packet.endswith("_") and not packet.endswith("__") else None
+    is_shared = is_pointwise(operation) or (plain is not None and _is_elementwise(plain))
+    return _RULES.get(torch.Tag.pointwise) if is_shared else None
+
+
+def _is_elementwise(operation: OpOverload) -> bool:
+    return is_pointwise(operation) or _RULES.get(operation) is _RULES.get(torch.Tag.pointwise)
 
 
 def is_pointwise(operation: OpOverload) -> bool:

@@ -26,7 +26,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from . import rules as _rules  # noqa: F401  (importing it registers the rules)
 from .carrier import Carrier
 from .dims import Dim, Reason, freeze, leaves, unify
-from .flow import Flow
+from .flow import Flow, Value
 from .reads import Read, contraction, is_linear
 from .registry import decomposition, rule_for
 
@@ -112,6 +112,8 @@ class Trace:
         self._names = WeakIdKeyDictionary()
         self._waiting = WeakIdKeyDictionary()
         self._flow = Flow(())
+        self._made: list[tuple[Value, Dims]] = []  # of the forward that runs
+        self._dropped: list[Dims] = []
         self._told: list[Tensor] = []
         self._decomposing: list[str] = []
         self._computed = WeakIdKeyDictionary()
@@ -222,7 +224,7 @@ class Trace:
         if tables and of_weights and str(operation) not in ADDITIVE:
             self._freeze_tables(operands)
         results = [tensor for tensor in tree_leaves(out) if isinstance(tensor, Tensor)]
-        self._flow.note(operation, operands, results)
+        values = self._flow.note(operation, operands, results)
         rule = rule_for(operation)
         given = rule(self, out, *args, **kwargs) if rule is not None else None
         dims = self._checked(given, results)
@@ -238,6 +240,8 @@ class Trace:
             self._forget_what_was(results)
         for tensor, its_dims in zip(results, dims, strict=True):
             self._dims[tensor] = its_dims
+        if of_weights:
+            self._made += zip(values, dims, strict=True)
         self._note_read(operation, args)
         if not is_linear(operation, args):
             self._aligned += [dim for tensor in operands for dim in self.dims(tensor) if dim.size > 1]
@@ -271,6 +275,7 @@ class Trace:
         found = [tensor for tensor in tree_leaves(again) if isinstance(tensor, Tensor)]
         if [tensor.shape for tensor in found] != [tensor.shape for tensor in results]:
             return None
+        self._flow.used(found)
         for tensor, other in zip(results, found, strict=True):
             self.carry(tensor, self.carrier(other))
         return [self.dims(tensor) for tensor in found]
@@ -352,8 +357,12 @@ class Trace:
             stack.callback(register_module_forward_hook(leave, always_call=True).remove)
             yield
 
-    def run(self, example: Example) -> None:
-        """Watch one more forward.
+    def run(self, example: Example, *, optional: bool = False) -> bool:
+        """Watch one more forward; return whether it counts as an example.
+
+        Args:
+            example: what runs.
+            optional: do not count it if its outputs were computed from no weight that is not reached already.
 
         Raises:
             Exception: whatever the forward raises; couplings that it revealed until then stay, but the weights
@@ -364,7 +373,7 @@ class Trace:
         for name, tensor in rolled.items():
             self._dims[tensor] = self.weight_dims[name]
             self._names[tensor] = name
-        self._flow = Flow(chain(self.weights.items(), rolled.items()))
+        self._flow, self._made = Flow(chain(self.weights.items(), rolled.items())), []
         for name in example.streams:
             stream = example.inputs[name]
             dims = [self.frozen(size, "is the batch or the length of an input") for size in stream.shape[:-1]]
@@ -379,18 +388,28 @@ class Trace:
             ):
                 output = call(self.model, example.part, example.inputs, rolled)
         except Exception:
-            for late in [at for at in self.steps if at[1] > called[at[0]]]:
-                del self.steps[late]
-            self._times_called = called
+            self._forget_calls(called)
             raise
+        outputs = output_tensors(output)
+        reached = self._flow.reached(outputs)
+        if optional and reached <= self.reached:
+            self._forget_calls(called)
+            return False
         self.stream_dims |= {(len(self.examples), name): self._dims[example.inputs[name]] for name in example.streams}
         self.examples.append(example)
-        outputs = output_tensors(output)
         self._used(outputs)
         self.output_dims += [self.dims(tensor) for tensor in outputs]
         if example.part:
             self._freeze_loose_ends(outputs)
-        self.reached |= self._flow.reached(outputs)
+        self.reached |= reached
+        self._dropped += [dims for value, dims in self._made if not value.used]
+        return True
+
+    def _forget_calls(self, called: Counter[str]) -> None:
+        """Drop the steps of a forward that does not count, so that the next one's calls have their numbers."""
+        for late in [at for at in self.steps if at[1] > called[at[0]]]:
+            del self.steps[late]
+        self._times_called = called
 
     def _freeze_loose_ends(self, outputs: Sequence[Tensor]) -> None:
         """Freeze what a part returns that no earlier forward knows: where the whole model uses it was not seen."""
@@ -414,12 +433,19 @@ class Trace:
         ]
 
     def finish(self) -> None:
-        """Freeze what only weights that no example reached have: how other inputs would couple it was not seen."""
+        """Freeze what only weights that no example reached have: how other inputs would couple it was not seen.
+
+        What two such weights have in common stays free if it was summed over on the way to a value that was dropped:
+        LXMERT computes the last layer of a stream of which nothing is returned, and all uses of its inner width were
+        seen. What the dropped values themselves have does not.
+        """
         known = {leaf for name in self.reached for dim in self.weight_dims[name] for leaf in leaves(dim)}
-        for name in self.unreached:
-            for dim in self.weight_dims[name]:
-                for leaf in set(leaves(dim)) - known:
-                    freeze(leaf, NOT_REACHED)
+        loose = {leaf for dims in self._dropped for dim in dims for leaf in leaves(dim)}
+        unreached = [[*chain.from_iterable(map(leaves, self.weight_dims[name]))] for name in self.unreached]
+        holders = Counter(leaf for inside in unreached for leaf in set(inside))
+        for leaf in holders.keys() - known:
+            if leaf in loose or holders[leaf] == 1:
+                freeze(leaf, NOT_REACHED)
 
 
 class _Watch(TorchDispatchMode):

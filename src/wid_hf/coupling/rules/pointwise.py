@@ -27,18 +27,26 @@ def broadcast(trace: Trace, out: Tensor, *tensors: Tensor) -> Dims:
     return tuple(result)
 
 
+# What decompositions end in.
+_PRIMITIVES = (
+    "acos", "acosh", "add", "asin", "asinh", "atan", "atan2", "atanh", "ceil", "cos", "cosh", "div", "eq", "erf",
+    "erf_inv", "erfc", "exp", "expm1", "floor", "fmod", "ge", "gt", "isfinite", "le", "lgamma", "log", "log10", "log1p",
+    "lt", "mul", "ne", "neg", "pow", "remainder", "round", "sin", "sinh", "sqrt", "sub", "tan", "tanh", "where",
+)  # fmt: skip
+
+
 # The names are those that torch, or an older torch, does not tag.
 @rule(
     torch.Tag.pointwise,
-    "aten.rsub.Tensor", "aten.hardswish.default", "aten.hardswish_.default", "aten.mish_.default", "aten.gelu_.default",
+    "aten.rsub.Tensor", "aten.hardswish.default",
     "aten.where.self", "aten.where.ScalarOther", "aten.where.ScalarSelf", "aten.where.Scalar",
-    "aten.masked_fill.Scalar", "aten.masked_fill.Tensor", "aten.masked_fill_.Scalar", "aten.masked_fill_.Tensor",
-    "aten.floor_divide.default", "aten.floor_divide.Scalar", "aten.floor_divide_.Tensor", "aten.floor_divide_.Scalar",
+    "aten.masked_fill.Scalar", "aten.masked_fill.Tensor",
+    "aten.floor_divide.default", "aten.floor_divide.Scalar", "aten.floor_divide_.Tensor",
     "aten.__and__.Tensor", "aten.__and__.Scalar", "aten.__or__.Tensor", "aten.__or__.Scalar",
-    "aten.polar.default", "aten.complex.default", "aten._conj.default", "aten.abs_.default",
-    "aten._prelu_kernel.default",
+    "aten.polar.default", "aten.complex.default", "aten._conj.default", "aten._prelu_kernel.default",
+    *(f"prims.{name}.default" for name in _PRIMITIVES),
 )  # fmt: skip
-def elementwise(trace: Trace, out: Any, *args: Any, **kwargs: Any) -> Dims | list[Dims]:
+def elementwise(trace: Trace, out: Any, /, *args: Any, **kwargs: Any) -> Dims | list[Dims]:
     """`f(x, y, ...)` on each element; operands may be given by name, and there may be several results."""
     operands = [tensor for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)]
     if isinstance(out, Tensor):

@@ -32,6 +32,14 @@ def reduction(trace: Trace, out: Tensor, a: Tensor, places: Any = None, keep: bo
     return _reduced(trace, out, a, places, keep)
 
 
+@rule(
+    "prims.sum.default", "prims.prod.default", "prims.amax.default", "prims.amin.default", "prims.var.default",
+)  # fmt: skip
+def primitive_reduction(trace: Trace, out: Tensor, a: Tensor, places: Any = None, *args: Any, **kwargs: Any) -> Dims:
+    """What decompositions end in: the dimensions are gone."""
+    return _reduced(trace, out, a, places, keep=False)
+
+
 @rule("aten.var.correction", "aten.std.correction", "aten.linalg_vector_norm.default")
 def spread(trace: Trace, out: Tensor, a: Tensor, *args: Any, keepdim: bool = False, **kwargs: Any) -> Dims:
     """Variance, deviation or norm: told by the result's rank which dimensions went."""
