@@ -10,10 +10,11 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 from transformers import PretrainedConfig, PreTrainedModel
 
 from .coupling import Example
@@ -24,6 +25,7 @@ LONGER = "a longer text"  # takes the place of an argument's name among further 
 TIMES_LONGER = 16
 BATCH, LENGTH = 3, 7  # odd and different, so that neither is mistaken for a model's own dimension
 Inputs = dict[str, Any]
+InputsT = TypeVar("InputsT", Inputs, "Inputs | None")
 
 
 def example_inputs(model: PreTrainedModel) -> Inputs:
@@ -46,13 +48,13 @@ def example_inputs(model: PreTrainedModel) -> Inputs:
         inputs |= _of_all_kinds(model, inputs)
     if "use_cache" in accepted:
         inputs["use_cache"] = False
-    return _on_device(model, inputs)
+    return on_device(model, inputs)
 
 
 def _all_kinds(model: PreTrainedModel) -> Inputs:
     """Text together with images or sound: models that match one with the other."""
     inputs = example_inputs(model)
-    return _on_device(model, inputs | _of_all_kinds(model, inputs))
+    return on_device(model, inputs | _of_all_kinds(model, inputs))
 
 
 def _videos(model: PreTrainedModel) -> Inputs:
@@ -111,11 +113,12 @@ def further_example(model: PreTrainedModel, part: str, argument: str) -> Example
     inputs = example_inputs(module)
     inputs |= _longer(module) if argument == LONGER else _EXTRAS[argument](module, inputs)
     streams = frozenset({argument} & {"encoder_hidden_states"})
-    return Example(_on_device(model, inputs), part, streams)
+    return Example(on_device(model, inputs), part, streams)
 
 
-def _on_device(model: PreTrainedModel, inputs: Inputs) -> Inputs:
-    return {name: v.to(model.device) if isinstance(v, Tensor) else v for name, v in inputs.items()}
+def on_device(model: PreTrainedModel, inputs: InputsT) -> InputsT:
+    """Return `inputs` with every tensor on the model's device, lists and dictionaries included; None stays None."""
+    return tree_map(lambda value: value.to(model.device) if isinstance(value, Tensor) else value, inputs)
 
 
 def _tokens(model: PreTrainedModel, times: int = 1) -> Tensor:
@@ -233,7 +236,7 @@ def _features(model: Any, given: Inputs, guess: Inputs, kind: str) -> int:
     Raises:
         Exception: whatever the model raises where it cannot make any of `given`.
     """
-    given, guess = _on_device(model, given), _on_device(model, guess)
+    given, guess = on_device(model, given), on_device(model, guess)
     with quiet_forward(model):
         try:
             features = getattr(model, f"get_{kind}_features")(**given)

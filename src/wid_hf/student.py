@@ -24,8 +24,10 @@ from .config import WidConfig
 from .coupling import Plan, Trace, make_plan, verify
 from .coupling.trace import saved_tensors
 from .errors import ConfigError, PlanError, TeacherError
+from .inputs import on_device
+from .kept_examples import unpacked
 from .teacher_check import PARAMETRIZED, check_teacher
-from .tracing import trace_student, trace_teacher
+from .tracing import plain_attention, trace_student, trace_teacher
 
 LAYERS = "per_layer_config"  # transformers' name for sizes that differ from layer to layer
 
@@ -57,7 +59,8 @@ def plan_student(
     Args:
         teacher: a stock transformers model with real weights.
         config: the sizes wanted.
-        inputs: keyword arguments for one forward of the teacher; made from its config by default.
+        inputs: keyword arguments for one forward of the teacher; by default those that `config` holds, else made
+            from the teacher's config.
         proof: also run the permutation proof on the teacher.
 
     Raises:
@@ -67,10 +70,12 @@ def plan_student(
         ProofError: the permutation proof failed.
     """
     check_teacher(teacher)
+    inputs = on_device(teacher, unpacked(config.example_inputs)) if inputs is None else inputs
     candidates = list(_candidate_configs(teacher.config, config))
     teacher_trace, further = trace_teacher(teacher, inputs)
     if proof:
-        verify(teacher, teacher_trace)
+        with plain_attention(teacher):
+            verify(teacher, teacher_trace)
     refusals = []
     for candidate in candidates:
         try:

@@ -128,18 +128,18 @@ def _quantized(teacher: PreTrainedModel) -> str | None:
             return _quantized_text(teacher, "to 8 bit", f"`{name}` is {tensor.dtype}")
     for name, module in teacher.named_modules():
         kinds = [kind.__module__ for kind in type(module).__mro__]
-        packed = next((word for word in PACKED if hasattr(module, word)), None)
-        library = next((word for word in QUANTIZERS for kind in kinds if word in kind.split(".")), None)
-        if library is not None:
-            return _quantized_text(teacher, f"by {library}", f"`{name}` is a {type(module).__name__}")
-        if packed is not None:
-            return _quantized_text(teacher, "", f"`{name}` is a {type(module).__name__} with {packed}")
         if any(kind.startswith(("torch.ao.nn.", "torch.ao.quantization.")) for kind in kinds):
             return (
                 f"The teacher is quantized by torch.ao.quantization (`{name}` is a {type(module).__module__}."
                 f"{type(module).__name__}), which cannot be undone. Pass the model as it was before, and quantize the "
                 "student."
             )
+        packed = next((word for word in PACKED if hasattr(module, word)), None)
+        library = next((word for word in QUANTIZERS for kind in kinds if word in kind.split(".")), None)
+        if library is not None:
+            return _quantized_text(teacher, f"by {library}", f"`{name}` is a {type(module).__name__}")
+        if packed is not None:
+            return _quantized_text(teacher, "", f"`{name}` is a {type(module).__name__} with {packed}")
     return None
 
 

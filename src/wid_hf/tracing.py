@@ -6,7 +6,8 @@ raises on the way is told as a `TeacherError` or a `PlanError`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -35,18 +36,19 @@ def trace_teacher(
         TeacherError: the model does not run on the inputs given, or on any that were made for it.
     """
     seen = Trace(teacher)
-    _run_first(seen, teacher, inputs)
-    further = []
-    for part, argument in further_examples(teacher, seen.unreached):
-        if not seen.unreached:
-            break
-        try:
-            if seen.run(further_example(teacher, part, argument), optional=True):
-                further.append((part, argument))
-        except Exception:  # whatever a model raises for an argument that it does not take in this form
-            continue
-    for rows in rolled_routers(seen):
-        seen.run(Example(seen.examples[0].inputs, rolled=rows), optional=True)
+    with plain_attention(teacher):
+        _run_first(seen, teacher, inputs)
+        further = []
+        for part, argument in further_examples(teacher, seen.unreached):
+            if not seen.unreached:
+                break
+            try:
+                if seen.run(further_example(teacher, part, argument), optional=True):
+                    further.append((part, argument))
+            except Exception:  # whatever a model raises for an argument that it does not take in this form
+                continue
+        for rows in rolled_routers(seen):
+            seen.run(Example(seen.examples[0].inputs, rolled=rows), optional=True)
     seen.finish()
     return seen, further
 
@@ -59,14 +61,36 @@ def trace_student(student: PreTrainedModel, inputs: Mapping[str, Any] | None, fu
     """
     seen = Trace(student)
     try:
-        _run_first(seen, student, inputs)
-        for part, argument in further:
-            seen.run(further_example(student, part, argument))
+        with plain_attention(student):
+            _run_first(seen, student, inputs)
+            for part, argument in further:
+                seen.run(further_example(student, part, argument))
     except Exception as refusal:  # such as rotary positions of an odd head width
         cause = refusal.__cause__ if isinstance(refusal, TeacherError) else refusal
         raise PlanError(f"- {type(student).__name__} does not run at these sizes: {_said(cause)}") from cause
     seen.finish()
     return seen
+
+
+@contextmanager
+def plain_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Let `model` compute attention by operations that can be watched, as it does with "eager".
+
+    Kernels that are compiled on the spot (flex attention) or run on some devices only (flash attention) compute the
+    same from the same weights. The implementation that was set comes back.
+    """
+    configs = [m.config for m in model.modules() if isinstance(m, PreTrainedModel)]
+    before = [(config, config._attn_implementation) for config in configs]
+    watched = ("eager", "sdpa", None)
+    if all(name in watched for _, name in before):
+        yield
+        return
+    try:
+        model.set_attn_implementation("eager")
+        yield
+    finally:
+        for config, name in before:
+            config._attn_implementation = name
 
 
 def _run_first(seen: Trace, model: PreTrainedModel, inputs: Mapping[str, Any] | None) -> None:
@@ -96,7 +120,8 @@ def _run_first(seen: Trace, model: PreTrainedModel, inputs: Mapping[str, Any] | 
         f"{name} does not run on {what}, so that nothing is known of its dimensions:\n"
         + "\n".join(tried)
         + "\nPass the keyword arguments of one forward that works, small ones suffice: "
-        "get_wid_model(model, config, example_inputs={...}) or plan_student(model, config, inputs={...})."
+        "get_wid_model(model, config, example_inputs={...}), plan_student(model, config, inputs={...}), or as "
+        "example_inputs of the WidConfig."
     ) from first
 
 
