@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 from peft import PeftConfig
 
 from .errors import ConfigError
+from .kept_examples import packed
 from .progressive.schedule import WidSchedule
 
 HeadStrategy = Literal["dim", "head"]
@@ -60,6 +61,8 @@ class WidConfig(PeftConfig):
         schedule: `"narrow"` trains the student's sizes from the first step; `"progressive"` begins at the teacher's
             widths and drops ever more, by the proportions of the paper; a `WidSchedule` says how exactly. A progressive
             training starts at the identity.
+        example_inputs: keyword arguments of one forward of the teacher, where those made from its config do not fit.
+            Kept with the adapter, which loads by them; `get_wid_model(..., example_inputs=...)` fills this in.
         teacher_fingerprint: of the teacher's weights; filled in when a wid model is made. A config that has one, as
             those of saved adapters do, is refused by any other teacher.
 
@@ -89,6 +92,9 @@ class WidConfig(PeftConfig):
     schedule: Literal["narrow", "progressive"] | WidSchedule = field(
         default="narrow", metadata={"help": "'narrow', 'progressive', or a WidSchedule."}
     )
+    example_inputs: dict[str, Any] | None = field(
+        default=None, metadata={"help": "Keyword arguments of one forward of the teacher."}
+    )
     teacher_fingerprint: str | None = field(default=None, metadata={"help": "Fingerprint of the teacher's weights."})
 
     def __post_init__(self) -> None:
@@ -105,6 +111,8 @@ class WidConfig(PeftConfig):
             self.selection = "pivots" if self.init == "calibrated" else "first"
         if not isinstance(self.overrides, dict):
             raise ConfigError(f"WidConfig: overrides={self.overrides!r} is not a dictionary of sizes by name")
+        if self.example_inputs is not None:
+            self.example_inputs = packed(self.example_inputs)
         problems = [
             f"{name}={getattr(self, name)!r} is not one of {', '.join(map(repr, get_args(words)))}"
             for name, words in (("head_strategy", HeadStrategy), ("init", Init), ("selection", Selection))

@@ -16,19 +16,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from .config import WidConfig
-from .coupling import Example, Plan, Trace, make_plan, verify
+from .coupling import Plan, Trace, make_plan, verify
 from .coupling.trace import saved_tensors
 from .errors import ConfigError, PlanError, TeacherError
-from .inputs import example_inputs, further_example, further_examples
+from .inputs import on_device
+from .kept_examples import unpacked
+from .teacher_check import PARAMETRIZED, check_teacher
+from .tracing import plain_attention, trace_student, trace_teacher
 
 LAYERS = "per_layer_config"  # transformers' name for sizes that differ from layer to layer
-PARAMETRIZED = "The teacher's weights are parametrized already; pass a model with plain weights."
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ def plan_student(
     Args:
         teacher: a stock transformers model with real weights.
         config: the sizes wanted.
-        inputs: keyword arguments for one forward of the teacher; made from its config by default.
+        inputs: keyword arguments for one forward of the teacher; by default those that `config` holds, else made
+            from the teacher's config.
         proof: also run the permutation proof on the teacher.
 
     Raises:
@@ -68,10 +70,12 @@ def plan_student(
         ProofError: the permutation proof failed.
     """
     check_teacher(teacher)
+    inputs = on_device(teacher, unpacked(config.example_inputs)) if inputs is None else inputs
     candidates = list(_candidate_configs(teacher.config, config))
     teacher_trace, further = trace_teacher(teacher, inputs)
     if proof:
-        verify(teacher, teacher_trace)
+        with plain_attention(teacher):
+            verify(teacher, teacher_trace)
     refusals = []
     for candidate in candidates:
         try:
@@ -86,79 +90,6 @@ def plan_student(
         else:
             return Planned(plan, teacher_trace, student)
     raise PlanError(_refusal_text(teacher, config, str(refusals[0]))) from refusals[0]
-
-
-def trace_teacher(
-    teacher: PreTrainedModel, inputs: Mapping[str, Any] | None = None
-) -> tuple[Trace, list[tuple[str, str]]]:
-    """Trace `teacher`, also with optional arguments as long as there are weights that nothing has reached.
-
-    Returns:
-        the trace, and which parts and arguments it took (see `further_examples`).
-    """
-    seen = Trace(teacher)
-    seen.run(Example(dict(inputs) if inputs is not None else example_inputs(teacher)))
-    further = []
-    for part, argument in further_examples(teacher, seen.unreached):
-        if not seen.unreached:
-            break
-        try:
-            seen.run(further_example(teacher, part, argument))
-        except Exception:  # whatever a model raises for an argument that it does not take in this form
-            continue
-        further.append((part, argument))
-    seen.finish()
-    return seen, further
-
-
-def trace_student(student: PreTrainedModel, inputs: Mapping[str, Any] | None, further: list[tuple[str, str]]) -> Trace:
-    """Trace `student` by the same examples as its teacher.
-
-    Raises:
-        PlanError: it does not run at its sizes.
-    """
-    seen = Trace(student)
-    try:
-        seen.run(Example(dict(inputs) if inputs is not None else example_inputs(student)))
-        for part, argument in further:
-            seen.run(further_example(student, part, argument))
-    except (RuntimeError, ValueError, IndexError) as cause:  # such as rotary positions of an odd head width
-        raise PlanError(f"- {type(student).__name__} does not run at these sizes: {cause}") from cause
-    seen.finish()
-    return seen
-
-
-def check_teacher(teacher: object) -> None:
-    """Refuse what is not a stock model with weights.
-
-    Raises:
-        TeacherError: says what it is instead.
-    """
-    if hasattr(teacher, "peft_config"):
-        raise TeacherError(
-            f"The teacher is wrapped by PEFT already ({type(teacher).__name__}). "
-            "Pass the plain model, or call merge_and_unload() on it first."
-        )
-    if not isinstance(teacher, PreTrainedModel):
-        raise TeacherError(f"The teacher is a {type(teacher).__name__}; pass a transformers PreTrainedModel.")
-    if any(_is_foreign(step) for module in teacher.modules() for step in _parametrizations(module)):
-        raise TeacherError(PARAMETRIZED)
-    if any(parameter.is_meta for parameter in teacher.parameters()):
-        raise TeacherError(
-            "The teacher is on the meta device and has no weights. Load it with from_pretrained(...) "
-            "without device_map='meta' or init_empty_weights()."
-        )
-
-
-def _parametrizations(module: nn.Module) -> Iterator[nn.Module]:
-    if parametrize.is_parametrized(module):
-        for steps in module.parametrizations.values():  # type: ignore[operator]
-            yield from steps
-
-
-def _is_foreign(step: nn.Module) -> bool:
-    """Return whether a stock model does not come with this: torch's own weight norm (wav2vec 2.0) it may have."""
-    return type(step).__module__ != "torch.nn.utils.parametrizations"
 
 
 def empty_student(teacher: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
@@ -204,7 +135,7 @@ def _weight_shapes(
     try:
         with no_init_weights(), torch.device("meta"):
             skeleton = model_class(deepcopy(config))
-    except (ValueError, AssertionError, RuntimeError, ZeroDivisionError) as refusal:
+    except Exception as refusal:  # whatever a class raises for numbers that do not go together
         raise PlanError(f"- {model_class.__name__} itself refuses this config: {refusal}") from refusal
     saved = saved_tensors(skeleton)
     if any(".parametrizations." in name and name not in saved for name in teacher.weights):

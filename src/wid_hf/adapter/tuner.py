@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from copy import copy, deepcopy
 from typing import Any, ClassVar
 from weakref import ref
@@ -25,6 +26,7 @@ from ..coupling import Plan
 from ..coupling.selection import IndexSets, axis_indices
 from ..coupling.trace import aliases, named_weights
 from ..errors import ConfigError, WidError
+from ..kept_examples import packed
 from ..progressive.progress import Progress
 from ..progressive.schedule import WidSchedule
 from ..progressive.shrink import Moved, become, can_carry, carry, rewrap, take_over
@@ -595,7 +597,11 @@ def get_wid_model(
     check_teacher(model)
     with as_if_called_plainly(model.device):
         planned = plan_student(model, config, inputs=example_inputs, proof=verify)
-    wrapped = get_peft_model(model, _with_plan(config, planned), adapter_name=adapter_name)
+    riding = _with_plan(config, planned)
+    if example_inputs is not None:
+        with suppress(ConfigError):  # what no file can hold works here, and is asked for again where it is loaded
+            riding.example_inputs = packed(example_inputs)
+    wrapped = get_peft_model(model, riding, adapter_name=adapter_name)
     wrapped.base_model._outer = ref(wrapped)
     if calibration_data is not None:
         wrapped.base_model.calibrate(calibration_data)

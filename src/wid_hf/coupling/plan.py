@@ -67,8 +67,6 @@ class Plan:
         looked_up: tables whose rows are taken by number.
         matched: for each leaf that a table computed from the config is added to (sinusoidal positions), the
             indices whose entries are nearest to the student's own table, in its order. Every start keeps these.
-        twins: weights that no example reached and that follow the weight named beside them.
-        idle: weights that no code of the model reads; they shrink by themselves.
     """
 
     axes: Mapping[str, Dims]
@@ -80,8 +78,6 @@ class Plan:
     reads: tuple[Read, ...] = ()
     looked_up: frozenset[str] = frozenset()
     matched: Mapping[Dim, Tensor] = field(default_factory=dict)
-    twins: Mapping[str, str] = field(default_factory=dict)
-    idle: tuple[str, ...] = ()
 
     def size(self, dim: Dim) -> int:
         """Return the student's size of `dim`."""
@@ -158,9 +154,7 @@ class Plan:
     def notes(self) -> tuple[str, ...]:
         """What the start does beside selecting indices: numbers folded into weights, and those that could not be."""
         folded = [f"`{c.parameter}` starts scaled by {factor:.4g}" for c, factor in self.scales.items()]
-        followers = [f"`{name}` was not reached and follows `{twin}`" for name, twin in self.twins.items()]
-        idle = [f"`{name}` is read by no code of the model" for name in self.idle]
-        return (*folded, *self.unfolded, *followers, *idle)
+        return (*folded, *self.unfolded)
 
     def __str__(self) -> str:
         """Return the table and the notes as text, 140 columns wide."""
@@ -237,8 +231,6 @@ def make_plan(teacher: Trace, shapes: Mapping[str, tuple[int, ...]], student: Tr
         reads=tuple(teacher.reads),
         looked_up=frozenset(teacher.looked_up_tables),
         matched=_matched(teacher, student, solver.targets) if student is not None else {},
-        twins=teacher.twins,
-        idle=tuple(teacher.idle),
     )
 
 
