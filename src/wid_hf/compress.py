@@ -161,7 +161,8 @@ def compress(
     report = Report(
         teacher=teacher,
         requested=config.requested,
-        head_strategy=config.head_strategy,
+        head_strategy=wid_model.base_model.settled.strategy,
+        settled=str(wid_model.base_model.settled) or None,
         method=method.name,
         start="random weights" if method.weights == "random" else f"{config.init}, {config.selection}",
         calibration=wid_model.base_model.calibration,

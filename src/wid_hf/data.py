@@ -74,6 +74,11 @@ def hold_out(texts: Dataset, validation: int, seed: int) -> tuple[Dataset, Datas
 
     The same seed gives the same split. Raises DataError unless both parts get at least one row.
     """
+    if len(texts) < 2:
+        raise DataError(
+            f"{len(texts)} {'text is' if len(texts) == 1 else 'texts are'} too few to hold some out for validation: at "
+            "least 2 are needed. Give more texts."
+        )
     if not 0 < validation < len(texts):
         raise DataError(
             f"cannot hold out {validation} of {len(texts)} texts. Legal: 1 to {len(texts) - 1}. "

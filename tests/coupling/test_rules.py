@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wid_hf.coupling import Trace, covered_operations, rule, trace, verify
-from wid_hf.coupling.dims import Reason, describe, find, leaves
+from wid_hf.coupling.dims import NO_RULE, Reason, describe, find, leaves
 from wid_hf.coupling.plan import key
 
 WIDTH, TOKENS = 12, 5
@@ -148,7 +148,8 @@ def test_summed_lookups_are_remembered_as_tables_of_one_space() -> None:
 def test_an_unknown_operation_freezes_its_inputs_and_is_named() -> None:
     seen = traced(lambda m, x: m.out(torch.special.bessel_j0(m.up(x))), up=nn.Linear(WIDTH, 20), out=nn.Linear(20, 6))
     for place in (("up.weight", 0), ("up.bias", 0), ("out.weight", 1)):
-        assert reason(seen, *place) == Reason("", "aten.special_bessel_j0.default", "meets an operation without a rule")
+        assert reason(seen, *place) == Reason("", "aten.special_bessel_j0.default", NO_RULE)
+        assert str(reason(seen, *place)) == "reaches aten.special_bessel_j0.default, which has no propagation rule"
     assert free(seen, "out.weight", 0)
 
 

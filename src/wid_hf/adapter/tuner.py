@@ -28,7 +28,7 @@ from ..progressive.progress import Progress
 from ..progressive.schedule import WidSchedule
 from ..progressive.shrink import can_carry, carry, rewrap, take_over
 from ..progressive.wide import KeptStatistics, check_wide
-from ..student import Planned, check_teacher, empty_student, plan_student
+from ..student import Planned, Settled, check_teacher, empty_student, plan_student
 from .fingerprint import Fingerprint
 from .saved import fitting_state, proved_state, refuse_other_teacher, saved_state
 from .status import Student
@@ -95,6 +95,8 @@ class WidModel(BaseTuner):
             refuse_other_teacher(config.teacher_fingerprint, self.fingerprint)
         config.teacher_fingerprint = self.fingerprint.value
         planned = planned or plan_student(model, config)
+        self.peft_config[adapter_name] = planned.settled.config(config)  # leaves nothing open, whatever loads it
+        config = self.peft_config[adapter_name]
         # Kept out of the module tree: the student's originals are the teacher's parameters already.
         self._planned = (planned, model)
         self.model = planned.student
@@ -127,6 +129,11 @@ class WidModel(BaseTuner):
     def plan(self) -> Plan:
         """The coupled dimensions with their teacher's and student's sizes."""
         return self._planned[0].plan
+
+    @property
+    def settled(self) -> Settled:
+        """Which sizes the config came to mean for the teacher, and why."""
+        return self._planned[0].settled
 
     @property
     def teacher(self) -> PreTrainedModel:

@@ -27,7 +27,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from . import rules as _rules  # noqa: F401  (importing it registers the rules)
 from .carrier import Carrier
-from .dims import Dim, Reason, freeze, leaves, unify
+from .dims import NO_RULE, Dim, Reason, freeze, leaves, unify
 from .reads import Read, contraction, is_linear
 from .registry import rule_for
 
@@ -222,7 +222,7 @@ class Trace:
         given = rule(self, out, *args, **kwargs) if rule is not None else None
         dims = self._checked(given, results)
         if dims is None:
-            text = "meets an operation without a rule" if rule is None else "has a structure the rule cannot follow"
+            text = NO_RULE if rule is None else "has a structure the rule cannot follow"
             for tensor in operands:
                 for dim in self.dims(tensor):
                     self.freeze(dim, text)
