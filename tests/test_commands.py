@@ -104,7 +104,10 @@ def test_an_override_that_is_no_size_is_refused(teacher: Path, pair: str) -> Non
 def test_a_refusal_is_printed_without_a_traceback_and_exits_with_1(teacher: Path) -> None:
     command = [sys.executable, "-c", "from wid_hf.commands.main import main; main()"]
     ended = subprocess.run(
-        [*command, "plan", str(teacher), "--hidden-size", "13"], capture_output=True, text=True, check=False
+        [*command, "plan", str(teacher), "--hidden-size", "13", "--head-strategy", "dim"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ended.returncode == 1
     assert "ConfigError: No student of this BertConfig" in ended.stderr

@@ -282,7 +282,7 @@ def test_learning_rates_depend_on_the_start_unless_they_are_given(
     [
         (WidConfig(hidden_size=24, intermediate_size=48), ConfigError, "every size equals the teacher's"),
         (WidConfig(hidden_size=48), ConfigError, "wider than the teacher's 24"),
-        (WidConfig(hidden_size=13), ConfigError, "does not divide into 4 heads; nearest legal: 12, 16"),
+        (WidConfig(hidden_size=13, head_strategy="dim"), ConfigError, "4 heads; nearest legal: 12, 16"),
         (WidConfig(overrides={"vocab_size": 10}), PlanError, "15 cannot become 10, because it is looked up by number"),
     ],
 )

@@ -33,7 +33,8 @@ ALLOWED = {
     "settings": {"errors"},
     "teacher_check": {"errors"},
     "tracing": {"coupling", "errors", "inputs"},
-    "student": {"config", "coupling", "errors", "inputs", "kept_examples", "teacher_check", "tracing"},
+    "sizes": {"config", "errors"},
+    "student": {"config", "coupling", "errors", "inputs", "kept_examples", "sizes", "teacher_check", "tracing"},
     "adapter": {
         "calibration",
         "compaction",
@@ -46,7 +47,7 @@ ALLOWED = {
         "student",
     },
     "data": {"errors", "paths"},
-    "teachers": {"errors", "paths"},
+    "teachers": {"errors", "paths", "teacher_check"},
     "methods": {"config", "errors", "progressive"},
     "evaluation": {"bar", "data", "errors", "labelled", "paths", "whole_file"},
     "reports": {

@@ -165,10 +165,12 @@ def compress(
     original = load_tokenizer(teacher, revision=revision, trust_remote_code=trust_remote_code)
     tokenizer = working_tokenizer(original, model, masks=objective == "masked-lm")
     settings = _fitting(settings, model, tokenizer)
+    wid_model = get_wid_model(model, config)  # before texts are read, because it is what refuses most
     report = Report(
         teacher=teacher,
         requested=config.requested,
-        head_strategy=config.head_strategy,
+        head_strategy=wid_model.base_model.settled.strategy,
+        settled=str(wid_model.base_model.settled) or None,
         method=method.name,
         start="random weights" if method.weights == "random" else f"{config.init}, {config.selection}",
         objective=objective,
@@ -182,7 +184,6 @@ def compress(
         fingerprints={"teacher": weights_fingerprint(model)},  # before training, which may change the teacher's tensors
         command=command,
     )
-    wid_model = get_wid_model(model, config)  # first, because it is what refuses most
     if not wid_model.base_model.is_wide:  # the narrow model is made only later
         folder.check_space(model_size(empty_student(model, wid_model.base_model.model.config)).bytes)
     train_set, held_out = _tokens(train, tokenizer, config, settings)

@@ -200,13 +200,17 @@ def _not_recordable(teacher: PreTrainedModel) -> str | None:
 
 
 def _needs_more_than_a_config(teacher: PreTrainedModel) -> str | None:
-    """A class that cannot be made from its config alone, as `from_pretrained` and the student's making do."""
-    others = list(inspect.signature(type(teacher)).parameters.values())[1:]
+    return why_not_made_of_a_config(type(teacher))
+
+
+def why_not_made_of_a_config(model_class: type) -> str | None:
+    """Return why a class cannot be made from a config alone, as `from_pretrained` does and the student is made."""
+    others = list(inspect.signature(model_class).parameters.values())[1:]
     needed = [p.name for p in others if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     if not needed:
         return None
     return (
-        f"{type(teacher).__name__}(config) cannot be made: its constructor also needs {', '.join(needed)}. A student "
+        f"{model_class.__name__}(config) cannot be made: its constructor also needs {', '.join(needed)}. A student "
         "is an instance of the same class, made from its config alone. Give these arguments defaults, or put them into "
         "the config."
     )

@@ -7,7 +7,6 @@ tokenizer. Called by the commands.
 from __future__ import annotations
 
 import copy
-import inspect
 import shutil
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from transformers.utils import CHAT_TEMPLATE_FILE, cached_file, logging
 
 from .errors import TeacherError
 from .paths import expanded
+from .teacher_check import why_not_made_of_a_config
 
 TOKENIZER_FILES = (
     FULL_TOKENIZER_FILE, TOKENIZER_CONFIG_FILE, SPECIAL_TOKENS_MAP_FILE, ADDED_TOKENS_FILE, CHAT_TEMPLATE_FILE,
@@ -47,7 +47,8 @@ def load_teacher(
     name = expanded(name)
     config = _config(name, revision, trust_remote_code)
     model_class = _model_class(name, config, trust_remote_code)
-    _check_constructor(model_class)
+    if why := why_not_made_of_a_config(model_class):
+        raise TeacherError(why)
     try:
         model, info = model_class.from_pretrained(
             name, config=config, revision=revision, trust_remote_code=trust_remote_code, dtype=dtype,
@@ -220,17 +221,6 @@ def _input_table(model: PreTrainedModel) -> nn.Module | None:
         return model.get_input_embeddings()
     except NotImplementedError:
         return None
-
-
-def _check_constructor(model_class: Any) -> None:
-    """Refuse a class that cannot be made from a config alone: no student of it could be made or loaded."""
-    parameters = list(inspect.signature(model_class.__init__).parameters.values())[2:]  # after self and config
-    more = [p.name for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    if more:
-        raise TeacherError(
-            f"{model_class.__name__} cannot be made from its config alone: its constructor also needs "
-            f"{', '.join(more)}. Give these defaults, or take them from the config."
-        )
 
 
 def _config(name: str, revision: str | None, trust_remote_code: bool) -> PretrainedConfig:

@@ -32,7 +32,7 @@ from ..progressive.schedule import WidSchedule
 from ..progressive.shrink import Moved, become, can_carry, carry, rewrap, take_over
 from ..progressive.wide import KeptStatistics, check_wide
 from ..settings import take_over_patches, take_over_training_settings
-from ..student import Planned, check_teacher, empty_student, plan_student
+from ..student import Planned, Settled, check_teacher, empty_student, plan_student
 from .fingerprint import Fingerprint, digest
 from .plainly import as_if_called_plainly
 from .saved import fitting_state, proved_state, refuse_other_teacher, saved_state
@@ -107,6 +107,8 @@ class WidModel(BaseTuner):
         config.teacher_fingerprint = self.fingerprint.value
         with as_if_called_plainly(next(model.parameters()).device):
             planned = planned or plan_student(model, config)
+            config = planned.settled.config(config)  # leaves nothing open, whatever loads it
+            self.peft_config[adapter_name] = config
             self._put_student(model, planned, config, adapter_name)
 
     def _put_student(self, model: PreTrainedModel, planned: Planned, config: WidConfig, adapter_name: str) -> None:
@@ -152,6 +154,11 @@ class WidModel(BaseTuner):
     def plan(self) -> Plan:
         """The coupled dimensions with their teacher's and student's sizes."""
         return self._planned[0].plan
+
+    @property
+    def settled(self) -> Settled:
+        """Which sizes the config came to mean for the teacher, and why."""
+        return self._planned[0].settled
 
     @property
     def teacher(self) -> PreTrainedModel:

@@ -30,7 +30,7 @@ def compress(
     heads: options.Heads = None,
     key_value_heads: options.KeyValueHeads = None,
     head_dim: options.HeadDim = None,
-    head_strategy: options.Strategy = options.HeadStrategy.dim,
+    head_strategy: options.Strategy = options.HeadStrategy.auto,
     overrides: options.Overrides = None,
     init: Annotated[
         options.Init | None,
@@ -116,5 +116,7 @@ def compress(
     if report.calibration is not None and report.calibration.sites:
         console.print(report.calibration.table())
         console.print(f"The same as a picture, read by read: {output / PICTURE_NAME}", soft_wrap=True)
+    if report.settled:
+        console.print(report.settled, markup=False)
     console.print(report.table())
     console.print(f"The student is in {output}: AutoModel.from_pretrained({str(output)!r}) loads it.", soft_wrap=True)

@@ -25,7 +25,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from . import rules as _rules  # noqa: F401  (importing it registers the rules)
 from .carrier import Carrier
-from .dims import Dim, Reason, freeze, leaves, unify
+from .dims import NO_RULE, Dim, Reason, freeze, leaves, unify
 from .flow import Flow, Value
 from .reads import Read, contraction, is_linear
 from .registry import decomposition, rule_for
@@ -231,7 +231,7 @@ class Trace:
         if dims is None:
             dims = self._decomposed(operation, args, kwargs, results)
         if dims is None:
-            text = "meets an operation without a rule" if rule is None else "has a structure the rule cannot follow"
+            text = NO_RULE if rule is None else "has a structure the rule cannot follow"
             for tensor in operands:
                 for dim in self.dims(tensor):
                     self.freeze(dim, text)

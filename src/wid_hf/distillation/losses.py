@@ -321,8 +321,9 @@ def _counted_logits(seen: Seen, counted: Tensor | None) -> Tensor:
         return logits.flatten(0, -2)[: int(counted.sum())]
     if counted.shape != logits.shape[:-1]:
         raise DataError(
-            f'distillation "logits" compares positions that have labels, but labels or mask are '
-            f'{tuple(counted.shape)} and logits {tuple(logits.shape)}. Leave "logits" out for this task.'
+            f'distillation "logits" needs one label for each row of classes: logits {tuple(logits.shape)} take labels '
+            f"{tuple(logits.shape[:-1])}, but labels or mask are {tuple(counted.shape)}. With several labels per row, "
+            'leave "logits" out.'
         )
     return logits[counted]
 

@@ -92,6 +92,7 @@ def _student_card(folder: Path, report: dict[str, Any], config: PretrainedConfig
         sizes={side: ModelSize(**report["sizes"][side]) for side in SIDES if side in report["sizes"]},
         requested=report["requested"],
         heads=report["head_strategy"],
+        settled=report.get("settled"),
         report=report,
         picture=PICTURE_NAME if (folder / PICTURE_NAME).is_file() else None,
     )
@@ -144,6 +145,7 @@ def adapter_card(model: PeftModel, name: str, report: Mapping[str, Any] | None =
         sizes={"teacher": model_size(teacher), "student": model_size(student)},
         requested=config.requested,
         heads=config.head_strategy,
+        settled=str(wid_model.settled),
         report=report,
     )
 

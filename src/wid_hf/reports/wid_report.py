@@ -60,7 +60,7 @@ class Report:
     Attributes:
         teacher: name or folder of the teacher.
         requested: the sizes asked for.
-        head_strategy: `dim` or `head`.
+        head_strategy: `dim` or `head`: what was asked for, or what `auto` took.
         method: how the student was made, of `wid_hf.methods.METHODS`.
         start: how it started, such as `calibrated, pivots` or `random weights`.
         calibration: what was missed of every layer's input before and after; None for an identity start.
@@ -74,6 +74,7 @@ class Report:
         losses: training loss `[step, loss]` as logged.
         schedule: of a progressive training, the `WidSchedule` as a dictionary; None if it was narrow throughout.
         widths: kept indices `[step, number]` of each coupled dimension of a progressive training, as logged.
+        settled: what becomes of heads, and why; None where the request left nothing open.
         narrow_from: the step after which a progressive training was narrow.
         fingerprints: SHA-256 of the weights in float32, for `teacher` and `student`; `eval_report.json` holds the same.
         latency: of `teacher` and `student`; None where it was not measured.
@@ -103,6 +104,7 @@ class Report:
     schedule: dict[str, Any] | None = None
     widths: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     narrow_from: int | None = None
+    settled: str | None = None
     fingerprints: dict[str, str] = field(default_factory=dict)
     latency: Latency | None = None
     command: str | None = None

@@ -97,7 +97,7 @@ def triangular_solution(trace: Trace, out: Tensor, a: Tensor, b: Tensor, *, left
     *batch, n, n_again = trace.dims(a)
     result = trace.dims(b)
     for dim in (n, n_again, result[-2 if left else -1]):
-        trace.freeze(dim, "is walked in order")
+        trace.freeze(dim, "is order-dependent")
     for mine, theirs in zip(batch[::-1], result[:-2][::-1], strict=False):
         trace.unify(mine, theirs)
     return result

@@ -65,7 +65,7 @@ def softmax(trace: Trace, out: Tensor, a: Tensor, place: int, *args: Any, **kwar
 @rule("aten.max.dim", "aten.min.dim")
 def extreme(trace: Trace, out: Sequence[Tensor], a: Tensor, place: int, keep: bool = False) -> list[Dims]:
     """The largest element and where it stands: the place is a number, so the dimension is frozen."""
-    trace.freeze(trace.dims(a)[place], "has its largest index taken")
+    trace.freeze(trace.dims(a)[place], "is reduced by argmax")
     dims = _reduced(trace, out[0], a, place, keep)
     return [dims, dims]
 
@@ -74,7 +74,7 @@ def extreme(trace: Trace, out: Sequence[Tensor], a: Tensor, place: int, keep: bo
 def position(trace: Trace, out: Tensor, a: Tensor, place: int | None = None, keep: bool = False) -> Dims:
     """Where the largest element stands."""
     for dim in trace.dims(a) if place is None else [trace.dims(a)[place]]:
-        trace.freeze(dim, "has its largest index taken")
+        trace.freeze(dim, "is reduced by argmax")
     return _reduced(trace, out, a, place, keep)
 
 
@@ -84,7 +84,7 @@ def roll(
 ) -> Dims:
     """Indices move round: those dimensions are frozen, all of them where none is named."""
     for place in places or range(a.ndim):
-        trace.freeze(trace.dims(a)[place], "is walked in order")
+        trace.freeze(trace.dims(a)[place], "is order-dependent")
     return trace.dims(a)
 
 
@@ -94,5 +94,5 @@ def ordered(trace: Trace, out: Tensor, a: Tensor, places: int | Sequence[int] = 
     is_triangle = "tri" in trace.reason("").operation
     chosen = [-2, -1] if is_triangle else [places] if isinstance(places, int) else places
     for place in chosen:
-        trace.freeze(trace.dims(a)[place], "is walked in order")
+        trace.freeze(trace.dims(a)[place], "is order-dependent")
     return trace.dims(a)

@@ -26,7 +26,7 @@ def reshape(trace: Trace, out: Tensor, a: Tensor, *args: Any) -> Dims:
     trace.looked_up(out, trace.lookups(a))
     if out.numel() == 0:
         return tuple(trace.frozen(size, "is empty") for size in out.shape)
-    why = trace.reason("is viewed in sizes that its structure does not have")
+    why = trace.reason("is split by a reshape into sizes that do not match its structure")
     return tuple(regroup(trace.dims(a), out.shape, why))
 
 
@@ -107,7 +107,7 @@ def _cut(carrier: Carrier | None, a: Tensor, place: int, start: int, stop: int) 
 
 def _pieces(trace: Trace, outs: Sequence[Tensor], a: Tensor, place: int, sizes: Sequence[int]) -> list[Dims]:
     dims = trace.dims(a)
-    why = trace.reason("is cut at a place that its structure does not have")
+    why = trace.reason("is cut at a place that does not match its structure")
     cut = split_concat(dims[place], sizes, why)
     start = 0
     for out, size in zip(outs, sizes, strict=True):
@@ -144,7 +144,7 @@ def slice_(
     sizes = [first, kept, size - first - kept]
     present = [s for s in sizes if s]
     outs = [out if index == 1 else None for index, s in enumerate(sizes) if s]
-    cut = split_concat(dims[place], present, trace.reason("is cut at a place that its structure does not have"))
+    cut = split_concat(dims[place], present, trace.reason("is cut at a place that does not match its structure"))
     trace.carry(out, _cut(trace.carrier(a), a, place, first, first + kept))
     return (*dims[:place], cut[outs.index(out) if len(outs) > 1 else 0], *dims[place + 1 :])
 
@@ -303,8 +303,8 @@ def diagonal(trace: Trace, out: Tensor, a: Tensor, offset: int = 0, first: int =
         trace.unify(dims[first], dims[second])
         return (*rest, dims[first])
     for place in (first, second):
-        trace.freeze(dims[place], "is walked in order")
-    return (*rest, trace.frozen(out.shape[-1], "is walked in order"))
+        trace.freeze(dims[place], "is order-dependent")
+    return (*rest, trace.frozen(out.shape[-1], "is order-dependent"))
 
 
 @rule("aten.glu.default")
