@@ -441,7 +441,11 @@ def _flush(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb+") as file:
-                os.fsync(file.fileno())
+                try:
+                    os.fsync(file.fileno())
+                except OSError as error:
+                    if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that knows no such thing
+                        raise
 
 
 def _written_elsewhere(name: str, write: Callable[[Path], None]) -> Path | None:
