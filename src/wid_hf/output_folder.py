@@ -291,6 +291,8 @@ class Staging:
         except Exception as cause:  # libraries that write files have errors of their own for a full disk
             shutil.rmtree(writing, ignore_errors=True)
             where = _written_elsewhere(place.path.name, write)
+            if where is None and not isinstance(cause, OSError):
+                raise  # no disk takes it, so it is not the disk
             kept = f"It is in {where} instead." if where else "It could be written nowhere else either."
             raise OutputError(f"The student could not be written to {place.path}: {_reason(cause)}. {kept}") from cause
         return complete
@@ -441,7 +443,11 @@ def _flush(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb+") as file:
-                os.fsync(file.fileno())
+                try:
+                    os.fsync(file.fileno())
+                except OSError as error:
+                    if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that knows no such thing
+                        raise
 
 
 def _written_elsewhere(name: str, write: Callable[[Path], None]) -> Path | None:

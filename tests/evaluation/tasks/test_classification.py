@@ -96,7 +96,7 @@ def test_a_folder_without_the_task_is_passed_over_for_the_hub_and_both_are_told(
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(
-        DataError, match=r"has no folder glue/rte, and nyu-mll/glue \(rte\) cannot .* no network.*--data"
+        DataError, match=r"has no folder glue/rte, and nyu-mll/glue \(rte\) cannot .* no network.*folder="
     ):
         task("rte").load(DataPlaces(tmp_path))
     with pytest.raises(DataError, match="no data folder with uspto50k was named, and this task is not on the Hub"):

@@ -212,7 +212,7 @@ def test_a_file_of_another_layout_is_refused(tmp_path, content):
 
 def test_a_length_that_leaves_no_room_for_the_text_is_refused(tmp_path, tokenizer):
     rows = task().load(write(tmp_path, "2.0", official()))
-    with pytest.raises(DataError, match=r"is 16 tokens long .* larger --max-length"):
+    with pytest.raises(DataError, match=r"is 16 tokens long .* larger max_length="):
         task().features(rows, tokenizer, 24)
 
 
