@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TEACHERS := .cache/teachers
 
-.PHONY: help setup teachers test slow quality format demo bench clean
+.PHONY: help setup teachers test slow quality floors format demo bench clean
 
 help:
 	@echo "make test     set up what is needed and run the fast tests"
@@ -13,6 +13,7 @@ help:
 	@echo "make demo     halve a sentence encoder in a few minutes and show what came out"
 	@echo "make bench    measure training steps beside the bare student's; ARGS=--small for a quick look"
 	@echo "make quality  lint, format and types"
+	@echo "make floors   test the oldest versions that pyproject.toml allows, in an environment of their own"
 
 setup: $(READY)
 
@@ -36,6 +37,16 @@ quality: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The old torch comes with its CUDA libraries: some gigabytes.
+FLOORS := .cache/floors
+floors:
+	$(PYTHON) -m venv $(FLOORS)
+	$(FLOORS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint floors.txt \
+		--editable ".[eval]" pytest hypothesis
+	$(FLOORS)/bin/python -m pytest -o filterwarnings=default tests/coupling tests/test_inputs.py tests/test_tracing.py \
+		tests/test_teacher_check.py tests/test_student.py tests/test_tuner.py tests/test_adapter.py \
+		tests/test_commands.py tests/test_trainer.py tests/test_compaction.py
 
 format: setup
 	$(BIN)/ruff check --fix .
