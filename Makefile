@@ -38,7 +38,8 @@ quality: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The old torch comes with its CUDA libraries: some gigabytes.
+# The old torch comes with its CUDA libraries: some gigabytes. Left out: what torch 2.8 has no CPU kernel for, and a
+# model class that transformers 5.10 does not have.
 FLOORS := .cache/floors
 floors:
 	$(PYTHON) -m venv $(FLOORS)
@@ -46,7 +47,10 @@ floors:
 		--editable ".[eval]" pytest hypothesis
 	$(FLOORS)/bin/python -m pytest -o filterwarnings=default tests/coupling tests/test_inputs.py tests/test_tracing.py \
 		tests/test_teacher_check.py tests/test_student.py tests/test_tuner.py tests/test_adapter.py \
-		tests/test_commands.py tests/test_trainer.py tests/test_compaction.py
+		tests/test_commands.py tests/test_trainer.py tests/test_compaction.py \
+		--deselect tests/coupling/test_rules.py::test_experts_keep_their_number_and_share_the_width_that_they_read \
+		--deselect tests/test_student.py::test_a_single_layer_shrinks_where_the_config_has_sizes_by_layer \
+		--deselect tests/test_student.py::test_a_size_that_a_layer_cannot_have_is_refused
 
 format: setup
 	$(BIN)/ruff check --fix .
