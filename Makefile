@@ -5,15 +5,16 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TEACHERS := .cache/teachers
 
-.PHONY: help setup teachers test slow quality format demo bench coverage clean
+.PHONY: help setup teachers test slow quality floors format demo bench families clean
 
 help:
 	@echo "make test     set up what is needed and run the fast tests"
 	@echo "make slow     run the long tests too"
 	@echo "make demo     halve a sentence encoder in a few minutes and show what came out"
 	@echo "make bench    measure training steps beside the bare student's; ARGS=--small for a quick look"
-	@echo "make coverage try every family of transformers and write docs/coverage.md; goes on where it stopped"
+	@echo "make families try every family of transformers and write docs/coverage.md; goes on where it stopped"
 	@echo "make quality  lint, format and types"
+	@echo "make floors   test the oldest versions that pyproject.toml allows, in an environment of their own"
 
 setup: $(READY)
 
@@ -38,6 +39,20 @@ quality: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The old torch comes with its CUDA libraries: some gigabytes. Left out: what torch 2.8 has no CPU kernel for, and a
+# model class that transformers 5.10 does not have.
+FLOORS := .cache/floors
+floors:
+	$(PYTHON) -m venv $(FLOORS)
+	$(FLOORS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint floors.txt \
+		--editable ".[eval]" pytest hypothesis
+	$(FLOORS)/bin/python -m pytest -o filterwarnings=default tests/coupling tests/test_inputs.py tests/test_tracing.py \
+		tests/test_teacher_check.py tests/test_student.py tests/test_tuner.py tests/test_adapter.py \
+		tests/test_commands.py tests/test_trainer.py tests/test_compaction.py \
+		--deselect tests/coupling/test_rules.py::test_experts_keep_their_number_and_share_the_width_that_they_read \
+		--deselect tests/test_student.py::test_a_single_layer_shrinks_where_the_config_has_sizes_by_layer \
+		--deselect tests/test_student.py::test_a_size_that_a_layer_cannot_have_is_refused
+
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -48,7 +63,7 @@ demo: setup
 bench: setup
 	$(BIN)/python benchmarks/speed $(ARGS)
 
-coverage: setup
+families: setup
 	$(BIN)/python benchmarks/architectures $(ARGS)
 
 clean:

@@ -53,21 +53,19 @@ class Block(nn.Module):
 
 
 class Network(nn.Module):
-    """Blocks of which a forward runs the `usual`; of `dropped` ones it computes a value and drops it."""
+    """Blocks of which a forward runs the `usual`, or everything when told to."""
 
-    def __init__(self, kinds: list[str], usual: set[int], dropped: set[int], width: int = 6, inner: int = 8) -> None:
+    def __init__(self, kinds: list[str], usual: set[int], width: int = 6, inner: int = 8) -> None:
         super().__init__()
         self.enter, self.leave = nn.Linear(5, width), nn.Linear(width, 3)
         self.blocks = nn.ModuleList(Block(kind, width, inner) for kind in kinds)
-        self.usual, self.dropped = usual, dropped
+        self.usual = usual
 
     def forward(self, x: Tensor, everything: bool = False) -> Tensor:
         x = self.enter(x)
         for number, block in enumerate(self.blocks):
             if everything or number in self.usual:
                 x = block(x)
-            elif number in self.dropped:
-                block(x)
         return self.leave(x)
 
 
@@ -76,7 +74,7 @@ def networks(draw: Any) -> Network:
     kinds = draw(st.lists(st.sampled_from(KINDS), min_size=1, max_size=5))
     numbers = st.sets(st.integers(0, len(kinds) - 1))
     torch.manual_seed(draw(st.integers(0, 1000)))
-    return Network(kinds, draw(numbers), draw(numbers)).eval()
+    return Network(kinds, draw(numbers)).eval()
 
 
 def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -92,7 +90,7 @@ def test_a_student_is_coupled_as_inputs_that_no_example_showed_demand_or_refused
     seen, whole = trace(model, {"x": x}), trace(model, {"x": x, "everything": True})
     assert verify(model, seen) >= 1
     kinds = [block.kind for block in model.blocks]
-    narrow = shapes_of(Network(kinds, model.usual, model.dropped, *sizes))
+    narrow = shapes_of(Network(kinds, model.usual, *sizes))
     try:
         plan = make_plan(seen, narrow)
     except PlanError:

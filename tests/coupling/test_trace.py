@@ -364,7 +364,7 @@ class LastLayerDropped(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.enter, self.leave = nn.Linear(4, 6), nn.Linear(6, 2)
-        self.up, self.down, self.loose = nn.Linear(6, 9), nn.Linear(9, 6), nn.Linear(9, 8)
+        self.up, self.down, self.loose = nn.Linear(6, 9), nn.Linear(9, 6), nn.Linear(9, 8, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.enter(x)

@@ -453,7 +453,10 @@ class WidModel(BaseTuner):
                 self._statistics.keep(self.progress.kept())
 
     def _kept(self, sets: IndexSets) -> Tensor:
-        return torch.tensor(axis_indices(self.plan, self._planned[0].trace.output_dims[0][-1], sets))
+        outputs = self._planned[0].trace.output_dims
+        # The first output may be a number: a loss of routers.
+        last = next((dims[-1] for dims in outputs if dims), None)
+        return torch.tensor(axis_indices(self.plan, last, sets) if last is not None else [], dtype=torch.long)
 
     def _uncalibrated(self) -> str:
         how = f"init={self._config.init!r}, selection={self._config.selection!r}"

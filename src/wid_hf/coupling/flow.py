@@ -1,4 +1,4 @@
-"""Which weights the outputs of a forward were computed from, and which results were dropped.
+"""Which weights the outputs of a forward were computed from.
 
 Takes the operands and results of each operation; knows nothing of dimensions or rules. `trace` asks it which weights
 an example has reached: a weight that was touched for a value that was then dropped is not reached.
@@ -20,19 +20,17 @@ _BLANKS = frozenset({
 })  # fmt: skip
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Value:
     """What a tensor held at one time.
 
     Attributes:
         sources: the values that it was computed from.
         weight: the weight's name, if it is one.
-        used: whether anything was computed from it, or it is an output.
     """
 
     sources: tuple[Value, ...] = ()
     weight: str | None = None
-    used: bool = False
 
 
 class Flow:
@@ -46,32 +44,26 @@ class Flow:
         self._values = WeakIdKeyDictionary()
         self._written = WeakIdKeyDictionary()  # by storage, since a write through one view shows in all others
         self._escaped: list[Value] = []
+        self.touched: set[str] = set()  # names of weights that some operation took
         for name, weight in weights:
             self._values[weight] = Value(weight=name)
 
-    def note(self, operation: OpOverload, operands: Sequence[Tensor], results: Sequence[Tensor]) -> list[Value]:
-        """Remember that `operation` computed `results` from `operands`; return what the results hold now."""
+    def note(self, operation: OpOverload, operands: Sequence[Tensor], results: Sequence[Tensor]) -> None:
+        """Remember that `operation` computed `results` from `operands`."""
         if str(operation.overloadpacket) in _BLANKS:
             operands = []
-        sources = tuple(dict.fromkeys(self.used(operands)))
+        sources = tuple(dict.fromkeys(value for tensor in operands for value in self._of(tensor)))
+        self.touched |= {source.weight for source in sources if source.weight is not None}
         if not results:  # a number was taken out of tensors, and what the forward does with it is not seen
             self._escaped += sources
         for tensor in results:
             self._values[tensor] = value = Value(sources)
             if operation._schema.is_mutable:
                 self._written[tensor.untyped_storage()] = value
-        return [self._values[tensor] for tensor in results]
-
-    def used(self, tensors: Iterable[Tensor]) -> list[Value]:
-        """Remember that `tensors` are used, and return what they hold."""
-        values = [value for tensor in tensors for value in self._of(tensor)]
-        for value in values:
-            value.used = True
-        return values
 
     def reached(self, outputs: Iterable[Tensor]) -> set[str]:
         """Return the names of the weights from which `outputs` were computed, or numbers that steered the forward."""
-        waiting = [*self._escaped, *self.used(outputs)]
+        waiting = [*self._escaped, *(value for tensor in outputs for value in self._of(tensor))]
         seen, names = set(waiting), set()
         while waiting:
             value = waiting.pop()

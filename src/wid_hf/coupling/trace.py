@@ -26,7 +26,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from . import rules as _rules  # noqa: F401  (importing it registers the rules)
 from .carrier import Carrier
 from .dims import NO_RULE, Dim, Reason, freeze, leaves, unify
-from .flow import Flow, Value
+from .flow import Flow
 from .reads import Read, contraction, is_linear
 from .registry import decomposition, rule_for
 
@@ -112,8 +112,7 @@ class Trace:
         self._names = WeakIdKeyDictionary()
         self._waiting = WeakIdKeyDictionary()
         self._flow = Flow(())
-        self._made: list[tuple[Value, Dims]] = []  # of the forward that runs
-        self._dropped: list[Dims] = []
+        self._touched: set[str] = set()
         self._told: list[Tensor] = []
         self._decomposing: list[str] = []
         self._computed = WeakIdKeyDictionary()
@@ -224,7 +223,7 @@ class Trace:
         if tables and of_weights and str(operation) not in ADDITIVE:
             self._freeze_tables(operands)
         results = [tensor for tensor in tree_leaves(out) if isinstance(tensor, Tensor)]
-        values = self._flow.note(operation, operands, results)
+        self._flow.note(operation, operands, results)
         rule = rule_for(operation)
         given = rule(self, out, *args, **kwargs) if rule is not None else None
         dims = self._checked(given, results)
@@ -240,8 +239,6 @@ class Trace:
             self._forget_what_was(results)
         for tensor, its_dims in zip(results, dims, strict=True):
             self._dims[tensor] = its_dims
-        if of_weights:
-            self._made += zip(values, dims, strict=True)
         self._note_read(operation, args)
         if not is_linear(operation, args):
             self._aligned += [dim for tensor in operands for dim in self.dims(tensor) if dim.size > 1]
@@ -275,7 +272,6 @@ class Trace:
         found = [tensor for tensor in tree_leaves(again) if isinstance(tensor, Tensor)]
         if [tensor.shape for tensor in found] != [tensor.shape for tensor in results]:
             return None
-        self._flow.used(found)
         for tensor, other in zip(results, found, strict=True):
             self.carry(tensor, self.carrier(other))
         return [self.dims(tensor) for tensor in found]
@@ -373,7 +369,7 @@ class Trace:
         for name, tensor in rolled.items():
             self._dims[tensor] = self.weight_dims[name]
             self._names[tensor] = name
-        self._flow, self._made = Flow(chain(self.weights.items(), rolled.items())), []
+        self._flow = Flow(chain(self.weights.items(), rolled.items()))
         for name in example.streams:
             stream = example.inputs[name]
             dims = [self.frozen(size, "is the batch or the length of an input") for size in stream.shape[:-1]]
@@ -392,6 +388,7 @@ class Trace:
             raise
         outputs = output_tensors(output)
         reached = self._flow.reached(outputs)
+        self._touched |= self._flow.touched
         if optional and reached <= self.reached:
             self._forget_calls(called)
             return False
@@ -402,7 +399,6 @@ class Trace:
         if example.part:
             self._freeze_loose_ends(outputs)
         self.reached |= reached
-        self._dropped += [dims for value, dims in self._made if not value.used]
         return True
 
     def _forget_calls(self, called: Counter[str]) -> None:
@@ -421,31 +417,36 @@ class Trace:
 
     @property
     def unreached(self) -> list[str]:
-        """Names of weights from which no example's outputs were computed.
+        """Names of weights of which no example showed how they are coupled.
+
+        No example took such a weight, or its value was dropped and one of its dimensions no other weight has. What
+        several weights have in common is taken for known though their result is dropped, since operations that were
+        watched made it one: BigBird computes a pooled token under every head, and LXMERT the last layer of a stream
+        of which nothing is returned. That other inputs use such a result is not seen.
 
         A buffer whose entries are all equal is left out: no optimizer makes them differ, so whichever a student keeps
         are the same.
         """
-        return [
-            name
-            for name, weight in self.weights.items()
-            if name not in self.reached and weight.numel() > 1 and not _is_uniform_buffer(weight)
-        ]
+        return list(self._unknown())
 
     def finish(self) -> None:
-        """Freeze what only weights that no example reached have: how other inputs would couple it was not seen.
-
-        What two such weights have in common stays free if it was summed over on the way to a value that was dropped:
-        LXMERT computes the last layer of a stream of which nothing is returned, and all uses of its inner width were
-        seen. What the dropped values themselves have does not.
-        """
-        known = {leaf for name in self.reached for dim in self.weight_dims[name] for leaf in leaves(dim)}
-        loose = {leaf for dims in self._dropped for dim in dims for leaf in leaves(dim)}
-        unreached = [[*chain.from_iterable(map(leaves, self.weight_dims[name]))] for name in self.unreached]
-        holders = Counter(leaf for inside in unreached for leaf in set(inside))
-        for leaf in holders.keys() - known:
-            if leaf in loose or holders[leaf] == 1:
+        """Freeze the dimensions of which no example showed how they are coupled: other inputs may couple them."""
+        for dims in self._unknown().values():
+            for leaf in dims:
                 freeze(leaf, NOT_REACHED)
+
+    def _unknown(self) -> dict[str, set[Dim]]:
+        """Return for each weight that no example reached the leaves that no other weight has."""
+        known = {leaf for name in self.reached for dim in self.weight_dims[name] for leaf in leaves(dim)}
+        inside = {
+            name: {*chain.from_iterable(map(leaves, self.weight_dims[name]))}
+            for name, weight in self.weights.items()
+            if name not in self.reached and weight.numel() > 1 and not _is_uniform_buffer(weight)
+        }
+        holders = Counter(chain.from_iterable(inside.values()))
+        shared = {leaf for leaf, count in holders.items() if count > 1 or leaf.size == 1}
+        alone = {name: own - known - (shared if name in self._touched else set()) for name, own in inside.items()}
+        return {name: own for name, own in alone.items() if own}
 
 
 class _Watch(TorchDispatchMode):
