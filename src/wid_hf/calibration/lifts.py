@@ -21,6 +21,7 @@ from ..coupling.plan import Plan, key
 from ..coupling.reads import Read
 from ..coupling.trace import Trace, quiet_forward
 from ..errors import DataError
+from .few import Known, few_lift
 from .moments import Lift, Regression
 from .record import Site
 from .scales import divergence, scaled_reads, seen_through
@@ -48,8 +49,7 @@ def lift_reads(
     lifted at all earlier reads; then `W_student = R W C`, and `R W c0` goes into the bias, where there is one.
     A weight that is read several times (shared layers) is fitted to all its reads so far. Where positions
     cannot be paired (experts that other tokens are routed to), the latest lift of the same coupled dimension is taken.
-    Where they are fewer than two per index (a pooled token), the fit is made as if those that lack had been seen to
-    agree with that lift, or with the start where there is none.
+    Where they are fewer than two per index (a pooled token), the fit leans on that lift, as cross-validation has it.
 
     Args:
         teacher: runs as it is.
@@ -81,6 +81,7 @@ class _Lifter:
         self.starts = {plan.reads[at].weight: m.matrix.detach().T.clone() for at, m in self.compactors.items()}
         self.so_far: dict[str, Regression] = {}
         self.latest: dict[Any, Regression] = {}
+        self.rows: tuple[Tensor, Tensor] | None = None  # what teacher and student read last, where positions are few
 
     def run(self, batches: Sequence[Batch]) -> list[Site]:
         sites: list[Site] = []
@@ -137,6 +138,9 @@ class _Lifter:
         if read.routed:
             return None
         regression = None
+        rows: list[tuple[Tensor, Tensor]] = []
+        few = ENOUGH * self.plan.size(self.plan.axes[read.weight][read.axis])
+        self.rows = None
         for (one, other), mine, theirs in zip(pairs, teacher, student, strict=True):
             if mine is None and theirs is None:
                 continue
@@ -149,6 +153,11 @@ class _Lifter:
                 x = x.to(root.dtype) @ root.T
             regression = regression or Regression(x.shape[1], y.shape[1], x.device)
             regression.add(x, y)
+            if regression.count < few:
+                rows.append((x, y))
+        if regression is not None and regression.count < few:
+            of_teacher, of_student = zip(*rows, strict=True)
+            self.rows = torch.cat(of_teacher), torch.cat(of_student)
         if regression is not None:
             for who, fine in zip(("teacher", "student"), regression.is_finite(), strict=True):
                 if not fine:
@@ -166,16 +175,15 @@ class _Lifter:
             total += seen
             seen = total
         note = ROUTED if seen is None else FEW if seen.count < ENOUGH * size else ""
-        used, ridge, latest = seen, self.ridge, self.latest.get(key(dim))
-        if seen is None:
-            used = latest
-        elif not note:
+        latest = self.latest.get(key(dim))
+        lift = latest.solve(start, self.ridge, intercept) if note and latest is not None else None
+        if seen is not None and not note:
             self.latest[key(dim)] = seen
-        elif latest is not None:
-            used = seen.filled(latest, ENOUGH * size - seen.count)
-        else:
-            ridge = (ENOUGH * size - seen.count) / seen.count
-        lift = used.solve(start, ridge, intercept) if used is not None else None
+            lift = seen.solve(start, self.ridge, intercept)
+        elif seen is not None and self.rows is not None:
+            known = Known(start, latest, self.ridge, ENOUGH * size)
+            reader = self.trace.weights[read.weight].detach().movedim(read.axis, -1).flatten(0, -2)
+            lift = few_lift(*self.rows, reader, known, intercept) or lift
         if lift is not None:
             self._write(read, compactor, lift)
         before, after = (
