@@ -8,6 +8,7 @@ all are. `--case NAME` tries some and writes nothing. Exit status 1 if any outco
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections import Counter
@@ -15,6 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.update({"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
 sys.path.append(str(Path(__file__).parents[1] / "shared"))
 
 import typer

@@ -17,7 +17,11 @@ from transformers import AutoModel, AutoModelForCausalLM, CLIPConfig, CLIPModel
 from wid_hf import WidConfig, get_wid_model
 
 KIND = "A gap is a refusal"
-IDENTITY = WidConfig(hidden_size=12, init="identity")
+
+
+def _planned(teacher: Any) -> PeftModel:
+    """Return the wid model of half the width that needs no data."""
+    return get_wid_model(teacher, WidConfig(hidden_size=12, init="identity"))
 
 
 @case(
@@ -26,7 +30,7 @@ IDENTITY = WidConfig(hidden_size=12, init="identity")
 )  # fmt: skip
 def quantized_by_torch(folder: Path) -> None:
     quantized = torch.ao.quantization.quantize_dynamic(bert(), {nn.Linear}, dtype=torch.qint8)
-    get_wid_model(quantized, IDENTITY)
+    _planned(quantized)
 
 
 @case(
@@ -48,7 +52,7 @@ def quantized_by_packing(folder: Path) -> None:
     teacher = bert()
     for layer in teacher.bert.encoder.layer:
         layer.output.dense = PackedLinear(layer.output.dense)
-    get_wid_model(teacher, IDENTITY)
+    _planned(teacher)
 
 
 @case(
@@ -58,7 +62,7 @@ def quantized_by_packing(folder: Path) -> None:
 def pruned_by_mask(folder: Path) -> None:
     teacher = bert()
     prune.l1_unstructured(teacher.bert.encoder.layer[0].output.dense, "weight", amount=0.5)
-    get_wid_model(teacher, IDENTITY)
+    _planned(teacher)
 
 
 @case(KIND, "transformers#43019, peft#2321", "The same after `prune.remove`: a student of the pruned weights")
@@ -68,7 +72,7 @@ def pruned_for_good(folder: Path) -> None:
     prune.l1_unstructured(pruned, "weight", amount=0.5)
     prune.remove(pruned, "weight")
     before = copy.deepcopy(pruned.weight.detach())
-    model = get_wid_model(teacher, IDENTITY)
+    model = _planned(teacher)
     assert torch.equal(model.merge_and_unload().bert.encoder.layer[0].output.dense.weight, before[:12])
 
 
@@ -79,7 +83,7 @@ def pruned_for_good(folder: Path) -> None:
 def weight_norm_of_the_old_kind(folder: Path) -> None:
     teacher = bert()
     torch.nn.utils.weight_norm(teacher.bert.encoder.layer[0].output.dense)
-    get_wid_model(teacher, IDENTITY)
+    _planned(teacher)
 
 
 @case(
@@ -91,7 +95,7 @@ def offloaded_teacher(folder: Path) -> None:
 
     teacher = bert()
     cpu_offload(teacher, torch.device("cpu"))
-    get_wid_model(teacher, IDENTITY)
+    _planned(teacher)
 
 
 @case(
@@ -102,7 +106,7 @@ def teacher_over_two_devices(folder: Path) -> None:
     bert("BertModel").save_pretrained(folder / "teacher")
     places = {"embeddings": "cpu", "encoder": "disk", "pooler": "cpu"}
     teacher = AutoModel.from_pretrained(folder / "teacher", device_map=places, offload_folder=str(folder / "away"))
-    get_wid_model(teacher, IDENTITY)
+    _planned(teacher)
 
 
 @case(
