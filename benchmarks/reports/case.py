@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from own_process import in_own_process
 from store import Record
+from transformers.utils.logging import disable_progress_bar
 
 from wid_hf import WidError
 
@@ -92,6 +93,7 @@ def _tried(name: str) -> Record:
     """Do what the reporter did; called in a process of its own, which the alarm ends."""
     signal.alarm(LIMIT)
     torch.set_num_threads(1)
+    disable_progress_bar()
     warnings.simplefilter("ignore")
     began, here = time.monotonic(), Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
