@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import multiprocessing
 import os
 import re
 import signal
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from datasets.utils.logging import disable_progress_bar as disable_bars_of_datasets
 from own_process import in_own_process
 from store import Record
 from transformers.utils.logging import disable_progress_bar
@@ -92,8 +94,11 @@ def outcome(name: str) -> Record:
 def _tried(name: str) -> Record:
     """Do what the reporter did; called in a process of its own, which the alarm ends."""
     signal.alarm(LIMIT)
+    # A user's program is no worker; some of transformers' collators take what is not the main process for one.
+    multiprocessing.current_process().name = "MainProcess"
     torch.set_num_threads(1)
     disable_progress_bar()
+    disable_bars_of_datasets()
     warnings.simplefilter("ignore")
     began, here = time.monotonic(), Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
