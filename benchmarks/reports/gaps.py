@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from case import case
 from peft import PeftModel
-from small import batches, bert, gpt2, half_bert, llama, same_outputs
+from small import batches, bert, gpt2, llama, same_outputs
 from torch import nn
 from torch.nn.utils import prune
 from transformers import AutoModel, AutoModelForCausalLM, CLIPConfig, CLIPModel
@@ -136,7 +136,8 @@ def _choices() -> dict[str, torch.Tensor]:
 
 @case(KIND, "transformers#4921", "Multiple choice, inputs of `(batch, choices, positions)`: student and adapter load")
 def multiple_choice(folder: Path) -> None:
-    model = half_bert(bert("BertForMultipleChoice"))
+    data = [_choices() for _ in range(4)]
+    model = get_wid_model(bert("BertForMultipleChoice"), WidConfig(hidden_size=12), calibration_data=data)
     model.save_pretrained(folder / "adapter")
     student = model.merge_and_unload()
     assert student(**_choices()).logits.shape == (2, 4)

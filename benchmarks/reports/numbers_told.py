@@ -109,7 +109,7 @@ def latency_before_and_after(folder: Path) -> None:
     assert told is not None
     assert set(told.seconds) == {"teacher", "student"}
     assert all(0 < seconds < 10 for seconds in told.seconds.values())
-    assert "atency" in (folder / "student" / "README.md").read_text(encoding="utf-8")
+    assert _report(folder / "student")["latency"]["seconds"] == told.seconds
 
 
 @case(KIND, "model2vec#108", "Whether it is as good: scores of teacher, start and student on held-out texts")

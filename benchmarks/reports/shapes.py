@@ -163,7 +163,7 @@ def encoder_decoder(folder: Path) -> None:
     sizes = {"vocab_size": 60, "d_model": 24, "d_ff": 48, "d_kv": 6, "num_heads": 4, "num_layers": 2}
     tokens = {"decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1}
     teacher = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes, **tokens)).eval()
-    data = [batch | {"labels": batch["input_ids"][:, :6]} for batch in batches()]
+    data = [batch | {"labels": batch["input_ids"][:, :6].contiguous()} for batch in batches()]
     model = get_wid_model(teacher, WidConfig(overrides={"d_model": 12, "d_ff": 24}), calibration_data=data)
     student = model.merge_and_unload()
     student.save_pretrained(folder / "student")

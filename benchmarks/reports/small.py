@@ -52,11 +52,13 @@ def llama(**more: Any) -> PreTrainedModel:
 
 
 def tokenizer(**special: str) -> PreTrainedTokenizerFast:
-    """Return a tokenizer of the words w0 to w59, the first five of which are special."""
-    raw = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
+    """Return a tokenizer of five special tokens and the words w5 to w59, each with its number."""
+    names = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    names |= {"mask_token": "[MASK]"}
+    words = [*names.values(), *(f"w{number}" for number in range(len(names), VOCABULARY))]
+    raw = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    names = ("unk_token", "pad_token", "cls_token", "sep_token", "mask_token")
-    return PreTrainedTokenizerFast(tokenizer_object=raw, **{name: f"w{i}" for i, name in enumerate(names)} | special)
+    return PreTrainedTokenizerFast(tokenizer_object=raw, **names | special)
 
 
 def batches(count: int = 4, rows: int = 8, length: int = 12) -> list[Batch]:

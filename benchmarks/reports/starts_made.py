@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -49,7 +50,7 @@ def callback_makes_the_start(folder: Path) -> None:
 
 @case(KIND, "peft#1801", "Merging while the schedule is not done", refused=("schedule|progressive", "force=True|steps"))
 def merge_of_an_unfinished_schedule(folder: Path) -> None:
-    model = get_wid_model(bert(), WidConfig(hidden_size=12, schedule=SHORT))
+    model = get_wid_model(bert(), WidConfig(hidden_size=12, schedule=replace(SHORT, selection="norm")))
     model.wid_begin(total_steps=8)
     model.wid_step(1)
     model.merge_and_unload()
