@@ -113,6 +113,7 @@ def teacher_over_two_devices(folder: Path) -> None:
     KIND, "transformers#34055", "A teacher with flex attention: the student is that of the teacher with the usual one"
 )
 def flex_attention(folder: Path) -> None:
+    torch.compiler.set_stance("force_eager")  # flex attention compiles itself, which takes a minute on a processor
     llama(head_dim=16).save_pretrained(folder / "teacher")
     flexible, usual = (
         AutoModelForCausalLM.from_pretrained(folder / "teacher", attn_implementation=kind)
