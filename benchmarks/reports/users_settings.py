@@ -35,7 +35,8 @@ def added_tokens_stay(folder: Path) -> None:
     teacher = save_teacher(folder / "teacher", bert(vocab_size=len(speaking)), speaking)
     compressed(teacher, folder / "out", steps=0)
     before, after = (AutoTokenizer.from_pretrained(place) for place in (teacher, folder / "out"))
-    assert before.get_added_vocab() == after.get_added_vocab() == {"<call>": 60}
+    assert before.get_added_vocab() == after.get_added_vocab()
+    assert after.get_added_vocab()["<call>"] == 60
     assert before.chat_template == after.chat_template
     assert before("w7 <call> w9 unheard").input_ids == after("w7 <call> w9 unheard").input_ids
 
