@@ -132,7 +132,7 @@ def model_init(folder: Path) -> None:
 
 
 @case(
-    KIND, "peft#914", "Trials of a search in one trainer: each trains a model of its own size and learning rate from new"
+    KIND, "peft#914", "Trials of a search in one trainer: each makes a model anew and trains it at its own size"
 )  # fmt: skip
 def trials(folder: Path) -> None:
     trial: dict[str, Any] = {}

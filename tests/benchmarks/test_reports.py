@@ -1,4 +1,4 @@
-"""`python benchmarks/reports`: outcomes are judged rightly, wrong ones fail the command, and the page says what they are."""
+"""`python benchmarks/reports`: outcomes are judged rightly, wrong ones fail it, and the page says what is recorded."""
 
 from __future__ import annotations
 
