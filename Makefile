@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TEACHERS := .cache/teachers
 
-.PHONY: help setup teachers test slow quality format demo bench clean
+.PHONY: help setup teachers test slow quality format demo bench coverage clean
 
 help:
 	@echo "make test     set up what is needed and run the fast tests"
 	@echo "make slow     run the long tests too"
 	@echo "make demo     halve a sentence encoder in a few minutes and show what came out"
 	@echo "make bench    measure training steps beside the bare student's; ARGS=--small for a quick look"
+	@echo "make coverage try every family of transformers and write docs/coverage.md; goes on where it stopped"
 	@echo "make quality  lint, format and types"
 
 setup: $(READY)
@@ -46,6 +47,9 @@ demo: setup
 
 bench: setup
 	$(BIN)/python benchmarks/speed $(ARGS)
+
+coverage: setup
+	$(BIN)/python benchmarks/architectures $(ARGS)
 
 clean:
 	rm -rf $(VENV) .cache demo

@@ -31,9 +31,10 @@ from torch.nn import functional
 from transformers import AutoModel, AutoTokenizer, BatchEncoding
 
 from wid_hf import WidConfig, WidError
-from wid_hf.compress import OF_CALIBRATION, CompressSettings, compress, whole_folder
+from wid_hf.compress import OF_CALIBRATION, CompressSettings, compress
 from wid_hf.data import load_texts
 from wid_hf.evaluation import latency, mean_pool
+from wid_hf.output_folder import OutputFolder, write_folder
 from wid_hf.reports.wid_report import FILE_NAME, PICTURE_NAME
 from wid_hf.whole_file import whole_file
 
@@ -146,10 +147,13 @@ def write_corpus(folder: Path, texts: Callable[[], list[str]], held_out: int, co
         console.print(f"Corpus: {folder} is there and used again")
         return folder
     gathered = texts()
-    with whole_folder(folder, overwrite=False) as unfinished:
+
+    def write(unfinished: Path) -> None:
         for name, part in (("held_out", gathered[:held_out]), ("train", gathered[held_out:])):
             lines = "".join(json.dumps({"text": text}) + "\n" for text in part)
             (unfinished / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+
+    write_folder(OutputFolder(folder), write)
     console.print(f"Corpus: {len(gathered):,} texts, {held_out} of them held out, are in {folder}")
     return folder
 

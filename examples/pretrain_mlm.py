@@ -35,12 +35,13 @@ from wid_hf import (
     WidTrainingArguments,
     get_wid_model,
 )
-from wid_hf.compress import whole_folder
 from wid_hf.evaluation import masked_batches, masked_lm_score, model_size
 from wid_hf.methods import find_method
+from wid_hf.output_folder import OutputFolder, write_folder
 from wid_hf.progressive.picture import narrow_from, widths_over_steps
+from wid_hf.reports.own_files import why_not_ours
 from wid_hf.reports.wid_report import Report
-from wid_hf.teachers import load_teacher, load_tokenizer
+from wid_hf.teachers import load_teacher, load_tokenizer, save_tokenizer
 
 SHUFFLED = 10_000  # blocks among which a streamed corpus is shuffled
 
@@ -77,9 +78,14 @@ def pretrain(recipe: Recipe, args: WidTrainingArguments) -> Report:
         WidError: with the child class that says what is wrong.
     """
     set_seed(args.seed)
+    output = OutputFolder(
+        Path(args.output_dir) / "student", overwrite=True, why_not_ours=why_not_ours,
+        sources={"the teacher": recipe.teacher},
+    )  # fmt: skip
     args.include_num_input_tokens_seen = "non_padding"
     teacher, tokenizer = load_teacher(recipe.teacher), load_tokenizer(recipe.teacher)
-    if type(teacher).__name__ not in MODEL_FOR_MASKED_LM_MAPPING_NAMES.values():
+    masked = type(teacher).__name__ in MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()
+    if not masked or teacher.config.is_encoder_decoder:
         raise TeacherError(
             f"{recipe.teacher} is a {type(teacher).__name__}; this recipe is for masked language models."
         )
@@ -124,10 +130,14 @@ def pretrain(recipe: Recipe, args: WidTrainingArguments) -> Report:
         narrow_from=narrow_from(trainer.state.log_history),
     )
     if trainer.is_world_process_zero():
-        with whole_folder(Path(args.output_dir) / "student", overwrite=True) as folder:
+
+        def write(folder: Path) -> None:
             student.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
+            save_tokenizer(tokenizer, folder, recipe.teacher)
+            report.draw(folder)
             report.save(folder)
+
+        write_folder(output, write)
     return report
 
 

@@ -167,7 +167,8 @@ def test_the_saved_config_names_the_teacher_its_revision_and_its_fingerprint(
     wid = get_peft_model(tiny_bert, given)
     wid.save_pretrained(tmp_path, save_embedding_layers=False)  # else PEFT asks the Hub
     config = PeftConfig.from_pretrained(tmp_path)
-    assert isinstance(config, WidConfig) and config.requested == SIZES
+    assert isinstance(config, WidConfig) and config.requested == {**SIZES, "num_attention_heads": 4}
+    assert (config.head_strategy, given.head_strategy) == ("dim", "auto")
     assert (config.base_model_name_or_path, config.revision) == ("org/teacher", "v2")
     assert config.teacher_fingerprint == wid.base_model.fingerprint.value
     assert given.teacher_fingerprint is None  # it may be used for another teacher

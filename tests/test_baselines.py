@@ -79,7 +79,7 @@ def loss_of(name: str, model: PeftModel, student: PreTrainedModel, inputs: dict[
         with watch(each, [], term.watched) as seen:
             seen.output = each(**inputs, **term.asks)
         shown.append(seen)
-    return term(*shown, inputs, None).detach(), term
+    return term(*shown, inputs).detach(), term
 
 
 @torch.no_grad()
@@ -231,7 +231,7 @@ def test_the_loss_is_the_models_own_and_the_teachers(loss: str, tmp_path: Path) 
         with watch(each, [], trainer.teacher_loss.watched) as seen:
             seen.output = each(**inputs, **trainer.teacher_loss.asks)
         shown.append(seen)
-    term = trainer.teacher_loss(*shown, inputs, None).item()
+    term = trainer.teacher_loss(*shown, inputs).item()
     assert term > 0 and both == pytest.approx(own + term, rel=1e-5)
     trainer.model.eval()
     assert trainer.compute_loss(trainer.model, inputs).item() == pytest.approx(own, rel=1e-5)

@@ -147,6 +147,21 @@ def test_a_folder_without_a_report_is_refused(teacher: Path) -> None:
         student_card(teacher)
 
 
+@pytest.mark.parametrize("report", ["[]", "{}", "not json", '{"settings": {"hub": 1}}'])
+def test_a_report_of_somebody_else_is_refused_in_words(student: Path, report: str) -> None:
+    (student / "wid_report.json").write_text(report)
+    with pytest.raises(WidError, match="No card can be made of"):
+        student_card(student)
+
+
+def test_a_student_that_was_not_scored_has_a_card_without_scores(student: Path) -> None:
+    report = json.loads((student / "wid_report.json").read_text())
+    del report["scores"]["student"]
+    (student / "wid_report.json").write_text(json.dumps(report))
+    text = str(student_card(student))
+    assert "## Scores" not in text and "This student was not scored." in text and "## Recipe" in text
+
+
 @pytest.fixture
 def adapter(teacher: Path) -> PeftModel:
     (teacher / "README.md").write_text(TEACHERS_CARD)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,7 @@ from transformers import AutoModelForMaskedLM, BertForMaskedLM
 from typer.testing import CliRunner
 
 from wid_hf.commands import main
-from wid_hf.errors import ConfigError
+from wid_hf.errors import ConfigError, Stopped
 
 SIZES = ["--hidden-size", "12", "--intermediate-size", "24"]
 
@@ -102,9 +104,57 @@ def test_an_override_that_is_no_size_is_refused(teacher: Path, pair: str) -> Non
 def test_a_refusal_is_printed_without_a_traceback_and_exits_with_1(teacher: Path) -> None:
     command = [sys.executable, "-c", "from wid_hf.commands.main import main; main()"]
     ended = subprocess.run(
-        [*command, "plan", str(teacher), "--hidden-size", "13"], capture_output=True, text=True, check=False
+        [*command, "plan", str(teacher), "--hidden-size", "13", "--head-strategy", "dim"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ended.returncode == 1
     assert "ConfigError: No student of this BertConfig" in ended.stderr
     assert "nearest legal: 12, 16" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_messages_of_the_library_name_options_on_the_command_line() -> None:
+    told = {
+        "Pass overwrite=True to replace it.": "Pass --overwrite to replace it.",
+        "hidden_size=30 does not fit": "--hidden-size 30 does not fit",
+        'try head_strategy="head", which': "try --head-strategy head, which",
+        "num_key_value_heads=2.": "--num-key-value-heads 2.",
+        "trust_remote_code=True, and name the revision= that": "--trust-remote-code, and name the --revision that",
+        "Name another with folder=, or": "Name another with --data, or",
+        "learning_rate=1e-4.": "--learning-rate 1e-4.",
+        "pass example_inputs= or a=1": "pass example_inputs= or a=1",
+        "https://x.org/?output=3": "https://x.org/?output=3",
+    }
+    assert {text: main.as_options(text) for text in told} == told
+
+
+def run(*words: str, home: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from wid_hf.commands.main import main; main()", *words]
+    environment = {**os.environ, "HOME": str(home), "COLUMNS": "200"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def test_a_refusal_speaks_options_and_the_home_folder_is_expanded(teacher: Path, tmp_path: Path) -> None:
+    write_texts(tmp_path / "t.txt")
+    words = ["compress", "~/teacher", "--train", "~/t.txt", "--output", "~/s", *SIZES, "--steps", "0"]
+    done = run(*words, "--max-length", "64", home=tmp_path)
+    assert done.returncode == 0 and (tmp_path / "s" / "config.json").exists()
+    assert "Note: --max-length 64 is more than BertForMaskedLM has positions for" in done.stderr
+    again = run(*words, home=tmp_path)
+    assert again.returncode == 1 and "or pass --overwrite to replace it" in again.stderr
+    assert "Traceback" not in again.stderr
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_the_exit_status_is_that_of_the_signal(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, status: int
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise Stopped(getattr(signal, name), "It is in x.")
+
+    monkeypatch.setattr("wid_hf.commands.compress.compress_teacher", stop)
+    words = ["compress", str(teacher), "--train", "t.txt", "--output", str(tmp_path / "s"), *SIZES]
+    result = CliRunner().invoke(main.app, words)
+    assert result.exit_code == status and f"Stopped by {name}. It is in x." in result.stderr

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from toys import save_teacher, write_texts
+import transformers
+from forked import forked
+from toys import save_teacher, word_tokenizer, write_texts
 from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
@@ -20,6 +27,8 @@ from transformers import (
     BertForSequenceClassification,
     BertModel,
     PreTrainedModel,
+    ViTConfig,
+    ViTModel,
 )
 
 from wid_hf import (
@@ -34,8 +43,12 @@ from wid_hf import (
     WidSchedule,
 )
 from wid_hf.adapter.fingerprint import weights_fingerprint
-from wid_hf.compress import CompressSettings, compress, whole_folder
+from wid_hf.compress import CompressSettings, compress
 from wid_hf.coupling.trace import named_weights
+from wid_hf.errors import Stopped, WidWarning
+from wid_hf.reports.own_files import why_not_ours
+from wid_hf.reports.wid_report import Report
+from wid_hf.training.student_trainer import StudentTrainer
 
 HALF = WidConfig(hidden_size=12, intermediate_size=24, selection="variance", init="identity")
 CALIBRATED = WidConfig(hidden_size=12, intermediate_size=24, calibration_samples=40, calibration_batch_size=16)
@@ -269,7 +282,7 @@ def test_learning_rates_depend_on_the_start_unless_they_are_given(
     [
         (WidConfig(hidden_size=24, intermediate_size=48), ConfigError, "every size equals the teacher's"),
         (WidConfig(hidden_size=48), ConfigError, "wider than the teacher's 24"),
-        (WidConfig(hidden_size=13), ConfigError, "does not divide into 4 heads; nearest legal: 12, 16"),
+        (WidConfig(hidden_size=13, head_strategy="dim"), ConfigError, "4 heads; nearest legal: 12, 16"),
         (WidConfig(overrides={"vocab_size": 10}), PlanError, "15 cannot become 10, because it is looked up by number"),
     ],
 )
@@ -342,36 +355,6 @@ def test_a_head_without_an_objective_is_refused(tmp_path: Path, train_file: Path
         compress(str(teacher), str(train_file), tmp_path / "student", HALF, QUICK)
 
 
-def test_an_output_that_exists_is_refused_before_work_and_replaced_when_asked(
-    tmp_path: Path, masked_teacher: Path, train_file: Path
-) -> None:
-    output = tmp_path / "student"
-    output.mkdir()
-    (output / "mine.txt").write_text("keep me")
-    with pytest.raises(OutputError, match="exists already"):
-        compress("no-such/teacher", "no-such-file", output, HALF, QUICK)
-    assert (output / "mine.txt").read_text() == "keep me"
-    compress(str(masked_teacher), str(train_file), output, HALF, QUICK, overwrite=True)
-    assert "mine.txt" not in entries(output)
-    assert "model.safetensors" in entries(output)
-    assert entries(tmp_path) == {"teacher", "student", "train.txt"}
-
-
-def test_a_folder_that_fails_half_way_leaves_the_old_one_alone(tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old.txt").write_text("old")
-
-    def write_half() -> None:
-        with whole_folder(tmp_path / "out", overwrite=True) as folder:
-            (folder / "new.txt").write_text("new")
-            raise KeyboardInterrupt("the user lost patience")
-
-    with pytest.raises(KeyboardInterrupt, match="patience"):
-        write_half()
-    assert entries(tmp_path) == {"out"}
-    assert entries(tmp_path / "out") == {"old.txt"}
-
-
 def test_a_diverged_run_writes_no_output_but_keeps_the_last_good_student(
     tmp_path: Path, masked_teacher: Path, train_file: Path
 ) -> None:
@@ -379,8 +362,272 @@ def test_a_diverged_run_writes_no_output_but_keeps_the_last_good_student(
         steps=20, batch_size=8, max_length=12, validation_texts=16,
         compactor_learning_rate=1e30, teacher_learning_rate=0,
     )  # fmt: skip
-    with pytest.raises(TrainingError, match=r"The loss became .* student at those weights is in .*student-last-good"):
+    with pytest.raises(TrainingError, match=r"The loss became .* after \d+ steps is in .*student-last-good"):
         compress(str(masked_teacher), str(train_file), tmp_path / "student", HALF, hot)
     assert entries(tmp_path) == {"teacher", "student-last-good", "train.txt"}
     kept = AutoModelForMaskedLM.from_pretrained(tmp_path / "student-last-good")
     assert all(torch.isfinite(p).all() for p in kept.parameters())
+
+
+# Stops, failures and what is left of them.
+LONG = replace(QUICK, steps=500)
+SIGNALS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
+
+
+def stopping(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object], after: int = 2) -> None:
+    """Have something happen in the step after some steps of training."""
+    step = StudentTrainer.training_step
+
+    def training_step(self: StudentTrainer, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if self.state.global_step == after:
+            action()
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(StudentTrainer, "training_step", training_step)
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_a_signal_during_training_keeps_the_student_as_it_stands(
+    tmp_path: Path, masked_teacher: Path, train_file: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    number = getattr(signal, name)
+    stopping(monkeypatch, lambda: signal.raise_signal(number))
+    before = signal.getsignal(number)
+    with pytest.raises(Stopped, match=f"Stopped by {name}. .* after 3 steps is in .*student-last-good") as told:
+        compress(str(masked_teacher), str(train_file), tmp_path / "student", HALF, LONG)
+    assert told.value.signal == number and 128 + number == SIGNALS[name]
+    assert signal.getsignal(number) == before
+    assert entries(tmp_path) == {"teacher", "student-last-good", "train.txt"}
+    assert why_not_ours(tmp_path / "student-last-good") is None
+    written = json.loads((tmp_path / "student-last-good" / "wid_report.json").read_text())
+    assert written["steps"] == 3 and written["stopped"].startswith(f"Stopped by {name}")
+    assert [step for step, _ in written["losses"]] == []  # logged every tenth step
+    kept = AutoModelForMaskedLM.from_pretrained(tmp_path / "student-last-good")
+    monkeypatch.undo()
+    with pytest.raises(OutputError, match="student-last-good exists already and holds the last state"):
+        compress(str(masked_teacher), str(train_file), tmp_path / "student", HALF, UNTRAINED)
+    (tmp_path / "student-last-good").rename(tmp_path / "mine")
+    compress(str(masked_teacher), str(train_file), tmp_path / "student", HALF, replace(UNTRAINED))
+    start = AutoModelForMaskedLM.from_pretrained(tmp_path / "student")
+    assert not torch.equal(kept.cls.predictions.bias, start.cls.predictions.bias)  # it has learned
+
+
+def test_a_signal_while_a_progressive_student_is_wide_keeps_it_narrow(
+    tmp_path: Path, masked_teacher: Path, train_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schedule = WidSchedule(mask_interval=100, mask_increments=2, decay_to_zero_steps=100)
+    config = WidConfig(hidden_size=12, intermediate_size=24, schedule=schedule)
+    stopping(monkeypatch, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Stopped, match="student-last-good"), pytest.warns(UserWarning, match="."):
+        compress(str(masked_teacher), str(train_file), tmp_path / "student", config, LONG)
+    assert AutoModelForMaskedLM.from_pretrained(tmp_path / "student-last-good").config.hidden_size == 12
+
+
+def test_an_error_during_training_keeps_the_student_and_stays_the_same_error(
+    tmp_path: Path, masked_teacher: Path, train_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    stopping(monkeypatch, fail)
+    told = pytest.warns(WidWarning, match=r"after 2 steps is in .*student-last-good")
+    with told, pytest.raises(torch.OutOfMemoryError):
+        compress(str(masked_teacher), str(train_file), tmp_path / "student", HALF, QUICK)
+    report = json.loads((tmp_path / "student-last-good" / "wid_report.json").read_text())
+    assert report["stopped"] == "out of memory (2 of 3 steps done)"
+
+
+def test_an_error_in_the_first_step_keeps_nothing(
+    tmp_path: Path, masked_teacher: Path, train_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("a batch that does not fit")
+
+    stopping(monkeypatch, fail, after=0)
+    with pytest.warns(WidWarning, match="No step was done"), pytest.raises(RuntimeError, match="does not fit"):
+        compress(str(masked_teacher), str(train_file), tmp_path / "student", HALF, QUICK)
+    assert entries(tmp_path) == {"teacher", "train.txt"}
+
+
+@pytest.mark.parametrize(
+    ("place", "words", "missing"),
+    [
+        ("wid_hf.compress.student_card", "The model card could not be made: no card", "README.md"),
+        ("wid_hf.reports.wid_report.draw", "The pictures could not be made: no card", "calibration.png"),
+        ("wid_hf.compress.latency", "The student's scores could not be made", None),
+    ],
+)
+def test_what_goes_wrong_after_training_costs_a_warning_and_not_the_student(
+    tmp_path: Path, masked_teacher: Path, train_file: Path, monkeypatch: pytest.MonkeyPatch, place: str, words: str,
+    missing: str | None,
+) -> None:  # fmt: skip
+    calls = []
+
+    def fail(*_: object, **__: object) -> float:
+        calls.append(1)
+        if "latency" in place and len(calls) == 1:  # the teacher's
+            return 1.0
+        raise RuntimeError("no card")
+
+    monkeypatch.setattr(place, fail)
+    with pytest.warns(WidWarning, match=words):
+        compress(str(masked_teacher), str(train_file), tmp_path / "student", CALIBRATED, UNTRAINED)
+    expected = {"README.md", "calibration.png", "config.json", "model.safetensors", "tokenizer.json"} - {missing}
+    assert expected <= entries(tmp_path / "student") and missing not in entries(tmp_path / "student")
+    assert why_not_ours(tmp_path / "student") is None
+    AutoModelForMaskedLM.from_pretrained(tmp_path / "student")
+
+
+def test_a_signal_after_training_ends_scoring_and_the_student_takes_its_place(
+    tmp_path: Path, masked_teacher: Path, train_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def late(*_: object, **__: object) -> float:
+        calls.append(1)
+        if len(calls) == 2:  # of the student
+            signal.raise_signal(signal.SIGTERM)
+        return 1.0
+
+    monkeypatch.setattr("wid_hf.compress.latency", late)
+    with pytest.raises(Stopped, match=r"Training had ended: the student is complete, in .*student\."):
+        compress(str(masked_teacher), str(train_file), tmp_path / "student", HALF, QUICK)
+    assert entries(tmp_path) == {"teacher", "student", "train.txt"}
+    assert json.loads((tmp_path / "student" / "wid_report.json").read_text())["steps"] == 3
+
+
+def test_a_signal_before_training_leaves_nothing(
+    tmp_path: Path, masked_teacher: Path, train_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(WidModel, "calibrate", lambda *_: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Stopped, match="Nothing was written"):
+        compress(str(masked_teacher), str(train_file), tmp_path / "student", CALIBRATED, QUICK)
+    assert entries(tmp_path) == {"teacher", "train.txt"}
+
+
+def die(*_: object, **__: object) -> float:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return 0.0
+
+
+def test_a_run_killed_in_training_is_cleared_away_by_the_next_one(
+    tmp_path: Path, masked_teacher: Path, train_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        stopping(patch, die)
+        work = partial(compress, str(masked_teacher), str(train_file), tmp_path / "student", HALF, QUICK)
+        assert forked(work) == -signal.SIGKILL
+    (left,) = entries(tmp_path) - {"teacher", "train.txt"}
+    assert left.startswith(".student.wid-hf-")
+    compress(str(masked_teacher), str(train_file), tmp_path / "student", HALF, UNTRAINED)
+    assert entries(tmp_path) == {"teacher", "student", "train.txt"}
+
+
+def test_a_student_whose_run_was_killed_after_training_is_brought_to_its_place_by_the_next_one(
+    tmp_path: Path, masked_teacher: Path, train_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Report, "draw", die)
+        work = partial(compress, str(masked_teacher), str(train_file), tmp_path / "student", HALF, QUICK)
+        assert forked(work) == -signal.SIGKILL
+    assert "student" not in entries(tmp_path)
+    told = pytest.warns(WidWarning, match=r"A run that was killed had finished: its result is in .*student\.")
+    with told, pytest.raises(OutputError, match="exists already"):
+        compress(str(masked_teacher), str(train_file), tmp_path / "student", HALF, QUICK)
+    assert entries(tmp_path) == {"teacher", "student", "train.txt"}
+    assert json.loads((tmp_path / "student" / "wid_report.json").read_text())["steps"] == 3
+    assert why_not_ours(tmp_path / "student") is None
+    AutoModelForMaskedLM.from_pretrained(tmp_path / "student")
+
+
+def test_our_own_student_is_replaced_when_asked_and_nothing_else_ever(
+    tmp_path: Path, masked_teacher: Path, train_file: Path
+) -> None:
+    output = tmp_path / "student"
+
+    def again(settings: CompressSettings, overwrite: bool) -> None:
+        compress(str(masked_teacher), str(train_file), output, HALF, settings, overwrite=overwrite)
+
+    again(UNTRAINED, overwrite=False)
+    old = (output / "model.safetensors").read_bytes()
+    with pytest.raises(OutputError, match=r"exists already and holds an earlier result.*overwrite=True"):
+        again(QUICK, overwrite=False)
+    assert (output / "model.safetensors").read_bytes() == old
+    again(QUICK, overwrite=True)
+    new = (output / "model.safetensors").read_bytes()
+    assert new != old and entries(tmp_path) == {"teacher", "student", "train.txt"}
+    (output / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"changed since \(notes\.txt\)"):
+        again(QUICK, overwrite=True)
+    assert (output / "notes.txt").read_text() == "mine" and (output / "model.safetensors").read_bytes() == new
+
+
+def test_a_disk_that_is_too_small_is_refused_before_training(
+    tmp_path: Path, masked_teacher: Path, train_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(OutputError, match="has 1,000 bytes left, and the student needs"):
+        compress(str(masked_teacher), str(train_file), tmp_path / "student", HALF, QUICK)
+
+
+def test_the_home_folder_is_expanded_in_every_path(
+    tmp_path: Path, masked_teacher: Path, train_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = replace(UNTRAINED, validation="~/train.txt")
+    report = compress("~/teacher", "~/train.txt", "~/student", HALF, settings)
+    assert (tmp_path / "student" / "config.json").exists() and report.teacher == str(masked_teacher)
+    assert report.settings["hub"] == {"teacher": None, "revision": None, "dataset": None}
+
+
+# Teachers.
+def test_texts_are_cut_to_the_positions_of_the_teacher_with_a_word(tmp_path: Path, masked_teacher: Path) -> None:
+    (tmp_path / "train.txt").write_text(("one two three four five " * 20 + "\n") * 40)
+    with pytest.warns(WidWarning, match=r"max_length=64 is more than BertForMaskedLM has positions for: .* after 32"):
+        report = compress(
+            str(masked_teacher), str(tmp_path / "train.txt"), tmp_path / "student", HALF,
+            replace(QUICK, max_length=64),
+        )  # fmt: skip
+    assert report.settings["max_length"] == 32 and report.tokens == 3 * 8 * 32
+
+
+@pytest.mark.parametrize("family", ["Bart", "MBart", "Mvp"])
+def test_an_encoder_decoder_is_no_masked_language_model(tmp_path: Path, train_file: Path, family: str) -> None:
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=15, d_model=24, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4,
+        decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=32,
+    )  # fmt: skip
+    getattr(transformers, f"{family}ForConditionalGeneration")(config).save_pretrained(tmp_path / "teacher")
+    word_tokenizer().save_pretrained(tmp_path / "teacher")
+    with pytest.raises(TeacherError, match=f"{family}ForConditionalGeneration is an encoder-decoder.*Seq2Seq"):
+        compress(str(tmp_path / "teacher"), str(train_file), tmp_path / "student", HALF, QUICK)
+
+
+def test_a_model_that_reads_no_texts_is_refused(tmp_path: Path, train_file: Path) -> None:
+    config = ViTConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48, image_size=16)
+    ViTModel(config).save_pretrained(tmp_path / "teacher")
+    with pytest.raises(TeacherError, match="ViTModel reads none"):
+        compress(str(tmp_path / "teacher"), str(train_file), tmp_path / "student", HALF, QUICK)
+
+
+def test_the_tokenizer_files_of_the_student_are_those_of_the_teacher(
+    tmp_path: Path, masked_teacher: Path, train_file: Path
+) -> None:
+    for name, content in {"special_tokens_map.json": '{ "pad_token":"[PAD]" }', "tokenizer.model": "pieces",
+                          "chat_template.jinja": "{{ messages }}"}.items():  # fmt: skip
+        (masked_teacher / name).write_text(content)
+    config = json.loads((masked_teacher / "tokenizer_config.json").read_text()) | {"mine": 1}
+    (masked_teacher / "tokenizer_config.json").write_text(json.dumps(config))
+    compress(str(masked_teacher), str(train_file), tmp_path / "student", HALF, QUICK)
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model",
+                 "chat_template.jinja"):  # fmt: skip
+        assert (tmp_path / "student" / name).read_bytes() == (masked_teacher / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "numbers", [{"steps": -1}, {"batch_size": 0}, {"max_length": 0}, {"validation_texts": 0}, {"learning_rate": -1.0},
+                {"teacher_learning_rate": float("nan")}],
+)  # fmt: skip
+def test_numbers_that_mean_nothing_are_refused(numbers: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(numbers))}=.* is too small"):
+        CompressSettings(**numbers)

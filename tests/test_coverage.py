@@ -51,6 +51,7 @@ def test_a_tiny_model_goes_the_whole_way_from_plan_to_reload(task: str, family: 
     found = found_for(task, family)
     assert found.status == "works", found
     assert found.hidden, found
+    assert found.default, found
 
 
 def test_a_family_with_an_operation_that_has_no_rule_is_refused_by_name() -> None:
@@ -115,11 +116,13 @@ def test_heads_that_fill_the_expanded_hidden_size_shrink_with_it() -> None:
 
 def test_the_summary_counts_hidden_sizes_among_families_that_were_built(harness: ModuleType) -> None:
     rows = [
-        Verdict("a", "t", "A", "works", ("hidden_size",), hidden=True),
-        Verdict("b", "t", "B", "partly", ("intermediate_size",)),
+        Verdict("a", "t", "A", "works", ("hidden_size",), hidden=True, default="head"),
+        Verdict("b", "t", "B", "works", ("hidden_size",), hidden=True),
         Verdict("c", "t", "C", "not built"),
     ]
-    assert harness.summary("t", rows) == "t: hidden shrinks: 1 of 2 built (50 %); 1 works, 1 partly, 1 not built"
+    assert harness.summary("t", rows) == (
+        "t: hidden shrinks: 2 of 2 built (100 %), by default: 1 (50 %); 2 works, 1 not built"
+    )
 
 
 def test_a_run_that_was_interrupted_goes_on_where_it_stopped(
@@ -142,5 +145,7 @@ def test_nearly_every_family_that_can_be_built_shrinks_its_hidden_size_and_none_
     for task in TASKS:
         built = [found for found in verdicts if found.task == task and found.status != "not built"]
         assert sum(found.hidden for found in built) >= (0.95 if task == "masked LM" else 0.9) * len(built), task
+        by_default = sum(bool(found.default) for found in built)
+        assert by_default >= {"masked LM": 0.95, "causal LM": 0.9}.get(task, 0.8) * len(built), task
     for found in verdicts:
-        assert found.reason or found.status == "works", found
+        assert found.reason or (found.status == "works" and found.default), found

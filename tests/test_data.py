@@ -174,6 +174,12 @@ def test_hold_out_refuses_to_leave_a_part_empty(validation):
         hold_out(Dataset.from_dict({"text": TEXTS}), validation, seed=0)
 
 
+@pytest.mark.parametrize("count", [0, 1])
+def test_too_few_texts_to_hold_one_out_are_told_how_many_it_takes(count):
+    with pytest.raises(DataError, match=rf"^{count} text.*at least 2 are needed"):
+        hold_out(Dataset.from_dict({"text": TEXTS[:count]}), 1, seed=0)
+
+
 def test_tokens_are_cut_but_not_padded(word_tokenizer):
     tokens = tokenize(Dataset.from_dict({"text": TEXTS}), word_tokenizer, max_length=4)
     assert tokens.column_names == ["input_ids", "attention_mask", "special_tokens_mask"]

@@ -18,14 +18,20 @@ from transformers import (
     BertForMaskedLM,
     BertForQuestionAnswering,
     BertModel,
+    DebertaV2Config,
+    DebertaV2ForMaskedLM,
     GPT2Config,
     GPT2LMHeadModel,
     HfArgumentParser,
     LlamaConfig,
     LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
     PreTrainedModel,
     T5Config,
     T5ForConditionalGeneration,
+    Wav2Vec2Config,
+    Wav2Vec2ForCTC,
 )
 
 from wid_hf import (
@@ -236,8 +242,7 @@ def test_grouped_values_have_a_head_for_every_key() -> None:
     teacher = llama()
     config = WidConfig(hidden_size=12, head_dim=6, num_attention_heads=2, num_key_value_heads=1, init="identity")
     distillation = Distillation(get_wid_model(teacher, config), ["relations"])
-    assert distillation._values is not None
-    name, of_teacher, of_student = distillation._values
+    name, of_teacher, of_student = distillation._values[-1]
     assert name == "model.layers.1.self_attn.v_proj"
     assert (of_teacher.heads, of_teacher.stop) == (2, 12)
     assert (of_student.heads, of_student.stop) == (1, 6)
@@ -445,6 +450,167 @@ def test_a_progressive_student_is_distilled_while_wide_and_after_it_shrank(
     trainer._distillation.loss(student, trainer._distillation.target(inputs), inputs).backward()
     gradients = [p.grad for name, p in model.named_parameters() if name.endswith(".matrix")]
     assert len(gradients) > 8 and all(grad is not None and grad.abs().max() > 0 for grad in gradients)
+
+
+# Models whose forward is not the teacher's module by module.
+
+
+def deberta(**given: Any) -> DebertaV2ForMaskedLM:
+    config = DebertaV2Config(
+        vocab_size=60, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+        max_position_embeddings=32, relative_attention=True, position_buckets=4, share_att_key=True,
+        pos_att_type=["p2c", "c2p"], norm_rel_ebd="layer_norm", hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0, **given,
+    )  # fmt: skip
+    return seeded(DebertaV2ForMaskedLM, config)
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_shared_keys_are_compared_where_they_read_hidden_states(rows: int) -> None:
+    """They also read the table of relative positions, which has no rows."""
+    model = moved(get_wid_model(deberta(), HALF))
+    inputs = {name: tensor[:rows] for name, tensor in labelled_batch().items()}
+    teacher, student = model.base_model.teacher, model.base_model.model
+    wanted, got = (each(**inputs, output_hidden_states=True).hidden_states for each in (teacher, student))
+    counted = inputs["attention_mask"].bool()[..., None]
+    losses = []
+    for at, layer in enumerate(student.deberta.encoder.layer):
+        lift = layer.attention.self.query_proj.parametrizations.weight[0].maps["1"].matrix
+        error = ((got[at] @ lift - wanted[at]).square() * counted).sum((1, 2))
+        losses.append(error / (wanted[at].square() * counted).sum((1, 2)))
+    labels = (inputs["labels"] != -100).sum(1)
+    expected = [(loss * labels / labels.sum()).sum().item() for loss in losses]
+    distillation = Distillation(model, ["hidden"])
+    of_queries = {call: place for call, place in distillation._readers.items() if call[0].endswith("self.query_proj")}
+    assert sorted(of_queries) == [(f"deberta.encoder.layer.{at}.attention.self.query_proj", 0) for at in (0, 1)]
+    distillation._readers = of_queries
+    with distillation.watching() as seen:
+        seen.output = model(**inputs)
+    found = distillation.loss(seen, distillation.target(inputs), inputs)
+    assert found.item() == pytest.approx(sum(expected) / 2, rel=1e-4)
+    assert torch.isfinite(distilled(model, ["logits", "hidden", "relations"], inputs))
+
+
+def wav2vec2(layerdrop: float) -> Wav2Vec2ForCTC:
+    config = Wav2Vec2Config(
+        vocab_size=20, hidden_size=24, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48,
+        conv_dim=(8, 8), conv_stride=(5, 4), conv_kernel=(10, 8), num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=2, num_feat_extract_layers=2, layerdrop=layerdrop, pad_token_id=0,
+        mask_time_prob=0.0, apply_spec_augment=False,
+        hidden_dropout=0.0, attention_dropout=0.0, activation_dropout=0.0, feat_proj_dropout=0.0, final_dropout=0.0,
+    )  # fmt: skip
+    return seeded(Wav2Vec2ForCTC, config)
+
+
+def opt(layerdrop: float) -> OPTForCausalLM:
+    config = OPTConfig(
+        vocab_size=60, hidden_size=24, num_hidden_layers=3, num_attention_heads=4, ffn_dim=48, word_embed_proj_dim=24,
+        max_position_embeddings=32, dropout=0.0, attention_dropout=0.0, layerdrop=layerdrop,
+    )  # fmt: skip
+    return seeded(OPTForCausalLM, config)
+
+
+@pytest.mark.parametrize(
+    ("make", "losses"), [(wav2vec2, ["hidden", "relations"]), (opt, ["logits", "hidden", "relations"])]
+)
+def test_a_student_that_skips_layers_is_compared_where_it_ran(make: Any, losses: list[str], tmp_path: Path) -> None:
+    """All that is skipped in every step: what is left are the states outside of layers, and no relations."""
+    never, always = (
+        moved(get_wid_model(make(rate), WidConfig(hidden_size=12, init="identity"))) for rate in (0.0, 1.0)
+    )
+    inputs: dict[str, Tensor] = labelled_batch()
+    if make is wav2vec2:
+        inputs = {"input_values": torch.randn(4, 800, generator=torch.Generator().manual_seed(0))}
+    whole = distilled(never.train(), losses, inputs)
+    assert distilled(always.eval(), losses, inputs).item() == pytest.approx(whole.item(), rel=1e-5)
+    assert 0 < distilled(always.train(), ["hidden"], inputs).item() != pytest.approx(whole.item(), rel=1e-3)
+    assert distilled(always.train(), ["relations"], inputs).item() == 0
+
+
+def test_a_training_with_layerdrop_goes_through(tmp_path: Path) -> None:
+    args = arguments(tmp_path, max_steps=8, per_device_train_batch_size=2, gradient_accumulation_steps=2)
+    trainer = trained(opt(0.5), WidConfig(hidden_size=12, init="identity"), args)
+    assert trainer.state.global_step == 8
+
+
+def test_relations_are_those_of_the_last_layer_that_ran() -> None:
+    model, inputs = moved(get_wid_model(opt(0.0), WidConfig(hidden_size=12, init="identity"))), labelled_batch()
+    distillation = Distillation(model, ["relations"])
+    target = distillation.target(inputs)
+    found = []
+    for layers in (3, 2, 1):
+        with distillation.watching() as student:
+            student.output = model(**inputs)
+        for at in range(layers, 3):
+            del student.returned[f"model.decoder.layers.{at}.self_attn.v_proj", 0]
+        found.append(distillation.loss(student, target, inputs).item())
+    assert len(set(found)) == 3 and all(loss > 0 for loss in found)
+
+
+def test_a_forward_that_cannot_be_watched_is_refused() -> None:
+    model, inputs = get_wid_model(bert(), HALF), labelled_batch()
+    distillation = Distillation(model, ["hidden"])
+    with distillation.watching() as student:
+        student.output = model.base_model.model.forward(**inputs)  # past the hooks, as a compiled one runs
+    with pytest.raises(TrainingError, match='Distil "logits" only'):
+        distillation.loss(student, distillation.target(inputs), inputs)
+
+
+# Tasks.
+
+
+def test_label_smoothing_and_distillation_add_up(tmp_path: Path) -> None:
+    inputs = labelled_batch()
+    model = moved(get_wid_model(bert(), HALF))
+    found = {}
+    for smoothing in (0.0, 0.2):
+        for losses in ([], list(LOSSES)):
+            args = arguments(tmp_path, label_smoothing_factor=smoothing, distillation=losses, distillation_weight=0.5)
+            trainer = WidTrainer(model=model, args=args, train_dataset=labelled_rows())
+            found[smoothing, bool(losses)] = trainer.compute_loss(model.train(), dict(inputs)).item()
+    term = 0.5 * distilled(model, list(LOSSES), inputs).item()
+    for smoothing in (0.0, 0.2):
+        assert found[smoothing, True] == pytest.approx(found[smoothing, False] + term, rel=1e-5)
+    assert found[0.2, False] != pytest.approx(found[0.0, False], rel=1e-3)
+
+
+@pytest.mark.parametrize("accumulation", [4, 8])
+@pytest.mark.parametrize("make", [bert, gpt2])
+def test_label_smoothing_and_distillation_accumulate(make: Any, accumulation: int, tmp_path: Path) -> None:
+    ended = []
+    for pieces in (1, accumulation):
+        args = arguments(
+            tmp_path, max_steps=1, label_smoothing_factor=0.2, per_device_train_batch_size=16 // pieces,
+            gradient_accumulation_steps=pieces, optim="sgd", max_grad_norm=0.0, learning_rate=1.0,
+        )  # fmt: skip
+        trainer = trained(make(), WidConfig(hidden_size=12, init="identity"), args)
+        ended.append(trainer)
+    whole, parts = ended
+    assert parts.state.log_history[0]["loss"] == pytest.approx(whole.state.log_history[0]["loss"], rel=1e-4)
+    for (name, a), (_, b) in zip(whole.model.named_parameters(), parts.model.named_parameters(), strict=True):
+        assert torch.allclose(a, b, atol=2e-5), name
+
+
+@pytest.mark.parametrize(("classes", "labels"), [(3, torch.tensor([[0.0, 1, 1]] * 4)), (2, torch.rand(4, 2))])
+def test_labels_for_each_class_have_no_logits_to_compare_but_states(classes: int, labels: Tensor) -> None:
+    from transformers import BertForSequenceClassification
+
+    model = moved(get_wid_model(bert(BertForSequenceClassification, num_labels=classes), HALF))
+    inputs = {**labelled_batch(), "labels": labels}
+    with pytest.raises(DataError, match=rf"each of {classes} outputs has a label of its own.*Leave \"logits\" out"):
+        distilled(model, ["logits"], inputs)
+    by_row = distilled(model, ["hidden", "relations"], inputs).item()
+    inputs["labels"] = torch.zeros_like(labels)  # every row counts the same, whatever its labels are
+    assert by_row == pytest.approx(distilled(model, ["hidden", "relations"], inputs).item(), rel=1e-6) and by_row > 0
+
+
+def test_a_regression_distils_states() -> None:
+    from transformers import BertForSequenceClassification
+
+    model = moved(get_wid_model(bert(BertForSequenceClassification, num_labels=1), HALF))
+    inputs = {**labelled_batch(), "labels": torch.tensor([0.5, -100.0, 2.0, 1.0])}  # -100 is a number like others
+    found = distilled(model, ["hidden"], inputs).item()
+    assert found == pytest.approx(distilled(model, ["hidden"], {**inputs, "labels": torch.zeros(4)}).item(), rel=1e-6)
 
 
 # What is refused.

@@ -18,6 +18,7 @@ from wid_hf import evaluate as evaluate_module
 from wid_hf.commands.main import app
 from wid_hf.errors import ConfigError, DataError, OutputError, TeacherError, TrainingError, WidError
 from wid_hf.evaluate import EvalSettings, evaluate
+from wid_hf.evaluation.runs import Runs
 from wid_hf.evaluation.tasks import DataPlaces, FineTuning, figures
 from wid_hf.evaluation.tasks.fine_tuning import Trainer
 
@@ -222,6 +223,25 @@ def test_an_output_that_is_a_file_is_refused_before_any_work(encoder, data, tmp_
     with pytest.raises(OutputError, match="is not a folder that can be written"):
         evaluate(str(encoder), ["sst2"], tmp_path / "out", settings(data))
     assert not seen
+
+
+def test_a_folder_of_other_files_takes_no_results(encoder, data, tmp_path, monkeypatch):
+    seen = trained_steps(monkeypatch)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"holds notes\.txt and no eval_report\.json"):
+        evaluate(str(encoder), ["sst2"], tmp_path / "out", settings(data))
+    assert not seen and [path.name for path in (tmp_path / "out").iterdir()] == ["notes.txt"]
+
+
+def test_a_record_that_is_none_is_refused_in_words(tmp_path):
+    runs = Runs(tmp_path)
+    assert runs.get({"seed": 0}, lambda: {"scores": 1})["scores"] == 1
+    (file,) = tmp_path.iterdir()
+    for content in ("not json", "[]", "{}", '{"made_from": {"seed": 1}}'):
+        file.write_text(content)
+        with pytest.raises(OutputError, match="is no record of `evaluate`"):
+            runs.get({"seed": 0}, dict)
 
 
 def test_weights_that_the_head_would_not_take_over_are_refused(encoder, data, tmp_path, monkeypatch):

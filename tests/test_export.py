@@ -99,6 +99,36 @@ def test_an_output_that_exists_is_refused_before_anything_is_loaded(tmp_path: Pa
     assert (tmp_path / "there.onnx").read_text() == "mine"
 
 
+def test_only_what_was_exported_here_is_replaced(student: Path, tmp_path: Path) -> None:
+    before = (student / "model.safetensors").read_bytes()
+    with pytest.raises(OutputError, match=r"model\.safetensors exists already and is no ONNX file.*part of the model"):
+        export_onnx(str(student), student / "model.safetensors", overwrite=True)
+    with pytest.raises(OutputError, match=r"student is a folder. Name a file in it"):
+        export_onnx(str(student), student, overwrite=True)
+    with pytest.raises(OutputError, match="a name that is too long"):
+        export_onnx(str(student), tmp_path / ("n" * 252))
+    (tmp_path / "s.onnx.data").write_text("mine")
+    with pytest.raises(OutputError, match=r"s\.onnx\.data exists already"):
+        export_onnx(str(student), tmp_path / "s.onnx", overwrite=True)
+    assert (student / "model.safetensors").read_bytes() == before
+    assert (tmp_path / "s.onnx.data").read_text() == "mine"
+
+
+def test_an_export_is_replaced_when_asked_and_a_killed_one_is_cleared(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    stale = tmp_path / ".s.onnx.wid-hf-01234567"
+    stale.mkdir()
+    (stale / "owner.json").write_text('{"program": "wid-hf", "makes": "s.onnx"}')
+    export_onnx("~/student", Path("~/s.onnx"))
+    with pytest.raises(OutputError, match=r"s\.onnx exists already.*overwrite=True"):
+        export_onnx("~/student", Path("~/s.onnx"))
+    export_onnx("~/student", Path("~/s.onnx"), overwrite=True)
+    left = {path.name for path in tmp_path.iterdir()} - {".cache"}  # of onnxscript, in the home folder
+    assert left == {"s.onnx", "student"}
+
+
 def test_missing_packages_are_named_with_the_command_that_installs_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -255,6 +255,19 @@ def test_an_output_that_cannot_be_a_folder_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_a_folder_with_other_files_and_no_page_of_ours_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "runs" / "a", values())
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "report.html").write_text("<title>mine</title>")
+    with pytest.raises(OutputError, match=r"holds files and no report\.html of wid-hf"):
+        write_html_report(tmp_path / "runs", output)
+    assert (output / "report.html").read_text() == "<title>mine</title>" and len(list(output.iterdir())) == 1
+    (output / "report.html").unlink()
+    for _ in range(2):
+        assert write_html_report(tmp_path / "runs", output) == output / "report.html"
+
+
 def test_the_page_is_replaced_only_by_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "half", values())
     path = write_html_report(tmp_path)

@@ -182,8 +182,8 @@ def test_methods_that_need_logits_or_a_loss_are_refused_for_a_headless_encoder(
     ("config", "given", "words"),
     [
         (CONFIG, {"method": "magic"}, "no method 'magic'. Known: scratch, slice"),
-        (CONFIG, {"method": "slice", "compactor_learning_rate": 1e-3}, "give learning_rate in the place"),
-        (CONFIG, {"method": "slice", "teacher_learning_rate": 0.0}, "give learning_rate in the place"),
+        (CONFIG, {"method": "slice", "compactor_learning_rate": 1e-3}, "pass learning_rate= instead"),
+        (CONFIG, {"method": "slice", "teacher_learning_rate": 0.0}, "pass learning_rate= instead"),
         (CONFIG, {"learning_rate": 1e-3}, "give compactor_learning_rate and teacher_learning_rate"),
         (CONFIG, {"method": "wid-kd", "teacher_learning_rate": 1e-3}, "teacher_learning_rate must be 0"),
         (WidConfig(**SIZES, schedule=SOON), {"method": "minilm"}, "leave the progressive schedule out"),

@@ -131,7 +131,7 @@ def test_the_sizes_named_as_legal_are_legal(strategy: str, size: int) -> None:
 )
 def test_rows_that_are_looked_up_are_refused_with_the_reason(name: str, size: int, weight: str) -> None:
     message = refused("bert", PlanError, hidden_size=24, overrides={name: size})
-    assert f"BertForMaskedLM cannot become a student with hidden_size=24, {name}={size}" in message
+    assert f"BertForMaskedLM cannot become a student with hidden_size=24, {name}={size} and the head" in message
     assert f"`bert.embeddings.{weight}_embeddings.weight` axis 0: " in message
     assert f"cannot become {size}, because it is looked up by number (aten.embedding.default" in message
 
@@ -149,13 +149,14 @@ def test_a_size_that_no_weight_depends_on_makes_no_student() -> None:
 
 
 def test_narrower_heads_under_rotary_positions_are_refused_with_the_way_out() -> None:
-    message = refused("modernbert", PlanError, hidden_size=24, intermediate_size=48)
+    message = refused("modernbert", PlanError, hidden_size=24, intermediate_size=48, head_strategy="dim")
     assert "because it meets buffer `model.rotary_emb." in message
-    assert 'Rotary positions fix the width of heads: try head_strategy="head", which drops whole heads.' in message
+    assert 'the head strategy "head" drops whole heads' in message
 
 
 def test_the_hint_is_for_rotary_positions_only() -> None:
-    assert "Rotary" not in refused("bert", PlanError, hidden_size=24, overrides={"vocab_size": 50})
+    message = refused("bert", PlanError, hidden_size=24, overrides={"vocab_size": 50}, head_strategy="dim")
+    assert "rotary" not in message
 
 
 @no_allocation
@@ -194,7 +195,7 @@ def test_a_model_class_that_refuses_its_config_is_quoted(tiny_bert: BertForMaske
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"hidden_size": 24, "head_strategy": "width"}, "head_strategy='width' is not one of 'dim', 'head'"),
+        ({"hidden_size": 24, "head_strategy": "width"}, "head_strategy='width' is not one of 'auto', 'dim', 'head'"),
         ({"hidden_size": 24, "selection": "last"}, "selection='last' is not one of 'first', 'variance', 'pivots'"),
         ({"hidden_size": 24, "init": "random"}, "init='random' is not one of 'calibrated', 'identity'"),
         ({"hidden_size": 24.0}, r"hidden_size=24\.0 is not a positive integer"),
@@ -204,6 +205,10 @@ def test_a_model_class_that_refuses_its_config_is_quoted(tiny_bert: BertForMaske
         ({"overrides": {"hidden_sizes": [8, 0]}}, r"hidden_sizes=\[8, 0\]: 0 is not a positive integer"),
         ({"overrides": {"hidden_sizes": []}}, r"hidden_sizes=\[\] is not a positive integer"),
         ({"overrides": {"text_config": {"d_ff": "8"}}}, r"text_config\.d_ff='8' is not a positive integer"),
+        (
+            {"hidden_size": 24, "overrides": {"hidden_size": 12}},
+            "hidden_size is 24 and, in overrides, 12; give it once",
+        ),
         ({}, "no size is given; set hidden_size, intermediate_size or another size to shrink"),
     ],
 )

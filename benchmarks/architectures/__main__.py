@@ -84,13 +84,15 @@ def run(tasks: list[str], only: list[str] | None, workers: int) -> Iterator[Verd
 
 
 def summary(task: str, rows: list[Verdict]) -> str:
-    """Return a line: how many families can be built, of how many the hidden size shrinks, and all results."""
+    """Return a line: how many families can be built, of how many the hidden size shrinks, also by default, and all."""
     counts = Counter(found.status for found in rows)
     built = len(rows) - counts["not built"]
     hidden = sum(found.hidden for found in rows)
-    share = f"{100 * hidden / built:.0f} %" if built else "none built"
+    default = sum(bool(found.default) for found in rows)
+    shares = [f"{100 * count / built:.0f} %" if built else "none built" for count in (hidden, default)]
     listed = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
-    return f"{task}: hidden shrinks: {hidden} of {built} built ({share}); {listed}"
+    shrinks = f"hidden shrinks: {hidden} of {built} built ({shares[0]}), by default: {default} ({shares[1]})"
+    return f"{task}: {shrinks}; {listed}"
 
 
 def _read(line: str) -> Verdict:
@@ -116,7 +118,9 @@ def page(verdicts: list[Verdict]) -> str:
         "Each family's tiny random model went through plan, permutation proof, identity at full size, narrowing by",
         "each head strategy, one optimizer step, merge (difference 0), save and reload by the stock class (difference",
         "0). *Works* means that the hidden size and all inner widths shrink, in composite models those of all parts;",
-        "*partly*, that some do; *not built*, that no tiny model could be made or run.",
+        "*partly*, that some do; *not built*, that no tiny model could be made or run. *By default* shows the head",
+        "strategy that `WidConfig(hidden_size=half)` alone took on the same way; empty where that was refused or came",
+        "to another hidden size.",
         "",
         *(f"- {summary(task, rows)}" for task, rows in tasks.items()),
         "",
@@ -125,10 +129,10 @@ def page(verdicts: list[Verdict]) -> str:
         lines += [
             f"## {task}",
             "",
-            "| family | result | hidden size | what shrinks | head strategies | reason |",
-            "| --- | --- | --- | --- | --- | --- |",
+            "| family | result | hidden size | by default | what shrinks | head strategies | reason |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
             *(
-                f"| {v.family} | {v.status} | {'shrinks' if v.hidden else ''} | {', '.join(v.widths)} "
+                f"| {v.family} | {v.status} | {'shrinks' if v.hidden else ''} | {v.default} | {', '.join(v.widths)} "
                 f"| {', '.join(v.strategies)} | {_cell(v.reason)} |"
                 for v in rows
             ),

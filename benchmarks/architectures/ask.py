@@ -34,6 +34,20 @@ def asks(config: PretrainedConfig) -> list[Sizes]:
     return [sizes for at, sizes in enumerate(requests) if sizes and sizes not in requests[:at]]
 
 
+def by_default(config: PretrainedConfig) -> Sizes:
+    """Return half the hidden size alone: what `WidConfig(hidden_size=half)` says, under the config's own name.
+
+    A composite model that has no hidden size itself is asked for those of its parts.
+    """
+    own = config.attribute_map.get("hidden_size", "hidden_size")
+    if own in _halves(config):
+        return {own: _halves(config)[own]}
+    return {
+        **_own_hidden(config),
+        **{name: sizes for name, part in _parts(config).items() if (sizes := by_default(part))},
+    }
+
+
 def wanted(config: PretrainedConfig) -> set[str]:
     """Return the sizes that must all shrink for a family to count as working."""
     return set(leaf_names(_whole(config, _plain))) or set(leaf_names(asks(config)[0]))

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import transformers
-from ask import asks, has_heads, is_hidden, leaf_names, wanted
+from ask import asks, by_default, has_heads, is_hidden, leaf_names, wanted
 from tiny import tiny_model
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -26,7 +26,7 @@ from wid_hf.compaction import first_indices, install
 from wid_hf.coupling import Example, Trace, make_plan, verify
 from wid_hf.coupling.trace import output_tensors, quiet_forward
 from wid_hf.inputs import example_inputs, further_example
-from wid_hf.student import check_teacher, empty_student, trace_student, trace_teacher
+from wid_hf.student import Settled, check_teacher, empty_student, trace_student, trace_teacher
 
 Further = list[tuple[str, str]]
 LIMIT = 40  # seconds of processor time
@@ -45,6 +45,8 @@ class Verdict:
         strategies: which head strategies did.
         hidden: whether the width of the residual stream, of one part at least, is among them.
         reason: why something was refused, not built, or wrong.
+        default: the head strategy that half the hidden size alone came to mean, `"no heads"` where there are none;
+            empty where that was refused, or where another hidden size was taken.
     """
 
     family: str
@@ -55,6 +57,7 @@ class Verdict:
     strategies: tuple[str, ...] = ()
     hidden: bool = False
     reason: str = ""
+    default: str = ""
 
 
 class Wrong(Exception):
@@ -123,12 +126,21 @@ def _checked(family: str, task: str, class_name: str, teacher: PreTrainedModel, 
             else:
                 passed.append((strategy, leaf_names(sizes)))
                 break
+    default = ""
+    if alone := by_default(teacher.config):
+        try:
+            settled = _narrow(teacher, further, alone, "auto")
+        except WidError as refusal:
+            reasons.insert(0, str(refusal))
+        else:
+            told = settled.strategy if has_heads(teacher.config) else "no heads"
+            default = "" if settled.moved else told
     widths = tuple(sorted({name for _, names in passed for name in names}))
     strategies = tuple(strategy for strategy, _ in passed) if has_heads(teacher.config) else ()
     status = "works" if widths and wanted(teacher.config) <= set(widths) else "partly" if widths else "refused"
     hidden = any(is_hidden(teacher.config, name) for name in widths)
-    reason = "" if status == "works" else _line(reasons[0]) if reasons else ""
-    return Verdict(family, task, class_name, status, widths, strategies, hidden, reason)
+    reason = "" if status == "works" and default else _line(reasons[0]) if reasons else ""
+    return Verdict(family, task, class_name, status, widths, strategies, hidden, reason, default)
 
 
 def _prove(teacher: PreTrainedModel, seen: Trace) -> None:
@@ -152,8 +164,12 @@ def _same_at_full_size(teacher: PreTrainedModel, seen: Trace, further: Further) 
         raise Wrong("a student of the teacher's own sizes is not the teacher")
 
 
-def _narrow(teacher: PreTrainedModel, further: Further, sizes: dict[str, Any], strategy: str) -> None:
-    """Shrink by `sizes`, take a step, merge, save and reload; raise `Wrong` where something does not hold."""
+def _narrow(teacher: PreTrainedModel, further: Further, sizes: dict[str, Any], strategy: str) -> Settled:
+    """Shrink by `sizes`, take a step, merge, save and reload; raise `Wrong` where something does not hold.
+
+    Returns:
+        what the sizes came to mean.
+    """
     teacher = deepcopy(teacher)
     model = get_wid_model(teacher, WidConfig(overrides=sizes, head_strategy=strategy, init="identity"))  # type: ignore[arg-type]
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
@@ -174,6 +190,7 @@ def _narrow(teacher: PreTrainedModel, further: Further, sizes: dict[str, Any], s
     # Files are mapped at other alignments than memory is allocated at, which moves the last bits of some kernels.
     if not _equal(merged, _outputs(loaded, further), tolerance=1e-5):
         raise Wrong(f"reloading changed the outputs ({sizes}, {strategy})")
+    return model.base_model.settled
 
 
 def _outputs(model: PreTrainedModel, further: Further) -> list[Tensor]:
@@ -195,5 +212,6 @@ def _loss(outputs: list[Tensor]) -> Tensor:
 
 def _line(cause: object) -> str:
     lines = [line.strip("- ") for line in str(cause).strip().splitlines() if line.strip()]
-    useful = [line for line in lines if "cannot become a student" not in line and "No student of" not in line]
+    headings = ("cannot become a student", "No student of", "With narrower heads:", "With heads as they are:")
+    useful = [line for line in lines if not any(heading in line for heading in headings)]
     return ((useful or lines or [type(cause).__name__])[0])[:300]

@@ -21,7 +21,7 @@ from .training.baselines import DistillingTrainer
 from .training.callback import WidCallback
 from .training.following import FollowingTrainer
 from .training.student_trainer import StudentTrainer
-from .training.trainer import WidTrainer, WidTrainingArguments
+from .training.trainer import WidSeq2SeqTrainingArguments, WidTrainer, WidTrainingArguments
 
 register()
 
@@ -43,6 +43,7 @@ __all__ = [
     "WidError",
     "WidModel",
     "WidSchedule",
+    "WidSeq2SeqTrainingArguments",
     "WidTrainer",
     "WidTrainingArguments",
     "get_wid_model",

@@ -7,12 +7,13 @@ Called by `wid-hf compress` and the demo.
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
+import inspect
+import time
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +35,24 @@ from .adapter.tuner import get_wid_model
 from .bar import TrainingBar
 from .config import WidConfig
 from .data import batches, hold_out, load_texts, tokenize
-from .errors import OutputError, TeacherError, TrainingError
+from .errors import ConfigError, OutputError, Stopped, TeacherError, TrainingError, WidWarning
 from .evaluation import embed, latency, masked_batches, masked_lm_score, model_size, sentence_score
 from .methods import Method, find_method, learning_rates
+from .output_folder import OutputFolder, Place, Staging
+from .paths import expanded
 from .progressive.picture import narrow_from, widths_over_steps
 from .progressive.schedule import WidSchedule
 from .reports.card import CARD_NAME, hub_id, student_card
+from .reports.own_files import why_not_ours
 from .reports.wid_report import Latency, Report
-from .teachers import load_teacher, load_tokenizer
+from .stops import StopAfterStep, Stops
+from .student import empty_student
+from .teachers import load_teacher, load_tokenizer, longest_text, save_tokenizer, working_tokenizer
 from .training.baselines import DistillingTrainer, stock_student
 from .training.following import FollowingTrainer
 from .training.student_trainer import StudentTrainer
 from .training.trainer import WidTrainer, WidTrainingArguments
+from .whole_file import whole_file
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,7 @@ class CompressSettings:
         method: of `wid_hf.methods.METHODS`: how the student gets its weights, and what teaches it.
         steps: optimizer steps; 0 leaves the student at its start.
         batch_size: texts per step.
-        max_length: tokens per text, longer ones are cut.
+        max_length: tokens per text, longer ones are cut; never more than the teacher has positions for.
         compactor_learning_rate: of compactors.
         teacher_learning_rate: of the teacher's weights; must be 0 for a headless encoder and where they are followed.
         learning_rate: of a stock student, for methods without compactors.
@@ -64,6 +71,9 @@ class CompressSettings:
         validation: file or dataset with held-out texts; by default taken from the training texts.
         validation_texts: how many held-out texts are scored.
         seed: of data order, masking and held-out texts.
+
+    Raises:
+        ConfigError: a number that is too small.
     """
 
     method: str = "wid"
@@ -77,6 +87,14 @@ class CompressSettings:
     validation: str | None = None
     validation_texts: int = 512
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        least = {"steps": 0, "batch_size": 1, "max_length": 3, "validation_texts": 1, "seed": 0}
+        rates = dict.fromkeys(("compactor_learning_rate", "teacher_learning_rate", "learning_rate"), 0)
+        for name, number in (least | rates).items():
+            value = getattr(self, name)
+            if value is not None and not value >= number:
+                raise ConfigError(f"{name}={value} is too small. Legal: {number} or more.")
 
 
 TIMED = 5  # forwards per model
@@ -100,17 +118,19 @@ def compress(
     A start that needs data is made from rows of `train`, masked as in training. The objective is masked language
     modelling where the teacher has such a head; a headless encoder follows its own originals. Every method trains a
     student of the same shape on the same batches with the same masks. `output` appears only when everything in it is
-    complete.
+    complete. A trained student is saved before anything else is done with it; what cannot be made then (its scores, a
+    picture, the card) is missing, and a warning says so. A run that is stopped during training by Ctrl-C or SIGTERM,
+    or by an error, leaves the student as it stands in `<output>-last-good`.
 
     Args:
         teacher: folder or Hub id.
         train: text file, JSON lines or name of a dataset.
-        output: folder for the student, its tokenizer, its card and `wid_report.json`.
+        output: folder for the student, its tokenizer, its card and `wid_report.json`; apart from teacher and texts.
         config: the student's sizes and its start; a method other than WID decides the start itself.
         settings: how to train.
         revision: of the teacher on the Hub.
         trust_remote_code: passed on to transformers.
-        overwrite: replace an `output` that exists.
+        overwrite: replace an `output`, or a `<output>-last-good`, that holds only what an earlier call wrote.
         command: the command line, for the report.
 
     Returns:
@@ -118,10 +138,19 @@ def compress(
 
     Raises:
         WidError: with the child class that says what is wrong; nothing is written at `output`.
+        OutputError: before work, `output` cannot be written; or after it, the complete student could not take its
+            place, and the error says where it is.
         TrainingError: the loss became NaN; the last good student is in `<output>-last-good`.
+        Stopped: a signal came, and the message says what was kept.
     """
-    output = Path(output)
-    _check_output(output, overwrite)
+    teacher, train = expanded(teacher), expanded(train)
+    validation = None if settings.validation is None else expanded(settings.validation)
+    settings = replace(settings, validation=validation)
+    folder = OutputFolder(
+        output, overwrite=overwrite, why_not_ours=why_not_ours,
+        sources={"the teacher": teacher, "the training texts": _local(train)}
+        | ({"the validation texts": _local(validation)} if validation else {}),
+    )  # fmt: skip
     method = find_method(settings.method, config)
     config = method.configured(config)
     if isinstance(config.schedule, WidSchedule):
@@ -133,81 +162,184 @@ def compress(
         method, objective, config, student=settings.learning_rate, compactors=settings.compactor_learning_rate,
         teacher=settings.teacher_learning_rate,
     )  # fmt: skip
-    tokenizer = load_tokenizer(teacher, revision=revision, trust_remote_code=trust_remote_code)
-    sizes = {"teacher": model_size(model)}
-    fingerprints = {"teacher": weights_fingerprint(model)}  # before training, which may change the teacher's tensors
-    wid_model = get_wid_model(model, config)  # first, because it is what refuses most
-    train_set, held_out = _tokens(train, tokenizer, config, settings)
-    with tempfile.TemporaryDirectory() as scratch:
-        trainer = _trainer(method, objective, wid_model, train_set, tokenizer, settings, rates, scratch)
-        scorer = _Scorer(objective, model, tokenizer, held_out, settings)
-        scores = {"teacher": scorer.score(model)}
-        seconds = {"teacher": scorer.latency(model)}
-        if settings.steps:
-            scores["start"] = scorer.score(trainer.model)
-        try:
-            outcome = trainer.train() if settings.steps else None
-        except TrainingError as cause:
-            kept = output.with_name(output.name + "-last-good")
-            with whole_folder(kept, overwrite=True) as folder:
-                _save(_stock(trainer, force=True), tokenizer, folder)
-            raise TrainingError(f"{cause} The student at those weights is in {kept}.") from cause
-    student = _stock(trainer)
-    scores["student"] = scorer.score(student)
-    scores.setdefault("start", scores["student"])
-    seconds["student"] = scorer.latency(student)
-    sizes["student"] = model_size(student)
-    fingerprints["student"] = weights_fingerprint(student)
+    original = load_tokenizer(teacher, revision=revision, trust_remote_code=trust_remote_code)
+    tokenizer = working_tokenizer(original, model, masks=objective == "masked-lm")
+    settings = _fitting(settings, model, tokenizer)
+    wid_model = get_wid_model(model, config)  # before texts are read, because it is what refuses most
     report = Report(
         teacher=teacher,
         requested=config.requested,
-        head_strategy=config.head_strategy,
+        head_strategy=wid_model.base_model.settled.strategy,
+        settled=str(wid_model.base_model.settled) or None,
         method=method.name,
         start="random weights" if method.weights == "random" else f"{config.init}, {config.selection}",
-        calibration=wid_model.base_model.calibration,
         objective=objective,
-        sizes=sizes,
-        scores=scores,
-        steps=trainer.state.global_step,
-        tokens=int(trainer.state.num_input_tokens_seen),
-        seconds=outcome.metrics["train_runtime"] if outcome else 0.0,
-        losses=[(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry],
+        sizes={"teacher": model_size(model)},
         settings=asdict(settings)
         | {name: getattr(config, name) for name in OF_CALIBRATION}
         | {"train": train, "learning_rates": rates}
         | {"hub": {"teacher": hub_id(teacher), "revision": revision, "dataset": hub_id(train)}},
         seed=settings.seed,
         schedule=asdict(config.schedule) if isinstance(config.schedule, WidSchedule) else None,
-        widths=widths_over_steps(trainer.state.log_history),
-        narrow_from=narrow_from(trainer.state.log_history),
-        fingerprints=fingerprints,
-        latency=Latency(seconds, scorer.timed),
+        fingerprints={"teacher": weights_fingerprint(model)},  # before training, which may change the teacher's tensors
         command=command,
     )
-    with whole_folder(output, overwrite) as folder:
-        _save(student, tokenizer, folder)
-        report.save(folder)
-        student_card(folder, output.name).save(folder / CARD_NAME)
+    if not wid_model.base_model.is_wide:  # the narrow model is made only later
+        folder.check_space(model_size(empty_student(model, wid_model.base_model.model.config)).bytes)
+    train_set, held_out = _tokens(train, tokenizer, config, settings)
+
+    def save(student: PreTrainedModel, report: Report, at: Path) -> None:
+        student.save_pretrained(at)
+        save_tokenizer(original, at, teacher, revision=revision)
+        report.save(at)
+
+    with Stops() as stops, folder.staging() as staging:
+        trainer = _trainer(method, objective, wid_model, train_set, tokenizer, settings, rates, staging.scratch)
+        trainer.add_callback(StopAfterStep(stops))
+        scorer = _Scorer(objective, model, tokenizer, held_out, settings)
+        report = replace(
+            report,
+            calibration=wid_model.base_model.calibration,
+            scores={"teacher": scorer.score(model)}
+            | ({"start": scorer.score(trainer.model)} if settings.steps else {}),
+            latency=Latency({"teacher": scorer.latency(model)}, scorer.timed),
+        )
+        with stops.later():
+            began = time.monotonic()
+            ended = _train(trainer, stops) if settings.steps else None
+            report = replace(report, seconds=time.monotonic() - began if settings.steps else 0.0)
+            if ended is not None:
+                where = _keep(staging, folder.last_good, trainer, report, ended, save)
+                raise _told(ended, where) from ended
+            student = _stock(trainer)
+            report = _with_training(report, trainer, student)
+            complete = staging.complete(folder.output, partial(save, student, report))
+        report, stop = _with_scores(report, complete, student, scorer, stops)
+        with stops.later():
+            _tell(report, complete, folder.output.path.name)
+            staging.place(folder.output)
+    if stop is not None or stops.asked is not None:
+        number = stops.asked if stop is None or stops.asked is not None else stop.signal
+        raise Stopped(number or 0, f"Training had ended: the student is complete, in {folder.output.path}.")
     return report
 
 
-@contextmanager
-def whole_folder(target: Path, overwrite: bool) -> Iterator[Path]:
-    """Yield a folder beside `target` that takes its place when the block ends well, and vanishes otherwise."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+def _with_scores(
+    report: Report, complete: Path, student: PreTrainedModel, scorer: _Scorer, stops: Stops
+) -> tuple[Report, Stopped | None]:
+    """Score a student that is saved, draw what there is to draw, and return the report; a signal ends this early."""
+    if stops.asked is not None:
+        return report, None
     try:
-        yield folder
-        folder.chmod(0o777 & ~_umask())
-        if target.exists() and overwrite:
-            aside = folder.with_name(folder.name + "-old")
-            target.replace(aside)
-            folder.replace(target)
-            shutil.rmtree(aside)
-        else:
-            folder.replace(target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        with _optional("The student's scores"):
+            score = scorer.score(student)
+            report = replace(report, scores={"start": score} | report.scores | {"student": score})
+            assert report.latency is not None
+            seconds = report.latency.seconds | {"student": scorer.latency(student)}
+            report = replace(report, latency=replace(report.latency, seconds=seconds))
+        with _optional("The pictures"):
+            report.draw(complete)
+    except Stopped as stop:
+        return report, stop
+    return report, None
+
+
+def _tell(report: Report, complete: Path, name: str) -> None:
+    """Write report and card beside a student that is saved already, with a first report."""
+    with _optional("The report's scores"):
+        report.save(complete)
+    with _optional("The model card"), whole_file(complete / CARD_NAME) as unfinished:
+        student_card(complete, name).save(unfinished)
+    with _optional("The report's list of files"):
+        report.save(complete)
+
+
+def _local(source: str) -> str:
+    """Return the file or folder of texts that `source` names; the name of a dataset may end in `:config`."""
+    return source if Path(source).exists() else source.partition(":")[0]
+
+
+def _fitting(
+    settings: CompressSettings, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> CompressSettings:
+    """Return `settings` with texts no longer than the model has positions for; say so where a length was asked for."""
+    longest = longest_text(model, tokenizer, settings.max_length)
+    if longest < settings.max_length != CompressSettings.max_length:
+        warnings.warn(
+            f"max_length={settings.max_length} is more than {type(model).__name__} has positions for: texts are cut "
+            f"after {longest} tokens.",
+            WidWarning,
+            stacklevel=3,
+        )
+    return replace(settings, max_length=longest)
+
+
+def _train(trainer: StudentTrainer, stops: Stops) -> BaseException | None:
+    """Train; return what ended the training before its last step, None if nothing did."""
+    try:
+        trainer.train()
+    except Stopped:  # by a second signal
+        raise
+    except BaseException as error:
+        return error
+    if stops.asked is not None and trainer.state.global_step < trainer.state.max_steps:
+        return Stopped(stops.asked)
+    return None
+
+
+def _keep(
+    staging: Staging, place: Place, trainer: StudentTrainer, report: Report, ended: BaseException,
+    save: Callable[[PreTrainedModel, Report, Path], None],
+) -> str:  # fmt: skip
+    """Save the student as it stands when training has ended early; return in words where it is."""
+    if not (trainer.state.global_step or isinstance(ended, TrainingError | Stopped)):
+        return "No step was done, so nothing was kept."
+    try:
+        student = _stock(trainer, force=True)
+        report = _with_training(report, trainer, student)
+        why = f"{str(ended).strip() or type(ended).__name__} ({report.steps} of {trainer.state.max_steps} steps done)"
+        staging.complete(place, partial(save, student, replace(report, stopped=why)))
+        staging.place(place)
+    except OutputError as error:
+        return str(error)
+    except Exception as error:  # the device may be out of memory, the model half built
+        return f"The student as it stood could not be saved: {error}."
+    return f"The student as it stood after {report.steps} steps is in {place.path}."
+
+
+def _told(ended: BaseException, where: str) -> BaseException:
+    """Return what to raise for a training that ended early: the same kind of error, with where the student is."""
+    if isinstance(ended, TrainingError):
+        return TrainingError(f"{ended} {where}")
+    if isinstance(ended, Stopped):
+        return Stopped(ended.signal, where)
+    warnings.warn(f"Training ended with an error. {where}", WidWarning, stacklevel=3)
+    return ended
+
+
+def _with_training(report: Report, trainer: StudentTrainer, student: PreTrainedModel) -> Report:
+    """Return `report` with what training did and what came out, but for scores."""
+    state = trainer.state
+    return replace(
+        report,
+        sizes=report.sizes | {"student": model_size(student)},
+        fingerprints=report.fingerprints | {"student": weights_fingerprint(student)},
+        steps=trainer.weights_of_step,
+        tokens=int(state.num_input_tokens_seen),
+        losses=[(entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry],
+        widths=widths_over_steps(state.log_history),
+        narrow_from=narrow_from(state.log_history),
+    )
+
+
+@contextmanager
+def _optional(what: str) -> Iterator[None]:
+    """Let a block fail with a warning: what it makes is not worth a trained student."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).strip() or type(error).__name__
+        warnings.warn(f"{what} could not be made: {reason}. The student is complete.", WidWarning, stacklevel=4)
 
 
 class _Scorer:
@@ -249,24 +381,23 @@ class _Scorer:
         return latency(model, inputs, repeats=TIMED)
 
 
-def _check_output(output: Path, overwrite: bool) -> None:
-    if output.is_file() or (output.is_dir() and any(output.iterdir()) and not overwrite):
-        raise OutputError(f"The output {output} exists already. Name another folder, or pass --overwrite.")
-    parent = next(folder for folder in output.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise OutputError(f"The output {output} cannot be written: {parent} is not a writable folder.")
-
-
 def _objective(teacher: PreTrainedModel) -> str:
-    """Return `masked-lm` for a masked-LM head, `following` for a headless encoder."""
-    if type(teacher).__name__ in MODEL_FOR_MASKED_LM_MAPPING_NAMES.values():
+    """Return `masked-lm` for an encoder with a masked-LM head, `following` for a headless one."""
+    name = type(teacher).__name__
+    instead = "Use get_wid_model and WidTrainer with a data collator of your own for it."
+    if "input_ids" not in inspect.signature(teacher.forward).parameters:
+        raise TeacherError(f"compress trains models that read texts, and {name} reads none. {instead}")
+    if teacher.config.is_encoder_decoder:
+        raise TeacherError(
+            f"{name} is an encoder-decoder: it writes texts, and compress trains masked language models and headless "
+            "encoders. Use get_wid_model and WidTrainer with transformers' DataCollatorForSeq2Seq for it, or compress "
+            "its encoder alone: model.get_encoder().save_pretrained(folder)."
+        )
+    if name in MODEL_FOR_MASKED_LM_MAPPING_NAMES.values():
         return "masked-lm"
-    if teacher.base_model is teacher and not teacher.config.is_encoder_decoder and not teacher.can_generate():
+    if teacher.base_model is teacher and not teacher.can_generate():
         return "following"
-    raise TeacherError(
-        f"wid-hf compress trains masked language models and headless encoders; {type(teacher).__name__} is "
-        "neither. Use get_wid_model and WidTrainer with your own data collator for it."
-    )
+    raise TeacherError(f"compress trains masked language models and headless encoders; {name} is neither. {instead}")
 
 
 def _tokens(
@@ -292,13 +423,13 @@ def _trainer(
     tokenizer: PreTrainedTokenizerBase,
     settings: CompressSettings,
     rates: dict[str, float],
-    scratch: str,
+    scratch: Path,
 ) -> StudentTrainer:
     """Return the trainer of a student at its start."""
     masked = objective == "masked-lm"
     stock_rate: dict[str, Any] = {"learning_rate": rates["student"]} if "student" in rates else {}
     arguments = WidTrainingArguments(
-        output_dir=scratch,
+        output_dir=str(scratch),
         max_steps=max(settings.steps, 1),
         per_device_train_batch_size=settings.batch_size,
         compactor_learning_rate=rates.get("compactors"),
@@ -337,14 +468,3 @@ def _trainer(
 def _stock(trainer: StudentTrainer, force: bool = False) -> PreTrainedModel:
     """Return the student as a stock model; `force` merges one that is still wide."""
     return trainer.model.merge_and_unload(force=force) if isinstance(trainer, WidTrainer) else trainer.student
-
-
-def _save(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    student.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

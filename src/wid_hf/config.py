@@ -14,9 +14,10 @@ from typing import Any, Literal, get_args
 from peft import PeftConfig
 
 from .errors import ConfigError
+from .kept_examples import packed
 from .progressive.schedule import WidSchedule
 
-HeadStrategy = Literal["dim", "head"]
+HeadStrategy = Literal["auto", "dim", "head"]
 Selection = Literal["first", "variance", "pivots"]
 Init = Literal["calibrated", "identity"]
 
@@ -43,7 +44,9 @@ class WidConfig(PeftConfig):
         num_key_value_heads: number of key/value heads, for grouped-query attention.
         head_dim: width of a head, for models whose config states it.
         head_strategy: `"dim"` keeps the number of heads and makes each narrower; `"head"` keeps the width
-            of heads and drops whole heads.
+            of heads and drops whole heads, and key/value heads with them. `"auto"` takes what the teacher allows:
+            narrower heads, else fewer, else heads as they are or another number of them, else the nearest hidden
+            size, with a warning. The plan says which and why.
         overrides: any other size under the name the teacher's config has for it, `{"embedding_size": 64}`;
             nested for composite models, `{"text_config": {"hidden_size": 384}}`; a list where the teacher's
             config has one, `{"hidden_sizes": [32, 64, 128]}`; by number of the layer where its layers have sizes
@@ -52,14 +55,18 @@ class WidConfig(PeftConfig):
             `"identity"` only selects rows and columns of the teacher's weights. By default calibrated, and identity
             with a progressive schedule.
         selection: which indices are selected: the `"first"`, those with the largest `"variance"` of activations,
-            or those that explain the others best, `"pivots"`. By default pivots for a calibrated start and the
-            first for identity.
+            or a choice by pivoted Cholesky of their covariances, `"pivots"`. By default pivots for a calibrated
+            start and the first for identity.
         calibration_samples: how many rows of the training set `WidTrainer` calibrates on, if nobody did before.
         calibration_batch_size: rows per batch then.
-        ridge: how strongly lifts are held at selection, as a share of the mean variance of what is read.
+        ridge: ridge strength of the least-squares fit of what each weight reads, relative to the mean input variance.
         schedule: `"narrow"` trains the student's sizes from the first step; `"progressive"` begins at the teacher's
             widths and drops ever more, by the proportions of the paper; a `WidSchedule` says how exactly. A progressive
             training starts at the identity.
+        example_inputs: keyword arguments of one forward of the teacher, where those made from its config do not fit.
+            Kept with the adapter, which loads by them; `get_wid_model(..., example_inputs=...)` fills this in.
+        settled: what `head_strategy="auto"` came to mean for the teacher, and why; filled in when a wid model is made,
+            whose own config states every size.
         teacher_fingerprint: of the teacher's weights; filled in when a wid model is made. A config that has one, as
             those of saved adapters do, is refused by any other teacher.
 
@@ -74,7 +81,8 @@ class WidConfig(PeftConfig):
     num_key_value_heads: int | None = field(default=None, metadata={"help": "Number of key/value heads."})
     head_dim: int | None = field(default=None, metadata={"help": "Width of one attention head."})
     head_strategy: HeadStrategy = field(
-        default="dim", metadata={"help": "'dim' narrows every head, 'head' drops whole heads."}
+        default="auto",
+        metadata={"help": "'dim' narrows every head, 'head' drops whole heads, 'auto' takes what the teacher allows."},
     )
     overrides: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "Other sizes under the teacher's own config names."}
@@ -85,10 +93,14 @@ class WidConfig(PeftConfig):
     )
     calibration_samples: int = field(default=256, metadata={"help": "Training rows to calibrate on."})
     calibration_batch_size: int = field(default=32, metadata={"help": "Rows per batch of calibration."})
-    ridge: float = field(default=1e-4, metadata={"help": "How strongly lifts are held at selection."})
+    ridge: float = field(default=1e-4, metadata={"help": "Ridge strength of the least-squares fit."})
     schedule: Literal["narrow", "progressive"] | WidSchedule = field(
         default="narrow", metadata={"help": "'narrow', 'progressive', or a WidSchedule."}
     )
+    example_inputs: dict[str, Any] | None = field(
+        default=None, metadata={"help": "Keyword arguments of one forward of the teacher."}
+    )
+    settled: str | None = field(default=None, metadata={"help": "What head_strategy='auto' came to mean, and why."})
     teacher_fingerprint: str | None = field(default=None, metadata={"help": "Fingerprint of the teacher's weights."})
 
     def __post_init__(self) -> None:
@@ -105,6 +117,8 @@ class WidConfig(PeftConfig):
             self.selection = "pivots" if self.init == "calibrated" else "first"
         if not isinstance(self.overrides, dict):
             raise ConfigError(f"WidConfig: overrides={self.overrides!r} is not a dictionary of sizes by name")
+        if self.example_inputs is not None:
+            self.example_inputs = packed(self.example_inputs)
         problems = [
             f"{name}={getattr(self, name)!r} is not one of {', '.join(map(repr, get_args(words)))}"
             for name, words in (("head_strategy", HeadStrategy), ("init", Init), ("selection", Selection))
@@ -117,12 +131,20 @@ class WidConfig(PeftConfig):
                 "a progressive schedule starts at the full width and chooses as it trains: leave init and selection "
                 f"out, got init={self.init!r}, selection={self.selection!r}"
             )
-        problems += list(_not_sizes({name: getattr(self, name) for name in SIZES if getattr(self, name) is not None}))
+        named = {name: size for name in SIZES if (size := getattr(self, name)) is not None}
+        problems += [
+            f"{name} is {named[name]!r} and, in overrides, {self.overrides[name]!r}; give it once"
+            for name in named
+            if self.overrides.get(name, named[name]) != named[name]
+        ]
+        problems += list(_not_sizes(named))
         problems += list(_not_sizes(self.overrides))
         counts = ("calibration_samples", "calibration_batch_size")
         problems += list(_not_sizes({name: getattr(self, name) for name in counts}))
         if isinstance(self.ridge, bool) or not isinstance(self.ridge, (int, float)) or not 0 < self.ridge < inf:
             problems.append(f"ridge={self.ridge!r} is not a number above 0")
+        if not isinstance(self.settled, (str, type(None))):
+            problems.append(f"settled={self.settled!r} is no text; leave it out")
         if not self.requested:
             problems.append("no size is given; set hidden_size, intermediate_size or another size to shrink")
         if problems:

@@ -7,6 +7,7 @@ by evaluation; knows nothing about models.
 
 from __future__ import annotations
 
+import copy
 import gzip
 import json
 import zlib
@@ -24,6 +25,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from wid_hf.errors import DataError
+from wid_hf.paths import expanded
 
 FILE_KINDS = (".txt", ".jsonl", ".json")
 LEGAL_SOURCES = (
@@ -41,6 +43,7 @@ def load_texts(source: str, *, column: str | None = None, split: str = "train") 
 
     Raises DataError when the source is missing, unreadable or empty, or the column is not clear.
     """
+    source = expanded(source)
     path = Path(source)
     if _kind(path) in FILE_KINDS:
         texts = _file_texts(path, column)
@@ -58,6 +61,7 @@ def load_rows(path: Path) -> list[dict[str, Any]]:
 
     Raises DataError when the file is missing or is not what its suffix says.
     """
+    path = Path(expanded(path))
     if not path.is_file():
         raise DataError(f"there is no file {path}. Give {LEGAL_SOURCES}.")
     try:
@@ -74,6 +78,11 @@ def hold_out(texts: Dataset, validation: int, seed: int) -> tuple[Dataset, Datas
 
     The same seed gives the same split. Raises DataError unless both parts get at least one row.
     """
+    if len(texts) < 2:
+        raise DataError(
+            f"there is {len(texts)} text, and training and validation need one each. Give more texts, or others to "
+            "score on with validation=."
+        )
     if not 0 < validation < len(texts):
         raise DataError(
             f"cannot hold out {validation} of {len(texts)} texts. Legal: 1 to {len(texts) - 1}. "
@@ -87,8 +96,10 @@ def tokenize(texts: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
     """Tokens of each text, cut after `max_length` tokens and not padded.
 
     The columns are input_ids, attention_mask and special_tokens_mask, each a list of ints per row.
+    The tokenizer stays as it is: cutting would otherwise be written into its file when it is saved.
     Raises DataError when no token in the whole dataset is other than special or unknown.
     """
+    tokenizer = copy.deepcopy(tokenizer)
 
     def encode(rows: dict[str, list[str]]) -> dict[str, list[list[int]]]:
         encoded = tokenizer(
@@ -220,7 +231,7 @@ def _text_column(source: str, column: str | None, strings: list[str]) -> str:
     if len(strings) != 1:
         raise DataError(
             f"{source} has {len(strings)} text columns and none called 'text': {listed}. "
-            "Name the one to read with `column`; it must hold strings."
+            "Name the one to read with column=; it must hold strings."
         )
     return strings[0]
 

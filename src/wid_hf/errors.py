@@ -1,9 +1,12 @@
 """Every error wid_hf raises for a person to read: what was given, what is legal, what to do now.
 
-Takes nothing, imports nothing; every other module raises from here.
+Takes nothing, imports nothing of wid_hf; every other module raises from here. Messages name arguments as Python spells
+them, `name=value`; the command line shows those as its options (`commands/main.py`).
 """
 
 from __future__ import annotations
+
+import signal
 
 
 class WidError(Exception):
@@ -36,3 +39,19 @@ class TrainingError(WidError, RuntimeError):
 
 class OutputError(WidError, OSError):
     """The output path cannot be written, or already holds something else."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal (Ctrl-C, SIGTERM) ended a run; the message says what was kept. No `WidError`: nothing went wrong.
+
+    Attributes:
+        signal: its number.
+    """
+
+    def __init__(self, number: int, kept: str = "Nothing was written.") -> None:
+        super().__init__(f"Stopped by {signal.Signals(number).name}. {kept}")
+        self.signal = number
+
+
+class WidWarning(UserWarning):
+    """Something that a user should know and that did not keep the work from being done."""

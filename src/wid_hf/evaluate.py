@@ -21,15 +21,17 @@ from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .adapter.fingerprint import weights_fingerprint
-from .errors import ConfigError, OutputError, TeacherError
+from .errors import ConfigError, OutputError
 from .evaluation import model_size
 from .evaluation.runs import Record, Runs
-from .evaluation.tasks import DataPlaces, FineTuned, FineTuning, Scored, Task, find_tasks, fine_tune
+from .evaluation.tasks import DataPlaces, FineTuned, FineTuning, Scored, find_tasks, fine_tune
 from .evaluation.tasks.figures import check_installed
 from .evaluation.tasks.task import Rows
+from .paths import expanded
 from .reports.eval_report import FILE_NAME, EvalReport, summarize
+from .reports.own_files import why_not_ours
 from .reports.wid_report import hardware_name, package_versions
-from .teachers import load_teacher, load_tokenizer, load_with_head
+from .teachers import load_teacher, load_tokenizer, load_with_head, longest_text, working_tokenizer
 
 RUNS = "runs"
 FIGURE_PACKAGES = ("scikit-learn", "scipy")
@@ -82,20 +84,26 @@ def evaluate(
     Raises:
         WidError: with the child class that says what is wrong.
     """
-    settings, output = settings or EvalSettings(), Path(output)
+    settings, output, model = settings or EvalSettings(), Path(expanded(output)), expanded(model)
     chosen = find_tasks(tasks)
     _check_settings(settings)
+    _check_output(output)
     check_installed()
     loaded = load_teacher(model, revision=revision, trust_remote_code=trust_remote_code, dtype="float32")
-    tokenizer = _padded(load_tokenizer(model, revision=revision, trust_remote_code=trust_remote_code), model)
+    tokenizer = load_tokenizer(model, revision=revision, trust_remote_code=trust_remote_code)
+    tokenizer = working_tokenizer(tokenizer, loaded)
     for task in chosen:
         task.check(loaded, tokenizer)
     report = _report(output, model, loaded, command)
     data = {}
     for task in chosen:
-        rows, max_length = task.load(settings.places), _max_length(task, settings, loaded, tokenizer)
+        rows, max_length = (
+            task.load(settings.places),
+            longest_text(loaded, tokenizer, settings.max_length or task.max_length),
+        )
         data[task.name] = (rows, task.features(rows, tokenizer, max_length), max_length)
     _make(output)
+    report.save(output)  # now, so that a second call knows the folder even if this one is killed in its first run
     load = partial(load_with_head, model, revision=revision, trust_remote_code=trust_remote_code)
     for task in chosen:
         rows, features, max_length = data[task.name]
@@ -170,12 +178,25 @@ def _report(output: Path, name: str, model: PreTrainedModel, command: str | None
         report = EvalReport.load(output)
         if report.fingerprint != fingerprint:
             raise OutputError(
-                f"{output} holds results of other weights (of {report.model!r}). Name another folder with --output, or "
+                f"{output} holds results of other weights (of {report.model!r}). Name another folder with output=, or "
                 f"move {output / FILE_NAME} away."
             )
     if command is not None and command not in report.command:
         report.command.append(command)
     return report
+
+
+def _check_output(output: Path) -> None:
+    """Refuse a folder that holds something else than results: they would get lost among other files, or replace them.
+
+    A student's folder that `compress` wrote takes the results of the student as well.
+    """
+    others = sorted(path.name for path in output.iterdir() if path.name != RUNS) if output.is_dir() else []
+    if others and not (output / FILE_NAME).exists() and why_not_ours(output) is not None:
+        raise OutputError(
+            f"The output {output} holds {', '.join(others[:5])} and no {FILE_NAME}, so it is no folder of results. "
+            "Name another with output=."
+        )
 
 
 def _make(output: Path) -> None:
@@ -186,7 +207,7 @@ def _make(output: Path) -> None:
     except OSError:
         writable = False
     if not writable:
-        raise OutputError(f"The output {output} is not a folder that can be written. Name another with --output.")
+        raise OutputError(f"The output {output} is not a folder that can be written. Name another with output=.")
 
 
 def _check_settings(settings: EvalSettings) -> None:
@@ -196,23 +217,6 @@ def _check_settings(settings: EvalSettings) -> None:
             f"learning rates {list(how.learning_rates)} and seeds {list(how.seeds)} make no run. Legal: at least one "
             "of each, learning rates above 0."
         )
-
-
-def _padded(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokenizerBase:
-    """Return `tokenizer` with a padding token; decoders often have none, and padding is masked anyway."""
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise TeacherError(
-                f"The tokenizer of {name!r} has neither a padding token nor an end-of-text token, so no batch can be "
-                "made. Set `tokenizer.pad_token` and save it beside the model."
-            )
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def _max_length(task: Task, settings: EvalSettings, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or tokenizer.model_max_length
-    return min(settings.max_length or task.max_length, positions, tokenizer.model_max_length)
 
 
 def _digest(tokens: Dataset) -> str:

@@ -12,9 +12,9 @@ import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -23,12 +23,17 @@ from transformers import PreTrainedModel
 
 from .errors import OutputError, WidError
 from .inputs import LENGTH, example_inputs
+from .paths import expanded
+from .staging import clear_stale, staging_folder
 from .teachers import load_teacher
 
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
 TOLERANCE = 1e-4
 TRIED = ((1, 5), (6, 14))  # rows and tokens of the comparison: fewer and more than the exporter sees
 Tensors = dict[str, Tensor]
+DATA = ".data"  # after the name of the file: where torch puts weights of more than 2 GB
+MADE = "made"
+MARK = "wid-hf"  # in the metadata of what is exported here
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ def export_onnx(
     Raises:
         WidError: packages are missing, the exporter does not know something in the model, or the file computes
             something else than the model.
-        OutputError: `output` exists already or cannot be written.
+        OutputError: `output` exists already, and is no ONNX file or is not to be replaced; or it cannot be written.
         TeacherError: `name` cannot be loaded.
     """
     if missing := [package for package in NEEDED if find_spec(package) is None]:
@@ -67,15 +72,18 @@ def export_onnx(
             f"Exporting to ONNX needs {', '.join(missing)}, not installed here: run `pip install {' '.join(missing)}`, "
             'or `pip install -e ".[onnx]"` in a checkout of wid-hf.'
         )
-    _check_output(output, overwrite)
+    name, output = expanded(name), Path(expanded(output))
+    _check_output(output, overwrite, name)
     model = load_teacher(name, revision=revision, trust_remote_code=trust_remote_code, dtype="float32")
     model.set_attn_implementation("eager")  # the fused one has views that the exporter cannot write for every model
     for part in model.modules():
         if isinstance(part, PreTrainedModel):  # T5's decoder has a config of its own
             part.config.use_cache = False
     inputs = _inputs(model)
-    with TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as folder:
-        unfinished = Path(folder) / output.name
+    clear_stale(output.parent, output.name)
+    with staging_folder(output.parent, output.name) as folder:
+        unfinished = folder / MADE / output.name
+        unfinished.parent.mkdir()
         outputs = _write(model, inputs, unfinished)
         shapes, difference = _compare(model, inputs, unfinished)
         if not difference <= TOLERANCE:  # NaN is no better
@@ -87,15 +95,47 @@ def export_onnx(
         files = sorted(unfinished.parent.iterdir(), key=lambda file: file == unfinished)  # weights beside it first
         size = sum(file.stat().st_size for file in files)
         for file in files:
-            file.replace(output.parent / file.name)
+            try:
+                file.replace(output.parent / file.name)
+            except OSError as error:
+                raise OutputError(f"{output.parent / file.name} cannot be written: {error}.") from error
     return Exported(difference, shapes, outputs, size)
 
 
-def _check_output(output: Path, overwrite: bool) -> None:
-    if output.is_dir() or (output.exists() and not overwrite):
-        raise OutputError(f"The output {output} exists already. Name another file, or pass --overwrite for a file.")
-    if not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
+def _check_output(output: Path, overwrite: bool, name: str) -> None:
+    """Refuse what cannot be written, and to replace anything but an ONNX file of ours and the weights beside it."""
+    try:
+        writable = output.parent.is_dir() and os.access(output.parent, os.W_OK)
+        longest = os.pathconf(output.parent, "PC_NAME_MAX") if writable and hasattr(os, "pathconf") else None
+    except (OSError, ValueError) as error:
+        raise OutputError(f"The output {output} cannot be a file: {error}. Name another.") from error
+    if not writable:
         raise OutputError(f"The output {output} cannot be written: {output.parent} is not a writable folder.")
+    if longest is not None and len(os.fsencode(output.name + DATA)) > longest:
+        raise OutputError(f"The output {output} has a name that is too long. Legal: {longest - len(DATA)} bytes.")
+    if output.is_dir():
+        raise OutputError(f"The output {output} is a folder. Name a file in it, such as {output / 'model.onnx'}.")
+    there = [path for path in (output, output.with_name(output.name + DATA)) if os.path.lexists(path)]
+    if there and not _is_ours(output):
+        where = f" It is part of the model {name}." if output.parent.resolve() == Path(name).resolve() else ""
+        raise OutputError(
+            f"{there[0]} exists already and is no ONNX file that wid-hf wrote, so it is not replaced.{where} "
+            "Name another file."
+        )
+    if there and not overwrite:
+        raise OutputError(f"The output {output} exists already. Name another file, or pass overwrite=True.")
+
+
+def _is_ours(path: Path) -> bool:
+    """Return whether a file holds a model that was exported here."""
+    import onnx
+
+    if not path.is_file():
+        return False
+    try:
+        return any(entry.key == MARK for entry in onnx.load(path, load_external_data=False).metadata_props)
+    except Exception:  # protobuf and onnx raise errors of their own for what is none
+        return False
 
 
 def _inputs(model: PreTrainedModel) -> Tensors:
@@ -119,6 +159,7 @@ def _write(model: PreTrainedModel, inputs: Tensors, path: Path) -> list[str]:
                 model, (), kwargs=inputs, dynamic_shapes=free, output_names=names, dynamo=True, verbose=False
             )
             assert program is not None  # None is of the exporter that went before this one
+            program.model.metadata_props[MARK] = version(MARK)
             program.save(path)
     except Exception as cause:  # the exporter raises whatever its passes raise
         raise WidError(

@@ -1,6 +1,6 @@
 """Tiny example inputs for any `PreTrainedModel`: just enough to run its forward once.
 
-Takes a model, gives keyword arguments. `student` traces with them unless the user gave others, and then with
+Takes a model, gives keyword arguments. `tracing` uses them unless the user gave others, and then
 `further_examples` for the weights that these leave out.
 """
 
@@ -10,25 +10,30 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 from transformers import PretrainedConfig, PreTrainedModel
 
 from .coupling import Example
 from .coupling.trace import output_tensors, quiet_forward
 
 SAMPLES = 4000  # a quarter of a second: several frames after the usual convolutions
+LONGER = "a longer text"  # takes the place of an argument's name among further examples
+TIMES_LONGER = 16
 BATCH, LENGTH = 3, 7  # odd and different, so that neither is mistaken for a model's own dimension
 Inputs = dict[str, Any]
+InputsT = TypeVar("InputsT", Inputs, "Inputs | None")
 
 
 def example_inputs(model: PreTrainedModel) -> Inputs:
     """Return keyword arguments for one small forward of `model`, on its device.
 
     Tokens are `(3, 7)` integers below the vocabulary size, images `(3, channels, height, width)`, sound
-    `(3, samples)` or `(3, bins, frames)` as the config says.
+    `(3, samples)` or `(3, bins, frames)` as the config says. A model that compares texts with images or sound, which
+    it has `get_text_features` for, gets both.
     """
     accepted = inspect.signature(model.forward).parameters
     main = model.main_input_name
@@ -39,23 +44,63 @@ def example_inputs(model: PreTrainedModel) -> Inputs:
         inputs["decoder_input_ids"] = _tokens(model)
     for name in _ALWAYS.keys() & accepted.keys():
         inputs |= _ALWAYS[name](model)
+    if hasattr(model, "get_text_features"):
+        inputs |= _of_all_kinds(model, inputs)
     if "use_cache" in accepted:
         inputs["use_cache"] = False
-    return _on_device(model, inputs)
+    return on_device(model, inputs)
+
+
+def _all_kinds(model: PreTrainedModel) -> Inputs:
+    """Text together with images or sound: models that match one with the other."""
+    inputs = example_inputs(model)
+    return on_device(model, inputs | _of_all_kinds(model, inputs))
+
+
+def _videos(model: PreTrainedModel) -> Inputs:
+    """Images as videos of one frame: `(3, 1, channels, height, width)`."""
+    inputs = _all_kinds(model)
+    return {name: value.unsqueeze(1) if name == "pixel_values" else value for name, value in inputs.items()}
+
+
+def _choices(model: PreTrainedModel) -> Inputs:
+    """Two texts to choose from in each row: `(3, 2, 7)`."""
+    return {
+        name: torch.stack([value, value.flip(0)], dim=1) if isinstance(value, Tensor) else value
+        for name, value in example_inputs(model).items()
+    }
+
+
+def _one_row(model: PreTrainedModel) -> Inputs:
+    """A batch of one: decoders that classify by the last token cannot find it among padding without a pad token."""
+    return {name: v[:1] if isinstance(v, Tensor) else v for name, v in example_inputs(model).items()}
+
+
+example_forms: tuple[Callable[[PreTrainedModel], Inputs], ...] = (
+    example_inputs,
+    _all_kinds,
+    _videos,
+    _choices,
+    _one_row,
+)
+"""Forms that a forward may take, the usual one first. Which of them a model takes is found by trying."""
 
 
 def further_examples(model: PreTrainedModel, unreached: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Yield what may reach weights that `example_inputs` does not: a part of the model and an optional argument.
+
+    A longer text comes last: it reaches what sees only distant tokens, and experts that got none.
 
     Args:
         model: the model.
         unreached: names of weights; only parts of the model that hold one of them are tried.
     """
     holders = {name[:at] for name in unreached for at in range(len(name)) if name[at] == "."} | {""}
-    for part, module in model.named_modules():
-        if part in holders and isinstance(module, PreTrainedModel):
-            accepted = inspect.signature(module.forward).parameters.keys() - {model.main_input_name}
-            yield from ((part, argument) for argument in _EXTRAS if argument in accepted)
+    parts = [(p, m) for p, m in model.named_modules() if p in holders and isinstance(m, PreTrainedModel)]
+    for part, module in parts:
+        accepted = inspect.signature(module.forward).parameters.keys() - {model.main_input_name}
+        yield from ((part, argument) for argument in _EXTRAS if argument in accepted)
+    yield from ((part, LONGER) for part, module in parts if "input_ids" in inspect.signature(module.forward).parameters)
 
 
 def further_example(model: PreTrainedModel, part: str, argument: str) -> Example:
@@ -66,19 +111,37 @@ def further_example(model: PreTrainedModel, part: str, argument: str) -> Example
     """
     module = model.get_submodule(part)
     inputs = example_inputs(module)
-    inputs |= _EXTRAS[argument](module, inputs)
+    inputs |= _longer(module) if argument == LONGER else _EXTRAS[argument](module, inputs)
     streams = frozenset({argument} & {"encoder_hidden_states"})
-    return Example(_on_device(model, inputs), part, streams)
+    return Example(on_device(model, inputs), part, streams)
 
 
-def _on_device(model: PreTrainedModel, inputs: Inputs) -> Inputs:
-    return {name: v.to(model.device) if isinstance(v, Tensor) else v for name, v in inputs.items()}
+def on_device(model: PreTrainedModel, inputs: InputsT) -> InputsT:
+    """Return `inputs` with every tensor on the model's device, lists and dictionaries included; None stays None."""
+    return tree_map(lambda value: value.to(model.device) if isinstance(value, Tensor) else value, inputs)
 
 
-def _tokens(model: PreTrainedModel) -> Tensor:
+def _tokens(model: PreTrainedModel, times: int = 1) -> Tensor:
+    chunk = getattr(model.config, "chunk_size_feed_forward", 0) or 1
+    length = -(-LENGTH // chunk) * chunk * times  # chunks of positions must be full
     # Counting down from the end keeps clear of padding and other special tokens, which sit at the start.
     vocabulary = getattr(model.config.get_text_config(decoder=True), "vocab_size", 100)  # CANINE hashes characters
-    return vocabulary - 1 - torch.arange(BATCH * LENGTH).view(BATCH, LENGTH) % (max(vocabulary // 2, 1))
+    return vocabulary - 1 - torch.arange(BATCH * length).view(BATCH, length) % (max(vocabulary // 2, 1))
+
+
+def _longer(model: PreTrainedModel) -> Inputs:
+    """As long a text as the model has positions for, up to 16 times the usual."""
+    most = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or LENGTH * TIMES_LONGER
+    tokens = _tokens(model, max(min(TIMES_LONGER, most // (LENGTH + 1)), 1))
+    accepted = inspect.signature(model.forward).parameters.keys() & {"input_ids", "decoder_input_ids"}
+    return dict.fromkeys(accepted, tokens)
+
+
+def _of_all_kinds(model: PreTrainedModel, inputs: Inputs) -> Inputs:
+    """Everything that a forward takes beside what `inputs` has: text, images, sound."""
+    accepted = inspect.signature(model.forward).parameters.keys() - inputs.keys()
+    made = {name: make(model) for name, make in {"input_ids": _tokens, **_INPUTS}.items() if name in accepted}
+    return {name: value for name, value in made.items() if name != "input_values" or "input_features" not in made}
 
 
 def _images(model: PreTrainedModel) -> Tensor:
@@ -173,7 +236,7 @@ def _features(model: Any, given: Inputs, guess: Inputs, kind: str) -> int:
     Raises:
         Exception: whatever the model raises where it cannot make any of `given`.
     """
-    given, guess = _on_device(model, given), _on_device(model, guess)
+    given, guess = on_device(model, given), on_device(model, guess)
     with quiet_forward(model):
         try:
             features = getattr(model, f"get_{kind}_features")(**given)
@@ -221,6 +284,13 @@ def _entities(model: Any, inputs: Inputs) -> Inputs:
     return {"entity_ids": torch.ones(BATCH, 2, dtype=torch.long), "entity_position_ids": positions}
 
 
+def _languages(model: Any, inputs: Inputs) -> Inputs:
+    """A row in each language (X-MOD has adapters for each)."""
+    count = len(model.config.languages)
+    rows = torch.arange(count)
+    return {"input_ids": inputs["input_ids"][rows % BATCH], "lang_ids": rows}
+
+
 def _seen_by_all(model: Any) -> Inputs:
     """Let the first token see all others and be seen by all (Longformer)."""
     mask = torch.zeros(BATCH, LENGTH, dtype=torch.long)
@@ -266,6 +336,7 @@ _EXTRAS: dict[str, Callable[[nn.Module, Inputs], Inputs]] = {
     "mask_time_indices": _masked_frames,
     "target_mapping": _asked_positions,
     "entity_ids": _entities,
+    "lang_ids": _languages,
 }
 _ALWAYS: dict[str, Callable[[PreTrainedModel], Inputs]] = {
     "global_attention_mask": _seen_by_all,

@@ -54,8 +54,8 @@ class Method:
             return config
         if progressive:
             raise ConfigError(
-                f"method {self.name!r} is narrow from the first step: leave the progressive schedule out, or take the "
-                "method wid-progressive."
+                f"method={self.name!r} is narrow from the first step: leave the progressive schedule out, or pass "
+                "method='wid-progressive'."
             )
         return replace(config, init="identity", selection=self.selection)
 
@@ -128,19 +128,19 @@ def learning_rates(
     if not method.folds:
         if compactors is not None or teacher is not None:
             raise ConfigError(
-                f"method {method.name!r} trains a stock student, without compactors and apart from the teacher: give "
-                "learning_rate in the place of compactor_learning_rate and teacher_learning_rate."
+                f"method={method.name!r} trains a stock student without compactors: pass learning_rate= instead of "
+                "compactor_learning_rate= and teacher_learning_rate=."
             )
         return {"student": STOCK_LEARNING_RATES[method.weights] if student is None else student}
     if student is not None:
         raise ConfigError(
-            f"method {method.name!r} trains compactors and the teacher's weights: give compactor_learning_rate and "
-            "teacher_learning_rate in the place of learning_rate."
+            f"method={method.name!r} trains compactors and the teacher's weights: pass compactor_learning_rate= and "
+            "teacher_learning_rate= instead of learning_rate=."
         )
     default = LEARNING_RATES[objective, str(config.init)]
     if method.losses:
         if teacher:
-            raise ConfigError(f"method {method.name!r} follows the teacher's weights: teacher_learning_rate must be 0.")
+            raise ConfigError(f"method={method.name!r} follows the teacher's weights: pass teacher_learning_rate=0.")
         default = default[0], 0.0
     return {
         "compactors": default[0] if compactors is None else compactors,

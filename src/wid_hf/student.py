@@ -6,29 +6,62 @@ be refused is refused before the student is allocated, and the teacher is never 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+import warnings
+from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
-from itertools import product
-from math import gcd
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from .config import WidConfig
-from .coupling import Example, Plan, Trace, make_plan, verify
+from .config import SIZES, WidConfig
+from .coupling import Plan, Trace, make_plan, verify
 from .coupling.trace import saved_tensors
-from .errors import ConfigError, PlanError, TeacherError
-from .inputs import example_inputs, further_example, further_examples
+from .errors import PlanError, TeacherError
+from .inputs import on_device
+from .kept_examples import unpacked
+from .sizes import Meaning, Request, Sizes, Strategy, Way
+from .teacher_check import PARAMETRIZED, check_teacher
+from .tracing import plain_attention, trace_student, trace_teacher
 
-LAYERS = "per_layer_config"  # transformers' name for sizes that differ from layer to layer
-PARAMETRIZED = "The teacher's weights are parametrized already; pass a model with plain weights."
+PAGE = "docs/architectures.md"
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What a request came to mean for this teacher.
+
+    Attributes:
+        strategy: `"dim"` or `"head"`; where no heads are concerned, `"dim"`.
+        sizes: every size that was asked for or could have followed from those, as the student has it.
+        told: what becomes of heads, which other sizes follow, and why, as plan, card and report show it; empty where
+            nothing follows.
+        moved: sizes that are not those asked for, as `hidden_size=32 instead of 31`.
+    """
+
+    strategy: Strategy
+    sizes: Sizes
+    told: str
+    moved: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Return `told`."""
+        return self.told
+
+    def config(self, asked: WidConfig) -> WidConfig:
+        """Return a request that leaves nothing open and means the same; one that left nothing open is returned as is.
+
+        A saved adapter holds it, so that it means the same student in later versions.
+        """
+        if asked.head_strategy != "auto":
+            return asked
+        named: dict[str, Any] = {name: self.sizes.get(name) for name in SIZES}
+        others = {name: size for name, size in self.sizes.items() if name not in SIZES}
+        return replace(asked, **named, overrides=others, head_strategy=self.strategy, settled=self.told or None)
 
 
 @dataclass(frozen=True)
@@ -39,11 +72,13 @@ class Planned:
         plan: the coupled dimensions with their sizes.
         trace: the teacher's trace.
         student: an instance of the teacher's class with the student's config; its weights are zeros.
+        settled: which sizes the request came to mean, and why.
     """
 
     plan: Plan
     trace: Trace
     student: PreTrainedModel
+    settled: Settled
 
 
 def plan_student(
@@ -55,110 +90,79 @@ def plan_student(
 ) -> Planned:
     """Find the student that `config` asks for, or refuse with every reason.
 
+    With `head_strategy="auto"` narrower heads are tried first, then fewer ones, heads as they are, other numbers of
+    heads for the hidden size asked for, and last the nearest hidden sizes, with a warning; all on one trace of the
+    teacher.
+
     Args:
         teacher: a stock transformers model with real weights.
         config: the sizes wanted.
-        inputs: keyword arguments for one forward of the teacher; made from its config by default.
+        inputs: keyword arguments for one forward of the teacher; by default those that `config` holds, else made
+            from the teacher's config.
         proof: also run the permutation proof on the teacher.
 
     Raises:
-        TeacherError: the teacher is no plain `PreTrainedModel` with weights.
+        TeacherError: the teacher is no plain `PreTrainedModel` with weights, or its class takes more than a config.
         ConfigError: a size or name that its config does not have, or that is not smaller.
         PlanError: sizes that contradict each other or shrink a frozen dimension.
         ProofError: the permutation proof failed.
     """
     check_teacher(teacher)
-    candidates = list(_candidate_configs(teacher.config, config))
+    inputs = on_device(teacher, unpacked(config.example_inputs)) if inputs is None else inputs
+    request = Request(teacher.config, config)
     teacher_trace, further = trace_teacher(teacher, inputs)
     if proof:
-        verify(teacher, teacher_trace)
-    refusals = []
-    for candidate in candidates:
+        with plain_attention(teacher):
+            verify(teacher, teacher_trace)
+    refused: dict[Way, PlanError] = {}
+    for meaning, candidate in request.configs():
+        if meaning.way > Way.AS_THEY_ARE and _is_not_about_heads(refused):
+            break
         try:
+            if isinstance(candidate, PlanError):
+                raise candidate
             shapes = _weight_shapes(type(teacher), candidate, teacher_trace)
             make_plan(teacher_trace, shapes)  # finds contradictions before anything is allocated
-            student = empty_student(teacher, candidate)
+            student = _allocated(teacher, candidate)
             plan = make_plan(teacher_trace, shapes, trace_student(student, inputs, further))
             if all(plan.shape(name) == tuple(w.shape) for name, w in teacher_trace.weights.items()):
                 raise PlanError("- no weight of the student would be smaller than the teacher's")
         except PlanError as refusal:
-            refusals.append(refusal)
+            refused.setdefault(meaning.way, refusal)
         else:
-            return Planned(plan, teacher_trace, student)
-    raise PlanError(_refusal_text(teacher, config, str(refusals[0]))) from refusals[0]
+            settled = _settled(request, meaning, student.config, _against(request, refused))
+            if settled.moved:
+                warnings.warn(str(settled), stacklevel=2)
+            return Planned(replace(plan, settled=str(settled)), teacher_trace, student, settled)
+    raise PlanError(_refusal_text(teacher, request, refused)) from next(iter(refused.values()))
 
 
-def trace_teacher(
-    teacher: PreTrainedModel, inputs: Mapping[str, Any] | None = None
-) -> tuple[Trace, list[tuple[str, str]]]:
-    """Trace `teacher`, also with optional arguments as long as there are weights that nothing has reached.
-
-    Returns:
-        the trace, and which parts and arguments it took (see `further_examples`).
-    """
-    seen = Trace(teacher)
-    seen.run(Example(dict(inputs) if inputs is not None else example_inputs(teacher)))
-    further = []
-    for part, argument in further_examples(teacher, seen.unreached):
-        if not seen.unreached:
-            break
-        try:
-            seen.run(further_example(teacher, part, argument))
-        except Exception:  # whatever a model raises for an argument that it does not take in this form
-            continue
-        further.append((part, argument))
-    seen.finish()
-    return seen, further
+def _settled(request: Request, meaning: Meaning, student: PretrainedConfig, against: Mapping[Way, str]) -> Settled:
+    """Return what the request came to mean; `against` has the first reason against each way that was tried."""
+    asked = request.wanted
+    strategy: Strategy = meaning.strategy or ("head" if asked.head_strategy == "head" else "dim")
+    moved = request.moved(meaning)
+    changes = request.changes(meaning, student)
+    reason = f'The head strategy "{strategy}" was asked for.'
+    if asked.head_strategy == "auto":
+        better = [f"{way.words} ({text})" for way, text in sorted(against.items()) if way < meaning.way]
+        first = "narrower heads are possible" if strategy == "dim" else "that number of heads was asked for"
+        why = f"these are not possible: {'; '.join(better)}" if better else first
+        reason = f'The head strategy "auto" took "{strategy}", because {why}.'
+    sentences = [f"NOT the size asked for: {', '.join(moved)}."] if moved else []
+    sentences += [f"{'; '.join(changes)}.", reason] if changes else []
+    return Settled(strategy, request.pinned(meaning, student), asked.settled or " ".join(sentences), tuple(moved))
 
 
-def trace_student(student: PreTrainedModel, inputs: Mapping[str, Any] | None, further: list[tuple[str, str]]) -> Trace:
-    """Trace `student` by the same examples as its teacher.
-
-    Raises:
-        PlanError: it does not run at its sizes.
-    """
-    seen = Trace(student)
-    try:
-        seen.run(Example(dict(inputs) if inputs is not None else example_inputs(student)))
-        for part, argument in further:
-            seen.run(further_example(student, part, argument))
-    except (RuntimeError, ValueError, IndexError) as cause:  # such as rotary positions of an odd head width
-        raise PlanError(f"- {type(student).__name__} does not run at these sizes: {cause}") from cause
-    seen.finish()
-    return seen
+def _against(request: Request, refused: Mapping[Way, PlanError]) -> dict[Way, str]:
+    """Return the first reason against each way that was tried or is out of the question, in a line."""
+    return request.closed | {way: str(refusal).splitlines()[0].removeprefix("- ") for way, refusal in refused.items()}
 
 
-def check_teacher(teacher: object) -> None:
-    """Refuse what is not a stock model with weights.
-
-    Raises:
-        TeacherError: says what it is instead.
-    """
-    if hasattr(teacher, "peft_config"):
-        raise TeacherError(
-            f"The teacher is wrapped by PEFT already ({type(teacher).__name__}). "
-            "Pass the plain model, or call merge_and_unload() on it first."
-        )
-    if not isinstance(teacher, PreTrainedModel):
-        raise TeacherError(f"The teacher is a {type(teacher).__name__}; pass a transformers PreTrainedModel.")
-    if any(_is_foreign(step) for module in teacher.modules() for step in _parametrizations(module)):
-        raise TeacherError(PARAMETRIZED)
-    if any(parameter.is_meta for parameter in teacher.parameters()):
-        raise TeacherError(
-            "The teacher is on the meta device and has no weights. Load it with from_pretrained(...) "
-            "without device_map='meta' or init_empty_weights()."
-        )
-
-
-def _parametrizations(module: nn.Module) -> Iterator[nn.Module]:
-    if parametrize.is_parametrized(module):
-        for steps in module.parametrizations.values():  # type: ignore[operator]
-            yield from steps
-
-
-def _is_foreign(step: nn.Module) -> bool:
-    """Return whether a stock model does not come with this: torch's own weight norm (wav2vec 2.0) it may have."""
-    return type(step).__module__ != "torch.nn.utils.parametrizations"
+def _is_not_about_heads(refused: Mapping[Way, PlanError]) -> bool:
+    """Return whether narrower heads and fewer heads fail for one reason, which other heads do not mend."""
+    narrower, fewer = (set(str(refused.get(way, "")).splitlines()) for way in (Way.NARROWER, Way.FEWER))
+    return bool(narrower & fewer - {""})
 
 
 def empty_student(teacher: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
@@ -184,6 +188,14 @@ def empty_student(teacher: PreTrainedModel, config: PretrainedConfig) -> PreTrai
     return student.to(teacher.device).train(teacher.training)
 
 
+def _allocated(teacher: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
+    """Return the empty student; a class that fails only now, with real tensors, is a refusal."""
+    try:
+        return empty_student(teacher, config)
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as cause:
+        raise PlanError(f"- {type(teacher).__name__} cannot be made at these sizes: {_line(cause)}") from cause
+
+
 def _zeros(shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """Return zeros that take no memory until something is written: numpy leaves clearing them to the system."""
     if not shape.numel():
@@ -204,266 +216,38 @@ def _weight_shapes(
     try:
         with no_init_weights(), torch.device("meta"):
             skeleton = model_class(deepcopy(config))
-    except (ValueError, AssertionError, RuntimeError, ZeroDivisionError) as refusal:
-        raise PlanError(f"- {model_class.__name__} itself refuses this config: {refusal}") from refusal
+    except Exception as refusal:  # each class checks its config in its own way, with errors of its own
+        raise PlanError(f"- {model_class.__name__} itself refuses this config: {_line(refusal)}") from refusal
     saved = saved_tensors(skeleton)
     if any(".parametrizations." in name and name not in saved for name in teacher.weights):
         raise TeacherError(PARAMETRIZED)
     return {name: tuple(t.shape) for name, t in saved.items() if teacher.aliases.get(name, name) == name}
 
 
-def _candidate_configs(teacher: PretrainedConfig, wanted: WidConfig) -> Iterator[PretrainedConfig]:
-    """Yield the configs that `wanted` may mean, the likeliest first.
-
-    Raises:
-        ConfigError: lists every name and size that cannot be.
-    """
-    problems = _size_problems(teacher, wanted.requested)
-    if problems:
-        raise ConfigError(_joined(teacher, problems))
-    for sizes in _alternatives(teacher, wanted.requested, wanted.head_strategy):
-        try:
-            yield _rewritten(teacher, sizes)
-        except ValueError as refusal:  # a config that checks its entries as they are written
-            raise ConfigError(_joined(teacher, [f"the config itself refuses these sizes: {refusal}"])) from refusal
+def _line(cause: Exception) -> str:
+    """Return what an error of another library says, in a line; some say nothing but their name."""
+    return " ".join(str(cause).split()) or type(cause).__name__
 
 
-def _alternatives(config: PretrainedConfig, requested: Mapping[str, Any], strategy: str) -> list[dict[str, Any]]:
-    """Return what `requested` may mean together with the sizes that follow from it, parts of `config` included."""
-    parts = {name: sizes for name, sizes in requested.items() if isinstance(sizes, Mapping) and name != LAYERS}
-    inside = [_alternatives(getattr(config, name), sizes, strategy) for name, sizes in parts.items()]
-    return [
-        {**twins, **expanded, **following, **requested, **dict(zip(parts, chosen, strict=True))}
-        for twins in _twins(config, requested)
-        for expanded in _expanded_heads(config, requested, strategy)
-        for chosen in product(*inside)
-        for following in _head_sizes(config, requested, strategy)
-    ]
-
-
-def _twins(config: PretrainedConfig, requested: Mapping[str, Any]) -> list[dict[str, int]]:
-    """Return what else may have to change: nothing, or every other size that equals the old hidden size.
-
-    Some models have a projection only where their embedding size differs from the hidden size; where the two
-    were equal, the plan refuses a hidden size that shrinks alone.
-    """
-    old = _stated(config, "hidden_size")
-    new = _lookup(config, requested, "hidden_size", old)
-    own = config.attribute_map.get("hidden_size", "hidden_size")
-    same = {name for name, value in vars(config).items() if type(value) is int and value == old}
-    names = {name for name in same if any(word in name for word in ("size", "dim", "width", "d_"))}
-    names -= {own, "vocab_size", *requested}
-    return [{}, dict.fromkeys(names, new)] if names and new != old else [{}]
-
-
-def _expanded_heads(config: PretrainedConfig, requested: Mapping[str, Any], strategy: str) -> list[dict[str, int]]:
-    """Return what becomes of heads that fill a multiple of the hidden size, as those of state spaces do.
-
-    `expand * hidden_size = heads * head width` is an equation of Mamba 2 and its kin that their configs do not
-    solve: nothing follows by itself. As the strategy says, heads become narrower or fewer; or they stay.
-    """
-    old = getattr(config, "hidden_size", None)
-    new = _lookup(config, requested, "hidden_size", old)
-    sizes = {name: size for name, size in vars(config).items() if type(size) is int and size > 0}
-    expand = next((size for name, size in sizes.items() if name.split("_")[-1] == "expand"), None)
-    if expand is None or not isinstance(old, int) or new == old:
-        return [{}]
-    counts = {name for name in sizes if "heads" in name}
-    widths = {name for name in sizes if "head" in name} - counts
-    filling = [
-        (n, w) for n in counts for w in widths if sizes[n] * sizes[w] == expand * old and not {n, w} & {*requested}
-    ]
-    found = {name: sizes[name] * new // old for pair in filling for name in pair if sizes[name] * new % old == 0}
-    by_width = {name: size for name, size in found.items() if name in widths}
-    by_count = {name: size for name, size in found.items() if name in counts}
-    ways = (by_width, by_count) if strategy == "dim" else (by_count, by_width)
-    return [*(way for way in ways if way), {}]
-
-
-def _rewritten(config: PretrainedConfig, sizes: Mapping[str, Any]) -> PretrainedConfig:
-    new = deepcopy(config)
-    new.name_or_path = ""  # the student is not what its teacher's name loads
-    if hasattr(new, "quantization_config"):  # of a file that was dequantized on loading, such as GGUF
-        del new.quantization_config
-    _write(new, sizes)
-    with suppress(Exception):  # a config that its own class refuses: the plan will say so
-        _settle(new, type(new).from_dict(new.to_dict()))
-    return new
-
-
-def _settle(config: PretrainedConfig, loaded: PretrainedConfig) -> None:
-    """Give `config` the numbers that it has once saved and loaded, where its class computes some from others."""
-    for name, value in vars(loaded).items():
-        own = vars(config).get(name)
-        if isinstance(own, PretrainedConfig):
-            _settle(own, value)
-        elif own != value and type(own) is type(value) and isinstance(value, (int, float, list)):
-            setattr(config, name, value)
-
-
-def _write(config: PretrainedConfig, sizes: Mapping[str, Any]) -> None:
-    for name, size in sizes.items():
-        if name == LAYERS:
-            own = {int(layer): inside for layer, inside in (config.to_dict().get(LAYERS) or {}).items()}
-            asked = {int(layer): {**own.get(int(layer), {}), **inside} for layer, inside in size.items()}
-            config.per_layer_config = {**own, **asked}
-        elif isinstance(size, Mapping):
-            _write(getattr(config, name), size)
-        else:
-            old = _stated(config, name)
-            setattr(config, name, type(old)(size) if isinstance(old, (list, tuple)) else size)  # configs check types
-
-
-def _size_problems(config: PretrainedConfig, sizes: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Return what is wrong with each size taken by itself: unknown, wider, or all of them equal."""
-    problems = []
-    smaller = False
-    seen: dict[str, str] = {}
-    for name, size in sizes.items():
-        if name == LAYERS and isinstance(size, Mapping):
-            problems += _layer_problems(config, size, prefix)
-            smaller = True
-            continue
-        if name not in {*vars(config), *config.attribute_map}:
-            problems.append(_unknown_name(config, name, prefix))
-            continue
-        old = _stated(config, name)
-        twin = seen.setdefault(config.attribute_map.get(name, name), name)
-        if twin != name:
-            problems.append(f"{prefix}{twin} and {prefix}{name} are one size; give one of them")
-        if isinstance(size, Mapping):
-            if isinstance(old, PretrainedConfig):
-                problems += _size_problems(old, size, f"{prefix}{name}.")
-            else:
-                problems.append(f"{prefix}{name} is not a nested config of {type(config).__name__}")
-            smaller = True
-        elif isinstance(old, (list, tuple)) or isinstance(size, (list, tuple)):
-            faults = _list_problems(f"{prefix}{name}", old, size)
-            problems += faults
-            smaller = smaller or (not faults and list(size) != list(old))
-        elif old is None:
-            smaller = True  # derived from another size by the model, as n_inner in GPT-2
-        elif isinstance(old, bool) or not isinstance(old, int):
-            problems.append(f"{prefix}{name} is no size: the teacher's value is {old!r}")
-        elif size > old:
-            problems.append(f"{prefix}{name}={size} is wider than the teacher's {old}; a student can only be narrower")
-        smaller = smaller or (isinstance(old, int) and isinstance(size, int) and size < old)
-    if not problems and not smaller:
-        problems.append("every size equals the teacher's; ask for at least one smaller size")
-    return problems
-
-
-def _list_problems(name: str, old: object, sizes: object) -> list[str]:
-    """Return what is wrong with a list of sizes, such as the widths of the stages of a hierarchical model."""
-    if not isinstance(old, (list, tuple)):
-        return [f"{name}={sizes!r} is a list, the teacher's is {old!r}; give one number"]
-    if not isinstance(sizes, (list, tuple)) or len(sizes) != len(old):
-        return [f"{name}={sizes!r} is not a list of {len(old)} sizes, as the teacher's {list(old)} is"]
-    if not all(type(of) is int for of in old):
-        return [f"{name} is no list of sizes: the teacher's value is {old!r}"]
-    wider = [at for at, (size, of) in enumerate(zip(sizes, old, strict=True)) if size > of]
-    return [
-        f"{name}[{at}]={sizes[at]} is wider than the teacher's {old[at]}; a student can only be narrower"
-        for at in wider
-    ]
-
-
-def _layer_problems(config: PretrainedConfig, layers: Mapping[Any, Any], prefix: str) -> list[str]:
-    """Return what is wrong with sizes asked for single layers, by the number of the layer."""
-    problems = []
-    own = list(config.per_layer_config) if config.to_dict().get(LAYERS) else []
-    for layer, sizes in layers.items():
-        where = f"{prefix}{LAYERS}[{layer}]"
-        if not own:
-            problems.append(f"{where}: the layers of this {type(config).__name__} have no sizes of their own")
-        elif not str(layer).isdigit() or int(layer) >= len(own):
-            problems.append(f"{where}: the layers are 0 to {len(own) - 1}")
-        elif not isinstance(sizes, Mapping):
-            problems.append(f"{where} is {sizes!r}; give a dictionary of sizes")
-        else:
-            problems += _size_problems(own[int(layer)], sizes, f"{where}.")
-    return problems
-
-
-def _unknown_name(config: PretrainedConfig, name: str, prefix: str) -> str:
-    own = {key for key, value in vars(config).items() if isinstance(value, int) and not isinstance(value, bool)}
-    nested = [key for key, value in vars(config).items() if isinstance(value, PretrainedConfig)]
-    names = sorted((own | set(config.attribute_map)) - {"transformers_version"})
-    names = [known for known in names if not known.startswith("_") and not known.endswith("_id")]
-    hint = f"; for parts of it use overrides={{{nested[0]!r}: {{...}}}}" if nested else ""
-    return f"{type(config).__name__} has no {prefix}{name}; its sizes are {', '.join(names)}{hint}"
-
-
-def _head_sizes(config: PretrainedConfig, requested: Mapping[str, Any], strategy: str) -> list[dict[str, int]]:
-    """Return the head sizes that follow from the hidden size, as alternatives in order of preference.
-
-    Where the config states a head width of its own and heads stay, the width is scaled first; if the plan
-    refuses that because the width is frozen (rotary positions), it stays.
-
-    Raises:
-        ConfigError: the sizes do not divide; names the nearest that do.
-    """
-    old_hidden, old_heads = _stated(config, "hidden_size"), _stated(config, "num_attention_heads")
-    if not isinstance(old_hidden, int) or not isinstance(old_heads, int):
-        return [{}]
-    hidden = _lookup(config, requested, "hidden_size", old_hidden)
-    own_width = _stated(config, "head_dim") if "head_dim" in {*vars(config), *config.attribute_map} else None
-    old_groups = _stated(config, "num_key_value_heads")
-    heads = _lookup(config, requested, "num_attention_heads", None)
-    if heads is None and strategy == "head" and hidden != old_hidden:
-        groups = old_groups if old_groups != 1 else None  # a single one is shared by however many heads are left
-        divisor = gcd(old_hidden, old_heads, groups or 0)
-        if old_heads * hidden % old_hidden or (groups or 0) * hidden % old_hidden:
-            raise ConfigError(_joined(config, [_indivisible(
-                hidden, old_hidden // divisor, old_hidden,
-                f"keeps heads of width {own_width or old_hidden // old_heads} only in steps of {old_hidden // divisor}",
-            )]))  # fmt: skip
-        following = {"num_attention_heads": old_heads * hidden // old_hidden}
-        if groups:
-            following["num_key_value_heads"] = groups * hidden // old_hidden
-        return [following]
-    count = heads or old_heads
-    if own_width is None:
-        if hidden % count:
-            raise ConfigError(
-                _joined(config, [_indivisible(hidden, count, old_hidden, f"does not divide into {count} heads")])
-            )
-        return [{}]
-    if "head_dim" in requested or hidden == old_hidden or own_width * hidden % old_hidden:
-        return [{}]
-    return [{"head_dim": own_width * hidden // old_hidden}, {}]
-
-
-def _stated(config: PretrainedConfig, name: str) -> Any:
-    """Return an entry of `config`, None where it has none; one that layers override is what it is for the others.
-
-    A config with `per_layer_config` raises when such an entry is read as an attribute.
-    """
-    own = config.attribute_map.get(name, name)
-    return vars(config)[own] if own in vars(config) else getattr(config, name, None)
-
-
-def _lookup(config: PretrainedConfig, requested: Mapping[str, Any], name: str, default: Any) -> Any:
-    """Return a requested size under its common name or the teacher's own."""
-    return requested.get(name, requested.get(config.attribute_map.get(name, name), default))
-
-
-def _indivisible(hidden: int, step: int, below: int, problem: str) -> str:
-    lower, upper = hidden // step * step, (hidden // step + 1) * step
-    nearest = [size for size in (lower, upper) if 0 < size < below]
-    return f"hidden_size={hidden} {problem}; nearest legal: {', '.join(map(str, nearest)) or 'none'}"
-
-
-def _joined(config: PretrainedConfig, problems: list[str]) -> str:
-    return f"No student of this {type(config).__name__}:\n" + "\n".join(f"- {problem}" for problem in problems)
-
-
-def _refusal_text(teacher: PreTrainedModel, config: WidConfig, problems: str) -> str:
+def _refusal_text(teacher: PreTrainedModel, request: Request, refused: Mapping[Way, PlanError]) -> str:
+    """Return all that was tried with the reasons against it; what fails for one reason is told once."""
+    config = request.wanted
     sizes = ", ".join(f"{name}={size}" for name, size in config.requested.items())
+    against: dict[Way, str] = {way: f"- {text}" for way, text in request.closed.items()}
+    against |= {way: str(refusal) for way, refusal in refused.items()}
+    if len(against) == 1 or _is_not_about_heads(refused):
+        problems = next(iter(against.values()))
+    else:
+        others = f" ({', '.join(request.other_sizes())})"
+        problems = "\n".join(
+            f"With {way.words}{others if way is Way.NEAREST_SIZE else ''}:\n{text}"
+            for way, text in sorted(against.items())
+        )
     hint = ""
-    if config.head_strategy == "dim" and "because it meets" in problems:
-        hint = '\nRotary positions fix the width of heads: try head_strategy="head", which drops whole heads.'
+    if config.head_strategy == "dim" and "meets buffer" in problems:
+        hint = '\nTables such as rotary positions fix the width of heads: the head strategy "head" drops whole heads.'
     return (
-        f"{type(teacher).__name__} cannot become a student with {sizes}, head_strategy={config.head_strategy!r}:\n"
-        f"{problems}{hint}\nKeep the sizes named, or see docs/architectures.md for how to read this."
+        f"{type(teacher).__name__} cannot become a student with {sizes} and the head strategy "
+        f'"{config.head_strategy}":\n'
+        f"{problems}{hint}\nLeave these at the teacher's sizes. {PAGE} says how to read this."
     )

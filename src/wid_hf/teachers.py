@@ -6,15 +6,31 @@ tokenizer. Called by the commands.
 
 from __future__ import annotations
 
+import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
+from transformers.tokenization_utils_base import (
+    ADDED_TOKENS_FILE,
+    FULL_TOKENIZER_FILE,
+    SPECIAL_TOKENS_MAP_FILE,
+    TOKENIZER_CONFIG_FILE,
+)
+from transformers.utils import CHAT_TEMPLATE_FILE, cached_file, logging
 
 from .errors import TeacherError
+from .paths import expanded
+from .teacher_check import why_not_made_of_a_config
+
+TOKENIZER_FILES = (
+    FULL_TOKENIZER_FILE, TOKENIZER_CONFIG_FILE, SPECIAL_TOKENS_MAP_FILE, ADDED_TOKENS_FILE, CHAT_TEMPLATE_FILE,
+    "tokenizer.model",  # what tokenizers of today no longer read, and converters to other formats do
+)  # fmt: skip
 
 
 def load_teacher(
@@ -26,10 +42,13 @@ def load_teacher(
 
     Raises:
         TeacherError: nothing there, unreadable weights, weights missing from the checkpoint, or code of its own that
-            would have to run without `trust_remote_code`.
+            would have to run without `trust_remote_code`; a class whose constructor takes more than a config.
     """
+    name = expanded(name)
     config = _config(name, revision, trust_remote_code)
     model_class = _model_class(name, config, trust_remote_code)
+    if why := why_not_made_of_a_config(model_class):
+        raise TeacherError(why)
     try:
         model, info = model_class.from_pretrained(
             name, config=config, revision=revision, trust_remote_code=trust_remote_code, dtype=dtype,
@@ -64,6 +83,7 @@ def load_with_head(
     Raises:
         TeacherError: the weights below the head are not those of the checkpoint.
     """
+    name = expanded(name)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # that the head is new is what was asked for
     try:
@@ -71,6 +91,8 @@ def load_with_head(
             name, revision=revision, trust_remote_code=trust_remote_code, dtype=torch.float32,
             ignore_mismatched_sizes=True, output_loading_info=True, **settings,
         )  # fmt: skip
+    except Exception as cause:  # every file format behind from_pretrained raises errors of its own
+        raise TeacherError(f"{name!r} cannot be loaded by {head.__name__}: {_first_line(cause)}.") from cause
     finally:
         logging.set_verbosity(verbosity)
     fresh = {key if isinstance(key, str) else key[0] for key in (*info["missing_keys"], *info["mismatched_keys"])}
@@ -92,6 +114,7 @@ def load_tokenizer(
     Raises:
         TeacherError: there is none.
     """
+    name = expanded(name)
     advice = "Save one beside the model with tokenizer.save_pretrained(folder)."
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
@@ -100,6 +123,104 @@ def load_tokenizer(
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes an empty one where there are no files
         raise TeacherError(f"{name!r} has no usable tokenizer: its vocabulary is empty. {advice}")
     return tokenizer
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, name: str, *, revision: str | None = None) -> None:
+    """Save a tokenizer in `folder` as it is in the teacher `name`: its own files, not what saving makes of them.
+
+    Args:
+        tokenizer: what `load_tokenizer` returned for it, for files that cannot be had.
+        folder: of the student.
+        name: folder or Hub id of the teacher.
+        revision: of the teacher on the Hub.
+    """
+    tokenizer.save_pretrained(folder)
+    names = {*TOKENIZER_FILES, *getattr(tokenizer, "vocab_files_names", {}).values()}
+    if "auto_map" in tokenizer.init_kwargs:  # names code in the teacher's folder; saving makes it name the teacher too
+        names.remove(TOKENIZER_CONFIG_FILE)
+    for file in sorted(names):
+        path = cached_file(
+            expanded(name), file, revision=revision, _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
+        )  # fmt: skip
+        if path is not None:
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, folder / file)
+
+
+def working_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, *, masks: bool = False
+) -> PreTrainedTokenizerBase:
+    """Return a copy of `tokenizer` to make batches for `model` with; the original stays as it was loaded.
+
+    A tokenizer without padding token, as decoders often have, pads with its end-of-text token, which is masked anyway.
+
+    Args:
+        tokenizer: of the model.
+        model: whose table the tokens are looked up in.
+        masks: whether tokens will be masked.
+
+    Raises:
+        TeacherError: it has no token to pad or to mask with, or tokens that the model has no row for.
+    """
+    kind = type(tokenizer).__name__
+    advice = "and save the tokenizer beside the model with tokenizer.save_pretrained(folder)"
+    if masks and tokenizer.mask_token is None:
+        raise TeacherError(
+            f"The tokenizer ({kind}) has no mask token, which masked language modelling needs. Set "
+            f"tokenizer.mask_token to the one that {type(model).__name__} was trained with, {advice}."
+        )
+    table = getattr(_input_table(model), "weight", None)
+    tokens = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=0))
+    if table is not None and tokens > len(table):
+        raise TeacherError(
+            f"The tokenizer ({kind}) has {tokens:,} tokens, and {type(model).__name__} has {len(table):,} rows for "
+            "them: a token without a row cannot be looked up. Take the tokenizer that belongs to the model, or call "
+            "model.resize_token_embeddings(len(tokenizer)), train the new rows, and save both."
+        )
+    if tokenizer.pad_token is None and tokenizer.eos_token is None:
+        raise TeacherError(
+            f"The tokenizer ({kind}) has neither a padding token nor an end-of-text token, so texts of different "
+            f"lengths cannot be put into a batch. Set tokenizer.pad_token, {advice}."
+        )
+    working = copy.deepcopy(tokenizer)
+    if working.pad_token is None:
+        working.pad_token = working.eos_token
+    return working
+
+
+@torch.no_grad()
+def longest_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, length: int) -> int:
+    """Return how many of `length` tokens a text may have for `model`, which is on a CPU and in evaluation mode.
+
+    What config and tokenizer say is tried in a forward: RoBERTa's table, for one, has two rows that no token gets.
+    """
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    stated = [n for n in (positions, tokenizer.model_max_length) if isinstance(n, int) and n > 0]
+    longest = min([length, *stated])
+    plain = next(n for n in range(len(tokenizer)) if n not in tokenizer.all_special_ids)
+
+    def fits(tokens: int) -> bool:
+        try:
+            model(input_ids=torch.full((1, tokens), plain, device=model.device))
+        except (IndexError, RuntimeError):
+            return False
+        return True
+
+    if fits(longest) or not fits(1):  # what fails with one token fails for another reason, which others tell
+        return longest
+    least, most = 1, longest
+    while most - least > 1:
+        middle = (least + most) // 2
+        least, most = (middle, most) if fits(middle) else (least, middle)
+    return least
+
+
+def _input_table(model: PreTrainedModel) -> nn.Module | None:
+    try:
+        return model.get_input_embeddings()
+    except NotImplementedError:
+        return None
 
 
 def _config(name: str, revision: str | None, trust_remote_code: bool) -> PretrainedConfig:
@@ -136,8 +257,8 @@ def _own_code(name: str) -> str:
     where = str(Path(name).absolute()) if Path(name).is_dir() else f"https://huggingface.co/{name}"
     return (
         f"{name!r} is a model with Python code of its own, which would run on this machine with your rights. None "
-        f"of it has run. Read it at {where}; if you trust it, allow it by --trust-remote-code, in Python "
-        "trust_remote_code=True, and name the --revision that you read."
+        f"of it has run. Read it at {where}; if you trust it, allow it by trust_remote_code=True, and name the "
+        "revision= that you read."
     )
 
 

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from .errors import OutputError
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a path beside `path` to write to, which becomes `path` at the end, and is removed if that is not reached."""
+    """Give a path beside `path` to write to, which becomes `path` at the end, and is removed if that is not reached.
+
+    Raises:
+        OutputError: it cannot be written: a full disk, a folder in its place.
+    """
     unfinished = path.with_name(f".{path.name}-{os.getpid()}")
     try:
         yield unfinished
         unfinished.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error}.") from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)

@@ -105,45 +105,17 @@ def test_half_precision_is_added_up_in_float64() -> None:
     assert torch.allclose(lift.columns, exact.columns, atol=1e-5)
 
 
-def few(rows: int, noise: float, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """What a teacher reads and a student, at few positions, and the map between them that is exact but for `noise`."""
-    g = torch.Generator().manual_seed(seed)
-    student = torch.randn(rows, 30, generator=g, dtype=torch.float64)
-    true = torch.randn(9, 30, generator=g, dtype=torch.float64)
-    return student @ true.T + noise * torch.randn(rows, 9, generator=g, dtype=torch.float64), student, true
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_few_positions_improve_a_prior_as_far_as_they_tell(seed: int) -> None:
-    g = torch.Generator().manual_seed(seed + 10)
-    for rows, noise in ((24, 0.1), (48, 0.1), (24, 30.0), (4, 0.1)):
-        teacher, student, true = few(rows, noise, seed)
-        prior = true + 0.5 * torch.randn(true.shape, generator=g, dtype=torch.float64)
-        seen = Regression(9, 30, CPU)
-        seen.add(teacher, student)
-        ridge = seen.best_ridge(prior, 1e-4, True)
-        found = seen.solve(prior, ridge, True).columns
-        before, after = ((each - true).square().sum(1).mean() for each in (prior, found))
-        if noise < 1:
-            assert after < {24: 0.5, 48: 0.01, 4: 1.01}[rows] * before
-        else:
-            assert after < 0.05 * noise**2  # what is learned of noise costs little beside the noise
-
-
-def test_the_strength_that_cross_validation_prefers_is_that_of_its_formula() -> None:
-    teacher, student, _ = few(20, 0.5)
-    seen = Regression(9, 30, CPU)
-    seen.add(teacher, student)
-    start, mean = torch.zeros(9, 30).double(), float((student - student.mean(0)).square().mean())
-    x, y = student - student.mean(0), teacher - teacher.mean(0)
-
-    def criterion(strength: float) -> float:
-        hat = x @ torch.linalg.solve(x.T @ x / 20 + strength * mean * torch.eye(30), x.T / 20)
-        return float(((y - hat @ y).square().sum() / 20) / (1 - (hat.trace() + 1) / 20) ** 2)
-
-    def parameters(strength: float) -> float:
-        values = torch.linalg.eigvalsh(x.T @ x / 20).clamp(min=0)
-        return float((values / (values + strength * mean)).sum()) + 1
-
-    legal = [s for at in range(20) if parameters(s := 1e-4 * 10 ** (at / 2)) <= 15]
-    assert seen.best_ridge(start, 1e-4, True) == pytest.approx(min(legal, key=criterion))
+def test_positions_that_lack_are_filled_up_with_how_others_are_related() -> None:
+    teacher, student = streams()
+    prior, few = observed(teacher, student, [400]), observed(teacher[:8] + 5, student[:8] - 1, [8])
+    assert few.count == 8 and prior.count == 400
+    filled = few.filled(prior, 400)
+    columns = filled.solve(torch.zeros(9, 5), 1e-12, True)
+    x, y = (
+        torch.cat([each - each.mean(0), part - part.mean(0)])
+        for each, part in ((teacher, teacher[:8]), (student, student[:8]))
+    )
+    exact = torch.linalg.lstsq(y, x).solution.T
+    assert torch.allclose(columns.columns, exact, atol=1e-8)
+    assert torch.allclose(columns.offset, (teacher[:8] + 5).mean(0) - exact @ (student[:8] - 1).mean(0), atol=1e-8)
+    assert torch.allclose(few.filled(prior, 0).solve(exact, 1e-3, True).columns, few.solve(exact, 1e-3, True).columns)

@@ -166,7 +166,7 @@ def test_a_conflict_names_both_places_and_both_sizes(tiny_bert: BertForMaskedLM)
     shapes = shapes_of(tiny_bert)
     norm, word = "bert.embeddings.LayerNorm.weight", "bert.embeddings.word_embeddings.weight"
     shapes |= {word: (60, 12), norm: (16,)}
-    message = rf"`{word}` axis 1 wants 12 of 24, but `{norm}` axis 0 wants 16: they are one dimension"
+    message = rf"conflicting sizes: `{word}` axis 1 requires 12, `{norm}` axis 0 requires 16, .* dimension of 24"
     with pytest.raises(PlanError, match=message):
         make_plan(trace(tiny_bert, INPUTS), shapes)
 
@@ -206,7 +206,7 @@ class HalfFrozen(nn.Module):
 
 def test_a_size_that_frozen_parts_forbid_names_the_operation_that_froze_them() -> None:
     seen = trace(HalfFrozen(16), {"x": torch.randn(3, 6)})
-    words = r"`up.weight` axis 0: 8 cannot be shared among 8 \+ 8; 8 of it counts positions \(aten\.arange\.default\)"
+    words = r"`up.weight` axis 0: 8 cannot be .* across 8 \+ 8: 8 of its entries .* positions \(aten\.arange\.default\)"
     with pytest.raises(PlanError, match=words):
         make_plan(seen, {"up.weight": (8, 6), "up.bias": (8,)})
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wid_hf.coupling import Trace, covered_operations, rule, trace, verify
-from wid_hf.coupling.dims import Reason, describe, find, leaves
+from wid_hf.coupling import Trace, covered_operations, registry, rule, trace, verify
+from wid_hf.coupling.dims import NO_RULE, Reason, describe, find, leaves
 from wid_hf.coupling.plan import key
 
 WIDTH, TOKENS = 12, 5
@@ -146,10 +148,92 @@ def test_summed_lookups_are_remembered_as_tables_of_one_space() -> None:
 
 
 def test_an_unknown_operation_freezes_its_inputs_and_is_named() -> None:
-    seen = traced(lambda m, x: m.out(torch.special.bessel_j0(m.up(x))), up=nn.Linear(WIDTH, 20), out=nn.Linear(20, 6))
+    seen = traced(lambda m, x: m.out(torch.fft.fft(m.up(x)).real), up=nn.Linear(WIDTH, 20), out=nn.Linear(20, 6))
     for place in (("up.weight", 0), ("up.bias", 0), ("out.weight", 1)):
-        assert reason(seen, *place) == Reason("", "aten.special_bessel_j0.default", "meets an operation without a rule")
+        assert reason(seen, *place) == Reason("", "aten._fft_r2c.default", NO_RULE)
     assert free(seen, "out.weight", 0)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        torch.special.bessel_j0,  # tagged as pointwise by torch, and nowhere named here
+        lambda x: x.sin().acos(),
+        lambda x: torch.frexp(x).mantissa,  # two results
+        lambda x: torch.add(x, 1.0, out=torch.empty_like(x)),
+        lambda x: torch.float_power(2.0, x).float(),
+        lambda x: torch.xlogy(2.0, x.abs()),
+        lambda x: x.clone().copysign_(x),  # the tag stands at `copysign` only
+    ],
+)
+def test_what_torch_tags_as_pointwise_keeps_dimensions(function: Callable[[Tensor], Tensor]) -> None:
+    seen = traced(lambda m, x: m.out(function(m.up(x))), up=nn.Linear(WIDTH, 20), out=nn.Linear(20, 6))
+    assert same(seen, ("up.weight", 0), ("up.bias", 0), ("out.weight", 1)) and free(seen, "up.weight", 0)
+
+
+def test_a_pointwise_operation_of_two_tensors_makes_them_one_dimension() -> None:
+    def forward(m: Model, x: Tensor) -> Tensor:
+        return m.out(torch.hypot(m.up(x), m.gain))
+
+    seen = traced(forward, up=nn.Linear(WIDTH, 20), gain=(20,), out=nn.Linear(20, 6))
+    assert same(seen, ("up.weight", 0), ("gain", 0), ("out.weight", 1)) and free(seen, "gain", 0)
+
+
+def test_an_operation_that_draws_random_numbers_is_no_pointwise_one() -> None:
+    seen = traced(lambda m, x: m.out(torch.rrelu(m.up(x), training=True)), prove=False, up=nn.Linear(WIDTH, 20),
+                  out=nn.Linear(20, 6))  # fmt: skip
+    assert not free(seen, "up.weight", 0)
+
+
+def test_an_operation_without_a_rule_is_followed_through_its_decomposition() -> None:
+    """`addmv`, `std_mean` and `trace` have no rule; torch says what they are made of."""
+
+    def forward(m: Model, x: Tensor) -> Tensor:
+        deviation, mean = torch.std_mean(m.up(x), dim=1)
+        return torch.addmv(m.bias, m.out, (deviation + mean).sum(0))
+
+    seen = traced(forward, up=nn.Linear(WIDTH, 20), out=(6, 20), bias=(6,))
+    assert same(seen, ("up.weight", 0), ("out", 1)) and free(seen, "out", 1)
+    assert same(seen, ("bias", 0), ("out", 0)) and free(seen, "out", 0)
+
+
+def test_a_decomposition_that_meets_what_has_no_rule_freezes_as_before() -> None:
+    seen = traced(lambda m, x: torch.fft.fftshift(torch.fft.fft(m.up(x))).real, up=nn.Linear(WIDTH, 20))
+    assert not free(seen, "up.weight", 0)
+
+
+def test_a_name_that_the_installed_torch_does_not_have_is_passed_over() -> None:
+    before = covered_operations()
+    rule("aten.operation_of_the_future.default", "future.operation.default")(lambda *args: None)
+    assert covered_operations() == before
+
+
+def test_every_operation_that_has_a_rule_exists_in_the_torch_that_is_tested() -> None:
+    """A misspelt name would be passed over in silence."""
+    rules = Path(registry.__file__).parent / "rules"
+    named = {name for file in rules.glob("*.py") for name in re.findall(r'"(aten\.\w+\.\w+)"', file.read_text("utf-8"))}
+    assert sorted(named - set(covered_operations())) == []
+    assert len(named) > 150
+
+
+@pytest.mark.parametrize("written", [lambda x: x.tanh_(), lambda x: x.add_(1.0), lambda x: x.mul_(x.exp())])
+def test_what_is_written_into_no_longer_scales_with_the_weights_that_made_it(
+    written: Callable[[Tensor], Tensor],
+) -> None:
+    """A student's other number behind `tanh_` is folded into no weight: that would scale what is inside of it."""
+
+    def forward(m: Model, x: Tensor) -> Tensor:
+        return m.out(written(m.up(x)) * 0.25)
+
+    seen = traced(forward, up=nn.Linear(WIDTH, 20), out=nn.Linear(20, 6))
+    (scaling,) = [step for steps in seen.steps.values() for step in steps if step.factor == 0.25]
+    assert scaling.carrier is None
+
+
+def test_what_is_scaled_in_place_still_carries_its_weights() -> None:
+    seen = traced(lambda m, x: m.out(m.up(x).mul_(0.5) * 0.25), up=nn.Linear(WIDTH, 20), out=nn.Linear(20, 6))
+    carriers = [s.carrier for steps in seen.steps.values() for s in steps if s.factor in (0.5, 0.25)]
+    assert [carrier and carrier.parameter for carrier in carriers] == ["up.weight", "up.weight"]
 
 
 def test_a_rule_that_cannot_follow_freezes_its_inputs() -> None:

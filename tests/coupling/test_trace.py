@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 from math import sqrt
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,10 +10,11 @@ from architectures import ARCHITECTURES, every_family, planned
 from torch import Tensor, nn
 from transformers import BertForMaskedLM
 
-from wid_hf.coupling import Example, make_plan, trace, verify
+from wid_hf.coupling import Example, trace, verify
 from wid_hf.coupling.carrier import Carrier
 from wid_hf.coupling.dims import find
 from wid_hf.coupling.plan import key
+from wid_hf.coupling.routing import rolled_routers
 from wid_hf.coupling.trace import Trace
 
 
@@ -101,7 +99,7 @@ def test_the_scale_of_a_tied_head_lands_on_the_last_normalisation_of_the_decoder
 @every_family
 def test_each_narrower_head_has_its_attention_scale_folded(family: str) -> None:
     if "dim" not in ARCHITECTURES[family].strategies:
-        with pytest.raises(ValueError, match="Rotary positions"):
+        with pytest.raises(ValueError, match="rotary positions"):
             scales(family, "dim")
     elif family == "llama":  # heads of its own stated width keep it: rotary positions
         assert scales(family, "dim") == {}
@@ -113,27 +111,70 @@ def test_each_narrower_head_has_its_attention_scale_folded(family: str) -> None:
 
 
 class Routed(nn.Module):
-    """Three experts of which tokens above 0 take the first, the others the second; the third gets none."""
+    """Of five experts, each token takes the one with the largest score."""
 
     def __init__(self) -> None:
         super().__init__()
         self.enter = nn.Linear(4, 6)
-        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 6)) for _ in range(3))
+        self.router = nn.Linear(6, 5)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(6, 7), nn.ReLU(), nn.Linear(7, 6)) for _ in range(5))
         self.leave = nn.Linear(6, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.enter(x)
-        return self.leave(x + self.experts[0](x) + self.experts[1](x))
+        scores, chosen = self.router(x).softmax(-1).max(-1, keepdim=True)
+        mixed = torch.zeros_like(x)
+        for number in chosen.unique().tolist():
+            mixed = torch.where(chosen == number, scores * self.experts[number](x), mixed)
+        return self.leave(x + mixed)
 
 
-def test_an_expert_that_got_no_token_follows_a_sibling_that_got_some() -> None:
+def seen_routed(model: Routed) -> Trace:
+    x = torch.randn(2, 1, 4)
+    seen = Trace(model)
+    seen.run(Example({"x": x}))
+    for rows in rolled_routers(seen):
+        seen.run(Example({"x": x}, rolled=rows), optional=True)
+    seen.finish()
+    return seen
+
+
+def test_experts_that_got_no_token_are_reached_by_moving_the_rows_of_their_router_round() -> None:
+    torch.manual_seed(0)
     model = Routed()
-    seen = trace(model, {"x": torch.randn(3, 7, 4)})
-    assert seen.twins["experts.2.0.weight"] == "experts.0.0.weight"
-    residual, inner = seen.weight_dims["enter.weight"][0], seen.weight_dims["experts.0.0.weight"][0]
-    assert [key(dim) for dim in seen.weight_dims["experts.2.0.weight"]] == [key(inner), key(residual)]
-    shapes = {name: tuple({6: 3, 5: 5, 4: 4, 2: 2}[size] for size in w.shape) for name, w in seen.weights.items()}
-    assert any("experts.2.0.weight` was not reached and follows" in note for note in make_plan(seen, shapes).notes)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    alone = trace(model, {"x": torch.randn(2, 1, 4)})
+    assert any(name.startswith("experts.") for name in alone.unreached)
+    seen = seen_routed(model)
+    assert seen.unreached == []
+    residual = seen.weight_dims["enter.weight"][0]
+    for expert in range(5):
+        inner = seen.weight_dims[f"experts.{expert}.0.weight"][0]
+        assert find(inner).frozen is None
+        assert key(seen.weight_dims[f"experts.{expert}.0.weight"][1]) == key(residual)
+        assert key(seen.weight_dims[f"experts.{expert}.2.weight"][0]) == key(residual)
+    assert find(residual).frozen is None
+    assert verify(model, seen) == 1 + 5 + 1
+    assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
+
+
+class Siblings(nn.Module):
+    """Two layers of one list, the second of which works on another stream, and only when told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(4, 6), nn.Linear(4, 6)
+        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(2))
+
+    def forward(self, x: Tensor, both: bool = False) -> tuple[Tensor, Tensor]:
+        one, other = self.layers[0](self.one(x)), self.other(x)
+        return one, self.layers[1](other) if both else other
+
+
+def test_a_layer_that_no_example_reached_does_not_follow_a_sibling() -> None:
+    seen = trace(Siblings(), {"x": torch.randn(3, 7, 4)})
+    frozen = [find(dim).frozen for dim in seen.weight_dims["layers.1.weight"]]
+    assert all(why is not None and "not reached" in why.text for why in frozen)
 
 
 class Idle(nn.Module):
@@ -251,65 +292,106 @@ def test_a_weight_norm_that_nothing_reached_is_frozen() -> None:
     assert idle and all(dim.frozen is not None for dims in idle for dim in dims)
 
 
-class Forgetful(nn.Module):
-    """Makes a layer that its forward never uses, and one that it uses for other inputs only."""
+class Gated(nn.Module):
+    """A gate that other inputs use, or training only, or that is computed and dropped."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.enter, self.leave = nn.Linear(4, 6), nn.Linear(6, 2)
+        self.gate = nn.Parameter(torch.randn(6))
+        self.way = way
+
+    def forward(self, x: Tensor, often: bool = False) -> Tensor:
+        x = self.enter(x)
+        if self.way == "dropped":
+            scale = self.gate.sigmoid()
+        elif self.way == "summed":
+            self.gate.sum()
+            scale = self.gate
+        elif self.way == "shape":
+            x = x + self.gate.new_zeros(x.shape[-1])
+            scale = self.gate
+        else:
+            scale = self.gate
+        if often or (self.way == "training" and self.training) or (self.way == "longer" and x.shape[1] > 100):
+            x = x * scale
+        return self.leave(x)
+
+
+@pytest.mark.parametrize("way", ["flag", "training", "longer", "dropped", "summed", "shape"])
+@pytest.mark.parametrize("value", ["random", "ones", "zeros"])
+def test_a_weight_that_no_example_reached_is_frozen_whatever_it_holds(way: str, value: str) -> None:
+    model = Gated(way)
+    if value != "random":
+        getattr(nn.init, f"{value}_")(model.gate)
+    seen = trace(model, {"x": torch.randn(3, 7, 4)})
+    assert seen.unreached == ["gate"]
+    frozen = find(seen.weight_dims["gate"][0]).frozen
+    assert frozen is not None and "not reached" in frozen.text
+    assert find(seen.weight_dims["enter.weight"][0]).frozen is None
+
+
+def test_a_weight_that_an_example_reached_is_coupled_whatever_it_holds() -> None:
+    model = Gated("flag")
+    nn.init.ones_(model.gate)
+    seen = trace(model, {"x": torch.randn(3, 7, 4), "often": True})
+    assert key(seen.weight_dims["gate"][0]) == key(seen.weight_dims["enter.weight"][0])
+    assert verify(model, seen) == 2
+
+
+class Buffered(nn.Module):
+    """A saved buffer that no forward reads."""
+
+    def __init__(self, entries: Tensor) -> None:
+        super().__init__()
+        self.enter = nn.Linear(4, 6)
+        self.register_buffer("kept", entries)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.enter(x)
+
+
+def test_an_unreached_buffer_is_free_only_where_all_its_entries_are_one_number() -> None:
+    """Whichever are kept are the same, and no optimizer makes them differ; I-BERT has such, all zero."""
+    same, other = (trace(Buffered(e), {"x": torch.randn(3, 7, 4)}) for e in (torch.zeros(6), torch.arange(6.0)))
+    assert find(same.weight_dims["kept"][0]).frozen is None
+    assert find(other.weight_dims["kept"][0]).frozen is not None
+
+
+class LastLayerDropped(nn.Module):
+    """Two streams; of the second one's last layer nothing is returned (LXMERT)."""
 
     def __init__(self) -> None:
         super().__init__()
         self.enter, self.leave = nn.Linear(4, 6), nn.Linear(6, 2)
-        self.forgotten_layer = nn.Linear(6, 6)
-        self.sometimes = nn.Linear(6, 6)
+        self.up, self.down, self.loose = nn.Linear(6, 9), nn.Linear(9, 6), nn.Linear(9, 8)
 
-    def forward(self, x: Tensor, often: bool = False) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         x = self.enter(x)
-        return self.leave(self.sometimes(x) if often else x)
+        inner = self.up(x).relu()
+        x + self.down(inner), self.loose(inner)  # dropped
+        return self.leave(x)
 
 
-def test_a_weight_that_no_code_reads_is_free_and_one_that_other_inputs_reach_is_frozen() -> None:
-    seen = trace(Forgetful(), {"x": torch.randn(3, 7, 4)})
-    forgotten = "forgotten" + "_layer"  # in one piece the name would stand in this file twice
-    assert seen.idle == [f"{forgotten}.weight", f"{forgotten}.bias"]
-    assert find(seen.weight_dims[f"{forgotten}.weight"][0]).frozen is None
-    frozen = find(seen.weight_dims["sometimes.weight"][0]).frozen
-    assert frozen is not None and "not reached" in frozen.text
+def test_what_two_dropped_weights_have_in_common_stays_free_and_what_they_give_does_not() -> None:
+    seen = trace(LastLayerDropped(), {"x": torch.randn(3, 7, 4)})
+    assert find(seen.weight_dims["up.weight"][0]).frozen is None
+    assert key(seen.weight_dims["down.weight"][0]) == key(seen.weight_dims["enter.weight"][0])
+    assert find(seen.weight_dims["down.weight"][0]).frozen is None
+    assert find(seen.weight_dims["loose.weight"][0]).frozen is not None
 
 
-BASE = """
-from torch import nn
+def test_a_write_into_a_part_of_a_tensor_is_seen_in_the_whole() -> None:
+    class Written(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.leave = nn.Linear(4, 3), nn.Linear(4, 3), nn.Linear(6, 2)
 
-class Base(nn.Module):
-    def forward(self, x, often=False):
-        x = self.enter(x)
-        return self.leave(self.unusual(x) if often else x)
-"""
-MADE_ELSEWHERE = """
-from torch import nn
-from base_of_it import Base
+        def forward(self, x: Tensor) -> Tensor:
+            joined = x.new_zeros(*x.shape[:-1], 6)
+            joined[..., :3] = self.first(x)
+            joined[..., 3:].copy_(self.second(x))
+            return self.leave(joined)
 
-class Made(Base):
-    def __init__(self):
-        super().__init__()
-        self.enter, self.leave = nn.Linear(4, 6), nn.Linear(6, 2)
-        self.unusual = nn.Linear(6, 6)
-"""
-
-
-def test_a_weight_that_a_base_class_in_another_file_reads_is_not_idle(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "base_of_it.py").write_text(BASE, encoding="utf-8")
-    (tmp_path / "made_of_it.py").write_text(MADE_ELSEWHERE, encoding="utf-8")
-    monkeypatch.syspath_prepend(tmp_path)
-    model = importlib.import_module("made_of_it").Made()
-    seen = trace(model, {"x": torch.randn(3, 7, 4)})
-    assert seen.idle == []
-    frozen = find(seen.weight_dims["unusual.weight"][0]).frozen
-    assert frozen is not None and "not reached" in frozen.text
-
-
-def test_nothing_is_idle_where_a_class_has_no_source_file() -> None:
-    made: dict[str, Any] = {"__name__": "a_notebook"}
-    exec(MADE_ELSEWHERE.replace("from base_of_it import Base", BASE), made)
-    seen = trace(made["Made"](), {"x": torch.randn(3, 7, 4)})
-    assert seen.idle == []
-    assert find(seen.weight_dims["unusual.weight"][0]).frozen is not None
+    seen = trace(Written(), {"x": torch.randn(3, 7, 4)})
+    assert seen.unreached == []

@@ -124,10 +124,10 @@ def test_code_in_a_teachers_folder_runs_only_when_it_is_trusted(
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "code.py").write_text(OWN_CODE.format(sprung=str(sprung)))
     with pytest.raises(
-        TeacherError, match=r"code of its own, which would run.*allow it by --trust-remote-code"
+        TeacherError, match=r"code of its own, which would run.*allow it by trust_remote_code=True"
     ) as told:
         load_teacher(str(folder))
-    assert "trust_remote_code=True" in str(told.value) and str(folder) in str(told.value)
+    assert str(folder) in str(told.value)
     assert not sprung.exists()
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr("sys.path", [*sys.path])

@@ -127,7 +127,8 @@ def _origin(config: WidConfig, teacher: Fingerprint) -> tuple[bytes, bytes]:
 
 
 def _sizes(config: WidConfig) -> str:
-    return json.dumps(config.requested | {"head_strategy": config.head_strategy}, sort_keys=True)
+    sizes = json.dumps(config.requested | {"head_strategy": config.head_strategy})
+    return json.dumps(json.loads(sizes), sort_keys=True)  # numbers of layers are texts before they are sorted
 
 
 def _keys(model: PeftModel, names: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from copy import copy, deepcopy
 from typing import Any, ClassVar
 from weakref import ref
@@ -25,12 +26,13 @@ from ..coupling import Plan
 from ..coupling.selection import IndexSets, axis_indices
 from ..coupling.trace import aliases, named_weights
 from ..errors import ConfigError, WidError
+from ..kept_examples import packed
 from ..progressive.progress import Progress
 from ..progressive.schedule import WidSchedule
 from ..progressive.shrink import Moved, become, can_carry, carry, rewrap, take_over
 from ..progressive.wide import KeptStatistics, check_wide
 from ..settings import take_over_patches, take_over_training_settings
-from ..student import Planned, check_teacher, empty_student, plan_student
+from ..student import Planned, Settled, check_teacher, empty_student, plan_student
 from .fingerprint import Fingerprint, digest
 from .plainly import as_if_called_plainly
 from .saved import fitting_state, proved_state, refuse_other_teacher, saved_state
@@ -105,6 +107,8 @@ class WidModel(BaseTuner):
         config.teacher_fingerprint = self.fingerprint.value
         with as_if_called_plainly(next(model.parameters()).device):
             planned = planned or plan_student(model, config)
+            config = planned.settled.config(config)  # leaves nothing open, whatever loads it
+            self.peft_config[adapter_name] = config
             self._put_student(model, planned, config, adapter_name)
 
     def _put_student(self, model: PreTrainedModel, planned: Planned, config: WidConfig, adapter_name: str) -> None:
@@ -150,6 +154,11 @@ class WidModel(BaseTuner):
     def plan(self) -> Plan:
         """The coupled dimensions with their teacher's and student's sizes."""
         return self._planned[0].plan
+
+    @property
+    def settled(self) -> Settled:
+        """Which sizes the config came to mean for the teacher, and why."""
+        return self._planned[0].settled
 
     @property
     def teacher(self) -> PreTrainedModel:
@@ -595,7 +604,11 @@ def get_wid_model(
     check_teacher(model)
     with as_if_called_plainly(model.device):
         planned = plan_student(model, config, inputs=example_inputs, proof=verify)
-    wrapped = get_peft_model(model, _with_plan(config, planned), adapter_name=adapter_name)
+    riding = _with_plan(config, planned)
+    if example_inputs is not None:
+        with suppress(ConfigError):  # what no file can hold works here, and is asked for again where it is loaded
+            riding.example_inputs = packed(example_inputs)
+    wrapped = get_peft_model(model, riding, adapter_name=adapter_name)
     wrapped.base_model._outer = ref(wrapped)
     if calibration_data is not None:
         wrapped.base_model.calibrate(calibration_data)

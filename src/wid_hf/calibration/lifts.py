@@ -48,8 +48,8 @@ def lift_reads(
     lifted at all earlier reads; then `W_student = R W C`, and `R W c0` goes into the bias, where there is one.
     A weight that is read several times (shared layers) is fitted to all its reads so far. Where positions
     cannot be paired (experts that other tokens are routed to), the latest lift of the same coupled dimension is taken.
-    Where they are fewer than two per index (a pooled token), the fit shrinks towards that lift, as strongly as the
-    positions themselves ask for.
+    Where they are fewer than two per index (a pooled token), the fit is made as if those that lack had been seen to
+    agree with that lift, or with the start where there is none.
 
     Args:
         teacher: runs as it is.
@@ -161,19 +161,21 @@ class _Lifter:
         intercept = read.bias is not None
         dim = self.plan.axes[read.weight][read.axis]
         start, size = self.starts[read.weight], self.plan.size(dim)
-        latest = self.latest.get(key(dim))
         if seen is not None and self.uses[read.weight] > 1:
             total = self.so_far.setdefault(read.weight, Regression(dim.size, size, seen.energy.device))
             total += seen
             seen = total
         note = ROUTED if seen is None else FEW if seen.count < ENOUGH * size else ""
-        lift = latest.solve(start, self.ridge, intercept) if note and latest is not None else None
-        if seen is not None and not note:
+        used, ridge, latest = seen, self.ridge, self.latest.get(key(dim))
+        if seen is None:
+            used = latest
+        elif not note:
             self.latest[key(dim)] = seen
-            lift = seen.solve(start, self.ridge, intercept)
-        elif seen is not None:
-            prior = lift.columns if lift is not None else start
-            lift = seen.solve(prior, seen.best_ridge(prior, self.ridge, intercept), intercept)
+        elif latest is not None:
+            used = seen.filled(latest, ENOUGH * size - seen.count)
+        else:
+            ridge = (ENOUGH * size - seen.count) / seen.count
+        lift = used.solve(start, ridge, intercept) if used is not None else None
         if lift is not None:
             self._write(read, compactor, lift)
         before, after = (

@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 
 TINY = 1e-30
-STEPS_OF_RIDGE = 20  # two for each power of ten, so that the last one keeps the start as it is
-MOST_PARAMETERS = 0.75
 
 
 def place_of(device: torch.device) -> torch.device:
@@ -121,34 +119,19 @@ class Regression:
         offset = self.teacher - columns @ self.student if intercept else torch.zeros_like(self.teacher)
         return Lift(columns, offset)
 
-    def best_ridge(self, start: Tensor, least: float, intercept: bool) -> float:
-        """Return the strength for `solve` that generalised cross-validation prefers, `least` or more.
+    def filled(self, prior: Regression, count: int) -> Regression:
+        """Return these moments as if `count` more positions had been seen that are related as those of `prior` are.
 
-        With eigenvalues d of the student's moments, p positions and `f = sum d / (d + r)` effective parameters, the
-        criterion is `error(r) / (1 - f / p)^2` (Golub, Heath and Wahba 1979). Where f is near p it says nothing, so
-        fits with more than `MOST_PARAMETERS` for each position are left out.
+        Only how indices vary together is taken from there; the means stay those of the positions seen here.
         """
-        cross, second, energy = self._moments(intercept)
-        start = start.to(second)
-        mean = float(second.diagonal().mean())
-        if mean <= TINY or self.count < 2:
-            return least
-        missed = energy - 2 * (start * cross).sum() + ((start @ second) * start).sum()
-        values, vectors = torch.linalg.eigh(second)
-        values = values.clamp(min=0)
-        explained = ((cross - start @ second) @ vectors).square().sum(0)  # by each eigenvector, times its value
-        best, lowest = least, float("inf")
-        for step in range(STEPS_OF_RIDGE):
-            strength = least * 10 ** (step / 2)
-            shrunk = values + strength * mean
-            parameters = float((values / shrunk).sum()) + intercept
-            if parameters > MOST_PARAMETERS * self.count:
-                continue
-            error = float(missed - (explained * (2 / shrunk - values / shrunk.square())).sum())
-            criterion = error / (1 - parameters / self.count) ** 2
-            if criterion < lowest:
-                best, lowest = strength, criterion
-        return best
+        found = Regression(len(self.teacher), len(self.student), self.energy.device)
+        share = count / max(prior.count, 1)
+        found.count = self.count + count
+        found.teacher, found.student = self.teacher, self.student
+        found.cross = self.cross + share * prior.cross
+        found.second = self.second + share * prior.second
+        found.energy = self.energy + share * prior.energy
+        return found
 
     def scales(self, columns: Tensor, ridge: float) -> Tensor:
         """Return `argmin E|x_teacher - C (f * x_student)|^2 + r |f - 1|^2 (k,)`: one factor per index of the student.

@@ -23,7 +23,7 @@ from ..coupling.selection import leaf_sums
 from ..coupling.trace import Dims, Trace, quiet_forward
 from ..errors import DataError
 from .padding import Padding
-from .walk import Batch, Precision, prepared
+from .walk import Batch, Precision, prepared, refuse_batch
 
 
 class Moments:
@@ -108,8 +108,11 @@ def _observe(
             given = prepared(teacher, batch)
             padding = Padding(given)
             holds_any |= padding.leaves_any
-            with precision.autocast():
-                teacher(**given)
+            try:
+                with precision.autocast():
+                    teacher(**given)
+            except Exception as error:  # whatever a forward raises on arguments that it does not take
+                refuse_batch(teacher, given, error)
     if not holds_any:
         raise DataError(
             "The calibration data holds no batch, or nothing but padding. Pass an iterable of keyword "

@@ -13,7 +13,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from queue import SimpleQueue
+from typing import Any, NoReturn
 from weakref import ref
 
 import torch
@@ -24,6 +25,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ..coupling.plan import Plan
 from ..coupling.reads import WHOLE, contraction
+from ..errors import DataError
 from .padding import Padding
 
 Batch = Mapping[str, Any]
@@ -89,26 +91,32 @@ class Forward:
         self._precision = precision
         self._model = model
         self._reader = _Reader(plan, stops, self._pause)
-        self._go, self._arrived = threading.Semaphore(0), threading.Semaphore(0)
+        # No semaphores: those of `threading` are Python, and a Ctrl-C in the middle of one loses a wake-up for good.
+        self._go: SimpleQueue[None] = SimpleQueue()
+        self._arrived: SimpleQueue[None] = SimpleQueue()
         self._here: Stop | None = None
         self._error: BaseException | None = None
         self._closing = False
         self._thread = threading.Thread(target=self._run, daemon=True, name="wid_hf calibration")
 
     def advance(self) -> Stop | None:
-        """Run to the next stop and return it, or None at the end; what the model raises is raised here."""
+        """Run to the next stop and return it, or None at the end.
+
+        Raises:
+            DataError: the model's forward raised on this batch.
+        """
         if self._thread.ident is None:
             self._thread.start()
-        self._go.release()
-        self._arrived.acquire()
+        self._go.put(None)
+        self._arrived.get()
         if self._error is not None:
-            raise self._error
+            refuse_batch(self._model, self._batch, self._error)
         return self._here
 
     def close(self) -> None:
         """End the forward where it stands."""
         self._closing = True
-        self._go.release()
+        self._go.put(None)
         if self._thread.ident is not None:
             self._thread.join()
 
@@ -136,7 +144,7 @@ class Forward:
         return self._padding.rows(stop.tensor.movedim(stop.axis, -1))
 
     def _run(self) -> None:
-        self._go.acquire()
+        self._go.get()
         try:
             if not self._closing:
                 with torch.no_grad(), self._precision.autocast(), self._reader:
@@ -148,12 +156,12 @@ class Forward:
             self._error = error
         finally:
             self._here = None
-            self._arrived.release()
+            self._arrived.put(None)
 
     def _pause(self, stop: Stop) -> None:
         self._here = stop
-        self._arrived.release()
-        self._go.acquire()
+        self._arrived.put(None)
+        self._go.get()
         if self._closing:
             raise _Closed
 
@@ -222,6 +230,20 @@ def walk(forwards: Sequence[Forward], stops: Collection[int]) -> Iterator[tuple[
             for index, stop in enumerate(present):
                 if stop is not None:
                     here[index] = forwards[index].advance()
+
+
+def refuse_batch(model: nn.Module, batch: Batch, error: BaseException) -> NoReturn:
+    """Raise what a forward raised, as a refusal of its batch where the batch may be at fault.
+
+    Raises:
+        DataError: names the arguments of the batch.
+    """
+    if not isinstance(error, Exception) or isinstance(error, torch.OutOfMemoryError):
+        raise error
+    raise DataError(
+        f"{type(model).__name__}.forward does not take a batch of the calibration data, with arguments "
+        f"{', '.join(batch) or 'none'} ({type(error).__name__}: {error}). A batch is a dictionary of keyword arguments."
+    ) from error
 
 
 def prepared(model: nn.Module, batch: Batch) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from rich.console import Console
 from ..compress import CompressSettings
 from ..compress import compress as compress_teacher
 from ..config import WidConfig
-from ..errors import ConfigError
+from ..errors import ConfigError, Stopped
 from ..methods import METHODS, find_method
+from ..paths import expanded
 from ..reports.wid_report import PICTURE_NAME
 from . import options
 
@@ -29,7 +30,7 @@ def compress(
     heads: options.Heads = None,
     key_value_heads: options.KeyValueHeads = None,
     head_dim: options.HeadDim = None,
-    head_strategy: options.Strategy = options.HeadStrategy.dim,
+    head_strategy: options.Strategy = options.HeadStrategy.auto,
     overrides: options.Overrides = None,
     init: Annotated[
         options.Init | None,
@@ -102,13 +103,20 @@ def compress(
         validation_texts=validation_texts,
         seed=seed,
     )
-    report = compress_teacher(
-        teacher, train, output, config, settings,
-        revision=revision, trust_remote_code=trust_remote_code, overwrite=overwrite, command=options.command_line(),
-    )  # fmt: skip
+    try:
+        report = compress_teacher(
+            teacher, train, output, config, settings,
+            revision=revision, trust_remote_code=trust_remote_code, overwrite=overwrite, command=options.command_line(),
+        )  # fmt: skip
+    except Stopped as stop:
+        Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print(str(stop))
+        raise typer.Exit(128 + stop.signal) from None
     console = Console()
+    output = Path(expanded(output))
     if report.calibration is not None and report.calibration.sites:
         console.print(report.calibration.table())
         console.print(f"The same as a picture, read by read: {output / PICTURE_NAME}", soft_wrap=True)
+    if report.settled:
+        console.print(report.settled, markup=False)
     console.print(report.table())
     console.print(f"The student is in {output}: AutoModel.from_pretrained({str(output)!r}) loads it.", soft_wrap=True)

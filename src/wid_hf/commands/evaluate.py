@@ -12,6 +12,7 @@ from ..errors import ConfigError
 from ..evaluate import EvalSettings
 from ..evaluate import evaluate as evaluate_model
 from ..evaluation.tasks import TASKS, DataPlaces, FineTuning
+from ..paths import expanded
 from ..reports.eval_report import FILE_NAME
 from . import options
 
@@ -54,7 +55,8 @@ def evaluate(
         ),
         max_length=max_length,
     )
-    output = output or Path("eval") / Path(model).name
+    folder = Path(expanded(model))
+    output = Path(expanded(output or Path("eval") / (folder.resolve().name if folder.is_dir() else folder.name)))
     report = evaluate_model(
         model, [name.strip() for name in tasks.split(",")], output, settings,
         revision=revision, trust_remote_code=trust_remote_code,

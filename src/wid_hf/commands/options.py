@@ -18,6 +18,7 @@ from ..progressive.schedule import WidSchedule
 class HeadStrategy(str, Enum):
     """The words of `--head-strategy`."""
 
+    auto = "auto"
     dim = "dim"
     head = "head"
 
@@ -56,7 +57,12 @@ IntermediateSize = Annotated[int | None, typer.Option(help="Inner width of its f
 Heads = Annotated[int | None, typer.Option("--num-attention-heads", help="Number of attention heads.")]
 KeyValueHeads = Annotated[int | None, typer.Option("--num-key-value-heads", help="Number of key/value heads.")]
 HeadDim = Annotated[int | None, typer.Option(help="Width of one head, where the config states it.")]
-Strategy = Annotated[HeadStrategy, typer.Option("--head-strategy", help="Narrow every head, or drop whole heads.")]
+Strategy = Annotated[
+    HeadStrategy,
+    typer.Option(
+        "--head-strategy", help="Narrow every head (dim), drop whole heads (head), or what the teacher allows."
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--override", help="Another size under the teacher's own name, NAME=SIZE; dots reach into parts."),

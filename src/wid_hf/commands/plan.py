@@ -22,7 +22,7 @@ def plan(
     heads: options.Heads = None,
     key_value_heads: options.KeyValueHeads = None,
     head_dim: options.HeadDim = None,
-    head_strategy: options.Strategy = options.HeadStrategy.dim,
+    head_strategy: options.Strategy = options.HeadStrategy.auto,
     overrides: options.Overrides = None,
     verify: Annotated[bool, typer.Option("--verify", help="Prove the coupled dimensions by permutation.")] = False,
     revision: options.Revision = None,
@@ -38,7 +38,7 @@ def plan(
         planned = plan_student(model, config, proof=verify)
     console.print(planned.plan.table())
     for note in planned.plan.notes:
-        console.print(note)
+        console.print(note, markup=False)
     sizes = {"teacher": model_size(model), "student": model_size(planned.student)}
     table = Table("", *sizes, title="Sizes")
     for row in size_rows(sizes, list(sizes)):

@@ -35,12 +35,13 @@ class HeldFolds:
         self._leaves: dict[Compaction, Tensor] = {}
         self._by_rows: list[Callable[[], None]] = []
 
-    def hold(self, tokens: int | None = None) -> None:
+    def hold(self, tokens: int | None = None, dtype: torch.dtype | None = None) -> None:
         """Fold every weight now and use it until `release` or `drop`; with gradients, unless they are disabled.
 
         Args:
             tokens: how many the forwards until then look up in all. Of a table with more rows, which no decoder
                 shares, each forward folds the rows that it looks up, in place of holding all.
+            dtype: what the folds are cast to; the teacher's if None.
         """
         most = tokens if tokens is not None else inf
         few = {table: module for table, module in lookups(self.student).items() if most < module.num_embeddings}
@@ -50,7 +51,9 @@ class HeldFolds:
                 continue
             folded = compaction.fold(original)
             # Torch picks its way through a product by this even where nothing is recorded: round as a parameter does.
-            leaf = folded.detach().requires_grad_(folded.requires_grad or original.requires_grad)
+            leaf = (
+                folded.detach().to(dtype or folded.dtype).requires_grad_(folded.requires_grad or original.requires_grad)
+            )
             compaction.held = self._leaves[compaction] = leaf
             self._folded.append((compaction, folded))
 
@@ -99,11 +102,11 @@ class _Opened(torch.autograd.Function):
 
 
 @contextmanager
-def folded_once(student: nn.Module) -> Iterator[None]:
-    """Fold every weight once for all forwards inside, none of which may train."""
+def folded_once(student: nn.Module, dtype: torch.dtype | None = None) -> Iterator[None]:
+    """Fold every weight once for all forwards inside, none of which may train; `dtype` as in `HeldFolds.hold`."""
     folds = HeldFolds(student)
     with torch.no_grad():
-        folds.hold()
+        folds.hold(dtype=dtype)
     try:
         yield
     finally:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
 
+NO_RULE = "has no propagation rule"
+
 
 @dataclass(frozen=True)
 class Reason:
@@ -22,6 +24,8 @@ class Reason:
 
     def __str__(self) -> str:
         where = f" in `{self.module}`" if self.module else ""
+        if self.text == NO_RULE:
+            return f"reaches {self.operation}{where}, which {NO_RULE}"
         return f"{self.text} ({self.operation}{where})" if self.operation else f"{self.text}{where}"
 
 

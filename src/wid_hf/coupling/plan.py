@@ -67,8 +67,7 @@ class Plan:
         looked_up: tables whose rows are taken by number.
         matched: for each leaf that a table computed from the config is added to (sinusoidal positions), the
             indices whose entries are nearest to the student's own table, in its order. Every start keeps these.
-        twins: weights that no example reached and that follow the weight named beside them.
-        idle: weights that no code of the model reads; they shrink by themselves.
+        settled: what becomes of heads, and why; empty where the request left nothing open.
     """
 
     axes: Mapping[str, Dims]
@@ -80,8 +79,7 @@ class Plan:
     reads: tuple[Read, ...] = ()
     looked_up: frozenset[str] = frozenset()
     matched: Mapping[Dim, Tensor] = field(default_factory=dict)
-    twins: Mapping[str, str] = field(default_factory=dict)
-    idle: tuple[str, ...] = ()
+    settled: str = ""
 
     def size(self, dim: Dim) -> int:
         """Return the student's size of `dim`."""
@@ -156,11 +154,9 @@ class Plan:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the start does beside selecting indices: numbers folded into weights, and those that could not be."""
+        """What the sizes came to mean, and what the start does beside selecting indices, such as folding numbers."""
         folded = [f"`{c.parameter}` starts scaled by {factor:.4g}" for c, factor in self.scales.items()]
-        followers = [f"`{name}` was not reached and follows `{twin}`" for name, twin in self.twins.items()]
-        idle = [f"`{name}` is read by no code of the model" for name in self.idle]
-        return (*folded, *self.unfolded, *followers, *idle)
+        return (*filter(None, [self.settled]), *folded, *self.unfolded)
 
     def __str__(self) -> str:
         """Return the table and the notes as text, 140 columns wide."""
@@ -237,8 +233,6 @@ def make_plan(teacher: Trace, shapes: Mapping[str, tuple[int, ...]], student: Tr
         reads=tuple(teacher.reads),
         looked_up=frozenset(teacher.looked_up_tables),
         matched=_matched(teacher, student, solver.targets) if student is not None else {},
-        twins=teacher.twins,
-        idle=tuple(teacher.idle),
     )
 
 
@@ -268,8 +262,8 @@ class _Solver:
         for dim, size, place in self.equations:
             if self._value(dim) != size:
                 self.problems.append(
-                    f"{place}: cannot tell how {describe(dim)} becomes {size}; state num_attention_heads, "
-                    "num_key_value_heads or head_dim explicitly"
+                    f"{place}: {describe(dim)} can become {size} in several ways. State num_attention_heads, "
+                    "num_key_value_heads or head_dim as well"
                 )
 
     def _apply(self, dim: Dim, size: int, place: str) -> bool:
@@ -291,7 +285,7 @@ class _Solver:
             if len(unknown) > 1:
                 return False
             rest = prod(known)
-            if size % rest:
+            if not rest or size % rest:
                 self.problems.append(f"{place}: {size} is not a multiple of {rest}{_because(decided)}")
                 return True
             return self._apply(unknown[0], size // rest, place)
@@ -299,7 +293,7 @@ class _Solver:
             return False
         share, remainder = divmod(size - sum(known), len(unknown))
         if remainder or share <= 0:
-            self.problems.append(f"{place}: {size} cannot be shared among {describe(dim)}{_because(decided)}")
+            self.problems.append(f"{place}: {size} cannot be split evenly across {describe(dim)}{_because(decided)}")
             return True
         return self._apply(unknown[0], share, place)
 
@@ -314,15 +308,16 @@ class _Solver:
                 self.targets[leaf], self.places[leaf] = size, place
         elif decided != size:
             self.problems.append(
-                f"{self.places[leaf]} wants {decided} of {leaf.size}, but {place} wants {size}: they are one dimension"
+                f"conflicting sizes: {self.places[leaf]} requires {decided}, {place} requires {size}, but both axes "
+                f"are one coupled dimension of {leaf.size}. Request the same size for both"
             )
 
     def _check(self, dim: Dim, size: int, place: str) -> None:
         value = self._value(dim)
         if value != size:
             others = sorted({self.places[leaf] for leaf in leaves(dim) if leaf in self.places})
-            makers = ", ".join(others) or "frozen parts"
-            self.problems.append(f"{place} wants {size}, but {makers} make it {value}{_because([dim])}")
+            makers = f"is fixed at {value} by {', '.join(others)}" if others else f"is fixed at {value}"
+            self.problems.append(f"{place} {makers} and cannot become {size}{_because([dim])}")
 
     def _value(self, dim: Dim) -> int | None:
         dim = find(dim)
@@ -339,7 +334,9 @@ def _because(dims: Iterable[Dim]) -> str:
     """Say what froze the largest frozen leaf of `dims`, or nothing where none is."""
     frozen = [leaf for dim in dims for leaf in leaves(dim) if leaf.frozen is not None and leaf.size > 1]
     largest = max(frozen, key=lambda leaf: leaf.size, default=None)
-    return f"; {largest.size} of it {largest.frozen}" if largest is not None else ""
+    if largest is None:
+        return ""
+    return f": {largest.size} of its entries cannot shrink, because this part {largest.frozen}"
 
 
 def _shared_steps(teacher: Trace, student: Trace, wanted: set[Dim]) -> Iterator[tuple[Dim, int, str]]:

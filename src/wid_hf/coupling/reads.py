@@ -29,6 +29,7 @@ _LINEAR = WHOLE | {
     aten.expand, aten.split, aten.split_with_sizes, aten.select, aten.unbind, aten.cat, aten.stack, aten.embedding,
     aten.add, aten.sub, aten.neg, aten.dropout, aten.lift_fresh,
 }  # fmt: skip
+_GROUPED = getattr(aten, "_grouped_mm", None)  # torch 2.8
 _SCALING = frozenset({aten.mul, aten.mul_, aten.div, aten.div_})
 
 
@@ -72,7 +73,7 @@ def contraction(operation: OpOverload, args: Sequence[Any]) -> Contraction | Non
         return Contraction(((args[0], 2), (args[1], 1)))
     if packet is aten.baddbmm:
         return Contraction(((args[1], 2), (args[2], 1)))
-    if packet is aten._grouped_mm and (args[0].ndim, args[1].ndim) == (2, 3):
+    if packet is _GROUPED and (args[0].ndim, args[1].ndim) == (2, 3):
         return Contraction(((args[0], 1), (args[1], 1)), routed=True)
     if packet is aten.convolution and not args[6] and args[8] == 1:  # neither transposed nor grouped
         # Where the border is padded with zeros no constant was read, so none may be made up for there.

@@ -6,19 +6,17 @@ outputs and of the model's outputs. `plan` reads it; `rules` write it while the 
 
 from __future__ import annotations
 
-import inspect
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
+from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -27,9 +25,10 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from . import rules as _rules  # noqa: F401  (importing it registers the rules)
 from .carrier import Carrier
-from .dims import Dim, Reason, freeze, leaves, unify
+from .dims import NO_RULE, Dim, Reason, freeze, leaves, unify
+from .flow import Flow, Value
 from .reads import Read, contraction, is_linear
-from .registry import rule_for
+from .registry import decomposition, rule_for
 
 NOT_REACHED = Reason("", "", "was not reached by the example inputs")
 # What a table may meet: sums, and products in which its indices are summed over.
@@ -47,11 +46,14 @@ class Example:
         part: name of the submodule that runs; "" is the model itself.
         streams: names of inputs that are hidden states of another model, such as an encoder's: their last
             axis may shrink together with the weights that read it.
+        rolled: weights whose rows are moved round by so many places during this forward: a router's, so that other
+            experts are chosen.
     """
 
     inputs: Mapping[str, Any]
     part: str = ""
     streams: frozenset[str] = field(default_factory=frozenset)
+    rolled: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,7 @@ class Trace:
         stream_dims: for each `Example.streams` input, by example and name, the tree of each axis.
         carried_by: carriers that stand in for others.
         tables: groups of embedding tables whose rows are summed.
-        twins: weights that no example reached and that follow a weight of a sibling module, by name.
-        idle: weights that no code reads.
+        reached: names of the weights from which some example's outputs were computed.
         reduced: for each module every dimension that one of its own operations sums up or takes statistics over.
     """
 
@@ -98,8 +99,7 @@ class Trace:
         self.module_outputs: dict[str, Dims] = {}
         self.output_dims: list[Dims] = []
         self.stream_dims: dict[tuple[int, str], Dims] = {}
-        self.twins: dict[str, str] = {}
-        self.idle: list[str] = []
+        self.reached: set[str] = set()
         self.carried_by: dict[Carrier, Carrier] = {}
         self.tables: list[set[str]] = []
         self.reads: list[Read] = []
@@ -111,7 +111,11 @@ class Trace:
         self._sums = WeakIdKeyDictionary()
         self._names = WeakIdKeyDictionary()
         self._waiting = WeakIdKeyDictionary()
-        self._reached: set[int] = set()  # identities of all operands; weights live on, so theirs are not reused
+        self._flow = Flow(())
+        self._made: list[tuple[Value, Dims]] = []  # of the forward that runs
+        self._dropped: list[Dims] = []
+        self._told: list[Tensor] = []
+        self._decomposing: list[str] = []
         self._computed = WeakIdKeyDictionary()
         self._calls: list[Call] = [("", 1)]
         self._times_called: Counter[str] = Counter()
@@ -180,6 +184,7 @@ class Trace:
         """Remember that scaling `carrier` scales `tensor`."""
         if carrier is not None:
             self._carriers[tensor] = carrier
+            self._told.append(tensor)
 
     def scaled(self, factor: float, source: Tensor) -> None:
         """Record that the current operation multiplies `source` by `factor`."""
@@ -193,6 +198,7 @@ class Trace:
     def looked_up(self, tensor: Tensor, tables: set[str]) -> None:
         """Record that `tensor` is a sum of rows looked up in `tables`."""
         self._sums[tensor] = tables
+        self._told.append(tensor)
         self.looked_up_tables |= tables
 
     def lookups(self, tensor: Tensor) -> set[str]:
@@ -207,28 +213,35 @@ class Trace:
     # What the dispatch mode and the module hooks use.
 
     def observe(self, operation: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> None:
-        """Apply the rule of `operation` to its result, or freeze all that it touches."""
+        """Apply the rule of `operation` to its result, or those of its decomposition, or freeze all that it touches."""
         self._operation = str(operation)
         self._pending_factor = (None, None)
+        self._told = []
         operands = [tensor for tensor in tree_leaves((args, dict(kwargs))) if isinstance(tensor, Tensor)]
         self._used(operands)
-        self._reached.update(map(id, operands))
         of_weights = any(self.depends_on_weights(tensor) for tensor in operands)
         tables = [name for tensor in operands if (name := self._from_tables.get(tensor)) is not None]
         if tables and of_weights and str(operation) not in ADDITIVE:
             self._freeze_tables(operands)
         results = [tensor for tensor in tree_leaves(out) if isinstance(tensor, Tensor)]
+        values = self._flow.note(operation, operands, results)
         rule = rule_for(operation)
         given = rule(self, out, *args, **kwargs) if rule is not None else None
         dims = self._checked(given, results)
         if dims is None:
-            text = "meets an operation without a rule" if rule is None else "has a structure the rule cannot follow"
+            dims = self._decomposed(operation, args, kwargs, results)
+        if dims is None:
+            text = NO_RULE if rule is None else "has a structure the rule cannot follow"
             for tensor in operands:
                 for dim in self.dims(tensor):
                     self.freeze(dim, text)
             dims = [tuple(self.frozen(size, text) for size in tensor.shape) for tensor in results]
+        if operation._schema.is_mutable:
+            self._forget_what_was(results)
         for tensor, its_dims in zip(results, dims, strict=True):
             self._dims[tensor] = its_dims
+        if of_weights:
+            self._made += zip(values, dims, strict=True)
         self._note_read(operation, args)
         if not is_linear(operation, args):
             self._aligned += [dim for tensor in operands for dim in self.dims(tensor) if dim.size > 1]
@@ -239,6 +252,40 @@ class Trace:
             elif tables:
                 self._from_tables[tensor] = tables[0]
         self.steps[self._calls[-1]].append(Step(str(operation), tuple(dims), *self._pending_factor))
+
+    def _decomposed(
+        self, operation: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], results: Sequence[Tensor]
+    ) -> list[Dims] | None:
+        """Return the dimensions of `results` as torch's decomposition of `operation` has them, if there is one.
+
+        The operation is computed a second time, by others that are watched in their turn.
+        """
+        parts = decomposition(operation)
+        if parts is None or self._operation in self._decomposing:
+            return None
+        self._decomposing.append(self._operation)
+        try:
+            with _Watch(self):
+                again = parts(*args, **kwargs)
+        except Exception:  # decompositions are written for compilers, which have no data: not all run
+            return None
+        finally:
+            self._operation = self._decomposing.pop()
+            self._pending_factor = (None, None)
+        found = [tensor for tensor in tree_leaves(again) if isinstance(tensor, Tensor)]
+        if [tensor.shape for tensor in found] != [tensor.shape for tensor in results]:
+            return None
+        self._flow.used(found)
+        for tensor, other in zip(results, found, strict=True):
+            self.carry(tensor, self.carrier(other))
+        return [self.dims(tensor) for tensor in found]
+
+    def _forget_what_was(self, results: Sequence[Tensor]) -> None:
+        """Drop what was known of tensors before an operation wrote into them, unless its rule has said it anew."""
+        for tensor in results:
+            if not any(tensor is told for told in self._told):
+                self._carriers.pop(tensor, None)
+                self._sums.pop(tensor, None)
 
     def _note_read(self, operation: OpOverload, args: Sequence[Any]) -> None:
         """Remember a product of a weight with a tensor that is none."""
@@ -310,15 +357,23 @@ class Trace:
             stack.callback(register_module_forward_hook(leave, always_call=True).remove)
             yield
 
-    def run(self, example: Example) -> None:
-        """Watch one more forward.
+    def run(self, example: Example, *, optional: bool = False) -> bool:
+        """Watch one more forward; return whether it counts as an example.
+
+        Args:
+            example: what runs.
+            optional: do not count it if its outputs were computed from no weight that is not reached already.
 
         Raises:
             Exception: whatever the forward raises; couplings that it revealed until then stay, but the weights
                 that it reached count as not reached.
         """
-        called, reached = Counter(self._times_called), set(self._reached)
-        part = self.model.get_submodule(example.part)
+        called = Counter(self._times_called)
+        rolled = {name: self.weights[name].detach().roll(by, 0) for name, by in example.rolled.items()}
+        for name, tensor in rolled.items():
+            self._dims[tensor] = self.weight_dims[name]
+            self._names[tensor] = name
+        self._flow, self._made = Flow(chain(self.weights.items(), rolled.items())), []
         for name in example.streams:
             stream = example.inputs[name]
             dims = [self.frozen(size, "is the batch or the length of an input") for size in stream.shape[:-1]]
@@ -331,24 +386,34 @@ class Trace:
                 self.following_modules(self.model),
                 _Watch(self),
             ):
-                output = part(**example.inputs)
+                output = call(self.model, example.part, example.inputs, rolled)
         except Exception:
-            for call in [call for call in self.steps if call[1] > called[call[0]]]:
-                del self.steps[call]
-            self._times_called, self._reached = called, reached
+            self._forget_calls(called)
             raise
+        outputs = output_tensors(output)
+        reached = self._flow.reached(outputs)
+        if optional and reached <= self.reached:
+            self._forget_calls(called)
+            return False
         self.stream_dims |= {(len(self.examples), name): self._dims[example.inputs[name]] for name in example.streams}
         self.examples.append(example)
-        outputs = output_tensors(output)
         self._used(outputs)
         self.output_dims += [self.dims(tensor) for tensor in outputs]
         if example.part:
-            self._freeze_loose_ends(outputs, reached)
+            self._freeze_loose_ends(outputs)
+        self.reached |= reached
+        self._dropped += [dims for value, dims in self._made if not value.used]
+        return True
 
-    def _freeze_loose_ends(self, outputs: Sequence[Tensor], reached: set[int]) -> None:
+    def _forget_calls(self, called: Counter[str]) -> None:
+        """Drop the steps of a forward that does not count, so that the next one's calls have their numbers."""
+        for late in [at for at in self.steps if at[1] > called[at[0]]]:
+            del self.steps[late]
+        self._times_called = called
+
+    def _freeze_loose_ends(self, outputs: Sequence[Tensor]) -> None:
         """Freeze what a part returns that no earlier forward knows: where the whole model uses it was not seen."""
-        names = [name for name, weight in self.weights.items() if id(weight) in reached]
-        known = {leaf for name in names for dim in self.weight_dims[name] for leaf in leaves(dim)}
+        known = {leaf for name in self.reached for dim in self.weight_dims[name] for leaf in leaves(dim)}
         for tensor in outputs:
             for dim in self.dims(tensor):
                 if known.isdisjoint(leaves(dim)):
@@ -356,62 +421,31 @@ class Trace:
 
     @property
     def unreached(self) -> list[str]:
-        """Names of weights that no forward has touched and whose indices differ (a mask embedding of zeros is free)."""
+        """Names of weights from which no example's outputs were computed.
+
+        A buffer whose entries are all equal is left out: no optimizer makes them differ, so whichever a student keeps
+        are the same.
+        """
         return [
             name
             for name, weight in self.weights.items()
-            if id(weight) not in self._reached and weight.numel() > 1 and bool((weight != weight.flatten()[0]).any())
+            if name not in self.reached and weight.numel() > 1 and not _is_uniform_buffer(weight)
         ]
 
     def finish(self) -> None:
-        """Give weights that no forward reached the dimensions of a sibling's, or freeze them.
+        """Freeze what only weights that no example reached have: how other inputs would couple it was not seen.
 
-        Those that no code reads stay free: whichever of their indices are kept, no forward can tell.
+        What two such weights have in common stays free if it was summed over on the way to a value that was dropped:
+        LXMERT computes the last layer of a stream of which nothing is returned, and all uses of its inner width were
+        seen. What the dropped values themselves have does not.
         """
-        unreached = self.unreached
-        code = _code_of(self.model) if unreached else ""
-        for name in unreached:
-            twin = self._twin(name)
-            if twin is None and self._is_idle(name, code):
-                self.idle.append(name)
-                continue
-            if twin is None:
-                for dim in self.weight_dims[name]:
-                    freeze(dim, NOT_REACHED)
-                continue
-            self.twins[name] = twin
-            for mine, theirs in zip(self.weight_dims[name], self.weight_dims[twin], strict=True):
-                unify(mine, theirs, NOT_REACHED)
-
-    def _is_idle(self, name: str, code: str) -> bool:
-        """Return whether no code reads a weight or a module around it: the name stands only where it is made."""
-        for attribute in name.split("."):
-            uses = re.findall(rf"\b{re.escape(attribute)}\b(.?.?.?)", code)
-            if len(uses) == 1 and uses[0].startswith(" = "):
-                return True
-        return False
-
-    def _twin(self, name: str) -> str | None:
-        """Return the same weight of a sibling module, for an expert that got no token where another got some.
-
-        Siblings are the modules of one list or dictionary that are of one class and shape. Nothing is known
-        where none of them, or a part of this one, was called.
-        """
-        parts = name.split(".")
-        for at in range(len(parts) - 1, 0, -1):
-            container = self.model.get_submodule(".".join(parts[:at]))
-            children = dict(container.named_children())  # a parametrization's list holds weights as well
-            if not isinstance(container, (nn.ModuleList, nn.ModuleDict)) or parts[at] not in children:
-                continue
-            mine = children[parts[at]]
-            if any(id(parameter) in self._reached for parameter in mine.parameters()):
-                return None
-            for key, sibling in children.items():
-                other = ".".join([*parts[:at], key, *parts[at + 1 :]])
-                if type(sibling) is type(mine) and other in self.weights and id(self.weights[other]) in self._reached:
-                    same = self.weights[other].shape == self.weights[name].shape
-                    return other if same else None
-        return None
+        known = {leaf for name in self.reached for dim in self.weight_dims[name] for leaf in leaves(dim)}
+        loose = {leaf for dims in self._dropped for dim in dims for leaf in leaves(dim)}
+        unreached = [[*chain.from_iterable(map(leaves, self.weight_dims[name]))] for name in self.unreached]
+        holders = Counter(leaf for inside in unreached for leaf in set(inside))
+        for leaf in holders.keys() - known:
+            if leaf in loose or holders[leaf] == 1:
+                freeze(leaf, NOT_REACHED)
 
 
 class _Watch(TorchDispatchMode):
@@ -444,6 +478,26 @@ def trace(model: nn.Module, inputs: Mapping[str, Any], further: Sequence[Example
     return seen
 
 
+class _Part(nn.Module):
+    """A part of a model that is called by itself, with the whole model's names for its weights."""
+
+    def __init__(self, model: nn.Module, part: str) -> None:
+        super().__init__()
+        self.model = model
+        self.part = part
+
+    def forward(self, **inputs: Any) -> Any:
+        return self.model.get_submodule(self.part)(**inputs)
+
+
+def call(model: nn.Module, part: str, inputs: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Any:
+    """Return what `part` of `model` gives for `inputs` with some of the model's weights replaced, ties included."""
+    if not weights:
+        return model.get_submodule(part)(**inputs)
+    named = {f"model.{name}": tensor for name, tensor in weights.items()}
+    return functional_call(_Part(model, part), named, kwargs=dict(inputs), tie_weights=True)
+
+
 @contextmanager
 def quiet_forward(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; training mode of every module and the random state come back."""
@@ -468,19 +522,8 @@ def forget(model: nn.Module) -> None:
     model.eval()
 
 
-def _code_of(model: nn.Module) -> str:
-    """Return the source of every class in `model` and of their bases, torch's own left out.
-
-    "" where it cannot tell what is read: a class without a source file, as one made in a notebook, or code that
-    asks for attributes of itself by computed names.
-    """
-    kinds = {kind for module in model.modules() for kind in type(module).__mro__}
-    try:
-        files = {inspect.getsourcefile(k) for k in kinds if k.__module__.split(".")[0] not in ("torch", "builtins")}
-        code = "\n".join(Path(file or "").read_text(encoding="utf-8") for file in sorted(files, key=str))
-    except (TypeError, OSError):
-        return ""
-    return "" if re.search(r"getattr\(\s*self\s*,\s*f[\"']", code) else code
+def _is_uniform_buffer(weight: Tensor) -> bool:
+    return not isinstance(weight, nn.Parameter) and bool((weight == weight.flatten()[0]).all())
 
 
 def saved_tensors(model: nn.Module) -> dict[str, Tensor]:

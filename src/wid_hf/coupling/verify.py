@@ -9,17 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ..errors import ProofError
 from .dims import Dim, describe, leaves
 from .plan import Plan, make_plan, nesting
 from .selection import IndexSets, axis_indices
-from .trace import NOT_REACHED, Trace, forget, output_tensors, quiet_forward
+from .trace import NOT_REACHED, Trace, call, forget, output_tensors, quiet_forward
 
 
 def verify(model: nn.Module, trace: Trace, seed: int = 0) -> int:
@@ -104,18 +102,6 @@ def _permuted(plan: Plan, tensor: Tensor, dims: Sequence[Dim], sets: IndexSets) 
     return tensor
 
 
-class _Part(nn.Module):
-    """A part of a model that is called by itself, with the whole model's names for its weights."""
-
-    def __init__(self, model: nn.Module, part: str) -> None:
-        super().__init__()
-        self.model = model
-        self.part = part
-
-    def forward(self, **inputs: Any) -> Any:
-        return self.model.get_submodule(self.part)(**inputs)
-
-
 def outputs_with(
     model: nn.Module, plan: Plan, trace: Trace, weights: Mapping[str, Tensor], sets: IndexSets
 ) -> list[Tensor]:
@@ -125,16 +111,17 @@ def outputs_with(
     for name, table in trace.computed.items():
         given = table.detach().to(dtype) if table.is_floating_point() and dtype == torch.float64 else table.detach()
         tensors[name] = _permuted(plan, given, trace.computed_dims[name], sets)
-    named = {f"model.{name}": tensor for name, tensor in tensors.items()}
     outputs = []
     for number, example in enumerate(trace.examples):
         forget(model)
+        torch.manual_seed(0)  # a forward that draws numbers (ViLT chooses patches) draws the same each time
         inputs = dict(example.inputs)
         for name in example.streams:
             inputs[name] = _permuted(plan, inputs[name], trace.stream_dims[number, name], sets)
         if dtype == torch.float64:
             inputs |= {n: v.double() for n, v in inputs.items() if isinstance(v, Tensor) and v.is_floating_point()}
-        outputs += output_tensors(functional_call(_Part(model, example.part), named, kwargs=inputs, tie_weights=True))
+        rolled = {name: tensors[name].roll(by, 0) for name, by in example.rolled.items()}
+        outputs += output_tensors(call(model, example.part, inputs, {**tensors, **rolled}))
     return outputs
 
 

@@ -6,6 +6,7 @@ is the very tensors that the student is folded from, so there is no second copy.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ from .heads import Rows, value_rows
 LOSSES = ("logits", "hidden", "relations")
 
 Place = tuple[str, int]  # a weight and one of its axes
+Call = tuple[str, int]  # a module, and how often it was called before in the same forward
 
 
 @dataclass
@@ -38,22 +40,24 @@ class Seen:
     """What one forward showed.
 
     Attributes:
-        read: the tensors that modules read, in order, with the names of the modules.
+        read: the tensors that modules read, in order, by call.
         returned: the tensors that modules returned.
+        ran: whether the model's own call was seen, without which nothing can be.
         recorded: False where some of these were made without gradients.
         output: what the model returned.
         labelled: whether its logits are those of labelled positions only, as `LabelledPositions` makes them.
     """
 
-    read: list[tuple[str, Tensor]] = field(default_factory=list)
-    returned: list[tuple[str, Tensor]] = field(default_factory=list)
+    read: dict[Call, Tensor] = field(default_factory=dict)
+    returned: dict[Call, Tensor] = field(default_factory=dict)
+    ran: bool = False
     recorded: bool = True
     output: Any = None
     labelled: bool = False
 
 
 class Distillation:
-    """How far a student is from its teacher, as terms that add up over micro-batches to those of the whole batch.
+    """How far a student is from its teacher: means over the labels of a batch, or over its attended positions.
 
     Args:
         model: what `get_wid_model` returned; its teacher runs in evaluation mode, without gradients.
@@ -74,9 +78,13 @@ class Distillation:
         self.labelled = LabelledPositions(self._wid.teacher) if "hidden" not in losses else None
         # Modules that read hidden states, and the map by which those of student and teacher are compared: a `Compactor`
         # lifts the student's, a `Choice` selects among the teacher's; None where they are equally wide.
-        self._readers: dict[str, Place | None] = {}
-        self._values: Rows | None = None
+        self._readers: dict[Call, Place | None] = {}
+        self._values: list[Rows] = []  # of each layer, in order
         self._probe()
+
+    def is_of(self, model: PeftModel, losses: Collection[str], temperature: float) -> bool:
+        """Return whether it was made from these."""
+        return (model.base_model, tuple(losses), temperature) == (self._wid, self.losses, self.temperature)
 
     @property
     def _of_states(self) -> bool:
@@ -96,20 +104,17 @@ class Distillation:
         seen.labelled = labelled
         return seen
 
-    def loss(
-        self, student: Seen, teacher: Seen, inputs: Mapping[str, Any], items: Tensor | int | None = None
-    ) -> Tensor:
-        """Return the sum of the losses of one micro-batch.
+    def loss(self, student: Seen, teacher: Seen, inputs: Mapping[str, Any]) -> Tensor:
+        """Return the sum of the losses of one batch.
 
         What belongs to a row as a whole (hidden states, relations) counts as often as the row has labels. So every
-        loss is a sum over labels, and divided by the labels of the whole optimizer step its gradients add up to those
-        of one large batch.
+        loss is a mean over labels, and those of micro-batches, each multiplied by its part of the labels, add up to
+        that of one large batch.
 
         Args:
             student: what its forward showed `watching`.
             teacher: what `target` showed.
             inputs: keyword arguments of both forwards.
-            items: labels of the whole optimizer step; those of this micro-batch if None.
 
         Raises:
             DataError: labels that do not go with the logits one by one.
@@ -118,11 +123,11 @@ class Distillation:
         counted = counted_positions(self._wid.teacher, inputs)
         terms = []
         if "logits" in self.losses:
-            losses = counted_logits_loss(student, teacher, counted, self.temperature)
-            terms.append(losses.sum() / (len(losses) if items is None else items))
+            refuse_scores(inputs, teacher.output.logits)
+            terms.append(mean_of(counted_logits_loss(student, teacher, counted, self.temperature)))
         if self._of_states:
             refuse_detached(student)
-            share = shares(counted, inputs, items).to(self._wid.teacher.device)
+            share = shares(counted, inputs).to(self._wid.teacher.device)
             if "hidden" in self.losses:
                 terms.append((share * self._of_hidden(student, teacher, inputs)).sum())
             if "relations" in self.losses:
@@ -130,26 +135,32 @@ class Distillation:
         return torch.stack(terms).sum()
 
     def _of_hidden(self, student: Seen, teacher: Seen, inputs: Mapping[str, Any]) -> Tensor:
-        """Return per row the mean over all states of what is missed of the teacher's."""
+        """Return per row the mean over all states of what is missed of the teacher's; 0 where both ran no layer."""
         made, losses, done = compactions(self._wid.model), [], set()
-        for (name, mine), (_, theirs) in pairs(student.read, teacher.read):
-            if id(theirs) in done:  # queries, keys and values read one tensor: the first of them lifts it
+        shown = pairs(student, student.read, teacher.read)
+        for call, (mine, theirs) in shown.items():
+            # Queries, keys and values read one tensor: the first of them lifts it. Others read something else as well.
+            if call not in self._readers or id(theirs) in done:
                 continue
             done.add(id(theirs))
             lifted, wanted = mine, theirs
-            if (place := self._readers[name]) is not None:
+            if (place := self._readers[call]) is not None:
                 chooser = made[place[0]].maps[str(place[1])]
                 if isinstance(chooser, Compactor):
                     lifted = mine.to(chooser.matrix.dtype) @ chooser.matrix
                 elif isinstance(chooser, Choice):
                     wanted = theirs[..., chooser.indices]
             losses.append(missed_energy(lifted, wanted, attended_positions(theirs, inputs)))
-        return torch.stack(losses).mean(0)
+        return torch.stack(losses).mean(0) if losses else self._nothing(inputs)
 
     def _of_relations(self, student: Seen, teacher: Seen, inputs: Mapping[str, Any]) -> Tensor:
-        assert self._values is not None  # `_probe` has refused otherwise
-        _, *stretches = self._values
-        (_, mine), (_, theirs) = pairs(student.returned, teacher.returned)[-1]
+        """Return per row the loss of the last layer that both ran: training may skip layers (layerdrop)."""
+        shown = {name: both for (name, _), both in pairs(student, student.returned, teacher.returned).items()}
+        ran = [values for values in self._values if values[0] in shown]
+        if not ran:
+            return self._nothing(inputs)
+        name, *stretches = ran[-1]
+        mine, theirs = shown[name]
         # A student that is still wide has the teacher's stretch.
         of_student, of_teacher = (
             next(each for each in stretches if each.width == tensor.shape[-1]) for tensor in (mine, theirs)
@@ -161,8 +172,11 @@ class Distillation:
             gcd(of_student.heads, of_teacher.heads),
         )
 
+    def _nothing(self, inputs: Mapping[str, Any]) -> Tensor:
+        return torch.zeros(rows_of(inputs), device=self._wid.teacher.device)
+
     def _watched(self, model: nn.Module) -> AbstractContextManager[Seen]:
-        return watch(model, self._readers, [self._values[0]] if self._values is not None else [])
+        return watch(model, {name for name, _ in self._readers}, {name for name, *_ in self._values})
 
     # What is compared, found once from the plan and one tiny forward of the teacher.
 
@@ -181,18 +195,19 @@ class Distillation:
             logits = getattr(seen.output, "logits", None)
             if logits is None or logits.shape[-1] < 2:
                 self._refuse("returns no logits of two or more classes", "logits")
-        rows = _rows(inputs)
+        rows = rows_of(inputs)
         if "hidden" in self.losses:
-            fitting = {path for path, tensor in seen.read if tensor.ndim == 3 and len(tensor) == rows}
-            self._readers = {path: place for path, place in self._read_from(self._streams(seen)) if path in fitting}
+            # Call by call: DeBERTa-v2's keys read hidden states, and then the table of relative positions.
+            fitting = [call for call, tensor in seen.read.items() if tensor.ndim == 3 and len(tensor) == rows]
+            places = dict(self._read_from(self._streams(seen)))
+            self._readers = {call: places[call[0]] for call in fitting if call[0] in places}
             if not self._readers:
                 self._refuse("has no weight that reads hidden states of (batch, positions, width)", "hidden")
         if "relations" in self.losses:
-            fitting = {path for path, tensor in seen.returned if tensor.ndim == 3 and len(tensor) == rows}
-            found = [values for values in value_rows(self._wid.plan) if values[0] in fitting]
-            if not found:
+            returned = {name for (name, _), each in seen.returned.items() if each.ndim == 3 and len(each) == rows}
+            self._values = [values for values in value_rows(self._wid.plan) if values[0] in returned]
+            if not self._values:
                 self._refuse("has no attention whose values are returned as (batch, positions, width)", "relations")
-            self._values = found[-1]
 
     def _refuse(self, why: str, *losses: str) -> NoReturn:
         asked, others = ([f'"{n}"' for n in LOSSES if (n in losses) is inside] for inside in (True, False))
@@ -216,7 +231,11 @@ class Distillation:
         states = {id(state) for value in fields if isinstance(value, (tuple, list)) for state in value}
         if not states:
             self._refuse("returns no hidden states (output_hidden_states=True)", "hidden")
-        return {key(outputs[path][-1]) for path, tensor in seen.returned if id(tensor) in states and path in outputs}
+        return {
+            key(outputs[path][-1])
+            for (path, _), tensor in seen.returned.items()
+            if id(tensor) in states and path in outputs
+        }
 
     def _read_from(self, streams: set[Key]) -> Iterator[tuple[str, Place | None]]:
         """Yield each module that reads one of `streams`, with the map that compares what it reads."""
@@ -248,17 +267,39 @@ def counted_positions(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Tens
     None where the batch has neither: then all count.
     """
     labels, mask = inputs.get("labels"), inputs.get("attention_mask")
-    if labels is None:
+    if not isinstance(labels, Tensor):
         return mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
+    if labels.is_floating_point():  # numbers to be met, of which none stands for "no label"
+        return torch.ones_like(labels, dtype=torch.bool)
     counted = labels.ne(NO_LABEL)
-    return functional.pad(counted[:, 1:], (0, 1)) if shifts_labels(model) else counted
+    return functional.pad(counted[:, 1:], (0, 1)) if shifts_labels(model) and counted.ndim > 1 else counted
 
 
-def shares(counted: Tensor | None, inputs: Mapping[str, Any], items: Tensor | int | None) -> Tensor:
-    """Return the part `(b,)` that each row has of an optimizer step with `items` labels; of the batch if None."""
-    rows = _rows(inputs)
+def shares(counted: Tensor | None, inputs: Mapping[str, Any]) -> Tensor:
+    """Return the part `(b,)` that each row has of what counts in a batch."""
+    rows = rows_of(inputs)
     weights = torch.ones(rows) if counted is None else counted.reshape(rows, -1).sum(1)
-    return weights / (weights.sum() if items is None else items)
+    return weights / weights.sum().clamp(min=1)
+
+
+def mean_of(losses: Tensor) -> Tensor:
+    """Return the mean of `losses (n,)`; 0 where there are none."""
+    return losses.sum() / max(len(losses), 1)
+
+
+def refuse_scores(inputs: Mapping[str, Any], logits: Tensor) -> None:
+    """Refuse to compare logits as those of classes that exclude each other where labels are scores for each class.
+
+    Raises:
+        DataError: multi-label classification, or a regression to several numbers.
+    """
+    labels = inputs.get("labels")
+    if isinstance(labels, Tensor) and labels.is_floating_point() and labels.shape == logits.shape:
+        raise DataError(
+            'distillation "logits" compares probabilities of classes that exclude each other, but here each of '
+            f"{logits.shape[-1]} outputs has a label of its own (multi-label classification, or regression). Leave "
+            '"logits" out for this task.'
+        )
 
 
 def counted_logits_loss(student: Seen, teacher: Seen, counted: Tensor | None, temperature: float) -> Tensor:
@@ -280,8 +321,9 @@ def _counted_logits(seen: Seen, counted: Tensor | None) -> Tensor:
         return logits.flatten(0, -2)[: int(counted.sum())]
     if counted.shape != logits.shape[:-1]:
         raise DataError(
-            f'distillation "logits" compares positions that have labels, but labels or mask are '
-            f'{tuple(counted.shape)} and logits {tuple(logits.shape)}. Leave "logits" out for this task.'
+            f'distillation "logits" needs one label for each row of classes: logits {tuple(logits.shape)} take labels '
+            f"{tuple(logits.shape[:-1])}, but labels or mask are {tuple(counted.shape)}. With several labels per row, "
+            'leave "logits" out.'
         )
     return logits[counted]
 
@@ -338,7 +380,8 @@ def full(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _rows(inputs: Mapping[str, Any]) -> int:
+def rows_of(inputs: Mapping[str, Any]) -> int:
+    """Return how many examples a batch has."""
     return len(next(value for value in inputs.values() if isinstance(value, Tensor) and value.ndim))
 
 
@@ -351,15 +394,26 @@ def attended_positions(state: Tensor, inputs: Mapping[str, Any]) -> Tensor:
 
 
 def pairs(
-    student: list[tuple[str, Tensor]], teacher: list[tuple[str, Tensor]]
-) -> list[tuple[tuple[str, Tensor], tuple[str, Tensor]]]:
-    """Return what both forwards showed, call by call; TrainingError if they did not run the same modules."""
-    if [name for name, _ in student] != [name for name, _ in teacher] or not teacher:
+    student: Seen, shown: Mapping[Call, Tensor], wanted: Mapping[Call, Tensor]
+) -> dict[Call, tuple[Tensor, Tensor]]:
+    """Return what both forwards showed, by call, in the student's order.
+
+    A student that trains may skip layers at random (layerdrop), of which nothing is returned then.
+
+    Args:
+        student: what the student's forward showed.
+        shown: of that, what is to be compared.
+        wanted: the same of the teacher.
+
+    Raises:
+        TrainingError: the student's forward cannot be watched.
+    """
+    if not student.ran or not wanted:
         raise TrainingError(
-            "The student's forward did not run the modules that distillation compares as the teacher's did. "
-            'Distil "logits" only.'
+            "The student's forward did not show the modules that distillation compares: it was compiled, or called "
+            'past its hooks. Distil "logits" only.'
         )
-    return list(zip(student, teacher, strict=True))
+    return {call: (mine, wanted[call]) for call, mine in shown.items() if call in wanted}
 
 
 def refuse_detached(seen: Seen) -> None:
@@ -375,10 +429,17 @@ def refuse_detached(seen: Seen) -> None:
 def watch(model: nn.Module, readers: Collection[str], returning: Collection[str]) -> Iterator[Seen]:
     """Note the first tensor that each of `readers` is given and that each of `returning` returns."""
     seen = Seen()
+    read: Counter[str] = Counter()
+    returned: Counter[str] = Counter()
+
+    def note_run(module: nn.Module, args: Any) -> None:
+        seen.ran = True
 
     def note_read(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            seen.read.extend((name, tensor) for tensor in args[:1] if isinstance(tensor, Tensor))
+            if args and isinstance(args[0], Tensor):
+                seen.read[name, read[name]] = args[0]
+            read[name] += 1
             seen.recorded &= torch.is_grad_enabled()
 
         return hook
@@ -386,12 +447,15 @@ def watch(model: nn.Module, readers: Collection[str], returning: Collection[str]
     def note_returned(name: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             first = output[0] if isinstance(output, (tuple, list)) and output else output
-            seen.returned.extend((name, tensor) for tensor in (first,) if isinstance(tensor, Tensor))
+            if isinstance(first, Tensor):
+                seen.returned[name, returned[name]] = first
+            returned[name] += 1
             seen.recorded &= torch.is_grad_enabled()
 
         return hook
 
     with ExitStack() as stack:
+        stack.callback(model.register_forward_pre_hook(note_run).remove)
         for name in readers:
             stack.callback(model.get_submodule(name).register_forward_pre_hook(note_read(name)).remove)
         for name in returning:

@@ -29,9 +29,11 @@ from .losses import (
     counted_logits_loss,
     counted_positions,
     full,
+    mean_of,
     pairs,
     refuse_detached,
     relation_loss,
+    rows_of,
     shares,
     watch,
 )
@@ -40,7 +42,7 @@ RELATION_WIDTH = 8  # of a relation head in the student, at least: MiniLMv2 has 
 
 
 class TeacherLoss(nn.Module, ABC):
-    """How far a stock student is from a teacher: a term that adds up over micro-batches to that of the whole batch.
+    """How far a stock student is from a teacher: a mean over the labels of a batch, or over its attended positions.
 
     Its parameters, if it has any, are learned together with the student and thrown away afterwards.
 
@@ -53,14 +55,13 @@ class TeacherLoss(nn.Module, ABC):
     watched: frozenset[str] = frozenset()
 
     @abstractmethod
-    def forward(self, student: Seen, teacher: Seen, inputs: Mapping[str, Any], items: Tensor | int | None) -> Tensor:
+    def forward(self, student: Seen, teacher: Seen, inputs: Mapping[str, Any]) -> Tensor:
         """Return the loss of one micro-batch.
 
         Args:
             student: what its forward showed.
             teacher: what the teacher's showed.
             inputs: keyword arguments of both forwards.
-            items: labels of the whole optimizer step; those of this micro-batch if None.
         """
 
 
@@ -71,11 +72,10 @@ class LogitsLoss(TeacherLoss):
         super().__init__()
         self.teacher, self.temperature = (wid_model.base_model.teacher,), temperature  # a tuple: it is no part of this
 
-    def forward(self, student: Seen, teacher: Seen, inputs: Mapping[str, Any], items: Tensor | int | None) -> Tensor:
+    def forward(self, student: Seen, teacher: Seen, inputs: Mapping[str, Any]) -> Tensor:
         """Return the mean over labels."""
         counted = counted_positions(self.teacher[0], inputs)
-        losses = counted_logits_loss(student, teacher, counted, self.temperature)
-        return losses.sum() / (len(losses) if items is None else items)
+        return mean_of(counted_logits_loss(student, teacher, counted, self.temperature))
 
 
 class _RowLoss(TeacherLoss):
@@ -85,11 +85,11 @@ class _RowLoss(TeacherLoss):
         super().__init__()
         self.teacher = (wid_model.base_model.teacher,)
 
-    def forward(self, student: Seen, teacher: Seen, inputs: Mapping[str, Any], items: Tensor | int | None) -> Tensor:
+    def forward(self, student: Seen, teacher: Seen, inputs: Mapping[str, Any]) -> Tensor:
         """Return the mean over rows."""
         refuse_detached(student)
         losses = self.of_rows(student, teacher, inputs)
-        return (shares(counted_positions(self.teacher[0], inputs), inputs, items).to(losses) * losses).sum()
+        return (shares(counted_positions(self.teacher[0], inputs), inputs).to(losses) * losses).sum()
 
     @abstractmethod
     def of_rows(self, student: Seen, teacher: Seen, inputs: Mapping[str, Any]) -> Tensor:
@@ -109,14 +109,15 @@ class RelationsLoss(_RowLoss):
 
     def __init__(self, wid_model: PeftModel, student: PreTrainedModel) -> None:
         super().__init__(wid_model)
-        self.rows = _attention_of(wid_model)[-1]
-        self.watched = frozenset(name for name, *_ in self.rows)
+        self.layers = _attention_of(wid_model)
+        self.watched = frozenset(name for rows in self.layers for name, *_ in rows)
 
     def of_rows(self, student: Seen, teacher: Seen, inputs: Mapping[str, Any]) -> Tensor:
-        """Return the mean over queries, keys and values."""
+        """Return the mean over queries, keys and values of the last layer that both ran."""
         shown = _by_module(student, teacher)
-        losses = []
-        for name, of_teacher, of_student in self.rows:
+        ran = [rows for rows in self.layers if all(shown[name] for name, *_ in rows)]
+        losses = [torch.zeros(rows_of(inputs), device=self.teacher[0].device)] if not ran else []
+        for name, of_teacher, of_student in ran[-1] if ran else ():
             mine, theirs = shown[name][-1]
             heads = relation_heads(of_student.stop - of_student.start, of_teacher.stop - of_teacher.start)
             parts = mine[..., of_student.start : of_student.stop], theirs[..., of_teacher.start : of_teacher.stop]
@@ -172,7 +173,8 @@ class LayersLoss(_RowLoss):
                 attended = attended_positions(their_q, inputs)
                 difference = _grouped(mine, groups) - _grouped(theirs, groups)
                 scores.append(_mean_square(difference, attended[:, None, :, None] & attended[:, None, None, :]))
-        return torch.stack(states).mean(0) + torch.stack(scores).mean(0)
+        of_states = torch.stack(states).mean(0)
+        return of_states + torch.stack(scores).mean(0) if scores else of_states
 
 
 class StatesLoss(TeacherLoss):
@@ -182,7 +184,7 @@ class StatesLoss(TeacherLoss):
         super().__init__()
         self.kept = wid_model.base_model.kept_outputs()
 
-    def forward(self, student: Seen, teacher: Seen, inputs: Mapping[str, Any], items: Tensor | int | None) -> Tensor:
+    def forward(self, student: Seen, teacher: Seen, inputs: Mapping[str, Any]) -> Tensor:
         """Return the loss of the batch as a whole."""
         mine, theirs = student.output.last_hidden_state, teacher.output.last_hidden_state
         kept = torch.tensor(self.kept, device=theirs.device)
@@ -229,7 +231,7 @@ def _attention_of(wid_model: PeftModel) -> list[tuple[Rows, Rows, Rows]]:
     inputs = prepared(teacher, planned.trace.examples[0].inputs)
     with quiet_forward(teacher), watch(teacher, [], names) as seen:
         teacher(**inputs)
-    fitting = {name for name, tensor in seen.returned if tensor.ndim == 3}
+    fitting = {name for (name, _), tensor in seen.returned.items() if tensor.ndim == 3}
     if not found or len(values) != len(found) or not names <= fitting or teacher.config.is_encoder_decoder:
         raise TeacherError(
             f"{type(teacher).__name__} has no attention whose queries, keys and values are each returned as (batch, "
@@ -248,8 +250,8 @@ def _hidden_widths(model: PreTrainedModel, inputs: Mapping[str, Any]) -> list[in
 def _by_module(student: Seen, teacher: Seen) -> dict[str, list[tuple[Tensor, Tensor]]]:
     """Return what each module returned in the student and in the teacher, call by call."""
     shown: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-    for (name, mine), (_, theirs) in pairs(student.returned, teacher.returned):
-        shown[name].append((mine, theirs))
+    for (name, _), both in pairs(student, student.returned, teacher.returned).items():
+        shown[name].append(both)
     return shown
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import OutputError
 from ..whole_file import whole_file
 
 Record = dict[str, Any]
@@ -20,7 +21,10 @@ Record = dict[str, Any]
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` to `path`, which changes only when the new file is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"The folder {path.parent} cannot be made: {error}.") from error
     text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
     with whole_file(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
@@ -38,10 +42,18 @@ class Runs:
         Args:
             made_from: everything that the record depends on, as JSON can hold it; part of the record.
             make: gives the rest of the record.
+
+        Raises:
+            OutputError: what lies there is no such record, or none can be written.
         """
         text = json.dumps(made_from, sort_keys=True)
         file = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
         if not file.exists():
             write_json(file, {**make(), "made_from": dict(made_from)})
-        record: Record = json.loads(file.read_text(encoding="utf-8"))
-        return record
+        try:
+            record = json.loads(file.read_text(encoding="utf-8"))
+            if json.dumps(record["made_from"], sort_keys=True) != text:
+                raise ValueError("it is of another run")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise OutputError(f"{file} is no record of `evaluate` ({error}). Move it away.") from error
+        return dict(record)

@@ -20,6 +20,7 @@ from transformers import AutoConfig, PretrainedConfig
 from ..errors import WidError
 from ..evaluation import ModelSize, model_size
 from ..methods import METHODS
+from ..paths import expanded
 from ..student import empty_student
 from .wid_report import FILE_NAME, PICTURE_NAME, size_rows
 
@@ -39,18 +40,29 @@ def student_card(folder: str | Path, name: str | None = None) -> ModelCard:
         name: what `from_pretrained` is told to load in the card, such as `me/my-student`; the folder's name if None.
 
     Raises:
-        WidError: the folder has no report.
+        WidError: the folder has no report, or one that is not of `compress`; or no student beside it.
     """
-    folder = Path(folder)
+    folder = Path(expanded(folder))
     path = folder / FILE_NAME
     if not path.is_file():
         raise WidError(
             f"{folder} holds no {FILE_NAME}, where a card takes its figures from. `wid-hf compress` writes it."
         )
-    report = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        config = AutoConfig.from_pretrained(folder)
+        return _student_card(folder, report, config, name or folder.resolve().name)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, WidError):
+            raise
+        raise WidError(
+            f"No card can be made of {folder}: {FILE_NAME} or config.json is not as compress writes it "
+            f"({type(error).__name__}: {error})."
+        ) from error
+
+
+def _student_card(folder: Path, report: dict[str, Any], config: PretrainedConfig, name: str) -> ModelCard:
     hub, method = report["settings"]["hub"], METHODS[report.get("method", "wid")]
-    name = name or folder.name
-    config = AutoConfig.from_pretrained(folder)
     model_class = config.architectures[0]
     task, auto_class = _task(model_class, config)
     usage = [
@@ -80,6 +92,7 @@ def student_card(folder: str | Path, name: str | None = None) -> ModelCard:
         sizes={side: ModelSize(**report["sizes"][side]) for side in SIDES if side in report["sizes"]},
         requested=report["requested"],
         heads=report["head_strategy"],
+        settled=report.get("settled"),
         report=report,
         picture=PICTURE_NAME if (folder / PICTURE_NAME).is_file() else None,
     )
@@ -132,6 +145,7 @@ def adapter_card(model: PeftModel, name: str, report: Mapping[str, Any] | None =
         sizes={"teacher": model_size(teacher), "student": model_size(student)},
         requested=config.requested,
         heads=config.head_strategy,
+        settled=str(wid_model.settled),
         report=report,
     )
 
@@ -190,7 +204,9 @@ def _task(model_class: str, config: PretrainedConfig) -> tuple[str | None, str]:
     return None, model_class if hasattr(transformers, model_class) else "AutoModel"
 
 
-def _scores(report: Mapping[str, Any]) -> str:
+def _scores(report: Mapping[str, Any]) -> str | None:
+    if "student" not in report["scores"]:  # its run was stopped, or scoring failed
+        return None
     names = [name for name in SIDES if report["steps"] or name != "start"]
     figures = report["scores"]["student"]
     rows = [(figure.replace("_", " "), *(f"{report['scores'][n][figure]:.4f}" for n in names)) for figure in figures]
@@ -231,6 +247,8 @@ def _limits(data: ModelCardData, report: Mapping[str, Any] | None) -> Iterator[s
     yield "What the teacher cannot do, or does wrongly, is to be expected here as well; see its card."
     if report is None:
         yield "Nothing was scored for this card."
+    elif "student" not in report["scores"]:
+        yield "This student was not scored."
     else:
         yield "Only the scores above were measured. Measure it on your task before you rely on it."
         if not report["steps"]:

@@ -21,8 +21,9 @@ from ..calibration.picture import draw
 from ..evaluation.sizes import ModelSize
 from ..progressive.picture import PICTURE_NAME as WIDTHS_NAME
 from ..progressive.picture import draw_widths
+from ..whole_file import whole_file
+from .own_files import FILE_NAME, LISTED, file_digests
 
-FILE_NAME = "wid_report.json"
 PICTURE_NAME = "calibration.png"
 PACKAGES = ("wid-hf", "torch", "transformers", "peft", "accelerate", "datasets", "safetensors")
 
@@ -59,24 +60,26 @@ class Report:
     Attributes:
         teacher: name or folder of the teacher.
         requested: the sizes asked for.
-        head_strategy: `dim` or `head`.
+        head_strategy: `dim` or `head`: what was asked for, or what `auto` took.
         method: how the student was made, of `wid_hf.methods.METHODS`.
         start: how it started, such as `calibrated, pivots` or `random weights`.
         calibration: what was missed of every layer's input before and after; None for an identity start.
         objective: `masked-lm` or `following`.
         sizes: parameters in all, encoder parameters and bytes of weights, for `teacher` and `student`.
         scores: figures on held-out texts, for `teacher`, `start` (before training) and `student`; without
-            training, start and student are one.
+            training, start and student are one. A student that could not be scored has none.
         steps: optimizer steps.
         tokens: tokens trained on, padding not counted.
         seconds: wall time of training.
         losses: training loss `[step, loss]` as logged.
         schedule: of a progressive training, the `WidSchedule` as a dictionary; None if it was narrow throughout.
         widths: kept indices `[step, number]` of each coupled dimension of a progressive training, as logged.
+        settled: what becomes of heads, and why; None where the request left nothing open.
         narrow_from: the step after which a progressive training was narrow.
         fingerprints: SHA-256 of the weights in float32, for `teacher` and `student`; `eval_report.json` holds the same.
         latency: of `teacher` and `student`; None where it was not measured.
         command: the command line; None for a call from Python.
+        stopped: why training ended before its last step, and after which; None if it did not.
         settings: batch size, learning rates and the other settings of the run.
         seed: of data order, masking and held-out texts.
         hardware: device and number of threads.
@@ -88,37 +91,43 @@ class Report:
     head_strategy: str
     method: str
     start: str
-    calibration: Calibration | None
     objective: str
     sizes: dict[str, ModelSize]
-    scores: dict[str, dict[str, float]]
-    steps: int
-    tokens: int
-    seconds: float
-    losses: list[tuple[int, float]]
     settings: dict[str, Any]
     seed: int
+    calibration: Calibration | None = None
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    losses: list[tuple[int, float]] = field(default_factory=list)
     schedule: dict[str, Any] | None = None
     widths: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     narrow_from: int | None = None
+    settled: str | None = None
     fingerprints: dict[str, str] = field(default_factory=dict)
     latency: Latency | None = None
     command: str | None = None
+    stopped: str | None = None
     hardware: str = field(default_factory=hardware_name)
     versions: dict[str, str] = field(default_factory=package_versions)
 
     def save(self, folder: Path) -> Path:
-        """Write `wid_report.json` into `folder`, beside it what there is to draw; return the former."""
-        values = asdict(self)
+        """Write `wid_report.json` into `folder`, with a list of the files that are there by now; return its path."""
+        values = asdict(self) | {LISTED: file_digests(folder)}
         if self.calibration is not None:
             values["calibration"] = self.calibration.to_dict()
-            if self.calibration.sites:
-                draw(self.calibration, folder / PICTURE_NAME)
+        path = folder / FILE_NAME
+        with whole_file(path) as unfinished:
+            unfinished.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        return path
+
+    def draw(self, folder: Path) -> None:
+        """Draw into `folder` what there is to draw: the calibration, widths over steps."""
+        if self.calibration is not None and self.calibration.sites:
+            draw(self.calibration, folder / PICTURE_NAME)
         if self.widths:
             draw_widths(self.widths, self.narrow_from, folder / WIDTHS_NAME)
-        path = folder / FILE_NAME
-        path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        return path
 
     def table(self) -> Table:
         """Return teacher, start and student side by side; no start where nothing was trained."""

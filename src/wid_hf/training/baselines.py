@@ -21,8 +21,9 @@ from transformers import (
 
 from ..calibration.walk import prepared
 from ..distillation.losses import watch
-from ..distillation.matching import LOSSES
+from ..distillation.matching import LOSSES, TeacherLoss
 from ..errors import TrainingError
+from .accumulation import Reduction
 from .student_trainer import StudentTrainer
 
 
@@ -65,10 +66,10 @@ class DistillingTrainer(StudentTrainer):
     """
 
     def __init__(
-        self, model: PreTrainedModel, args: TrainingArguments, *, wid_model: PeftModel, loss: str,
-        own_loss: bool = True, **kwargs: Any,
+        self, model: PreTrainedModel | None = None, args: TrainingArguments | None = None, *others: Any,
+        wid_model: PeftModel, loss: str, own_loss: bool = True, **kwargs: Any,
     ) -> None:  # fmt: skip
-        super().__init__(model=model, args=args, **kwargs)
+        super().__init__(model, args, *others, **kwargs)
         if self.args.world_size > 1 or self.args.n_gpu > 1:
             raise TrainingError(
                 "The methods that WID is compared with train in one process on one device. Start one without "
@@ -76,20 +77,28 @@ class DistillingTrainer(StudentTrainer):
             )
         self.own_loss = own_loss
         self.teacher = wid_model.base_model.teacher.to(self.args.device).requires_grad_(False).eval()
+        self._given = wid_model, loss
+        self.teacher_loss = self._made_loss()
+        self.add_callback(_ZeroGradients(self))
+
+    def _made_loss(self) -> TeacherLoss:
+        """Return the loss for the model that there is now, with maps of its own."""
+        wid_model, loss = self._given
         with torch.random.fork_rng():  # maps of the loss; training is to go on as if nothing had been drawn
             torch.manual_seed(self.args.seed)
-            self.teacher_loss = LOSSES[loss](wid_model, model).to(self.args.device)
-        self.add_callback(_ZeroGradients(self.teacher_loss))
+            return LOSSES[loss](wid_model, self.student).to(self.args.device)
 
-    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: Any = None, *others: Any, **kwargs: Any) -> Any:
         """Train as `Trainer` does; what the loss learns is in no checkpoint, so such a run cannot be resumed."""
         if resume_from_checkpoint and self._maps():
             raise TrainingError("The maps that this loss learns are in no checkpoint. Train from the start.")
-        return super().train(resume_from_checkpoint, **kwargs)
+        return super().train(resume_from_checkpoint, *others, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Let `Trainer` make the optimizer, then add what the loss learns."""
         is_new = self.optimizer is None
+        if is_new and self.model_init is not None:
+            self.teacher_loss = self._made_loss()
         optimizer = super().create_optimizer(model)
         if is_new and self._maps():
             optimizer.add_param_group({"params": self._maps(), "weight_decay": 0.0})
@@ -114,8 +123,11 @@ class DistillingTrainer(StudentTrainer):
             watch(self.teacher, [], self.teacher_loss.watched) as teacher,
         ):
             teacher.output = self.teacher(**prepared(self.teacher, inputs), **self.teacher_loss.asks)
-        loss = loss + self.teacher_loss(student, teacher, inputs, num_items_in_batch)
+        loss = loss + self._part(self.teacher_loss(student, teacher, inputs), inputs)
         return (loss, student.output) if return_outputs else loss
+
+    def _tried_reduction(self, inputs: dict[str, Any]) -> Reduction:
+        return super()._tried_reduction(inputs) if self.own_loss else "labels"
 
     def _maps(self) -> list[nn.Parameter]:
         return list(self.teacher_loss.parameters())
@@ -124,10 +136,10 @@ class DistillingTrainer(StudentTrainer):
 class _ZeroGradients(TrainerCallback):
     """Clears what the maps of a loss have gathered after each step, as `Trainer` does for the model."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
+    def __init__(self, trainer: DistillingTrainer) -> None:
+        self.trainer = trainer
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.module.zero_grad()
+        self.trainer.teacher_loss.zero_grad()

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -41,17 +42,23 @@ class SteadyCollator:
             content = json.dumps([self.seed, self.epoch, rows], default=_plain)
         except TypeError:
             return self.collate(rows)
-        drawn = int.from_bytes(hashlib.sha256(content.encode()).digest()[:4], "little")
-        python, numpy = random.getstate(), np.random.get_state()
-        try:
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(drawn)
-                random.seed(drawn)
-                np.random.seed(drawn)
-                return self.collate(rows)
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
+        with random_state(int.from_bytes(hashlib.sha256(content.encode()).digest()[:4], "little")):
+            return self.collate(rows)
+
+
+@contextmanager
+def random_state(seed: int) -> Iterator[None]:
+    """Let torch (on the CPU), NumPy and Python draw from `seed` inside; afterwards all draw as if nothing had been."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 def _plain(thing: Any) -> Any:

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
 from ..distillation.following import following_loss
-from ..errors import TeacherError, WidError
+from ..errors import ConfigError, TeacherError
+from .accumulation import Reduction
 from .trainer import WidTrainer
 
 
@@ -27,31 +28,40 @@ class FollowingTrainer(WidTrainer):
         cosine_weight: weight of the cosine term beside the hidden-state term.
 
     Raises:
-        WidError: the teacher's weights would train.
+        ConfigError: the teacher's weights would train.
         TeacherError: the teacher has no `last_hidden_state`.
     """
 
-    def __init__(self, model: PeftModel, args: TrainingArguments, cosine_weight: float = 1.0, **kwargs: Any) -> None:
+    def __init__(
+        self, model: PeftModel | None = None, args: TrainingArguments | None = None, *others: Any,
+        cosine_weight: float = 1.0, **kwargs: Any,
+    ) -> None:  # fmt: skip
         if getattr(args, "teacher_learning_rate", None) != 0:
-            raise WidError(
+            raise ConfigError(
                 "FollowingTrainer follows the teacher's own weights, so they must stay as they are: "
                 "pass WidTrainingArguments(teacher_learning_rate=0, ...)."
             )
         if getattr(args, "distillation", []):
-            raise WidError("FollowingTrainer has its own loss from the teacher: use WidTrainer for distillation.")
-        super().__init__(model, args, **kwargs)
+            raise ConfigError("FollowingTrainer has its own loss from the teacher: use WidTrainer for distillation.")
+        super().__init__(model, args, *others, **kwargs)
         self.cosine_weight = cosine_weight
-        self.model_accepts_loss_kwargs = False  # the loss is a mean: Trainer divides it by the accumulation
-        self.teacher = model.base_model.teacher.to(self.args.device).eval()
+
+    @property
+    def teacher(self) -> PreTrainedModel:
+        """The teacher, of the model that there is now."""
+        return self.model.base_model.teacher
+
+    def _tried_reduction(self, inputs: dict[str, Any]) -> Reduction:
+        return "labels"  # the model's own loss, if it has one, is not used
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:  # fmt: skip
-        """Return `following_loss` of one batch."""
+        """Return `following_loss` of one batch, scaled to its part of the optimizer step."""
         given = {name: tensor for name, tensor in inputs.items() if name != "labels"}
         with torch.no_grad():
-            target = self.teacher(**given)
+            target = self.teacher.eval()(**given)
         if not hasattr(target, "last_hidden_state"):
             raise TeacherError(f"{type(self.teacher).__name__} returns no last_hidden_state to follow.")
         output = model(**given)
@@ -61,4 +71,6 @@ class FollowingTrainer(WidTrainer):
         if self.model.base_model.is_wide:
             states = states[..., kept]
         loss = following_loss(states, target.last_hidden_state, kept, mask, self.cosine_weight)
+        if model.training:
+            loss = self._part(loss, inputs)
         return (loss, output) if return_outputs else loss

@@ -7,23 +7,29 @@ how a step is split into micro-batches, and a loss that is not finite stops the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..errors import TrainingError
-from ..labelled import NO_LABEL, shifts_labels
+from ..labelled import shifts_labels
+from .accumulation import Reduction, StepSize, find_reduction
 from .collation import SteadyCollator
+from .generation import GeneratingTrainer
 
 
-class StudentTrainer(Trainer):
-    """Train a student: the same masks for all, a loss averaged over the labels of a step, and a stop at NaN.
+class StudentTrainer(GeneratingTrainer):
+    """Train a student: the same masks for all, a step whose loss is that of one large batch, and a stop at NaN.
 
-    Where the loss stops being finite, training stops before the step is taken, the weights go back to the last ones
-    whose loss was finite, and `TrainingError` says so. They are kept in memory every `logging_steps` steps.
+    It takes what `Trainer` takes, in the same order; with `Seq2SeqTrainingArguments` it is transformers'
+    `Seq2SeqTrainer`. Where the loss stops being finite, training stops before the step is taken, the weights go back to
+    the last ones whose loss was finite, and `TrainingError` says so. They are kept in memory every `logging_steps`
+    steps.
 
     Raises:
         TrainingError: from `train`, when the loss is NaN or infinite.
@@ -32,16 +38,25 @@ class StudentTrainer(Trainer):
     data_collator: Any
     rates = "learning_rate"  # what the message about a loss that is not finite advises to lower
 
-    def __init__(self, model: nn.Module, args: TrainingArguments | None = None, **kwargs: Any) -> None:
-        super().__init__(model=model, args=args, **kwargs)
-        self.add_callback(_CountEpochs(self))
-        # Step, model (a progressive training changes it) and weights.
-        self._good: tuple[int, nn.Module, dict[str, Tensor]] | None = None
+    def __init__(
+        self, model: nn.Module | None = None, args: TrainingArguments | None = None, *others: Any, **kwargs: Any
+    ) -> None:
+        super().__init__(model, args, *others, **kwargs)
+        self.add_callback(_TrainingBegins(self))
+        self._good: tuple[int, list[tuple[nn.Parameter, Tensor]]] | None = None  # step, weights, their values then
+        self._back_at: int | None = None  # the step that weights went back to
+        self._step: StepSize | None = None  # of the optimizer step that is running
+        self._reduction: Reduction | None = None
 
     @property
     def student(self) -> PreTrainedModel:
         """The stock model that trains."""
         return self.model
+
+    @property
+    def weights_of_step(self) -> int:
+        """After how many steps the weights were as they are: fewer than were done where the loss became NaN."""
+        return self.state.global_step if self._back_at is None else self._back_at
 
     def get_train_dataloader(self) -> DataLoader:
         """Return `Trainer`'s, whose batches have the same random masks in a run that is resumed."""
@@ -52,34 +67,68 @@ class StudentTrainer(Trainer):
         finally:
             self.data_collator = given
 
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """Return `Trainer`'s micro-batches of an optimizer step, and note how much they have in all."""
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._step = self._size_of(batches) if batches and self._splits_steps else None
+        return batches, items
+
+    @property
+    def _splits_steps(self) -> bool:
+        """Whether an optimizer step may have several micro-batches whose losses are added up here."""
+        several = self.args.gradient_accumulation_steps > 1 or self.args.world_size > 1
+        return several and self.args.n_gpu <= 1
+
+    def _size_of(self, batches: list[Any]) -> StepSize:
+        size = sum((StepSize.of(self.student, batch) for batch in batches[1:]), StepSize.of(self.student, batches[0]))
+        if self.args.world_size > 1 and self.args.average_tokens_across_devices:
+            counts = [size.rows, -1 if size.counted is None else size.counted]
+            rows, counted = self.accelerator.gather(torch.tensor([counts], device=self.args.device)).unbind(1)
+            size = StepSize(rows.sum(), None if (counted < 0).any() else counted.sum())
+        return size
+
+    def _part(self, loss: Tensor, inputs: Mapping[str, Any], reduction: Reduction = "labels") -> Tensor:
+        """Return the loss of this micro-batch as its part of the step's; those of all parts add up to one batch's."""
+        if self._step is None:
+            return loss
+        # `Trainer` divides by it what the model did not divide; no part is to be divided once more.
+        self.current_gradient_accumulation_steps = 1
+        share = StepSize.of(self.student, inputs).share(self._step, reduction)
+        averaged = self.args.average_tokens_across_devices  # gradients are averaged over processes, and are to add up
+        return loss * share * self.accelerator.num_processes if averaged else loss * share
+
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:  # fmt: skip
-        """Return the loss averaged over the labels of the whole optimizer step."""
+        """Return the loss of a micro-batch; those of an optimizer step add up to the loss of one large batch."""
         return self._own_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def _own_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool, num_items_in_batch: Tensor | int | None
     ) -> Any:
-        """Return the training loss averaged over the labels of the whole optimizer step, however it is accumulated.
+        """Return the loss of the model's own objective, scaled to its part of the optimizer step.
 
-        `Trainer` leaves that to the model, and many (BERT among them) average over the micro-batch instead;
-        their loss would then grow with `gradient_accumulation_steps`.
+        `Trainer` leaves that to the model where it takes `num_items_in_batch`, and many take it without dividing by it
+        (BERT among them); all others it divides by the number of micro-batches, sums as well as means.
         """
-        if num_items_in_batch is None or not self._averages_per_batch():
+        if not model.training:
+            if self.args.world_size > 1 and not shifts_labels(self.student):
+                num_items_in_batch = None  # `Trainer` multiplies by the processes what the model did not divide
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        labels = inputs["labels"].ne(NO_LABEL).sum()
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
-        share = labels / torch.as_tensor(num_items_in_batch).clamp(min=1)
-        if self.args.average_tokens_across_devices:
-            share = share * self.accelerator.num_processes
-        return (loss * share, outputs) if return_outputs else loss * share
-
-    def _averages_per_batch(self) -> bool:
-        # Causal LMs count shifted labels and do use num_items_in_batch; so does a loss of the user's own.
-        is_causal = shifts_labels(self.student)
-        return not is_causal and self.compute_loss_func is None and self.args.n_gpu <= 1
+        whole = self._step is None  # this batch is the step
+        if whole or self.compute_loss_func is not None or self._reduction == "items":
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        size = StepSize.of(self.student, inputs)
+        given = dict(inputs)
+        if self.model_accepts_loss_kwargs and "labels" in inputs and size.counted is not None:
+            # The mean of this micro-batch, whose share is taken below; where nothing has a label it is 0, not NaN.
+            given["num_items_in_batch"] = torch.as_tensor(size.counted).clamp(min=1)
+        loss, outputs = super().compute_loss(model, given, return_outputs=True)
+        loss = self._part(loss, inputs, self._reduction or "labels")
+        return (loss, outputs) if return_outputs else loss
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -87,7 +136,7 @@ class StudentTrainer(Trainer):
         """Forward and backward; refuse a loss that is not finite."""
         loss = self._micro_batch(model, inputs, num_items_in_batch)
         step = self.state.global_step
-        if self._good is not None and self._good[1] is not self.student:
+        if self._good is not None and not self._is_kept():
             self._keep_weights()  # it has shrunk since; what it is made of came from a step whose loss was finite
         if not torch.isfinite(loss):
             self._go_back(float(loss))
@@ -95,37 +144,57 @@ class StudentTrainer(Trainer):
             self._keep_weights()
         return loss
 
+    def _tried_reduction(self, inputs: dict[str, Any]) -> Reduction:
+        """Return how the loss of the model adds up, the same in every process."""
+        if self.label_smoother is not None and "labels" in inputs:  # Trainer's own loss, a mean over labels
+            return "items" if self.model_accepts_loss_kwargs else "labels"
+        batch, takes_items = self._prepare_inputs(inputs), self.model_accepts_loss_kwargs
+        found = find_reduction(self.model, self.student, batch, takes_items=takes_items)
+        return broadcast_object_list([found])[0] if self.args.world_size > 1 else found
+
     def _micro_batch(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None) -> Tensor:
+        if self._step is not None and self._reduction is None and self.compute_loss_func is None:
+            self._reduction = self._tried_reduction(inputs)
         return super().training_step(model, inputs, num_items_in_batch)
 
+    def _begin(self) -> None:
+        """Make ready what belongs to one training; `Trainer` may have exchanged the model."""
+        self._good = self._reduction = None
+
     def _keep_weights(self) -> None:
-        weights = {name: p.detach().clone() for name, p in self._trained()}
-        self._good = self.state.global_step, self.student, weights
+        self._good = self.state.global_step, [(parameter, parameter.detach().clone()) for parameter in self._trained()]
+
+    def _is_kept(self) -> bool:
+        """Return whether what is kept belongs to the weights that train now."""
+        kept = self._good[1] if self._good is not None else []
+        return [id(parameter) for parameter, _ in kept] == [id(parameter) for parameter in self._trained()]
 
     def _go_back(self, loss: float) -> None:
         step = self.state.global_step
+        self._back_at = 0
         kept = "No step had a finite loss, so the weights are those before training."
         if self._good is not None:
-            good, _, tensors = self._good
+            good, weights = self._good
+            self._back_at = good
             with torch.no_grad():
-                for name, parameter in self._trained():
-                    parameter.copy_(tensors[name])
+                for parameter, value in weights:
+                    parameter.copy_(value)
             kept = f"The model is back at its weights after step {good}, whose loss was finite."
         raise TrainingError(
             f"The loss became {loss} after {step} of {self.state.max_steps} steps, and training stopped. {kept} "
             f"Lower {self.rates}, or check the data for empty batches."
         )
 
-    def _trained(self) -> list[tuple[str, nn.Parameter]]:
-        return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+    def _trained(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def _keep_every(self) -> int:
         # logging_steps below 1 is a share of all steps; Trainer has resolved it in its state by now.
         return max(1, int(self.state.logging_steps or 1))
 
 
-class _CountEpochs(TrainerCallback):
-    """Tells the collator of training which epoch begins."""
+class _TrainingBegins(TrainerCallback):
+    """Tells the trainer that a training begins, and the collator of training which epoch does."""
 
     def __init__(self, trainer: StudentTrainer) -> None:
         self.trainer = trainer
@@ -134,6 +203,12 @@ class _CountEpochs(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.next = int(state.epoch or 0)
+        self.trainer._begin()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer._step = None
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

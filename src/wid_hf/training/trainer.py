@@ -6,10 +6,8 @@ overridden, so callbacks, checkpoints, distribution and logging are its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,18 +15,21 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, Seq2SeqTrainingArguments, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
 
 from ..adapter.tuner import WidModel
-from ..compaction import Compaction
 from ..compaction.held import HeldFolds, folded_once
 from ..distillation.losses import LOSSES, Distillation
-from ..errors import DataError, TrainingError, WidError
+from ..errors import ConfigError, TrainingError, WidError
 from ..labelled import LabelledPositions
 from ..reports.card import CARD_NAME, adapter_card
+from .calibrating import calibration_batches
 from .callback import WidCallback
 from .checkpoints import begin_checkpoint, last_whole_checkpoint, refuse_torn_checkpoint
+from .half import full_eval_dtype, kept_values
+from .rates import freeze_by_rate, learning_rates, refuse_untrainable, warn_of_rate_without_effect
 from .student_trainer import StudentTrainer
 
 
@@ -46,7 +47,7 @@ class WidTrainingArguments(TrainingArguments):
         full_logits: run a language-model head on all positions, also on those without a label.
 
     Raises:
-        ValueError: a learning rate below 0, or both 0; an unknown loss, a weight or temperature that is not above 0,
+        ConfigError: a learning rate below 0, or both 0; an unknown loss, a weight or temperature that is not above 0,
             or distillation from a teacher that trains.
     """
 
@@ -69,78 +70,111 @@ class WidTrainingArguments(TrainingArguments):
         super().__post_init__()
         rates = {"compactors": self.compactor_learning_rate, "teacher": self.teacher_learning_rate}
         if any(rate is not None and rate < 0 for rate in rates.values()):
-            raise ValueError(f"learning rates must be 0 or more, got {rates}")
+            raise ConfigError(f"learning rates must be 0 or more, got {rates}")
         if all(rate == 0 for rate in rates.values()):
-            raise ValueError("both learning rates are 0, so nothing would train; set one above 0")
+            raise ConfigError("both learning rates are 0, so nothing would train; set one above 0")
         if unknown := [name for name in self.distillation if name not in LOSSES]:
-            raise ValueError(f"distillation={unknown} is unknown; it takes some of {', '.join(LOSSES)}")
+            raise ConfigError(f"distillation={unknown} is unknown; it takes some of {', '.join(LOSSES)}")
         for name in ("distillation_weight", "distillation_temperature"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be above 0")
+                raise ConfigError(f"{name}={getattr(self, name)} must be above 0")
         if self.distillation and self.teacher_learning_rate != 0:
-            raise ValueError(
+            raise ConfigError(
                 "distillation follows the teacher's own weights, so they must stay as they are: set "
                 f"teacher_learning_rate=0 (it is {self.teacher_learning_rate}), or leave distillation out"
             )
 
 
+@dataclass
+class WidSeq2SeqTrainingArguments(WidTrainingArguments, Seq2SeqTrainingArguments):
+    """`WidTrainingArguments` with those of `Seq2SeqTrainingArguments`, such as `predict_with_generate`."""
+
+
 class WidTrainer(StudentTrainer):
     """Train a wid model: `Trainer` with learning rates for compactors and teacher weights.
 
-    With plain `TrainingArguments` both learn at `learning_rate`. The student's weights are folded once per optimizer
-    step, however many micro-batches it has, and once per evaluation; only where parameters are sharded or replicated
-    (FSDP, DeepSpeed, `nn.DataParallel`) does each forward fold for itself. A start that needs calibration data and was
-    given none is made before the first step from `calibration_samples` rows of the training set, put together by the
-    data collator; a run that is resumed keeps its own. Where the loss stops being finite, training stops before the
-    step is taken, the weights go back to the last ones whose loss was finite, and `TrainingError` says so. They are
+    It takes what `Trainer` takes, in the same order, and with `Seq2SeqTrainingArguments` what `Seq2SeqTrainer` does.
+    With plain `TrainingArguments` compactors and teacher both learn at `learning_rate`. A rate of 0 freezes; weights
+    that were frozen before, with `requires_grad_(False)`, stay frozen. The student's weights are folded once per
+    optimizer step, however many micro-batches it has, and once per evaluation; only where parameters are sharded or
+    replicated (FSDP, DeepSpeed, `nn.DataParallel`) does each forward fold for itself. A model that is not calibrated
+    yet is calibrated before the first step, see `WidCallback`. Where the loss stops being finite, training stops before
+    the step is taken, the weights go back to the last ones whose loss was finite, and `TrainingError` says so. They are
     kept in memory every `logging_steps` steps.
 
     Raises:
         WidError: the model is no wid model.
-        TrainingError: from `train`, when the loss is NaN or infinite.
+        TrainingError: from `train`, when the loss is NaN or infinite, or nothing would train.
     """
 
     rates = "compactor_learning_rate and teacher_learning_rate"
 
-    def __init__(self, model: PeftModel, args: TrainingArguments | None = None, **kwargs: Any) -> None:
-        if not isinstance(getattr(model, "base_model", None), WidModel):
-            raise WidError(
-                f"WidTrainer trains what get_wid_model returns, not a {type(model).__name__}. "
-                "Call get_wid_model(teacher, WidConfig(...)) first, or use transformers' Trainer."
-            )
-        for parameter, rate in _rates(model, args).items():
-            parameter.requires_grad_(rate is None or rate > 0)
-        super().__init__(model=model, args=args, **kwargs)
-        if self.place_model_on_device:  # the parameters came along, since they are the student's; buffers did not
-            model.base_model.teacher.to(self.args.device)
-        self.add_callback(_CalibrateFirst(self))
+    def __init__(
+        self, model: PeftModel | None = None, args: TrainingArguments | None = None, *others: Any, **kwargs: Any
+    ) -> None:
+        if model is not None:  # one of model_init is checked when it is made
+            _refuse_others(model)
+        super().__init__(model, args, *others, **kwargs)
+        freeze_by_rate(self.model, self.args)
         self.add_callback(WidCallback(self))
         self._folds: HeldFolds | None = None
+        self._labelled: LabelledPositions | None = None
+        self._wants_loss_only = False
+        self._distillation: Distillation | None = None
+        self._bind()
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """Return a new wid model by `model_init`, as each training starts from."""
+        model = super().call_model_init(trial)
+        _refuse_others(model)
+        freeze_by_rate(model, self.args)  # before it may be sharded
+        return model
+
+    def _begin(self) -> None:
+        super()._begin()
+        self._bind()
+
+    def _bind(self) -> None:
+        """Make what depends on the model and on arguments, for those that there are now."""
+        if self.place_model_on_device or (self.is_in_train and full_eval_dtype(self.args) is not None):
+            self._place_teacher()
         wanted = getattr(self.args, "distillation", [])
-        if wanted and self.args.n_gpu > 1:
+        if not wanted:
+            self._distillation = None
+            return
+        if self.args.n_gpu > 1:
             raise TrainingError(
                 "Distillation does not work with nn.DataParallel: start one process per GPU (torchrun)."
             )
-        self._labelled: LabelledPositions | None = None
-        self._wants_loss_only = False
-        self._distillation = Distillation(model, wanted, self.args.distillation_temperature) if wanted else None
+        given = self.model, tuple(wanted), self.args.distillation_temperature
+        if self._distillation is None or not self._distillation.is_of(*given):
+            self._distillation = Distillation(*given)
+
+    def _place_teacher(self) -> None:
+        """Bring the teacher's buffers to the device; its parameters came along, since they are the student's."""
+        if not self.is_model_parallel:
+            self.model.base_model.teacher.to(self.args.device)
 
     @property
     def student(self) -> PreTrainedModel:
         """The stock model whose weights are folded."""
         return self.model.base_model.model
 
-    def train(self, resume_from_checkpoint: str | PathLike[str] | bool | None = None, **kwargs: Any) -> TrainOutput:
+    def train(
+        self, resume_from_checkpoint: str | PathLike[str] | bool | None = None, *others: Any, **kwargs: Any
+    ) -> TrainOutput:
         """Train as `Trainer` does, and resume from whole checkpoints only.
 
         Args:
             resume_from_checkpoint: a checkpoint of this run, or True for its last whole one in `output_dir`; a warning
                 names those that are skipped.
+            *others: what else `Trainer.train` takes.
             **kwargs: what else `Trainer.train` takes.
 
         Raises:
             WidError: the checkpoint is not whole, or there is none.
-            TrainingError: the loss is NaN or infinite.
+            TrainingError: nothing would train, or the loss is NaN or infinite.
+            DataError: the model is not calibrated, and the training data cannot calibrate it.
         """
         # A model sharded by FSDP or DeepSpeed writes other files, which Trainer itself must judge.
         if resume_from_checkpoint and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
@@ -151,7 +185,7 @@ class WidTrainer(StudentTrainer):
             else:
                 refuse_torn_checkpoint(Path(resume_from_checkpoint), **run)
             resume_from_checkpoint = str(resume_from_checkpoint)
-        return super().train(resume_from_checkpoint, **kwargs)
+        return super().train(resume_from_checkpoint, *others, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save as `Trainer` does; a checkpoint that is written over an older one does not look whole before it is."""
@@ -161,34 +195,39 @@ class WidTrainer(StudentTrainer):
             self.accelerator.wait_for_everyone()  # the others write their random states next
         super().save_model(output_dir, _internal_call)
 
-    def calibration_batches(self) -> Iterator[dict[str, Any]]:
-        """Yield batches of `calibration_samples` rows of the training set, the same in every process of a run.
+    def _load_best_model(self) -> None:
+        """Load the best checkpoint, also of an adapter that is not named "default", which lies in a folder of its own.
+
+        `Trainer` overlooks that folder, and would go on with the last weights.
+        """
+        name = self.model.active_adapter
+        folder = Path(self.state.best_model_checkpoint or "") / name
+        if name != "default" and (folder / ADAPTER_SAFE_WEIGHTS_NAME).is_file():
+            self.model.load_adapter(str(folder), name)
+        else:
+            super()._load_best_model()
+
+    def calibration_batches(self) -> list[dict[str, Any]]:
+        """Return batches of `calibration_samples` rows of the training set, the same in every process of a run.
 
         Raises:
             DataError: there is no training set.
         """
-        config = self.model.peft_config[self.model.active_adapter]
-        if self.train_dataset is None:
-            raise DataError("There is no training set to calibrate on: pass train_dataset, or calibrate the model.")
-        samples, size = config.calibration_samples, config.calibration_batch_size
-        rows = self._calibration_rows(samples)
-        collate = self._get_collator_with_removed_columns(self.data_collator, description="calibration")
-        with torch.random.fork_rng():  # collators mask at random; training is to go on as if nothing had been drawn
-            torch.manual_seed(self.args.seed)
-            while batch := list(islice(rows, size)):
-                yield dict(collate(batch))
-
-    def _calibration_rows(self, samples: int) -> Iterator[Any]:
-        if not hasattr(self.train_dataset, "__len__"):
-            return islice(iter(self.train_dataset), samples)
-        order = torch.randperm(len(self.train_dataset), generator=torch.Generator().manual_seed(self.args.seed))
-        return (self.train_dataset[int(row)] for row in order[:samples])
+        loader = None if self.train_dataset is None else self.get_train_dataloader()
+        return calibration_batches(self.model, loader, self.args)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Let `Trainer` make the optimizer, then split its groups by learning rate."""
+        """Let `Trainer` make the optimizer, then split its groups by learning rate.
+
+        Raises:
+            TrainingError: nothing would train.
+        """
+        freeze_by_rate(self.model, self.args)  # a search of hyperparameters changes the arguments
+        refuse_untrainable(self.model)
+        warn_of_rate_without_effect(self.model, self.args)
         if self.optimizer is None:
             optimizer = super().create_optimizer(model)
-            rates = _rates(self.model, self.args)
+            rates = learning_rates(self.model, self.args)
             optimizer.param_groups = [
                 {**group, "params": params, "lr": group["lr"] if rate is None else rate}
                 for group in optimizer.param_groups
@@ -216,9 +255,7 @@ class WidTrainer(StudentTrainer):
         student.labelled = bool(labelled)
         with self.accelerator.autocast():
             teacher = self._distillation.target(given)
-        distilled = self._distillation.loss(student, teacher, given, num_items_in_batch)
-        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-            distilled = distilled * self.accelerator.num_processes
+        distilled = self._part(self._distillation.loss(student, teacher, given), given)
         loss = loss + self.args.distillation_weight * distilled
         return (loss, student.output) if return_outputs else loss
 
@@ -235,12 +272,12 @@ class WidTrainer(StudentTrainer):
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
+        ignore_keys: list[str] | None = None, **gen_kwargs: Any,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
         """Evaluate one batch; without metrics that look at logits, on labelled positions only."""
         self._wants_loss_only = prediction_loss_only
         try:
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **gen_kwargs)
         finally:
             self._wants_loss_only = False
 
@@ -282,14 +319,29 @@ class WidTrainer(StudentTrainer):
 
     def _may_hold_folds(self) -> bool:
         # Reentrant checkpoints go through a fold once for every segment that uses it.
-        reentrant = (self.args.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)
-        return self.args.n_gpu <= 1 and not (self.is_fsdp_enabled or self.is_deepspeed_enabled or reentrant)
+        return self._reaches_folds and not (self.args.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)
+
+    @property
+    def _reaches_folds(self) -> bool:
+        """Whether forwards run in the model that is at hand here, neither replicated nor sharded."""
+        return self.args.n_gpu <= 1 and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Evaluate as `Trainer` does, on weights that are folded once."""
-        if not self._may_hold_folds():
+        """Evaluate as `Trainer` does, on weights that are folded once.
+
+        With `bf16_full_eval` or `fp16_full_eval` these are the folds in half precision, as of the merged student cast
+        to it; the model itself keeps its own.
+        """
+        if not self._reaches_folds:
             return super().evaluation_loop(*args, **kwargs)
-        with folded_once(self.model.base_model.model):
+        half = None if self.is_in_train else full_eval_dtype(self.args)
+        if half is None:
+            with folded_once(self.student):
+                return super().evaluation_loop(*args, **kwargs)
+        if not self.is_model_parallel:
+            self.model.to(self.args.device)
+        self._place_teacher()
+        with folded_once(self.student, half), kept_values(self.model):
             return super().evaluation_loop(*args, **kwargs)
 
     def create_model_card(self, *, tags: str | list[str] | None = None, **metadata: Any) -> None:
@@ -316,23 +368,10 @@ class WidTrainer(StudentTrainer):
         super()._go_back(loss)
 
 
-class _CalibrateFirst(TrainerCallback):
-    """Makes the start before the first step, once a checkpoint to resume from has been loaded."""
-
-    def __init__(self, trainer: WidTrainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        wid_model = self.trainer.model.base_model
-        if not wid_model.calibrated:
-            wid_model.calibrate(self.trainer.calibration_batches())
-
-
-def _rates(model: nn.Module, args: TrainingArguments | None) -> dict[nn.Parameter, float | None]:
-    """Return the learning rate of every parameter; None stands for `args.learning_rate`."""
-    compactors = {p for m in model.modules() if isinstance(m, Compaction) for p in m.parameters()}
-    for_compactors = getattr(args, "compactor_learning_rate", None)
-    for_teacher = getattr(args, "teacher_learning_rate", None)
-    return {p: for_compactors if p in compactors else for_teacher for p in model.parameters()}
+def _refuse_others(model: nn.Module) -> None:
+    """Refuse a model that is no wid model."""
+    if not isinstance(getattr(model, "base_model", None), WidModel):
+        raise WidError(
+            f"WidTrainer trains what get_wid_model returns, not a {type(model).__name__}. "
+            "Call get_wid_model(teacher, WidConfig(...)) first, or use transformers' Trainer."
+        )

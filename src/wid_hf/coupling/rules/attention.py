@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from ..dims import Dim
@@ -14,13 +13,11 @@ from ..registry import rule
 if TYPE_CHECKING:
     from ..trace import Dims, Trace
 
-aten = torch.ops.aten
-
 
 @rule(
-    aten._scaled_dot_product_flash_attention_for_cpu.default,
-    aten._scaled_dot_product_efficient_attention.default,
-    aten._scaled_dot_product_flash_attention.default,
+    "aten._scaled_dot_product_flash_attention_for_cpu.default",
+    "aten._scaled_dot_product_efficient_attention.default",
+    "aten._scaled_dot_product_flash_attention.default",
 )
 def fused_attention(
     trace: Trace, out: Sequence[Any], query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any

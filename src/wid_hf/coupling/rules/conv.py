@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from ..dims import Dim, product, split_product
@@ -14,12 +13,10 @@ from ..registry import rule
 if TYPE_CHECKING:
     from ..trace import Dims, Trace
 
-aten = torch.ops.aten
-
 SPACE = "is a position in space"
 
 
-@rule(aten.convolution.default)
+@rule("aten.convolution.default")
 def convolution(
     trace: Trace, out: Tensor, a: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int],
     padding: Sequence[int], dilation: Sequence[int], transposed: bool, output_padding: Sequence[int], groups: int,
@@ -75,7 +72,7 @@ def _space(
     return result
 
 
-@rule(aten.avg_pool2d.default, aten.avg_pool3d.default)
+@rule("aten.avg_pool2d.default", "aten.avg_pool3d.default")
 def average_pooling(
     trace: Trace, out: Tensor, a: Tensor, kernel: Sequence[int], stride: Sequence[int] = (),
     padding: Sequence[int] = (0,), *args: object, **kwargs: object,
@@ -86,7 +83,7 @@ def average_pooling(
     return (*dims[:-n], *_space(trace, out, dims[-n:], kernel, stride or kernel, padding))
 
 
-@rule(aten.max_pool2d_with_indices.default, aten.max_pool3d_with_indices.default)
+@rule("aten.max_pool2d_with_indices.default", "aten.max_pool3d_with_indices.default")
 def maximum_pooling(
     trace: Trace, out: Sequence[Tensor], a: Tensor, kernel: Sequence[int], stride: Sequence[int] = (),
     padding: Sequence[int] = (0,), *args: object, **kwargs: object,
@@ -96,7 +93,7 @@ def maximum_pooling(
     return [dims, dims]
 
 
-@rule(aten.im2col.default)
+@rule("aten.im2col.default")
 def patches(trace: Trace, out: Tensor, a: Tensor, *args: Sequence[int]) -> Dims:
     """`(b, channels, space) -> (b, channels x kernel, positions)`."""
     batch, channels, *walked = trace.dims(a)
@@ -106,7 +103,7 @@ def patches(trace: Trace, out: Tensor, a: Tensor, *args: Sequence[int]) -> Dims:
     return batch, product([channels, kernel]), trace.frozen(out.shape[2], SPACE)
 
 
-@rule(aten.col2im.default)
+@rule("aten.col2im.default")
 def from_patches(trace: Trace, out: Tensor, a: Tensor, *args: Sequence[int]) -> Dims:
     """`(b, channels x kernel, positions) -> (b, channels, space)`: overlapping patches are summed."""
     *batch, rows, positions = trace.dims(a)
@@ -118,7 +115,7 @@ def from_patches(trace: Trace, out: Tensor, a: Tensor, *args: Sequence[int]) -> 
     return (*batch, own, *(trace.frozen(size, SPACE) for size in out.shape[-2:]))
 
 
-@rule(aten.pixel_shuffle.default)
+@rule("aten.pixel_shuffle.default")
 def into_space(trace: Trace, out: Tensor, a: Tensor, factor: int) -> Dims:
     """`(b, channels x factor x factor, h, w) -> (b, channels, h * factor, w * factor)`."""
     *batch, rows, height, width = trace.dims(a)
@@ -129,7 +126,7 @@ def into_space(trace: Trace, out: Tensor, a: Tensor, factor: int) -> Dims:
     return (*batch, channels, product([height, y]), product([width, x]))
 
 
-@rule(aten.pixel_unshuffle.default)
+@rule("aten.pixel_unshuffle.default")
 def out_of_space(trace: Trace, out: Tensor, a: Tensor, factor: int) -> Dims:
     """`(b, channels, h * factor, w * factor) -> (b, channels x factor x factor, h, w)`."""
     *batch, channels, height, width = trace.dims(a)
@@ -140,7 +137,7 @@ def out_of_space(trace: Trace, out: Tensor, a: Tensor, factor: int) -> Dims:
     return (*batch, product([channels, y, x]), h, w)
 
 
-@rule(aten.grid_sampler_2d.default, aten.grid_sampler_3d.default)
+@rule("aten.grid_sampler_2d.default", "aten.grid_sampler_3d.default")
 def sampled(trace: Trace, out: Tensor, a: Tensor, grid: Tensor, *args: object) -> Dims:
     """`(b, channels, space)` read between its points where `grid (b, space, 2)` says."""
     batch, channels, *walked = trace.dims(a)
@@ -152,11 +149,11 @@ def sampled(trace: Trace, out: Tensor, a: Tensor, grid: Tensor, *args: object) -
 
 
 @rule(
-    aten._adaptive_avg_pool2d.default, aten._adaptive_avg_pool3d.default,
-    aten._upsample_bilinear2d_aa.default, aten._upsample_bicubic2d_aa.default,
-    aten.upsample_nearest1d.default, aten.upsample_nearest2d.default,
-    aten.upsample_bilinear2d.default, aten.upsample_bicubic2d.default, aten.upsample_linear1d.default,
-    aten.reflection_pad1d.default, aten.reflection_pad2d.default, aten.replication_pad2d.default,
+    "aten._adaptive_avg_pool2d.default", "aten._adaptive_avg_pool3d.default",
+    "aten._upsample_bilinear2d_aa.default", "aten._upsample_bicubic2d_aa.default",
+    "aten.upsample_nearest1d.default", "aten.upsample_nearest2d.default",
+    "aten.upsample_bilinear2d.default", "aten.upsample_bicubic2d.default", "aten.upsample_linear1d.default",
+    "aten.reflection_pad1d.default", "aten.reflection_pad2d.default", "aten.replication_pad2d.default",
 )  # fmt: skip
 def resampled(trace: Trace, out: Tensor, a: Tensor, *args: object, **kwargs: object) -> Dims:
     """`(b, channels, space) -> (b, channels, other space)`."""

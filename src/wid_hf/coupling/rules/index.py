@@ -15,10 +15,8 @@ from .pointwise import broadcast
 if TYPE_CHECKING:
     from ..trace import Dims, Trace
 
-aten = torch.ops.aten
 
-
-@rule(aten.embedding.default)
+@rule("aten.embedding.default")
 def embedding(trace: Trace, out: Tensor, table: Tensor, indices: Tensor, *args: Any, **kwargs: Any) -> Dims:
     """`table (rows, width)[indices (b, s)] -> (b, s, width)`."""
     rows, width = trace.dims(table)
@@ -28,7 +26,7 @@ def embedding(trace: Trace, out: Tensor, table: Tensor, indices: Tensor, *args: 
     return (*trace.dims(indices), width)
 
 
-@rule(aten.index.Tensor)
+@rule("aten.index.Tensor")
 def advanced_index(trace: Trace, out: Tensor, a: Tensor, indices: Sequence[Tensor | None]) -> Dims | None:
     """`a[i, j]`: the indexed dimensions become one broadcast block, in place if they are neighbours."""
     dims = trace.dims(a)
@@ -67,7 +65,7 @@ def _freeze_looked_up(trace: Trace, dim: Dim, index: Tensor) -> None:
     trace.freeze(dim, text)
 
 
-@rule(aten.index_select.default)
+@rule("aten.index_select.default")
 def index_select(trace: Trace, out: Tensor, a: Tensor, place: int, indices: Tensor) -> Dims:
     """Pick indices of one dimension by number."""
     dims = trace.dims(a)
@@ -76,7 +74,7 @@ def index_select(trace: Trace, out: Tensor, a: Tensor, place: int, indices: Tens
     return (*dims[:place], *trace.dims(indices), *dims[place + 1 :])
 
 
-@rule(aten.gather.default)
+@rule("aten.gather.default")
 def gather(trace: Trace, out: Tensor, a: Tensor, place: int, indices: Tensor, **kwargs: Any) -> Dims:
     """Pick an index of one dimension for each element of `indices`."""
     dims, chosen = trace.dims(a), trace.dims(indices)
@@ -90,13 +88,13 @@ def gather(trace: Trace, out: Tensor, a: Tensor, place: int, indices: Tensor, **
     return chosen
 
 
-@rule(aten.arange.default, aten.arange.start, aten.arange.start_step, aten.linspace.default)
+@rule("aten.arange.default", "aten.arange.start", "aten.arange.start_step", "aten.linspace.default")
 def positions(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> Dims:
     """Numbers that count: a constant."""
     return tuple(trace.frozen(size, "counts positions") for size in out.shape)
 
 
-@rule(aten.topk.default)
+@rule("aten.topk.default")
 def largest(
     trace: Trace, out: Sequence[Tensor], a: Tensor, count: int, dim: int = -1, *args: Any, **kwargs: Any
 ) -> list[Dims]:
@@ -104,7 +102,7 @@ def largest(
     return ranking(trace, out, a, dim)
 
 
-@rule(aten.sort.default, aten.sort.stable)
+@rule("aten.sort.default", "aten.sort.stable")
 def ranking(trace: Trace, out: Sequence[Tensor], a: Tensor, dim: int = -1, *args: Any, **kwargs: Any) -> list[Dims]:
     """All elements in order and where they stood."""
     place = dim % a.ndim
@@ -115,7 +113,7 @@ def ranking(trace: Trace, out: Sequence[Tensor], a: Tensor, dim: int = -1, *args
     return [result, result]
 
 
-@rule(aten.index_put.default, aten.index_put_.default)
+@rule("aten.index_put.default", "aten.index_put_.default")
 def write_at(
     trace: Trace, out: Tensor, a: Tensor, indices: Sequence[Tensor | None], values: Tensor, *args: Any
 ) -> Dims | None:
@@ -142,7 +140,7 @@ def _write_where(trace: Trace, a: Tensor, indices: Sequence[Tensor | None], valu
     return dims
 
 
-@rule(aten.masked_scatter.default, aten.masked_scatter_.default)
+@rule("aten.masked_scatter.default", "aten.masked_scatter_.default")
 def fill_where(trace: Trace, out: Tensor, a: Tensor, mask: Tensor, source: Tensor) -> Dims | None:
     """Put rows of `source (n, width)` where `mask` is set: image features in place of their placeholder tokens.
 
@@ -165,8 +163,8 @@ def _blanks(a: Tensor, indices: Sequence[Tensor | None]) -> list[Any]:
 
 
 @rule(
-    aten.scatter.src, aten.scatter.value, aten.scatter_.src, aten.scatter_.value,
-    aten.scatter_add.default, aten.scatter_add_.default,
+    "aten.scatter.src", "aten.scatter.value", "aten.scatter_.src", "aten.scatter_.value",
+    "aten.scatter_add.default", "aten.scatter_add_.default",
 )  # fmt: skip
 def scatter(trace: Trace, out: Tensor, a: Tensor, place: int, indices: Tensor, source: Any, **kwargs: Any) -> Dims:
     """Write an index of one dimension for each element of `indices`."""
@@ -179,7 +177,7 @@ def scatter(trace: Trace, out: Tensor, a: Tensor, place: int, indices: Tensor, s
     return dims
 
 
-@rule(aten.index_add.default, aten.index_add_.default, aten.index_copy.default, aten.index_copy_.default)
+@rule("aten.index_add.default", "aten.index_add_.default", "aten.index_copy.default", "aten.index_copy_.default")
 def write_rows(
     trace: Trace, out: Tensor, a: Tensor, place: int, indices: Tensor, source: Tensor, **kwargs: Any
 ) -> Dims:

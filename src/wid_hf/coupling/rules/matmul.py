@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from ..carrier import Carrier
@@ -13,10 +12,8 @@ from ..registry import rule
 if TYPE_CHECKING:
     from ..trace import Dims, Trace
 
-aten = torch.ops.aten
 
-
-@rule(aten.mm.default)
+@rule("aten.mm.default")
 def matrix_product(trace: Trace, out: Tensor, a: Tensor, b: Tensor) -> Dims:
     """`(m, k) @ (k, n) -> (m, n)`: both k are one dimension."""
     (m, k), (k_again, n) = trace.dims(a), trace.dims(b)
@@ -27,7 +24,7 @@ def matrix_product(trace: Trace, out: Tensor, a: Tensor, b: Tensor) -> Dims:
     return m, n
 
 
-@rule(aten.addmm.default)
+@rule("aten.addmm.default")
 def biased_matrix_product(trace: Trace, out: Tensor, bias: Tensor, a: Tensor, b: Tensor, **scales: float) -> Dims:
     """`bias (n) + (m, k) @ (k, n) -> (m, n)`."""
     m, n = matrix_product(trace, out, a, b)
@@ -39,7 +36,7 @@ def biased_matrix_product(trace: Trace, out: Tensor, bias: Tensor, a: Tensor, b:
     return m, n
 
 
-@rule(aten.bmm.default)
+@rule("aten.bmm.default")
 def batched_matrix_product(trace: Trace, out: Tensor, a: Tensor, b: Tensor) -> Dims:
     """`(batch, m, k) @ (batch, k, n) -> (batch, m, n)`."""
     (batch, m, k), (batch_again, k_again, n) = trace.dims(a), trace.dims(b)
@@ -55,7 +52,7 @@ def batched_matrix_product(trace: Trace, out: Tensor, a: Tensor, b: Tensor) -> D
     return batch, m, n
 
 
-@rule(aten.baddbmm.default)
+@rule("aten.baddbmm.default")
 def biased_batched_matrix_product(
     trace: Trace, out: Tensor, bias: Tensor, a: Tensor, b: Tensor, **scales: float
 ) -> Dims:
@@ -68,7 +65,7 @@ def biased_batched_matrix_product(
     return dims
 
 
-@rule(aten.mv.default)
+@rule("aten.mv.default")
 def matrix_vector_product(trace: Trace, out: Tensor, a: Tensor, b: Tensor) -> Dims:
     """`(m, k) @ (k) -> (m)`."""
     (m, k), (k_again,) = trace.dims(a), trace.dims(b)
@@ -76,14 +73,14 @@ def matrix_vector_product(trace: Trace, out: Tensor, a: Tensor, b: Tensor) -> Di
     return (m,)
 
 
-@rule(aten.dot.default)
+@rule("aten.dot.default")
 def scalar_product(trace: Trace, out: Tensor, a: Tensor, b: Tensor) -> Dims:
     """`(k) @ (k) -> ()`."""
     trace.unify(trace.dims(a)[0], trace.dims(b)[0])
     return ()
 
 
-@rule(aten._grouped_mm.default)
+@rule("aten._grouped_mm.default")
 def expert_products(trace: Trace, out: Tensor, a: Tensor, b: Tensor, *args: Any, **kwargs: Any) -> Dims | None:
     """`(tokens, k) @ (experts, k, n) -> (tokens, n)`: which expert takes which tokens is data."""
     if (a.ndim, b.ndim) != (2, 3):
@@ -94,13 +91,13 @@ def expert_products(trace: Trace, out: Tensor, a: Tensor, b: Tensor, *args: Any,
     return tokens, n
 
 
-@rule(aten.linalg_solve_triangular.default)
+@rule("aten.linalg_solve_triangular.default")
 def triangular_solution(trace: Trace, out: Tensor, a: Tensor, b: Tensor, *, left: bool = True, **kwargs: Any) -> Dims:
     """`x` in `a (n, n) @ x = b (n, k)`, or `x @ a = b (k, n)`: n is walked in order."""
     *batch, n, n_again = trace.dims(a)
     result = trace.dims(b)
     for dim in (n, n_again, result[-2 if left else -1]):
-        trace.freeze(dim, "is walked in order")
+        trace.freeze(dim, "is order-dependent")
     for mine, theirs in zip(batch[::-1], result[:-2][::-1], strict=False):
         trace.unify(mine, theirs)
     return result

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from ..carrier import Carrier
@@ -14,8 +13,6 @@ from ..registry import rule
 
 if TYPE_CHECKING:
     from ..trace import Dims, Trace
-
-aten = torch.ops.aten
 
 
 def _scaled_by(trace: Trace, out: Tensor, dims: Sequence[Dim], *weights: Tensor | None) -> None:
@@ -30,7 +27,7 @@ def _scaled_by(trace: Trace, out: Tensor, dims: Sequence[Dim], *weights: Tensor 
         trace.carry(out, Carrier(name, 0, 0, dims[0].size))
 
 
-@rule(aten.native_layer_norm.default)
+@rule("aten.native_layer_norm.default")
 def layer_norm(
     trace: Trace, out: Sequence[Tensor], a: Tensor, shape: Sequence[int], weight: Tensor | None,
     bias: Tensor | None, eps: float,
@@ -42,7 +39,7 @@ def layer_norm(
     return [dims, statistics, statistics]
 
 
-@rule(aten._fused_rms_norm.default)
+@rule("aten._fused_rms_norm.default")
 def fused_rms_norm(
     trace: Trace,
     out: Sequence[Tensor],
@@ -57,7 +54,7 @@ def fused_rms_norm(
     return [dims, (*dims[: -len(shape)], *(Dim(1) for _ in shape))]
 
 
-@rule(aten.native_group_norm.default)
+@rule("aten.native_group_norm.default")
 def group_norm(
     trace: Trace, out: Sequence[Tensor], a: Tensor, weight: Tensor | None, bias: Tensor | None, batch: int,
     channels: int, space: int, groups: int, eps: float,
@@ -73,8 +70,8 @@ def group_norm(
 
 
 @rule(
-    aten.native_batch_norm.default, aten._native_batch_norm_legit_no_training.default,
-    aten.cudnn_batch_norm.default,
+    "aten.native_batch_norm.default", "aten._native_batch_norm_legit_no_training.default",
+    "aten.cudnn_batch_norm.default",
 )  # fmt: skip
 def batch_norm(
     trace: Trace, out: Sequence[Tensor], a: Tensor, weight: Tensor | None, bias: Tensor | None,
@@ -89,7 +86,7 @@ def batch_norm(
     return [dims, *saved]
 
 
-@rule(aten._weight_norm_interface.default)
+@rule("aten._weight_norm_interface.default")
 def weight_norm(trace: Trace, out: Sequence[Tensor], direction: Tensor, length: Tensor, place: int = 0) -> list[Dims]:
     """`length * direction / |direction|`, the norm taken over all axes but one."""
     for dim, again in zip(trace.dims(direction), trace.dims(length), strict=True):

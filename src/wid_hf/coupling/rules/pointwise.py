@@ -16,8 +16,6 @@ from ..registry import rule
 if TYPE_CHECKING:
     from ..trace import Dims, Trace
 
-aten = torch.ops.aten
-
 
 def broadcast(trace: Trace, out: Tensor, *tensors: Tensor) -> Dims:
     """Return the dimensions of `out`, unifying those of `tensors` that were not broadcast."""
@@ -29,51 +27,41 @@ def broadcast(trace: Trace, out: Tensor, *tensors: Tensor) -> Dims:
     return tuple(result)
 
 
-@rule(
-    aten.sub.Tensor, aten.sub.Scalar, aten.rsub.Scalar, aten.rsub.Tensor, aten.sub_.Tensor,
-    aten.pow.Tensor_Scalar, aten.pow.Tensor_Tensor, aten.pow.Scalar,
-    aten.exp.default, aten.log.default, aten.log1p.default, aten.sqrt.default, aten.rsqrt.default,
-    aten.reciprocal.default, aten.abs.default, aten.sign.default, aten.sin.default, aten.cos.default,
-    aten.tanh.default, aten.sigmoid.default, aten.erf.default, aten.softplus.default,
-    aten.relu.default, aten.relu_.default, aten.gelu.default, aten.silu.default, aten.silu_.default,
-    aten.hardtanh.default, aten.leaky_relu.default, aten.elu.default, aten.hardswish.default, aten.mish.default,
-    aten.clamp.default, aten.clamp.Tensor, aten.clamp_min.default, aten.clamp_max.default,
-    aten.maximum.default, aten.minimum.default, aten.floor.default, aten.ceil.default, aten.round.default,
-    aten.eq.Tensor, aten.eq.Scalar, aten.ne.Tensor, aten.ne.Scalar, aten.lt.Tensor, aten.lt.Scalar,
-    aten.le.Tensor, aten.le.Scalar, aten.gt.Tensor, aten.gt.Scalar, aten.ge.Tensor, aten.ge.Scalar,
-    aten.logical_not.default, aten.logical_and.default, aten.logical_or.default, aten.bitwise_not.default,
-    aten.bitwise_and.Tensor, aten.bitwise_or.Tensor, aten.isnan.default, aten.isinf.default,
-    aten.isneginf.default, aten.isfinite.default, aten.nan_to_num.default,
-    aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf,
-    aten.masked_fill.Scalar, aten.masked_fill.Tensor, aten.masked_fill_.Scalar, aten.masked_fill_.Tensor,
-    aten.floor_divide.default, aten.remainder.Scalar, aten.remainder.Tensor, aten.div.Tensor_mode,
-    aten.addcmul.default, aten.hardsigmoid.default, aten.logaddexp.default, aten.square.default, aten.exp_.default,
-    aten.clamp_.default, aten.clamp_min_.default, aten.mul_.Scalar, aten.div_.Scalar, aten.pow_.Scalar,
-    aten.tanh_.default, aten.sigmoid_.default, aten.gelu_.default, 
-    aten.expm1.default, aten.exp2.default, aten.atan2.default, aten.log2.default,
-    aten.lerp.Tensor, aten.lerp.Scalar, aten.logit.default, aten.logical_not_.default, aten.bitwise_xor.Tensor,
-    aten.__and__.Tensor, aten.__or__.Tensor, aten.polar.default, aten.complex.default, aten._conj.default,
-    aten.angle.default, 
-    aten.celu.default, aten.hardtanh_.default, aten.leaky_relu_.default, aten.elu_.default,
-    aten.hardswish_.default, aten.hardsigmoid_.default, aten.mish_.default, aten.add_.Scalar, aten.sub_.Scalar,
-    aten.rsqrt_.default, aten.sqrt_.default, aten.neg_.default, aten.abs_.default, aten.round.decimals,
-    aten.trunc.default, aten.frac.default, aten.sinh.default, aten.cosh.default, aten.asinh.default, aten.sinc.default,
-    aten.erfc.default, aten.fmod.Scalar, aten.fmod.Tensor, aten.addcdiv.default, aten.xlogy.Tensor, aten.log10.default,
-    aten.threshold.default, aten._prelu_kernel.default, aten.clamp_max_.default,
-    aten.logical_xor.default, aten.bitwise_and.Scalar, aten.bitwise_or.Scalar, aten.floor_divide.Scalar,
+# What decompositions end in.
+_PRIMITIVES = (
+    "acos", "acosh", "add", "asin", "asinh", "atan", "atan2", "atanh", "ceil", "cos", "cosh", "div", "eq", "erf",
+    "erf_inv", "erfc", "exp", "expm1", "floor", "fmod", "ge", "gt", "isfinite", "le", "lgamma", "log", "log10", "log1p",
+    "lt", "mul", "ne", "neg", "pow", "remainder", "round", "sin", "sinh", "sqrt", "sub", "tan", "tanh", "where",
 )  # fmt: skip
-def elementwise(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> Dims:
-    """`f(x, y, ...)` on each element."""
-    return broadcast(trace, out, *(arg for arg in args if isinstance(arg, Tensor)))
 
 
-@rule(aten.log_sigmoid_forward.default)
+# The names are those that torch, or an older torch, does not tag.
+@rule(
+    torch.Tag.pointwise,
+    "aten.rsub.Tensor", "aten.hardswish.default",
+    "aten.where.self", "aten.where.ScalarOther", "aten.where.ScalarSelf", "aten.where.Scalar",
+    "aten.masked_fill.Scalar", "aten.masked_fill.Tensor",
+    "aten.floor_divide.default", "aten.floor_divide.Scalar", "aten.floor_divide_.Tensor",
+    "aten.__and__.Tensor", "aten.__and__.Scalar", "aten.__or__.Tensor", "aten.__or__.Scalar",
+    "aten.polar.default", "aten.complex.default", "aten._conj.default", "aten._prelu_kernel.default",
+    *(f"prims.{name}.default" for name in _PRIMITIVES),
+)  # fmt: skip
+def elementwise(trace: Trace, out: Any, /, *args: Any, **kwargs: Any) -> Dims | list[Dims]:
+    """`f(x, y, ...)` on each element; operands may be given by name, and there may be several results."""
+    operands = [tensor for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)]
+    if isinstance(out, Tensor):
+        return broadcast(trace, out, *operands)
+    dims = broadcast(trace, out[0], *operands)
+    return [dims for _ in out]
+
+
+@rule("aten.log_sigmoid_forward.default")
 def log_sigmoid(trace: Trace, out: Sequence[Tensor], a: Tensor) -> list[Dims]:
     """The result, and what a backward needs on some devices (empty on others)."""
     return [trace.dims(a), trace.dims(a) if out[1].shape == a.shape else tuple(Dim(size) for size in out[1].shape)]
 
 
-@rule(aten.add.Tensor, aten.add_.Tensor, aten.add.Scalar)
+@rule("aten.add.Tensor", "aten.add_.Tensor", "aten.add.Scalar")
 def addition(trace: Trace, out: Tensor, a: Tensor, b: Any, **kwargs: Any) -> Dims:
     """`a + b`; sums of table look-ups are remembered, since their tables lie in one space."""
     if not isinstance(b, Tensor):
@@ -89,7 +77,9 @@ def addition(trace: Trace, out: Tensor, a: Tensor, b: Any, **kwargs: Any) -> Dim
     return broadcast(trace, out, a, b)
 
 
-@rule(aten.mul.Tensor, aten.mul.Scalar, aten.mul_.Tensor, aten.div.Tensor, aten.div.Scalar, aten.div_.Tensor)
+@rule(
+    "aten.mul.Tensor", "aten.mul.Scalar", "aten.mul_.Tensor", "aten.div.Tensor", "aten.div.Scalar", "aten.div_.Tensor"
+)
 def scaling(trace: Trace, out: Tensor, a: Any, b: Any) -> Dims:
     """`a * b` or `a / b`; products with a number are recorded, since a student's number may differ."""
     divides = "div" in trace.reason("").operation
@@ -110,8 +100,9 @@ def scaling(trace: Trace, out: Tensor, a: Any, b: Any) -> Dims:
 
 
 @rule(
-    aten.clone.default, aten.detach.default, aten.alias.default, aten.lift_fresh.default, aten._to_copy.default,
-    aten.contiguous.default, aten.neg.default, aten.positive.default, aten.dropout.default,
+    "aten.clone.default", "aten.detach.default", "aten.alias.default", "aten.lift_fresh.default",
+    "aten._to_copy.default", "aten.contiguous.default", "aten.neg.default", "aten.positive.default",
+    "aten.dropout.default",
 )  # fmt: skip
 def same_dims(trace: Trace, out: Tensor, a: Tensor, *args: Any, **kwargs: Any) -> Dims:
     """A copy, or a linear operation on each element."""
@@ -121,7 +112,7 @@ def same_dims(trace: Trace, out: Tensor, a: Tensor, *args: Any, **kwargs: Any) -
     return trace.dims(a)
 
 
-@rule(aten.copy_.default)
+@rule("aten.copy_.default")
 def copy(trace: Trace, out: Tensor, into: Tensor, source: Tensor, *args: Any) -> Dims:
     """`into.copy_(source)`, broadcasting."""
     for dim, again in zip(broadcast(trace, out, source), trace.dims(into), strict=True):
@@ -130,17 +121,17 @@ def copy(trace: Trace, out: Tensor, into: Tensor, source: Tensor, *args: Any) ->
 
 
 @rule(
-    aten.full.default, aten.zeros.default, aten.ones.default, aten.empty.memory_format,
-    aten.new_full.default, aten.new_zeros.default, aten.new_ones.default, aten.new_empty.default,
-    aten.full_like.default, aten.zeros_like.default, aten.ones_like.default, aten.empty_like.default,
-    aten.scalar_tensor.default,
+    "aten.full.default", "aten.zeros.default", "aten.ones.default", "aten.empty.memory_format",
+    "aten.new_full.default", "aten.new_zeros.default", "aten.new_ones.default", "aten.new_empty.default",
+    "aten.full_like.default", "aten.zeros_like.default", "aten.ones_like.default", "aten.empty_like.default",
+    "aten.scalar_tensor.default",
 )  # fmt: skip
 def uniform(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> Dims:
     """One value everywhere: any choice of indices is the same, so nothing is frozen."""
     return tuple(Dim(size) for size in out.shape)
 
 
-@rule(aten.fill_.Scalar, aten.fill_.Tensor, aten.zero_.default)
+@rule("aten.fill_.Scalar", "aten.fill_.Tensor", "aten.zero_.default")
 def fill(trace: Trace, out: Tensor, into: Tensor, *args: Any) -> Dims:
     """`into` becomes one value everywhere."""
     return trace.dims(into)

@@ -7,7 +7,6 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from ..carrier import Carrier
@@ -17,19 +16,17 @@ from ..registry import rule
 if TYPE_CHECKING:
     from ..trace import Dims, Trace
 
-aten = torch.ops.aten
-
 WINDOW = "is walked in windows"
 
 
-@rule(aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten._reshape_alias.default)
+@rule("aten.view.default", "aten._unsafe_view.default", "aten.reshape.default", "aten._reshape_alias.default")
 def reshape(trace: Trace, out: Tensor, a: Tensor, *args: Any) -> Dims:
     """`(b, s, heads * width) -> (b, s, heads, width)` and back."""
     trace.carry(out, trace.carrier(a))
     trace.looked_up(out, trace.lookups(a))
     if out.numel() == 0:
         return tuple(trace.frozen(size, "is empty") for size in out.shape)
-    why = trace.reason("is viewed in sizes that its structure does not have")
+    why = trace.reason("is split by a reshape into sizes that do not match its structure")
     return tuple(regroup(trace.dims(a), out.shape, why))
 
 
@@ -39,14 +36,14 @@ def _moved(trace: Trace, out: Tensor, a: Tensor) -> None:
     trace.looked_up(out, trace.lookups(a))
 
 
-@rule(aten.t.default)
+@rule("aten.t.default")
 def matrix_transpose(trace: Trace, out: Tensor, a: Tensor) -> Dims:
     """`(m, n) -> (n, m)`."""
     _moved(trace, out, a)
     return trace.dims(a)[::-1]
 
 
-@rule(aten.transpose.int)
+@rule("aten.transpose.int")
 def transpose(trace: Trace, out: Tensor, a: Tensor, first: int, second: int) -> Dims:
     """Exchange two dimensions."""
     _moved(trace, out, a)
@@ -55,14 +52,14 @@ def transpose(trace: Trace, out: Tensor, a: Tensor, first: int, second: int) -> 
     return tuple(dims)
 
 
-@rule(aten.permute.default)
+@rule("aten.permute.default")
 def permute(trace: Trace, out: Tensor, a: Tensor, order: Sequence[int]) -> Dims:
     """Bring the dimensions into `order`."""
     _moved(trace, out, a)
     return tuple(trace.dims(a)[place] for place in order)
 
 
-@rule(aten.unsqueeze.default)
+@rule("aten.unsqueeze.default")
 def unsqueeze(trace: Trace, out: Tensor, a: Tensor, place: int) -> Dims:
     """Insert a dimension of size 1."""
     _moved(trace, out, a)
@@ -71,7 +68,7 @@ def unsqueeze(trace: Trace, out: Tensor, a: Tensor, place: int) -> Dims:
     return tuple(dims)
 
 
-@rule(aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims)
+@rule("aten.squeeze.default", "aten.squeeze.dim", "aten.squeeze.dims")
 def squeeze(trace: Trace, out: Tensor, a: Tensor, places: int | Sequence[int] | None = None) -> Dims:
     """Drop dimensions of size 1."""
     _moved(trace, out, a)
@@ -80,7 +77,7 @@ def squeeze(trace: Trace, out: Tensor, a: Tensor, places: int | Sequence[int] | 
     return tuple(dim for place, dim in enumerate(trace.dims(a)) if place not in dropped)
 
 
-@rule(aten.expand.default)
+@rule("aten.expand.default")
 def expand(trace: Trace, out: Tensor, a: Tensor, *args: Any, **kwargs: Any) -> Dims:
     """Repeat dimensions of size 1 without copying: all repetitions are alike, so they are free to shrink."""
     trace.carry(out, trace.carrier(a))
@@ -92,7 +89,7 @@ def expand(trace: Trace, out: Tensor, a: Tensor, *args: Any, **kwargs: Any) -> D
     return tuple(dims)
 
 
-@rule(aten.repeat.default)
+@rule("aten.repeat.default")
 def repeat(trace: Trace, out: Tensor, a: Tensor, repeats: Sequence[int]) -> Dims:
     """Lay copies one behind the other: the repetition is the outer factor."""
     padded = [Dim(1)] * (out.ndim - a.ndim) + list(trace.dims(a))
@@ -110,7 +107,7 @@ def _cut(carrier: Carrier | None, a: Tensor, place: int, start: int, stop: int) 
 
 def _pieces(trace: Trace, outs: Sequence[Tensor], a: Tensor, place: int, sizes: Sequence[int]) -> list[Dims]:
     dims = trace.dims(a)
-    why = trace.reason("is cut at a place that its structure does not have")
+    why = trace.reason("is cut at a place that does not match its structure")
     cut = split_concat(dims[place], sizes, why)
     start = 0
     for out, size in zip(outs, sizes, strict=True):
@@ -119,14 +116,14 @@ def _pieces(trace: Trace, outs: Sequence[Tensor], a: Tensor, place: int, sizes: 
     return [(*dims[:place], piece, *dims[place + 1 :]) for piece in cut]
 
 
-@rule(aten.split.Tensor, aten.split_with_sizes.default)
+@rule("aten.split.Tensor", "aten.split_with_sizes.default")
 def split(trace: Trace, outs: Sequence[Tensor], a: Tensor, sizes: int | Sequence[int], place: int = 0) -> list[Dims]:
     """Cut into consecutive parts."""
     place %= a.ndim
     return _pieces(trace, outs, a, place, [out.shape[place] for out in outs])
 
 
-@rule(aten.slice.Tensor)
+@rule("aten.slice.Tensor")
 def slice_(
     trace: Trace, out: Tensor, a: Tensor, place: int = 0, start: int | None = None, stop: int | None = None,
     step: int = 1,
@@ -147,7 +144,7 @@ def slice_(
     sizes = [first, kept, size - first - kept]
     present = [s for s in sizes if s]
     outs = [out if index == 1 else None for index, s in enumerate(sizes) if s]
-    cut = split_concat(dims[place], present, trace.reason("is cut at a place that its structure does not have"))
+    cut = split_concat(dims[place], present, trace.reason("is cut at a place that does not match its structure"))
     trace.carry(out, _cut(trace.carrier(a), a, place, first, first + kept))
     return (*dims[:place], cut[outs.index(out) if len(outs) > 1 else 0], *dims[place + 1 :])
 
@@ -163,7 +160,7 @@ def _every(trace: Trace, dim: Dim, first: int, kept: int, step: int) -> Dim:
     return Dim(kept, why)
 
 
-@rule(aten.select.int)
+@rule("aten.select.int")
 def select(trace: Trace, out: Tensor, a: Tensor, place: int, index: int) -> Dims:
     """Take one index: which one matters, so the dimension is frozen."""
     dims = trace.dims(a)
@@ -172,7 +169,7 @@ def select(trace: Trace, out: Tensor, a: Tensor, place: int, index: int) -> Dims
     return dims[:place] + dims[place + 1 :]
 
 
-@rule(aten.unbind.int)
+@rule("aten.unbind.int")
 def unbind(trace: Trace, outs: Sequence[Tensor], a: Tensor, place: int = 0) -> list[Dims]:
     """Take every index by itself."""
     return [select(trace, out, a, place, index) for index, out in enumerate(outs)]
@@ -185,7 +182,7 @@ def _rejoin(trace: Trace, out: Tensor, carriers: Sequence[Carrier | None]) -> No
         trace.carry(out, replace(pieces[0], share=sum((piece.share for piece in pieces), Fraction(0))))
 
 
-@rule(aten.cat.default)
+@rule("aten.cat.default")
 def cat(trace: Trace, out: Tensor, tensors: Sequence[Tensor], place: int = 0) -> Dims:
     """Lay tensors one behind the other along one dimension."""
     tensors = [tensor for tensor in tensors if tensor.shape != (0,)]
@@ -200,7 +197,7 @@ def cat(trace: Trace, out: Tensor, tensors: Sequence[Tensor], place: int = 0) ->
     return (*first[:place], joined, *first[place + 1 :])
 
 
-@rule(aten.stack.default)
+@rule("aten.stack.default")
 def stack(trace: Trace, out: Tensor, tensors: Sequence[Tensor], place: int = 0) -> Dims:
     """Lay tensors along a new dimension, whose positions differ in meaning: it is frozen."""
     first, *others = (trace.dims(tensor) for tensor in tensors)
@@ -211,7 +208,7 @@ def stack(trace: Trace, out: Tensor, tensors: Sequence[Tensor], place: int = 0) 
     return (*first[:place], trace.frozen(len(tensors), "counts stacked tensors"), *first[place:])
 
 
-@rule(aten.constant_pad_nd.default)
+@rule("aten.constant_pad_nd.default")
 def pad(trace: Trace, out: Tensor, a: Tensor, widths: Sequence[int], value: float = 0) -> Dims:
     """Lengthen dimensions at their ends, which fixes where their own indices stand."""
     dims = list(trace.dims(a))
@@ -222,7 +219,7 @@ def pad(trace: Trace, out: Tensor, a: Tensor, widths: Sequence[int], value: floa
     return tuple(dims)
 
 
-@rule(aten.unfold.default)
+@rule("aten.unfold.default")
 def windows(trace: Trace, out: Tensor, a: Tensor, place: int, size: int, step: int) -> Dims:
     """Overlapping stretches of one dimension, their inside as a new last dimension."""
     dims = list(trace.dims(a))
@@ -231,7 +228,7 @@ def windows(trace: Trace, out: Tensor, a: Tensor, place: int, size: int, step: i
     return (*dims, trace.frozen(size, "is a position in a window"))
 
 
-@rule(aten.as_strided.default)
+@rule("aten.as_strided.default")
 def strided(
     trace: Trace, out: Tensor, a: Tensor, sizes: Sequence[int], strides: Sequence[int], offset: int | None = None
 ) -> Dims | None:
@@ -273,7 +270,7 @@ def _dense(a: Tensor) -> bool:
     return True
 
 
-@rule(aten.as_strided_.default)
+@rule("aten.as_strided_.default")
 def restrided(trace: Trace, out: Tensor, a: Tensor, sizes: Sequence[int], *args: Any) -> Dims | None:
     """A tensor that is told its strides anew in place: pooling to one position does so for dimensions of size 1."""
     dims = trace.dims(a)
@@ -282,7 +279,7 @@ def restrided(trace: Trace, out: Tensor, a: Tensor, sizes: Sequence[int], *args:
     return dims if same else None
 
 
-@rule(aten.view_as_complex.default)
+@rule("aten.view_as_complex.default")
 def as_complex(trace: Trace, out: Tensor, a: Tensor) -> Dims:
     """`(..., 2) -> (...)`: real and imaginary parts are told apart by number."""
     *dims, parts = trace.dims(a)
@@ -290,13 +287,13 @@ def as_complex(trace: Trace, out: Tensor, a: Tensor) -> Dims:
     return tuple(dims)
 
 
-@rule(aten.view_as_real.default)
+@rule("aten.view_as_real.default")
 def as_real(trace: Trace, out: Tensor, a: Tensor) -> Dims:
     """`(...) -> (..., 2)`."""
     return (*trace.dims(a), trace.frozen(2, "is a complex number's real and imaginary part"))
 
 
-@rule(aten.diagonal.default)
+@rule("aten.diagonal.default")
 def diagonal(trace: Trace, out: Tensor, a: Tensor, offset: int = 0, first: int = 0, second: int = 1) -> Dims:
     """Equal indices of two dimensions, as a new last one: only the main diagonal of a square leaves them free."""
     dims = trace.dims(a)
@@ -306,11 +303,11 @@ def diagonal(trace: Trace, out: Tensor, a: Tensor, offset: int = 0, first: int =
         trace.unify(dims[first], dims[second])
         return (*rest, dims[first])
     for place in (first, second):
-        trace.freeze(dims[place], "is walked in order")
-    return (*rest, trace.frozen(out.shape[-1], "is walked in order"))
+        trace.freeze(dims[place], "is order-dependent")
+    return (*rest, trace.frozen(out.shape[-1], "is order-dependent"))
 
 
-@rule(aten.glu.default)
+@rule("aten.glu.default")
 def gated(trace: Trace, out: Tensor, a: Tensor, place: int = -1) -> Dims:
     """The first half of a dimension times a gate from the second."""
     dims = list(trace.dims(a))

@@ -187,7 +187,7 @@ class QuestionAnswering(FineTuned):
         if longest >= room:
             raise DataError(
                 f"a question of {self.name} is {longest} tokens long with its special tokens; beside it and the "
-                f"overlap of windows nothing of {room} tokens is left for the text. Ask for a larger --max-length, up "
+                f"overlap of windows nothing of {room} tokens is left for the text. Give a larger max_length=, up "
                 "to what the model has positions for."
             )
 

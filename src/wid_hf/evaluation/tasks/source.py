@@ -14,6 +14,7 @@ from datasets import Dataset
 
 from ...data import load_rows
 from ...errors import DataError
+from ...paths import expanded
 from .task import Rows
 
 NEEDED = ("train", "dev")
@@ -95,12 +96,13 @@ def from_files_or_hub(
     Raises:
         DataError: neither can be had.
     """
+    folder = Path(expanded(folder)) if folder is not None else None
     if folder is not None and not folder.is_dir():
-        raise DataError(f"there is no data folder {folder}. Name another with --data, or leave it out for the Hub.")
+        raise DataError(f"there is no data folder {folder}. Name another with folder=, or leave it out for the Hub.")
     if folder is not None and (folder / name).is_dir():
         return files(folder / name)
     here = f"{folder} has no folder {name}" if folder is not None else f"no data folder with {name} was named"
-    advice = f"Give a data folder that holds {name} (--data, or WID_HF_DATA; docs/evaluation.md tells its layout)"
+    advice = f"Give a data folder that holds {name} (folder=, or WID_HF_DATA; docs/evaluation.md tells its layout)"
     if hub is None:
         raise DataError(f"{here}, and this task is not on the Hub. {advice}.")
     try:

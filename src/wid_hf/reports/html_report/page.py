@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ...errors import OutputError
 from ...evaluation.runs import write_json
+from ...paths import expanded
 from ...whole_file import whole_file
 from . import tables
 from .attention import AttentionTexts, compare_recipes
@@ -24,6 +25,7 @@ from .pictures import draw_losses, draw_quality
 from .recipes import Recipe, lower_is_better, recipes, teacher_figures
 
 PAGE_NAME = "report.html"
+GENERATOR = '<meta name="generator" content="wid-hf">'
 TEMPLATE_NAME = "report.html"
 TEMPLATES = Path(__file__).parents[1] / "templates"
 # Pictures that other parts write beside a report; others are called by their file's name.
@@ -65,7 +67,7 @@ def write_html_report(folder: str | Path, output: str | Path | None = None, *,
     Args:
         folder: holds outputs of `wid-hf compress` and `wid-hf eval`, as deep as they lie.
         output: folder for `report.html`, the PNGs in it and, with `attention`, `attention.json`; by default `report`
-            in `folder`. Files of earlier calls are replaced.
+            in `folder`. Files of earlier calls are replaced; a folder that holds others and no page is refused.
         attention: texts to compare attention on; the teachers and students are loaded for it.
 
     Returns:
@@ -74,14 +76,15 @@ def write_html_report(folder: str | Path, output: str | Path | None = None, *,
     Raises:
         WidError: `folder` holds no report, `output` cannot be written, or attention cannot be compared.
     """
-    folder = Path(folder)
+    folder = Path(expanded(folder))
+    output = folder / "report" if output is None else Path(expanded(output))
+    _check_output(output)
     found = read_folder(folder)
     texts = attention.load() if attention is not None else None
-    output = folder / "report" if output is None else Path(output)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"The output {output} cannot be a folder: {error}. Name another with --output.") from error
+        raise OutputError(f"The output {output} cannot be a folder: {error}. Name another with output=.") from error
     together: dict[tuple[str, str], list[Run]] = {}
     for run in found.runs:
         together.setdefault((run.teacher, run.text("objective") or tables.ABSENT), []).append(run)
@@ -107,6 +110,20 @@ def write_html_report(folder: str | Path, output: str | Path | None = None, *,
     with whole_file(path) as unfinished:
         unfinished.write_text(page, encoding="utf-8")
     return path
+
+
+def _check_output(output: Path) -> None:
+    """Refuse a folder with files and without a page of ours: pictures would replace files of the same names."""
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"The output {output} cannot be a folder: it is a file. Name another with output=.")
+    if not output.is_dir() or not any(output.iterdir()):
+        return
+    page = output / PAGE_NAME
+    if not page.is_file() or GENERATOR not in page.read_text(encoding="utf-8", errors="replace"):
+        raise OutputError(
+            f"The output {output} holds files and no {PAGE_NAME} of wid-hf, so nothing is written there. Name another "
+            "folder with output=."
+        )
 
 
 def _part(

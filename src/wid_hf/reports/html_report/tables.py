@@ -111,7 +111,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
     return [
         ("Teacher", run.teacher),
         ("Asked for", _pairs(run.table("requested"))),
-        ("Heads", run.text("head_strategy") or ABSENT),
+        ("Heads", run.text("settled") or run.text("head_strategy") or ABSENT),
         ("Method", run.method),
         ("Start", run.text("start") or ABSENT),
         ("Objective", run.text("objective") or ABSENT),

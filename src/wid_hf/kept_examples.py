@@ -1,0 +1,76 @@
+"""Example inputs as JSON, so that an adapter whose model needed them plans again where it is loaded.
+
+Takes keyword arguments of a forward, gives what `adapter_config.json` can hold, and back. Tensors are safetensors,
+compressed and in base64: nothing that is read runs code.
+"""
+
+from __future__ import annotations
+
+import zlib
+from base64 import b64decode, b64encode
+from collections.abc import Mapping
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from .errors import ConfigError
+
+_KEYS = {"arguments", "tensors"}
+
+
+def packed(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return keyword arguments as what JSON can hold; what is packed already stays as it is.
+
+    Raises:
+        ConfigError: an argument is neither a tensor, a number, a text, None, nor a list or dictionary of such.
+    """
+    if inputs.keys() == _KEYS:
+        return dict(inputs)
+    tensors: dict[str, Tensor] = {}
+    arguments = {name: _described(value, name, tensors) for name, value in inputs.items()}
+    return {"arguments": arguments, "tensors": b64encode(zlib.compress(save(tensors))).decode("ascii")}
+
+
+def unpacked(kept: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return the keyword arguments that were `packed`, or None where there are none; plain ones stay as they are.
+
+    Raises:
+        ConfigError: what is there is not what `packed` gives.
+    """
+    if kept is None or kept.keys() != _KEYS:
+        return None if kept is None else dict(kept)
+    try:
+        tensors = load(zlib.decompress(b64decode(kept["tensors"])))
+        return {name: _restored(value, tensors) for name, value in kept["arguments"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError, zlib.error, SafetensorError) as cause:
+        raise ConfigError(
+            "example_inputs in the adapter's config is damaged: load the config by WidConfig.from_pretrained(folder), "
+            "set config.example_inputs to the keyword arguments of one forward, and pass it as config=."
+        ) from cause
+
+
+def _described(value: Any, place: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    if isinstance(value, Tensor):
+        tensors[place] = value.detach().cpu().clone().contiguous()
+        return {"tensor": place}
+    if isinstance(value, Mapping):
+        return {"dict": {str(key): _described(inner, f"{place}.{key}", tensors) for key, inner in value.items()}}
+    if isinstance(value, (list, tuple)):
+        return {"list": [_described(inner, f"{place}.{at}", tensors) for at, inner in enumerate(value)]}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return {"value": value}
+    raise ConfigError(
+        f"example_inputs: {place} is a {type(value).__name__}; tensors, numbers, texts, None and lists or dictionaries "
+        "of these can be kept with an adapter."
+    )
+
+
+def _restored(value: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
+    ((kind, held),) = value.items()
+    if kind == "tensor":
+        return tensors[held]
+    if kind == "dict":
+        return {name: _restored(inner, tensors) for name, inner in held.items()}
+    return [_restored(inner, tensors) for inner in held] if kind == "list" else held

@@ -1,0 +1,170 @@
+"""One loss for an optimizer step, however it is split into micro-batches.
+
+Takes a model and a batch; gives how the model's loss adds up, found by trying: that of two rows is compared with those
+of each. Then a micro-batch's part of the step is known, and the sum of the parts is the loss of one large batch. Called
+by `StudentTrainer`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..coupling.trace import quiet_forward
+from ..distillation.losses import counted_positions, rows_of
+from ..labelled import NO_LABEL
+
+# "items": the model itself divides by the `num_items_in_batch` that it is given; "labels", "rows": a mean over labels
+# or over rows; "sum": a sum over rows.
+Reduction = Literal["items", "labels", "rows", "sum"]
+
+ROUNDING = 1e-4  # of losses in float32, relative
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StepSize:
+    """How much a micro-batch, or an optimizer step as a whole, has.
+
+    Attributes:
+        rows: examples.
+        counted: positions with labels, attended ones where there are no labels; None where there is neither.
+    """
+
+    rows: Tensor | int
+    counted: Tensor | int | None
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, batch: Mapping[str, Any]) -> StepSize:
+        """Return the size of one batch for `model`."""
+        counted = counted_positions(model, batch)
+        return cls(rows_of(batch), None if counted is None else counted.sum())
+
+    def __add__(self, other: StepSize) -> StepSize:
+        counted = None if self.counted is None or other.counted is None else self.counted + other.counted
+        return StepSize(self.rows + other.rows, counted)
+
+    def share(self, step: StepSize, reduction: Reduction = "labels") -> Tensor | float:
+        """Return by what a micro-batch's loss is multiplied so that the losses of a step add up to that of one batch.
+
+        Args:
+            step: the size of the whole step.
+            reduction: of the loss; not "items".
+        """
+        if reduction == "sum":
+            return 1.0
+        if reduction == "labels" and self.counted is not None and step.counted is not None:
+            return torch.as_tensor(self.counted) / torch.as_tensor(step.counted).clamp(min=1)
+        return torch.as_tensor(self.rows) / torch.as_tensor(step.rows).clamp(min=1)
+
+
+def find_reduction(
+    model: nn.Module, stock: PreTrainedModel, batch: Mapping[str, Any], *, takes_items: bool
+) -> Reduction:
+    """Return how the loss of `model` adds up, by forwards on one or two rows of `batch` in evaluation mode.
+
+    Where a loss is none of these (contrastive ones compare rows with each other), the nearest is taken; where the
+    trial fails, a mean over labels if there are any, else over rows.
+
+    Args:
+        model: what trains, called as it is.
+        stock: the stock model inside, which tells how labels are counted.
+        batch: keyword arguments of the forward, on its device.
+        takes_items: whether the forward may be given `num_items_in_batch`.
+    """
+    try:
+        with quiet_forward(model), torch.autocast(next(model.parameters()).device.type, enabled=False):
+            return _tried(model, stock, batch, takes_items)
+    except Exception as error:  # whatever a model that nobody has tried may raise
+        _log.warning(
+            "How the loss of %s adds up over micro-batches cannot be tried (%s: %s); it is taken for a mean over %s.",
+            type(stock).__name__, type(error).__name__, error, usual := _usual(batch),
+        )  # fmt: skip
+        return usual
+
+
+def _tried(model: nn.Module, stock: PreTrainedModel, batch: Mapping[str, Any], takes_items: bool) -> Reduction:
+    one = _row(batch)
+    other = _with_fewer_labels(one)
+
+    def loss(rows: Mapping[str, Any], times: int = 1) -> float:
+        counted: Any = StepSize.of(stock, rows).counted
+        takes = takes_items and "labels" in rows and counted is not None
+        items = {"num_items_in_batch": counted * times} if takes else {}
+        output = model(**rows, **items)
+        return float(output["loss"] if isinstance(output, Mapping) else output[0])
+
+    of_one = loss(one)
+    of_thrice = loss(one, 3)
+    if not _same(of_thrice, of_one):  # what else there is in it (losses of a router) is not divided
+        return "items" if _same(3 * of_thrice, of_one) else "labels"
+    of_other, together = loss(other), loss(_both(one, other))
+    sizes = [StepSize.of(stock, rows) for rows in (one, other)]
+    step = sizes[0] + sizes[1]
+    kinds: list[Reduction] = ["labels", "rows", "sum"] if _usual(batch) == "labels" else ["rows", "sum"]
+    misses = {
+        kind: abs(
+            sum(float(size.share(step, kind)) * part for size, part in zip(sizes, (of_one, of_other), strict=True))
+            - together
+        )
+        for kind in kinds
+    }
+    if not all(miss < float("inf") for miss in misses.values()):
+        raise ValueError(f"the losses are {of_one}, {of_other} and {together}")
+    near = min(misses.values()) + ROUNDING * abs(together)
+    return next(kind for kind, miss in misses.items() if miss <= near)
+
+
+def _usual(batch: Mapping[str, Any]) -> Reduction:
+    labels = batch.get("labels")
+    return "labels" if isinstance(labels, Tensor) and not labels.is_floating_point() else "rows"
+
+
+def _row(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the row with the most labels, as a batch of one."""
+    rows, labels = rows_of(batch), batch.get("labels")
+    at = (
+        int(labels.ne(NO_LABEL).reshape(rows, -1).sum(1).argmax())
+        if isinstance(labels, Tensor) and len(labels) == rows
+        else 0
+    )
+    return {name: value[at : at + 1] if _per_row(value, rows) else value for name, value in batch.items()}
+
+
+def _with_fewer_labels(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return `row` with the first half of its labels, where it has several by position."""
+    labels = row.get("labels")
+    if not isinstance(labels, Tensor) or labels.ndim != 2 or labels.is_floating_point():
+        return row
+    places = labels[0].ne(NO_LABEL).nonzero()[:, 0]
+    fewer = labels.clone()
+    fewer[0, places[(len(places) + 1) // 2 :]] = NO_LABEL
+    return {**row, "labels": fewer}
+
+
+def _both(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Return two batches of one row as one of two."""
+    return {
+        name: value
+        if not _per_row(value, 1)
+        else torch.cat([value, other[name]])
+        if isinstance(value, Tensor)
+        else [*value, *other[name]]
+        for name, value in one.items()
+    }
+
+
+def _per_row(value: Any, rows: int) -> bool:
+    has_length = isinstance(value, (list, tuple)) or (isinstance(value, Tensor) and value.ndim > 0)
+    return has_length and len(value) == rows
+
+
+def _same(a: float, b: float) -> bool:
+    return abs(a - b) <= ROUNDING * abs(b)

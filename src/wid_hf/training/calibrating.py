@@ -1,0 +1,99 @@
+"""The calibrated start from training data, in any trainer.
+
+Takes a wid model and the data loader of a training; calibrates the model on some of its rows. Called by `WidCallback`
+before the first step, and so by `WidTrainer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import torch
+from accelerate.data_loader import IterableDatasetShard
+from accelerate.utils import broadcast_object_list
+from peft import PeftModel
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import TrainingArguments
+from transformers.trainer_pt_utils import IterableDatasetShard as TrainersIterableDatasetShard
+
+from ..calibration.walk import prepared
+from ..coupling.trace import quiet_forward
+from ..errors import DataError
+from .collation import random_state
+
+BY_HAND = "call model.calibrate(batches) before training, or pass calibration_data to get_wid_model"
+
+
+def calibrate_first(model: PeftModel, loader: DataLoader | None, args: TrainingArguments) -> None:
+    """Calibrate a model that still needs it on rows of its training data; one that does not is left alone.
+
+    Raises:
+        DataError: there is no training data, or the teacher's forward does not take its batches.
+    """
+    tuner = model.base_model
+    if tuner.calibrated:
+        return
+    batches = calibration_batches(model, loader, args)
+    if batches:
+        _refuse_unfit(tuner.teacher, batches[0])
+    tuner.calibrate(batches)
+
+
+def calibration_batches(model: PeftModel, loader: DataLoader | None, args: TrainingArguments) -> list[dict[str, Any]]:
+    """Return batches of `calibration_samples` training rows, the same in every process of a run.
+
+    Rows are taken from the loader's dataset and put together by its `collate_fn`. The loader is not iterated, and
+    random states stay as they are, so training goes on as if nothing had been drawn.
+
+    Args:
+        model: a wid model, whose config has the number of rows, and of rows per batch.
+        loader: of the training, as a callback is given it.
+        args: with the seed that decides which rows of a dataset with a length are taken; of any other, the first ones.
+
+    Raises:
+        DataError: there is no training data, or batches are no dictionaries.
+    """
+    if loader is None:
+        raise DataError(f"There is no training data to calibrate on: pass train_dataset, or {BY_HAND}.")
+    config = model.peft_config[model.active_adapter]
+    with random_state(args.seed):
+        rows = _rows(loader.dataset, config.calibration_samples, args.seed)
+        chunks = iter(lambda: list(islice(rows, config.calibration_batch_size)), [])
+        batches = [loader.collate_fn(chunk) for chunk in chunks]
+    if strange := [batch for batch in batches if not isinstance(batch, Mapping)]:
+        raise DataError(
+            f"The data collator returns a {type(strange[0]).__name__}, not a dictionary of arguments for the model's "
+            f"forward, so the training data cannot calibrate: {BY_HAND}."
+        )
+    made = [dict(batch) for batch in batches]
+    # A dataset may be split among processes already; with starts of their own they would train different students.
+    return broadcast_object_list(made) if args.world_size > 1 else made
+
+
+def _rows(dataset: Any, samples: int, seed: int) -> Iterator[Any]:
+    """Yield the rows of `dataset` to calibrate on."""
+    while isinstance(dataset, (IterableDatasetShard, TrainersIterableDatasetShard)):
+        dataset = dataset.dataset
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        yield from islice(iter(dataset), samples)
+        return
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
+    for row in order[:samples].tolist():
+        yield dataset[row]
+
+
+def _refuse_unfit(teacher: Any, batch: Mapping[str, Any]) -> None:
+    """Refuse batches that the teacher's forward does not take, as those are that a trainer's own loss takes apart."""
+    try:
+        with quiet_forward(teacher):
+            teacher(**prepared(teacher, batch))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a forward raises on arguments that are not its own
+        raise DataError(
+            f"The model is not calibrated, and the training data cannot calibrate it: "
+            f"{type(teacher).__name__}.forward does not take a batch of {', '.join(batch)} "
+            f"({type(error).__name__}: {error}). Instead, {BY_HAND}."
+        ) from error

@@ -1,0 +1,118 @@
+"""Random small modules, some of whose weights no example reaches: a student is coupled rightly, or refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from wid_hf.coupling import Example, make_plan, trace, verify
+from wid_hf.coupling.dims import leaves
+from wid_hf.coupling.plan import key
+from wid_hf.coupling.trace import NOT_REACHED
+from wid_hf.errors import PlanError
+
+KINDS = ("linear", "gate", "norm", "shift", "feed_forward", "heads", "twice", "mixed")
+
+
+class Block(nn.Module):
+    """One step on a stream; `kind` says which operations."""
+
+    def __init__(self, kind: str, width: int, inner: int) -> None:
+        super().__init__()
+        self.kind = kind
+        if kind in ("linear", "feed_forward", "heads"):
+            self.up = nn.Linear(width, inner)
+            self.down = nn.Linear(inner, width)
+        elif kind == "norm":
+            self.norm = nn.LayerNorm(width)
+        elif kind == "mixed":
+            self.mix = nn.Parameter(torch.randn(width, width))
+        else:
+            self.vector = nn.Parameter(torch.randn(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "linear":
+            return self.down(self.up(x))
+        if self.kind == "feed_forward":
+            return x + self.down(torch.special.bessel_j0(self.up(x)))
+        if self.kind == "heads":
+            heads = self.up(x).unflatten(-1, (2, -1)).transpose(1, 2)
+            mixed = (heads @ heads.transpose(-1, -2)).softmax(-1) @ heads
+            return x + self.down(mixed.transpose(1, 2).flatten(2))
+        if self.kind == "norm":
+            return self.norm(x)
+        if self.kind == "mixed":
+            return x + x @ self.mix.exp2()
+        if self.kind == "twice":
+            return torch.hypot(x, self.vector) * self.vector
+        return x * self.vector.sigmoid() if self.kind == "gate" else x.clone().add_(self.vector)
+
+
+class Network(nn.Module):
+    """Blocks of which a forward runs the `usual`; of `dropped` ones it computes a value and drops it."""
+
+    def __init__(self, kinds: list[str], usual: set[int], dropped: set[int], width: int = 6, inner: int = 8) -> None:
+        super().__init__()
+        self.enter, self.leave = nn.Linear(5, width), nn.Linear(width, 3)
+        self.blocks = nn.ModuleList(Block(kind, width, inner) for kind in kinds)
+        self.usual, self.dropped = usual, dropped
+
+    def forward(self, x: Tensor, everything: bool = False) -> Tensor:
+        x = self.enter(x)
+        for number, block in enumerate(self.blocks):
+            if everything or number in self.usual:
+                x = block(x)
+            elif number in self.dropped:
+                block(x)
+        return self.leave(x)
+
+
+@st.composite
+def networks(draw: Any) -> Network:
+    kinds = draw(st.lists(st.sampled_from(KINDS), min_size=1, max_size=5))
+    numbers = st.sets(st.integers(0, len(kinds) - 1))
+    torch.manual_seed(draw(st.integers(0, 1000)))
+    return Network(kinds, draw(numbers), draw(numbers)).eval()
+
+
+def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(networks(), st.sampled_from([(4, 8), (6, 4), (4, 4)]))
+def test_a_student_is_coupled_as_inputs_that_no_example_showed_demand_or_refused(
+    model: Network, sizes: tuple[int, int]
+) -> None:
+    x = torch.randn(2, 7, 5)
+    seen, whole = trace(model, {"x": x}), trace(model, {"x": x, "everything": True})
+    assert verify(model, seen) >= 1
+    kinds = [block.kind for block in model.blocks]
+    narrow = shapes_of(Network(kinds, model.usual, model.dropped, *sizes))
+    try:
+        plan = make_plan(seen, narrow)
+    except PlanError:
+        assert any(narrow[name] != tuple(seen.weights[name].shape) for name in seen.unreached)
+        return
+    shrinking = [
+        (name, axis) for name, weight in seen.weights.items() for axis in range(weight.ndim)
+        if narrow[name][axis] < weight.shape[axis]
+    ]  # fmt: skip
+    for name, axis in shrinking:
+        for other, beside in shrinking:
+            if key(whole.weight_dims[name][axis]) == key(whole.weight_dims[other][beside]):
+                assert key(plan.axes[name][axis]) == key(plan.axes[other][beside]), (name, axis, other, beside)
+
+
+@settings(max_examples=20, deadline=None)
+@given(networks())
+def test_further_examples_free_what_they_couple(model: Network) -> None:
+    x = torch.randn(2, 7, 5)
+    both = trace(model, {"x": x}, [Example({"x": x, "everything": True})])
+    assert both.unreached == []
+    assert not any(leaf.frozen == NOT_REACHED for dims in both.weight_dims.values() for d in dims for leaf in leaves(d))
+    assert verify(model, both) >= 1
