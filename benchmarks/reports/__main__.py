@@ -33,7 +33,7 @@ HEAD = "# Compatibility\n"
 INTRODUCTION = (
     "What users of other tools reported, tried on wid-hf by `python benchmarks/reports`; do not edit this section. "
     "Every case is a small model made on the spot, in a process of its own, without a network. *right*: the value "
-    "that the case asserts; *refused*: an error that names the thing and the way out, before work starts, shown by its "
+    "that the case asserts; *refused*: an error that names the thing and the way out, shown by its "
     "first sentence. Each case states which of the two it expects, and the command fails where another comes of it."
 )
 
@@ -85,7 +85,7 @@ def section(found: Mapping[str, Record]) -> list[str]:
     """Return the lines of the page: what was tried by whom with which outcome, by kind."""
     lines = ["## Reports of other tools' users", INTRODUCTION, "", f"{totals(found)} {made_by(found.values())}"]
     rows = [_row(CASES[name], found[name]) for kind in KINDS for name in found if CASES[name].kind == kind]
-    return [*lines, *table(["kind", "report", "what was tried", "outcome", "seconds"], rows)]
+    return [*lines, *table(["kind", "report(s)", "what was tried", "outcome", "seconds"], rows)]
 
 
 def totals(found: Mapping[str, Record]) -> str:

@@ -89,7 +89,11 @@ def hidden_size_that_heads_do_not_divide(folder: Path) -> None:
     get_wid_model(bert(), WidConfig(hidden_size=13, head_strategy="dim"))
 
 
-@case(KIND, "TextPruner#4, sentence-transformers#595", "Hidden size 768 to 128, with the heads that this leaves")
+@case(
+    KIND,
+    "TextPruner#4, LLM-Pruner#55, sentence-transformers#595",
+    "Hidden size 768 to 128, with the heads that this leaves",
+)
 def from_768_to_128(folder: Path) -> None:
     sizes = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072, "num_hidden_layers": 1}
     teacher = bert("BertModel", **sizes)
