@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 from ask import asks, is_hidden, wanted
-from check import Verdict, verdict
+from check import TooSlow, Verdict, check, verdict
 from tiny import TASKS, families, tiny_config
 from transformers import CLIPConfig, LlamaConfig, Mamba2Config, ResNetConfig, SwinConfig
 
@@ -77,6 +77,17 @@ def test_a_student_of_full_size_that_is_not_its_teacher_would_be_called_wrong(mo
     found = found_for("masked LM", "bert")
     assert found.status == "wrong"
     assert "is not the teacher" in found.reason
+
+
+def test_a_family_that_takes_too_long_is_not_called_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planning takes what a model's class raises for its refusal; the alarm that rings meanwhile is none."""
+
+    def slow(*_: object) -> None:
+        raise TooSlow("took more than 60 s")
+
+    monkeypatch.setattr("wid_hf.student.example_inputs", slow)
+    found = check("bert", "masked LM", "BertForMaskedLM")
+    assert (found.status, found.reason) == ("not built", "the tiny model is too slow: took more than 60 s")
 
 
 def test_tiny_configs_keep_the_ratios_of_heads_to_widths() -> None:

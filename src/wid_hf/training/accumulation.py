@@ -109,13 +109,11 @@ def _tried(model: nn.Module, stock: PreTrainedModel, batch: Mapping[str, Any], t
     sizes = [StepSize.of(stock, rows) for rows in (one, other)]
     step = sizes[0] + sizes[1]
     kinds: list[Reduction] = ["labels", "rows", "sum"] if _usual(batch) == "labels" else ["rows", "sum"]
-    misses = {
-        kind: abs(
-            sum(float(size.share(step, kind)) * part for size, part in zip(sizes, (of_one, of_other), strict=True))
-            - together
-        )
-        for kind in kinds
-    }
+
+    def added_up(kind: Reduction) -> float:
+        return sum(float(size.share(step, kind)) * part for size, part in zip(sizes, (of_one, of_other), strict=True))
+
+    misses = {kind: abs(added_up(kind) - together) for kind in kinds}
     if not all(miss < float("inf") for miss in misses.values()):
         raise ValueError(f"the losses are {of_one}, {of_other} and {together}")
     near = min(misses.values()) + ROUNDING * abs(together)
@@ -129,12 +127,10 @@ def _usual(batch: Mapping[str, Any]) -> Reduction:
 
 def _row(batch: Mapping[str, Any]) -> dict[str, Any]:
     """Return the row with the most labels, as a batch of one."""
-    rows, labels = rows_of(batch), batch.get("labels")
-    at = (
-        int(labels.ne(NO_LABEL).reshape(rows, -1).sum(1).argmax())
-        if isinstance(labels, Tensor) and len(labels) == rows
-        else 0
-    )
+    rows = rows_of(batch)
+    labels: Any = batch.get("labels")
+    counted = isinstance(labels, Tensor) and len(labels) == rows
+    at = int(labels.ne(NO_LABEL).reshape(rows, -1).sum(1).argmax()) if counted else 0
     return {name: value[at : at + 1] if _per_row(value, rows) else value for name, value in batch.items()}
 
 
@@ -151,14 +147,13 @@ def _with_fewer_labels(row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _both(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     """Return two batches of one row as one of two."""
-    return {
-        name: value
-        if not _per_row(value, 1)
-        else torch.cat([value, other[name]])
-        if isinstance(value, Tensor)
-        else [*value, *other[name]]
-        for name, value in one.items()
-    }
+
+    def joined(name: str, value: Any) -> Any:
+        if not _per_row(value, 1):
+            return value
+        return torch.cat([value, other[name]]) if isinstance(value, Tensor) else [*value, *other[name]]
+
+    return {name: joined(name, value) for name, value in one.items()}
 
 
 def _per_row(value: Any, rows: int) -> bool:
