@@ -45,6 +45,7 @@ ALLOWED = {
         "progressive",
         "settings",
         "student",
+        "tracing",
     },
     "data": {"errors", "paths"},
     "teachers": {"errors", "paths", "teacher_check"},

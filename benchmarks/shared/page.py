@@ -27,6 +27,22 @@ def write_section(page: Path, head: str, title: str, lines: Iterable[str]) -> st
     return section
 
 
+def write_between(page: Path, head: str, mark: str, lines: Iterable[str]) -> None:
+    """Put lines between two comments with a mark into `page`, or at its end if it has none; the rest stays.
+
+    A new page begins with `head`.
+    """
+    begin, end = f"<!-- begin {mark} -->\n", f"<!-- end {mark} -->\n"
+    text = page.read_text(encoding="utf-8") if page.exists() else head
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if found and not closed:
+        raise ValueError(f"{page} has no `{end.strip()}` after `{begin.strip()}`.")
+    body = "\n".join(lines).rstrip("\n") + "\n"
+    before = before if found else before.rstrip("\n") + "\n\n"
+    page.write_text(before + begin + body + end + after, encoding="utf-8")
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """Return a Markdown table."""
     return ["", *(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)), ""]

@@ -33,6 +33,7 @@ from ..progressive.shrink import Moved, become, can_carry, carry, rewrap, take_o
 from ..progressive.wide import KeptStatistics, check_wide
 from ..settings import take_over_patches, take_over_training_settings
 from ..student import Planned, Settled, check_teacher, empty_student, plan_student
+from ..tracing import plain_attention
 from .fingerprint import Fingerprint, digest
 from .plainly import as_if_called_plainly
 from .saved import fitting_state, proved_state, refuse_other_teacher, saved_state
@@ -345,10 +346,11 @@ class WidModel(BaseTuner):
             )
         solved = config.init == "calibrated"
         assert config.selection is not None  # the config has filled it in
-        sets, found = calibrated_start(
-            teacher, self.model, planned.trace, planned.plan, batches, selection=config.selection,
-            lifts=lifts and solved, spectra=spectra and solved, basis=basis and solved, ridge=config.ridge,
-        )  # fmt: skip
+        with plain_attention(teacher), plain_attention(self.model):
+            sets, found = calibrated_start(
+                teacher, self.model, planned.trace, planned.plan, batches, selection=config.selection,
+                lifts=lifts and solved, spectra=spectra and solved, basis=basis and solved, ridge=config.ridge,
+            )  # fmt: skip
         self.calibration = found if solved else None
         self.kept.copy_(self._kept(sets))
         self.calibrated.fill_(True)
