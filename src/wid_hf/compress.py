@@ -45,6 +45,7 @@ from .progressive.schedule import WidSchedule
 from .reports.card import CARD_NAME, hub_id, student_card
 from .reports.own_files import why_not_ours
 from .reports.wid_report import Latency, Report
+from .sentence_modules import save_sentence_modules
 from .stops import StopAfterStep, Stops
 from .student import empty_student
 from .teachers import load_teacher, load_tokenizer, longest_text, save_tokenizer, working_tokenizer
@@ -191,6 +192,8 @@ def compress(
     def save(student: PreTrainedModel, report: Report, at: Path) -> None:
         student.save_pretrained(at)
         save_tokenizer(original, at, teacher, revision=revision)
+        width = getattr(student.config.get_text_config(), "hidden_size", None)
+        save_sentence_modules(teacher, at, width, revision=revision)
         report.save(at)
 
     with Stops() as stops, folder.staging() as staging:
