@@ -7,6 +7,7 @@ itself.
 from __future__ import annotations
 
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..adapter.tuner import WidModel
-from ..errors import WidError
+from ..errors import WidError, WidWarning
 from ..progressive.picture import PICTURE_NAME, draw_widths, narrow_from, widths_over_steps
 from .calibrating import calibrate_first
 from .rates import refuse_untrainable
@@ -88,7 +89,10 @@ class WidCallback(TrainerCallback):
             picture = Path(args.output_dir or ".") / PICTURE_NAME
             was_wide = any(entry.get("wid/wide") for entry in history)  # not one that trains a narrow model further
             if was_wide and (widths := widths_over_steps(history)):
-                draw_widths(widths, narrow_from(history), picture)
+                try:
+                    draw_widths(widths, narrow_from(history), picture)
+                except Exception as error:  # a full disk, say: no reason to lose what was trained
+                    warnings.warn(f"{picture} could not be drawn: {error}.", WidWarning, stacklevel=2)
 
     def _speed(self, state: TrainerState) -> dict[str, float]:
         """Return tokens per second since the last call, if `include_num_input_tokens_seen` counts them."""
