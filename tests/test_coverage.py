@@ -85,7 +85,7 @@ def test_a_family_that_takes_too_long_is_not_called_refused(monkeypatch: pytest.
     def slow(*_: object) -> None:
         raise TooSlow("took more than 60 s")
 
-    monkeypatch.setattr("wid_hf.student.example_inputs", slow)
+    monkeypatch.setattr("wid_hf.tracing.further_examples", slow)
     found = check("bert", "masked LM", "BertForMaskedLM")
     assert (found.status, found.reason) == ("not built", "the tiny model is too slow: took more than 60 s")
 

@@ -80,8 +80,8 @@ def hold_out(texts: Dataset, validation: int, seed: int) -> tuple[Dataset, Datas
     """
     if len(texts) < 2:
         raise DataError(
-            f"there is {len(texts)} text, and training and validation need one each. Give more texts, or others to "
-            "score on with validation=."
+            f"{len(texts)} {'text is' if len(texts) == 1 else 'texts are'} too few to hold some out for validation: at "
+            "least 2 are needed. Give more texts, or others to score on with validation=."
         )
     if not 0 < validation < len(texts):
         raise DataError(
