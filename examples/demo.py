@@ -193,11 +193,11 @@ def was_made_with(
     wanted = {
         "teacher": str(teacher),
         "requested": config.requested,
-        "head_strategy": config.head_strategy,
         "start": f"{config.init}, {config.selection}",
     }
     trained = asdict(settings) | {"train": str(train)} | {name: getattr(config, name) for name in OF_CALIBRATION}
-    return wanted.items() <= report.items() and trained.items() <= report["settings"].items()
+    same_heads = config.head_strategy in ("auto", report.get("head_strategy"))
+    return same_heads and wanted.items() <= report.items() and trained.items() <= report["settings"].items()
 
 
 def latencies(models: dict[str, Any], batch: BatchEncoding) -> dict[str, float]:

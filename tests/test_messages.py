@@ -113,8 +113,9 @@ def test_a_merge_without_calibration_data() -> None:
     wid = get_wid_model(row.build(), row.config("dim", init="calibrated"))
     assert message(wid.merge_and_unload) == (
         "This model was made with init='calibrated', selection='pivots' but has seen no calibration data. Call "
-        'model.calibrate(batches), pass calibration_data to get_wid_model, or set init="identity" and '
-        'selection="first". Nothing was merged.'
+        "model.calibrate(batches), pass calibration_data to get_wid_model, train with WidTrainer or with WidCallback "
+        'in another trainer, or set init="identity" and selection="first". Nothing was merged; force=True merges what '
+        "is there."
     )
 
 

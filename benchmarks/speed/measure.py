@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -114,11 +115,11 @@ def measure_once(sizes: Sizes, rows: int, length: int, batch_size: int = 32) -> 
         model.base_model.calibrate(batches)
     with tempfile.TemporaryDirectory() as folder:
         with timed("save adapter"):
-            model.save_pretrained(folder)
+            model.save_pretrained(Path(folder) / "adapter")
         with timed("merge"):
             student = model.merge_and_unload()
         with timed("save student"):
-            student.save_pretrained(folder)
+            student.save_pretrained(Path(folder) / "student")
     return took
 
 

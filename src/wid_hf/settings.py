@@ -20,14 +20,18 @@ OF_LIBRARIES = ("transformers", "peft", "accelerate", "torch")  # their hooks ar
 
 
 def take_over_training_settings(source: nn.Module, target: nn.Module) -> None:
-    """Give every module of `target` the dropout rates and the gradient checkpointing of its namesake in `source`."""
+    """Give every module of `target` the dropout rates and the gradient checkpointing of its namesake in `source`.
+
+    Where `target` has a rate of 0 by its config it keeps that: `config.hidden_dropout_prob = 0` is how dropout is often
+    switched off, although modules that are made already do not follow it.
+    """
     modules = dict(target.named_modules())
     for name, module in source.named_modules():
         if name in modules:
             into = modules[name]
             for attribute, value in vars(module).items():
                 is_rate = isinstance(value, float) and ("drop" in attribute or isinstance(module, _DropoutNd))
-                if attribute in CHECKPOINTING or (is_rate and attribute in vars(into)):
+                if attribute in CHECKPOINTING or (is_rate and vars(into).get(attribute)):
                     setattr(into, attribute, value)
 
 

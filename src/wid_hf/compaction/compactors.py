@@ -390,8 +390,9 @@ def _fold_shared_once(student: nn.Module, shared: list[str]) -> None:
         # Looked up at every forward: a model that shrinks gets others, and so does a copy of it.
         for name in shared:
             module, attribute = _owner(model, name)
-            steps: Any = module.parametrizations
-            yield steps[attribute][0]
+            if parametrize.is_parametrized(module, attribute):  # no more where its parametrization was removed
+                steps: Any = module.parametrizations
+                yield steps[attribute][0]
 
     def start(model: nn.Module, *_: Any) -> None:
         for compaction in made(model):
