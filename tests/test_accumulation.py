@@ -16,6 +16,7 @@ from transformers import (
     BertForMaskedLM,
     BertForQuestionAnswering,
     BertForSequenceClassification,
+    BertForTokenClassification,
     GPT2Config,
     GPT2LMHeadModel,
     MixtralConfig,
@@ -211,3 +212,26 @@ def test_parts_of_a_step_add_up() -> None:
 
 
 LABELS = [[[5, 6, -100], [7, -100, -100]], [[-100, -100, -100], [-100, -100, 8]]]
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_a_part_without_any_label_counts_nothing(tmp_path: Path, accumulation: int) -> None:
+    """The mean over no label is NaN; such a part trains nothing, and the others train as if it were not there."""
+    sizes = {"vocab_size": 60, "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4}
+    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        teacher = BertForTokenClassification(BertConfig(**sizes, **dropout, intermediate_size=48))
+    ids = torch.randint(5, 60, (4, 6), generator=torch.Generator().manual_seed(1))
+    labels = ids % 2
+    labels[1] = -100
+    rows = Dataset.from_dict({"input_ids": ids.tolist(), "labels": labels.tolist()})
+    model = get_wid_model(teacher, WidConfig(hidden_size=12, init="identity"))
+    args = WidTrainingArguments(
+        str(tmp_path), max_steps=4 // accumulation, per_device_train_batch_size=1, report_to="none", use_cpu=True,
+        gradient_accumulation_steps=accumulation, save_strategy="no", optim="sgd", learning_rate=0.1, max_grad_norm=0.0,
+        disable_tqdm=True,
+    )  # fmt: skip
+    WidTrainer(model=model, args=args, train_dataset=rows).train()
+    assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
+    assert not torch.equal(model.base_model.model.classifier.bias, torch.zeros(2))

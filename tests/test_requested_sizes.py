@@ -346,6 +346,18 @@ def test_a_class_that_takes_more_than_a_config_is_refused_before_anything_is_tra
         plan_student(teacher, WidConfig(hidden_size=24))
 
 
+def test_a_student_whose_config_would_refuse_to_be_saved_is_not_planned(tmp_path: Path) -> None:
+    """Some configs check their sizes only when they are saved, which would be after training."""
+    teacher = hf.LlamaForCausalLM(hf.LlamaConfig(**{**COMMON, "hidden_size": 32, "head_dim": 8})).eval()
+    with pytest.raises(WidError, match=r"not a multiple of|does not divide"):
+        plan_student(teacher, WidConfig(hidden_size=10, head_strategy="dim"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        planned = plan_student(teacher, WidConfig(hidden_size=10))
+    planned.student.save_pretrained(tmp_path)
+    assert planned.student.config.hidden_size % planned.student.config.num_attention_heads == 0
+
+
 def test_inner_widths_alone_concern_no_heads() -> None:
     planned = plan_student(llama(num_key_value_heads=2), WidConfig(intermediate_size=48))
     assert str(planned.settled) == ""

@@ -204,6 +204,8 @@ def test_another_vocabulary_is_refused_and_the_same_is_not() -> None:
     assert model.resize_token_embeddings(60) is model.get_input_embeddings()
     for change in (
         lambda: model.resize_token_embeddings(70),
+        lambda: model.resize_token_embeddings(60, pad_to_multiple_of=64),
+        lambda: model.resize_token_embeddings(pad_to_multiple_of=64),
         lambda: model.set_input_embeddings(nn.Embedding(70, 12)),
         lambda: model.set_output_embeddings(nn.Linear(12, 70)),
     ):
@@ -233,6 +235,57 @@ def test_a_layer_put_in_the_place_of_another_is_refused_before_it_trains_and_mer
         model.train()(**IDS)
     with pytest.raises(WidError, match=r"after merge_and_unload"):
         model.merge_and_unload()
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "says"),
+    [
+        ("num_hidden_layers", 2, "makes other weights"),
+        ("num_hidden_layers", 0, "makes other weights"),
+        ("tie_word_embeddings", False, "tie_word_embeddings is False now"),
+    ],
+)
+def test_a_config_that_makes_other_layers_or_ties_is_refused(entry: str, value: Any, says: str) -> None:
+    model = identity(tiny_classifier())
+    setattr(model.config, entry, value)
+    with pytest.raises(WidError, match=says):
+        model.merge_and_unload()
+
+
+def test_a_teacher_resized_afterwards_is_refused_before_it_trains() -> None:
+    model = identity(teacher := tiny_gpt2())
+    teacher.resize_token_embeddings(70)
+    with pytest.raises(WidError, match=r"of the teacher was replaced or resized after get_wid_model"):
+        model.train()(**IDS)
+
+
+def test_what_is_assigned_to_copies_and_through_pefts_own_door_is_seen() -> None:
+    door = get_peft_model(tiny_gpt2(), WidConfig(hidden_size=12, init="identity"))
+    for model in (door, deepcopy(door), deepcopy(identity(tiny_gpt2()))):
+        model.generation_config = GenerationConfig(max_new_tokens=11)
+        assert model.merge_and_unload().generation_config.max_new_tokens == 11
+    door.lm_head = nn.Linear(12, 60)
+    with pytest.raises(WidError, match=r"`lm_head` was set on the wid model"):
+        door.merge_and_unload()
+
+
+def test_a_config_assigned_to_the_model_shrinks_with_it(tiny_bert: BertForMaskedLM) -> None:
+    model = progressive(tiny_bert)
+    model.config = deepcopy(model.config)
+    model.config.mine = 5
+    trained(model)
+    assert (model.merge_and_unload().config.hidden_size, model.merge_and_unload().config.mine) == (12, 5)
+
+
+@pytest.mark.parametrize("how", ["int", "identity", "config"])
+def test_dropout_is_off_however_it_was_switched_off(tiny_bert: BertForMaskedLM, how: str) -> None:
+    for module in [m for m in tiny_bert.modules() if isinstance(m, nn.Dropout)] if how == "int" else []:
+        module.p = 0
+    if how == "identity":
+        tiny_bert.bert.embeddings.dropout = nn.Identity()
+    if how == "config":
+        tiny_bert.config.hidden_dropout_prob = 0.0
+    assert identity(tiny_bert).base_model.model.bert.embeddings.dropout.p == 0
 
 
 def test_a_config_that_would_not_load_with_the_weights_is_refused() -> None:

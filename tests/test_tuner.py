@@ -33,7 +33,7 @@ from transformers import (
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from wid_hf import ConfigError, WidConfig, WidError, WidModel, get_wid_model
+from wid_hf import ConfigError, DataError, WidConfig, WidError, WidModel, get_wid_model
 
 IDS = {"input_ids": torch.arange(21).view(3, 7) + 2}
 
@@ -485,12 +485,26 @@ def test_calibration_does_not_undo_what_was_learned_unless_asked(
         assert any(not torch.equal(p, before[name]) for name, p in wid.named_parameters()) or how == "loaded"
 
 
-def test_training_an_uncalibrated_model_in_evaluation_mode_is_found_out(tiny_bert: BertForMaskedLM) -> None:
+@pytest.mark.parametrize("part", ["", "bert", "bert.encoder.layer.0.output.dense"])
+def test_no_backward_pass_goes_through_an_uncalibrated_model_in_any_mode(tiny_bert: BertForMaskedLM, part: str) -> None:
+    wid = get_wid_model(tiny_bert, WidConfig(hidden_size=12)).eval()
+    module = wid.base_model.model.get_submodule(part)
+    inputs = IDS if "dense" not in part else {"input": torch.randn(2, 48)}
+
+    def backward() -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            output = module(**inputs)
+        (output if isinstance(output, Tensor) else output[0]).square().mean().backward()
+
+    with pytest.raises(WidError, match=r"has seen no calibration data.*Nothing was trained"):
+        backward()
+    wid.base_model.calibrate(BATCHES, reset=True)
+    backward()
+
+
+@pytest.mark.parametrize("data", [IDS, [torch.ones(2, 3)], None, ["text"], 3])
+def test_calibration_data_of_other_kinds_is_refused_in_words(tiny_bert: BertForMaskedLM, data: Any) -> None:
     wid = get_wid_model(tiny_bert, WidConfig(hidden_size=12))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        loop(wid.eval())
-    with pytest.raises(WidError, match="reset=True"):
-        wid.base_model.calibrate(BATCHES)
-    with pytest.raises(WidError, match=r"force=True merges what is there"):
-        wid.merge_and_unload()
+    with pytest.raises(DataError, match=r"The calibration data is|A batch of the calibration data is"):
+        wid.base_model.calibrate(data)

@@ -31,6 +31,9 @@ def in_activation_space(wid: PeftModel) -> PeftModel:
             raise TypeError(f"{name} is a {type(module).__name__}: only linear layers and embeddings are known here")
         parent, _, attribute = name.rpartition(".")
         setattr(student.get_submodule(parent), attribute, kinds[0](module, maps))
+    # The wid model's own hooks look after the layers that stood there: it refuses to train others.
+    student._forward_pre_hooks.clear()
+    student._forward_hooks.clear()
     return wid
 
 

@@ -29,8 +29,11 @@ def take_over_training_settings(source: nn.Module, target: nn.Module) -> None:
     for name, module in source.named_modules():
         if name in modules:
             into = modules[name]
+            if isinstance(module, nn.Identity) and isinstance(into, _DropoutNd):
+                into.p = 0.0
             for attribute, value in vars(module).items():
-                is_rate = isinstance(value, float) and ("drop" in attribute or isinstance(module, _DropoutNd))
+                is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+                is_rate = is_number and ("drop" in attribute or isinstance(module, _DropoutNd))
                 if attribute in CHECKPOINTING or (is_rate and vars(into).get(attribute)):
                     setattr(into, attribute, value)
 

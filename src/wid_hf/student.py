@@ -214,6 +214,8 @@ def _weight_shapes(
 ) -> dict[str, tuple[int, ...]]:
     """Return the shape of every weight of the student, by the teacher's name of it, without allocating."""
     try:
+        if (check := getattr(config, "validate", None)) is not None:  # a config checks itself again when it is saved
+            check()
         with no_init_weights(), torch.device("meta"):
             skeleton = model_class(deepcopy(config))
     except Exception as refusal:  # each class checks its config in its own way, with errors of its own

@@ -396,6 +396,7 @@ def test_forwards_run_in_the_autocast_of_the_caller_and_statistics_do_not(
     with torch.autocast("cpu", torch.bfloat16):
         model.base_model.calibrate([batch(rows=60, seed=seed) for seed in range(2)])
     hook.remove()
+    assert {site.positions for site in model.base_model.calibration.sites} == {2 * (60 * 10 - 15 * 3)}
     assert dtypes == {torch.bfloat16} and inside == {False}
     assert {tensor.dtype for tensor in matrices(model).values()} == {torch.float32}
 

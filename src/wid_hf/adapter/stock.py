@@ -19,6 +19,7 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME
 
 from ..config import PeftType
+from ..coupling.trace import saved_tensors
 from ..errors import OutputError, WidError
 from ..student import empty_student
 
@@ -49,6 +50,13 @@ def stock_model(
         ) from cause
     wrong = []
     tensors: dict[str, Tensor] = {}
+    if others := sorted(set(saved_tensors(student)) ^ set(names)):
+        raise WidError(f"model.config as it is now makes other weights than were trained: {others[0]}. {advice}")
+    ties = [getattr(each.get_text_config(), "tie_word_embeddings", None) for each in (config, teacher.config)]
+    if ties[0] != ties[1]:
+        raise WidError(
+            f"model.config.tie_word_embeddings is {ties[0]} now; the weights were trained with {ties[1]}. {advice}"
+        )
     for name, first in names.items():
         path, _, attribute = name.rpartition(".")
         module = student.get_submodule(path)

@@ -5,6 +5,7 @@ PEFT calls `inject_adapter`; users call `get_wid_model`, then `merge_and_unload`
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -17,19 +18,27 @@ from peft import PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ..calibration import Calibration, calibrated_start
-from ..compaction import Compaction, compactions, first_indices, folded_weights, install, is_at_start
+from ..compaction import (
+    Compaction,
+    compactions,
+    compactor_axes,
+    first_indices,
+    folded_weights,
+    install,
+    is_at_start,
+)
 from ..config import WidConfig
 from ..coupling import Plan
 from ..coupling.selection import IndexSets, axis_indices
 from ..coupling.trace import aliases, named_weights
-from ..errors import ConfigError, WidError
+from ..errors import ConfigError, DataError, WidError
 from ..kept_examples import packed
 from ..progressive.progress import Progress
 from ..progressive.schedule import WidSchedule
-from ..progressive.shrink import Moved, become, can_carry, carry, rewrap, take_over
+from ..progressive.shrink import Moved, become, can_carry, carry, rewrap, rewrite, take_over
 from ..progressive.wide import KeptStatistics, check_wide
 from ..settings import take_over_patches, take_over_training_settings
 from ..student import Planned, Settled, check_teacher, empty_student, plan_student
@@ -41,6 +50,7 @@ from .status import Student
 from .stock import generation_config_of, set_adapter_aside_when_saved, stock_model
 
 Batch = Mapping[str, Any]
+Holders = tuple[tuple[str, nn.Module, int | None], ...]  # path, module, rows if it is a table
 PROGRESS = "base_model.progress."
 CALIBRATED = "base_model.calibrated"
 
@@ -143,8 +153,10 @@ class WidModel(BaseTuner):
         self.model.register_forward_pre_hook(self._before_forward)
         # Which module holds each weight: others put in their place would not be computed from the teacher's.
         paths = {name.rpartition(".")[0] for name in planned.trace.aliases}
-        holders = [(path, self.model.get_submodule(path)) for path in sorted(paths)]
-        self._holders = tuple((path, module, getattr(module, "num_embeddings", None)) for path, module in holders)
+        self._holders = _holders(self.model, paths)
+        self._teachers = _holders(model, paths)
+        waits = [] if self._ready else [c.matrix for c, _ in compactor_axes(self.model, planned.plan)]
+        self._waiting = tuple(matrix.register_hook(self._refuse_gradient) for matrix in waits)
         # Buffers, because a run that is resumed must know both.
         self.register_buffer("calibrated", torch.tensor(not config.needs_data))
         self.register_buffer("kept", self._kept(sets))
@@ -272,6 +284,7 @@ class WidModel(BaseTuner):
             if not force:
                 raise WidError(f"{self._uncalibrated()} Nothing was merged; force=True merges what is there.")
             warnings.warn(f"Merged by force: {self._uncalibrated()}", stacklevel=2)
+        self._find_wrapper()
         self._refuse_other_layers()
         with as_if_called_plainly(self.teacher.device):
             if self.progress is not None and self.is_wide:
@@ -292,11 +305,16 @@ class WidModel(BaseTuner):
         """Return the teacher."""
         return self.teacher
 
-    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Module:
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, *args: Any, **kwargs: Any
+    ) -> nn.Module:
         """Return the input embeddings where nothing would change; refuse another number of tokens."""
-        table: nn.Module = self.model.get_input_embeddings()
-        if new_num_tokens not in (None, table.num_embeddings):
-            raise WidError(OTHER_LAYERS.format(f"The vocabulary cannot become {new_num_tokens} tokens now"))
+        table: Any = self.model.get_input_embeddings()
+        rows = table.num_embeddings if new_num_tokens is None else new_num_tokens
+        if pad_to_multiple_of:
+            rows = -(-rows // pad_to_multiple_of) * pad_to_multiple_of
+        if rows != table.num_embeddings:
+            raise WidError(OTHER_LAYERS.format(f"The vocabulary cannot become {rows} tokens now"))
         return table
 
     def set_input_embeddings(self, value: nn.Module) -> None:
@@ -344,6 +362,7 @@ class WidModel(BaseTuner):
                 "This model's weights are not those of its start: it was trained, loaded or cast since. calibrate() "
                 "would throw that away; call calibrate(batches, reset=True) if it should."
             )
+        batches = _checked_batches(batches)
         solved = config.init == "calibrated"
         assert config.selection is not None  # the config has filled it in
         with plain_attention(teacher), plain_attention(self.model):
@@ -355,6 +374,9 @@ class WidModel(BaseTuner):
         self.kept.copy_(self._kept(sets))
         self.calibrated.fill_(True)
         self._ready = True
+        for listener in self._waiting:
+            listener.remove()
+        self._waiting = ()
         self._start = self._digest()
 
     def _is_at_start(self) -> bool:
@@ -390,7 +412,10 @@ class WidModel(BaseTuner):
         planned, teacher = self._planned
         narrow = self._installed(empty_student(teacher, planned.student.config), sets)
         moved = take_over(wide, narrow)
-        become(wide, narrow, empty_student(teacher, teacher.config), planned.trace.aliases)
+        before = empty_student(teacher, teacher.config)
+        become(wide, narrow, before, planned.trace.aliases)
+        if isinstance(own := self._live("config"), PretrainedConfig) and own is not wide.config and wide is self.model:
+            rewrite(own, narrow.config, before.config)  # one that was assigned to the `PeftModel`
         return moved
 
     def _make_wide(self, narrow: PreTrainedModel) -> KeptStatistics:
@@ -482,15 +507,20 @@ class WidModel(BaseTuner):
                 self._warned = True
                 warnings.warn(f"{self._uncalibrated()} Until then it only selects indices.", stacklevel=2)
 
+    def _refuse_gradient(self, gradient: Tensor) -> None:
+        """Refuse a backward pass before calibration, through whichever part of the model it comes."""
+        if not self.calibrated:
+            raise WidError(f"{self._uncalibrated()} Nothing was trained.")
+
     def _refuse_other_layers(self) -> None:
         """Refuse a student whose layers were replaced: they would not be merged, or not fit the config."""
-        for path, module, rows in self._holders:
-            try:
-                is_own = self.model.get_submodule(path) is module
-            except AttributeError:
-                is_own = False
-            if not is_own or getattr(module, "num_embeddings", None) != rows:
-                raise WidError(OTHER_LAYERS.format(f"`{path}` of the wid model was replaced or resized"))
+        if path := _other(self.model, self._holders):
+            raise WidError(OTHER_LAYERS.format(f"`{path}` of the wid model was replaced or resized"))
+        if path := _other(self._planned[1], self._teachers):
+            raise WidError(
+                f"`{path}` of the teacher was replaced or resized after get_wid_model, and the student cannot follow. "
+                "Make a wid model of the teacher as it is now, or put the layer back."
+            )
         parts = self._wrapper._modules if self._wrapper is not None else {}
         for name in parts:
             if name != "base_model" and hasattr(self.model, name):
@@ -502,9 +532,18 @@ class WidModel(BaseTuner):
         outer = self._outer() if self._outer is not None else None
         return outer if outer is not None and outer.base_model is self else None
 
+    def _find_wrapper(self) -> PeftModel | None:
+        """Return the `PeftModel` around this tuner, which PEFT's own doors and copies of it do not tell of."""
+        if self._wrapper is None:
+            every = (thing for thing in gc.get_objects() if issubclass(type(thing), PeftModel))
+            found = next((outer for outer in every if outer._modules.get("base_model") is self), None)
+            self._outer = ref(found) if found is not None else None
+        return self._wrapper
+
     def _live(self, name: str) -> Any:
         """Return an attribute of the model as its user sees it: one that was assigned to the `PeftModel` wins."""
-        given = vars(self._wrapper) if self._wrapper is not None else {}
+        outer = self._find_wrapper()
+        given = vars(outer) if outer is not None else {}
         return given[name] if name in given else getattr(self.model, name, None)
 
     def _create_and_replace(self, *args: Any, **kwargs: Any) -> None:
@@ -618,6 +657,46 @@ def get_wid_model(
     if calibration_data is not None:
         wrapped.base_model.calibrate(calibration_data)
     return wrapped
+
+
+def _holders(model: nn.Module, paths: Iterable[str]) -> Holders:
+    found = [(path, model.get_submodule(path)) for path in sorted(paths)]
+    return tuple((path, module, getattr(module, "num_embeddings", None)) for path, module in found)
+
+
+def _other(model: nn.Module, holders: Holders) -> str | None:
+    """Return the path of the first module that is not the one that was there, or has other rows now."""
+    for path, module, rows in holders:
+        try:
+            is_own = model.get_submodule(path) is module
+        except AttributeError:
+            is_own = False
+        if not is_own or getattr(module, "num_embeddings", None) != rows:
+            return path
+    return None
+
+
+def _checked_batches(batches: Any) -> list[Batch]:
+    """Return the batches as a list.
+
+    Raises:
+        DataError: they are no dictionaries of keyword arguments.
+    """
+    if isinstance(batches, Mapping):
+        raise DataError("The calibration data is one batch; pass an iterable of batches, such as [batch].")
+    try:
+        found = list(batches)
+    except TypeError as cause:
+        raise DataError(
+            f"The calibration data is a {type(batches).__name__}; pass an iterable of dictionaries of keyword "
+            "arguments for the teacher's forward."
+        ) from cause
+    if strange := [type(batch).__name__ for batch in found if not isinstance(batch, Mapping)]:
+        raise DataError(
+            f"A batch of the calibration data is a {strange[0]}; pass dictionaries of keyword arguments "
+            "for the teacher's forward, such as a tokenizer or a data collator makes."
+        )
+    return found
 
 
 def _refuse_unused_data(config: WidConfig) -> None:

@@ -59,7 +59,8 @@ class Precision:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return a context in which a forward runs as the caller's would."""
-        return torch.autocast(self.device, self.dtype) if self.enabled else nullcontext()
+        # Without its cache of cast weights: all threads share that one, so that only the first would see a weight cast.
+        return torch.autocast(self.device, self.dtype, cache_enabled=False) if self.enabled else nullcontext()
 
     def full(self) -> AbstractContextManager[Any]:
         """Return a context for statistics."""

@@ -98,7 +98,7 @@ def become(model: nn.Module, made: nn.Module, before: nn.Module, weights: Collec
 def _resize(module: nn.Module, attribute: str, value: Any, before: Any) -> None:
     """Set one attribute of a module, where its class makes another one of the new sizes than of the old."""
     if isinstance(value, PretrainedConfig) and isinstance(before, PretrainedConfig):
-        _rewrite(vars(module)[attribute], value, before)
+        rewrite(vars(module)[attribute], value, before)
     elif isinstance(value, Tensor):
         if not isinstance(before, Tensor) or not _same(value, before):
             vars(module)[attribute] = value
@@ -106,11 +106,12 @@ def _resize(module: nn.Module, attribute: str, value: Any, before: Any) -> None:
         vars(module)[attribute] = deepcopy(value)
 
 
-def _rewrite(config: PretrainedConfig, made: PretrainedConfig, before: PretrainedConfig) -> None:
+def rewrite(config: PretrainedConfig, made: PretrainedConfig, before: PretrainedConfig) -> None:
+    """Give `config` every entry in which `made` differs from `before`; all others stay."""
     for name, value in vars(made).items():
         was = vars(before).get(name)
         if isinstance(value, PretrainedConfig) and isinstance(was, PretrainedConfig):
-            _rewrite(vars(config)[name], value, was)
+            rewrite(vars(config)[name], value, was)
         elif value != was:
             vars(config)[name] = deepcopy(value)
 

@@ -65,6 +65,16 @@ class StepSize:
         return torch.as_tensor(self.rows) / torch.as_tensor(step.rows).clamp(min=1)
 
 
+def has_no_label(model: PreTrainedModel, batch: Mapping[str, Any]) -> bool:
+    """Return whether nothing in a batch counts for the loss: no label, or no answer within its text."""
+    if batch.get("labels") is not None:
+        counted = counted_positions(model, batch)
+        return counted is not None and not bool(counted.any())
+    spans = [batch[name] for name in ("start_positions", "end_positions") if isinstance(batch.get(name), Tensor)]
+    length = next((v.shape[1] for v in batch.values() if isinstance(v, Tensor) and v.ndim > 1), 0)
+    return bool(spans) and not any(bool(((span >= 0) & (span < length)).any()) for span in spans)
+
+
 def find_reduction(
     model: nn.Module, stock: PreTrainedModel, batch: Mapping[str, Any], *, takes_items: bool
 ) -> Reduction:

@@ -55,8 +55,9 @@ def calibration_batches(model: PeftModel, loader: DataLoader | None, args: Train
     Raises:
         DataError: there is no training data, or batches are no dictionaries.
     """
-    if loader is None:
-        raise DataError(f"There is no training data to calibrate on: pass train_dataset, or {BY_HAND}.")
+    if loader is None or not hasattr(loader, "dataset") or not hasattr(loader, "collate_fn"):
+        what = "no training data" if loader is None else f"no dataset in a {type(loader).__name__}"
+        raise DataError(f"There is {what} to calibrate on: pass train_dataset, or {BY_HAND}.")
     config = model.peft_config[model.active_adapter]
     with random_state(args.seed):
         rows = _rows(loader.dataset, config.calibration_samples, args.seed)

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..coupling.trace import output_tensors
 from ..errors import TrainingError
 from ..labelled import shifts_labels
-from .accumulation import Reduction, StepSize, find_reduction
+from .accumulation import Reduction, StepSize, find_reduction, has_no_label
 from .collation import SteadyCollator
 from .generation import GeneratingTrainer
 
@@ -120,15 +121,25 @@ class StudentTrainer(GeneratingTrainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         whole = self._step is None  # this batch is the step
         if whole or self.compute_loss_func is not None or self._reduction == "items":
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+            loss = self._without_nothing(loss, outputs, inputs)
+            return (loss, outputs) if return_outputs else loss
         size = StepSize.of(self.student, inputs)
         given = dict(inputs)
         if self.model_accepts_loss_kwargs and "labels" in inputs and size.counted is not None:
             # The mean of this micro-batch, whose share is taken below; where nothing has a label it is 0, not NaN.
             given["num_items_in_batch"] = torch.as_tensor(size.counted).clamp(min=1)
         loss, outputs = super().compute_loss(model, given, return_outputs=True)
+        loss = self._without_nothing(loss, outputs, inputs)
         loss = self._part(loss, inputs, self._reduction or "labels")
         return (loss, outputs) if return_outputs else loss
+
+    def _without_nothing(self, loss: Tensor, outputs: Any, inputs: dict[str, Any]) -> Tensor:
+        """Return `loss`, or 0 where it is the mean over no label at all, which is NaN."""
+        if bool(torch.isfinite(loss)) or not has_no_label(self.student, inputs):
+            return loss
+        made = [tensor for tensor in output_tensors(outputs) if tensor.requires_grad and bool(tensor.isfinite().all())]
+        return torch.stack([tensor.sum() * 0.0 for tensor in made]).sum() if made else torch.zeros_like(loss)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
