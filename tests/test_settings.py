@@ -319,7 +319,9 @@ def test_a_student_saved_beside_its_adapter_loads_and_the_adapter_is_kept(
     noisy(model)
     student = model.merge_and_unload()
     for at in ("wid_adapter", "wid_adapter-2"):
-        model.save_pretrained(tmp_path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.save_pretrained(tmp_path)
         with pytest.warns(UserWarning, match=f"adapter is in .*{at} now"):
             deepcopy(student).save_pretrained(tmp_path)
         assert sorted(path.name for path in (tmp_path / at).iterdir()) == [
@@ -331,6 +333,13 @@ def test_a_student_saved_beside_its_adapter_loads_and_the_adapter_is_kept(
     assert done.stdout.strip() == "12", done.stderr[-500:]
     again = PeftModel.from_pretrained(deepcopy(tiny_bert), tmp_path / "wid_adapter")
     assert torch.equal(logits(again), logits(model))
+
+
+def test_an_adapter_saved_beside_a_student_is_told_of(tiny_bert: BertForMaskedLM, tmp_path: Path) -> None:
+    model = identity(tiny_bert)
+    model.merge_and_unload().save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match=r"holds a model \(config\.json\) beside this adapter"):
+        model.save_pretrained(tmp_path)
 
 
 def test_a_student_is_not_saved_over_an_adapter_of_another_method(tiny_bert: BertForMaskedLM, tmp_path: Path) -> None:

@@ -6,12 +6,15 @@ transformers config, PEFT saves it as `adapter_config.json`.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from math import inf
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from peft import PeftConfig
+from transformers.utils import CONFIG_NAME
 
 from .errors import ConfigError
 from .kept_examples import packed
@@ -149,6 +152,16 @@ class WidConfig(PeftConfig):
             problems.append("no size is given; set hidden_size, intermediate_size or another size to shrink")
         if problems:
             raise ConfigError("WidConfig: " + "; ".join(problems))
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Save as PEFT does; a warning tells where a model lies in the folder already, which the adapter would hide."""
+        if (Path(save_directory) / CONFIG_NAME).is_file():
+            warnings.warn(
+                f"The folder {save_directory} holds a model ({CONFIG_NAME}) beside this adapter now, and "
+                "from_pretrained loads an adapter where it finds one. Save the adapter in a folder of its own.",
+                stacklevel=4,
+            )
+        super().save_pretrained(save_directory, **kwargs)
 
     @property
     def needs_data(self) -> bool:

@@ -343,6 +343,12 @@ def _real_path(given: str | Path) -> Path:
     if not os.fspath(given):
         raise OutputError("The output has no name. Name a folder.")
     path = Path(expanded(given))
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise OutputError(
+            f"The output {str(given)!r} is no text in UTF-8, at which libraries that write into it fail. Name another."
+        ) from error
     if path.parts[:1] and path.parts[0].startswith("~"):
         raise OutputError(f"The output {given}: there is no user {path.parts[0][1:]}. Write ./{given} if it is a name.")
     try:

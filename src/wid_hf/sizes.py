@@ -318,7 +318,7 @@ class _Heads:
 
         The next ones with heads as wide as the teacher's are among them: often no other width is possible.
         """
-        if self.new == self.hidden or self.stated:
+        if self.new == self.hidden:
             return []
         by_distance = sorted(set(range(1, self.hidden)) - {self.new}, key=lambda size: (abs(size - self.new), size))
         divisible = (size for size in by_distance if self.at(size)._divides())

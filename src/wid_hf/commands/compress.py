@@ -115,8 +115,12 @@ def compress(
     output = Path(expanded(output))
     if report.calibration is not None and report.calibration.sites:
         console.print(report.calibration.table())
-        console.print(f"The same as a picture, read by read: {output / PICTURE_NAME}", soft_wrap=True)
+        console.print(f"The same as a picture, read by read: {output / PICTURE_NAME}", soft_wrap=True, markup=False)
     if report.settled:
         console.print(report.settled, markup=False)
     console.print(report.table())
-    console.print(f"The student is in {output}: AutoModel.from_pretrained({str(output)!r}) loads it.", soft_wrap=True)
+    console.print(
+        f"The student is in {output}: AutoModel.from_pretrained({str(output)!r}) loads it.",
+        soft_wrap=True,
+        markup=False,
+    )

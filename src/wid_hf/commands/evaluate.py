@@ -64,7 +64,7 @@ def evaluate(
     )  # fmt: skip
     console = Console()
     console.print(report.table())
-    console.print(f"All runs: {output / FILE_NAME}", soft_wrap=True)
+    console.print(f"All runs: {output / FILE_NAME}", soft_wrap=True, markup=False)
 
 
 def _numbers(option: str, text: str, kind: Any) -> tuple[Any, ...]:

@@ -28,7 +28,7 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
 ) -> None:
     """Write a model as an ONNX file, and check it against onnxruntime."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     with console.status("Exporting"):
         done = export_onnx(model, output, revision=revision, trust_remote_code=trust_remote_code, overwrite=overwrite)
     for name, shape in done.inputs.items():

@@ -32,4 +32,4 @@ def report(
     if attention is not None:
         texts = AttentionTexts(attention, column, attention_texts, trust_remote_code=trust_remote_code)
     page = write_html_report(folder, output, attention=texts)
-    Console().print(f"The report is {page}: open it in a browser.", soft_wrap=True)
+    Console().print(f"The report is {page}: open it in a browser.", soft_wrap=True, markup=False)
