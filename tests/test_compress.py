@@ -603,6 +603,13 @@ def test_an_encoder_decoder_is_no_masked_language_model(tmp_path: Path, train_fi
         compress(str(tmp_path / "teacher"), str(train_file), tmp_path / "student", HALF, QUICK)
 
 
+def test_a_decoder_under_a_masked_head_is_no_masked_language_model(masked_teacher: Path, train_file: Path) -> None:
+    model = BertForMaskedLM.from_pretrained(masked_teacher, is_decoder=True)
+    model.save_pretrained(masked_teacher)
+    with pytest.raises(TeacherError, match="reads from left to right"):
+        compress(str(masked_teacher), str(train_file), masked_teacher.parent / "student", HALF, QUICK)
+
+
 def test_a_model_that_reads_no_texts_is_refused(tmp_path: Path, train_file: Path) -> None:
     config = ViTConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48, image_size=16)
     ViTModel(config).save_pretrained(tmp_path / "teacher")

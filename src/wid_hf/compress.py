@@ -396,6 +396,11 @@ def _objective(teacher: PreTrainedModel) -> str:
             "encoders. Use get_wid_model and WidTrainer with transformers' DataCollatorForSeq2Seq for it, or compress "
             "its encoder alone: model.get_encoder().save_pretrained(folder)."
         )
+    if getattr(teacher.config, "is_decoder", False) or getattr(teacher.config, "causal", False):
+        raise TeacherError(
+            f"This {name} reads from left to right (is_decoder or causal in its config), and compress trains masked "
+            f"language models and headless encoders. {instead}"
+        )
     if name in MODEL_FOR_MASKED_LM_MAPPING_NAMES.values():
         return "masked-lm"
     if teacher.base_model is teacher and not teacher.can_generate():
