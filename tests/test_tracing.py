@@ -232,3 +232,9 @@ def test_a_forward_that_draws_random_numbers_can_be_proved() -> None:
     build, _ = FORMS["image and text in one"]
     teacher = build()
     assert verify(teacher, trace_teacher(teacher)[0]) > 0
+
+
+@pytest.mark.parametrize("given", [torch.ones(2, 3), [1], "input_ids", 3, True])
+def test_example_inputs_that_are_no_dictionary_are_refused_in_words(given: object) -> None:
+    with pytest.raises(ConfigError, match="is not a dictionary of keyword arguments"):
+        WidConfig(hidden_size=12, example_inputs=given)

@@ -24,8 +24,13 @@ def packed(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Return keyword arguments as what JSON can hold; what is packed already stays as it is.
 
     Raises:
-        ConfigError: an argument is neither a tensor, a number, a text, None, nor a list or dictionary of such.
+        ConfigError: this is no dictionary, or an argument is neither a tensor, a number, a text, None, nor a list or
+            dictionary of such.
     """
+    if not isinstance(inputs, Mapping):
+        raise ConfigError(
+            f"example_inputs={inputs!r} is not a dictionary of keyword arguments for the model's forward."
+        )
     if inputs.keys() == _KEYS:
         return dict(inputs)
     tensors: dict[str, Tensor] = {}
