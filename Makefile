@@ -46,12 +46,11 @@ floors:
 	$(PYTHON) -m venv $(FLOORS)
 	$(FLOORS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint floors.txt \
 		--editable ".[eval]" pytest hypothesis
-	$(FLOORS)/bin/python -m pytest -o filterwarnings=default tests/coupling tests/test_inputs.py tests/test_tracing.py \
-		tests/test_teacher_check.py tests/test_student.py tests/test_tuner.py tests/test_adapter.py \
-		tests/test_commands.py tests/test_trainer.py tests/test_compaction.py \
-		--deselect tests/coupling/test_rules.py::test_experts_keep_their_number_and_share_the_width_that_they_read \
-		--deselect tests/test_student.py::test_a_single_layer_shrinks_where_the_config_has_sizes_by_layer \
-		--deselect tests/test_student.py::test_a_size_that_a_layer_cannot_have_is_refused
+	$(FLOORS)/bin/python -m pytest -o filterwarnings=default tests/coupling tests/planning tests/layers tests/calibration \
+		tests/adapter tests/training/test_trainer.py \
+		--deselect tests/coupling/test_ops.py::test_experts_keep_their_number_and_share_the_width_that_they_read \
+		--deselect tests/planning/test_student.py::test_a_single_layer_shrinks_where_the_config_has_sizes_by_layer \
+		--deselect tests/planning/test_student.py::test_a_size_that_a_layer_cannot_have_is_refused
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -16,8 +16,8 @@ from rich.table import Table
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from wid_hf import WidConfig
-from wid_hf.inputs import example_inputs
-from wid_hf.student import plan_student
+from wid_hf.planning.example_inputs import example_inputs
+from wid_hf.planning.student import plan_student
 
 
 @dataclass(frozen=True)

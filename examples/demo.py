@@ -31,12 +31,13 @@ from torch.nn import functional
 from transformers import AutoModel, AutoTokenizer, BatchEncoding
 
 from wid_hf import WidConfig, WidError
-from wid_hf.compress import OF_CALIBRATION, CompressSettings, compress
-from wid_hf.data import load_texts
-from wid_hf.evaluation import latency, mean_pool
-from wid_hf.output_folder import OutputFolder, write_folder
-from wid_hf.reports.wid_report import FILE_NAME, PICTURE_NAME
-from wid_hf.whole_file import whole_file
+from wid_hf.atomic_write import atomic_write
+from wid_hf.hub.own_files import CALIBRATION_PICTURE, FILE_NAME
+from wid_hf.tools.compress import OF_CALIBRATION, CompressSettings, compress
+from wid_hf.tools.data import load_texts
+from wid_hf.tools.evaluation import latency
+from wid_hf.tools.output_folder import OutputFolder, write_folder
+from wid_hf.training.losses.pooling import mean_pool
 
 CONFIG = WidConfig(hidden_size=192, intermediate_size=768, head_strategy="dim")
 SETTINGS = CompressSettings(steps=280, batch_size=16, max_length=32)
@@ -135,8 +136,8 @@ def demonstrate(
     console.print(table(found, title))
     draw(found, title, output / "before_after.png")
     console.print(f"Picture: {output / 'before_after.png'}")
-    if (student / PICTURE_NAME).exists():
-        console.print(f"What the calibrated start misses, layer by layer: {student / PICTURE_NAME}")
+    if (student / CALIBRATION_PICTURE).exists():
+        console.print(f"What the calibrated start misses, layer by layer: {student / CALIBRATION_PICTURE}")
     console.print(prove_without_wid(student, embed_sentence(models["student"], tokenizer)))
     return found
 
@@ -243,7 +244,7 @@ def draw(found: list[Row], title: str, path: Path) -> None:
     figure.suptitle(title)
     for axes, row in zip(figure.subplots(2, 3).flat, found, strict=True):
         draw_row(axes, row)
-    with whole_file(path) as unfinished:
+    with atomic_write(path) as unfinished:
         figure.savefig(unfinished, format="png", dpi=100)
 
 

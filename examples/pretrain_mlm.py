@@ -35,13 +35,14 @@ from wid_hf import (
     WidTrainingArguments,
     get_wid_model,
 )
-from wid_hf.evaluation import masked_batches, masked_lm_score, model_size
-from wid_hf.methods import find_method
-from wid_hf.output_folder import OutputFolder, write_folder
-from wid_hf.progressive.picture import narrow_from, widths_over_steps
-from wid_hf.reports.own_files import why_not_ours
-from wid_hf.reports.wid_report import Report
-from wid_hf.teachers import load_teacher, load_tokenizer, save_tokenizer
+from wid_hf.hub.model_size import model_size
+from wid_hf.hub.own_files import why_not_ours
+from wid_hf.tools.evaluation import masked_batches, masked_lm_score
+from wid_hf.tools.methods import find_method
+from wid_hf.tools.output_folder import OutputFolder, write_folder
+from wid_hf.tools.plots.widths import narrow_from, widths_over_steps
+from wid_hf.tools.reports.wid_report import Report
+from wid_hf.tools.teachers import load_teacher, load_tokenizer, save_tokenizer
 
 SHUFFLED = 10_000  # blocks among which a streamed corpus is shuffled
 

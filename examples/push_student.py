@@ -18,8 +18,8 @@ from huggingface_hub.errors import HfHubHTTPError
 from rich.console import Console
 
 from wid_hf.errors import OutputError
-from wid_hf.reports.card import CARD_NAME, student_card
-from wid_hf.reports.wid_report import FILE_NAME
+from wid_hf.hub.cards import CARD_NAME, student_card
+from wid_hf.tools.reports.wid_report import FILE_NAME
 
 
 def push(

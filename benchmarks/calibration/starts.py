@@ -18,7 +18,7 @@ from subjects import Batch, Subject
 from transformers import PreTrainedModel
 
 from wid_hf import WidConfig, WidSchedule, get_wid_model
-from wid_hf.evaluation import model_size
+from wid_hf.hub.model_size import model_size
 
 
 @dataclass(frozen=True)

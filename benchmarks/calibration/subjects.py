@@ -28,12 +28,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from wid_hf.data import batches, load_texts, tokenize
-from wid_hf.distillation.following import following_loss
-from wid_hf.evaluation import cosine_correlation, embed, masked_batches, masked_lm_score
-from wid_hf.evaluation.eval_mode import eval_mode
-from wid_hf.teachers import load_teacher, load_tokenizer
-from wid_hf.training.following import FollowingTrainer
+from wid_hf.tools.data import batches, load_texts, tokenize
+from wid_hf.tools.evaluation import cosine_correlation, embed, masked_batches, masked_lm_score
+from wid_hf.tools.evaluation.eval_mode import eval_mode
+from wid_hf.tools.teachers import load_teacher, load_tokenizer
+from wid_hf.training.following_trainer import FollowingTrainer
+from wid_hf.training.losses.following import following_loss
 from wid_hf.training.trainer import WidTrainer
 
 TEACHERS = Path(os.environ.get("WID_HF_TEACHERS", ROOT / ".cache" / "teachers"))

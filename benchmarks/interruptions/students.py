@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from wid_hf.reports.own_files import FILE_NAME, file_digests
+from wid_hf.hub.own_files import FILE_NAME, file_digests
 
 NEEDED = {"config.json", "model.safetensors", "tokenizer.json"}
 

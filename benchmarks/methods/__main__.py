@@ -25,7 +25,7 @@ from results import best_rates, write_results
 from store import ROOT, Record, Store
 from students import Budget, Run, Tuning, teacher, trained, tuned
 
-from wid_hf.methods import METHODS, Method
+from wid_hf.tools.methods import METHODS, Method
 
 RECORDS = ROOT / "benchmarks" / "records"
 PAGES = ROOT / "docs"

@@ -1,6 +1,6 @@
 """What is compared: teachers, with the texts that their students train on and the tasks that they are scored on.
 
-Takes folders of teachers and data; gives arguments of `wid_hf.compress` and `wid_hf.evaluate`.
+Takes folders of teachers and data; gives arguments of `wid_hf.tools.compress` and `wid_hf.tools.evaluate`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from store import ROOT
 
 from wid_hf import WidConfig
-from wid_hf.methods import METHODS, Method
+from wid_hf.tools.methods import METHODS, Method
 
 TEACHERS = Path(os.environ.get("WID_HF_TEACHERS", ROOT / ".cache" / "teachers"))
 DATA = Path(os.environ.get("WID_HF_DATA", ROOT.parent / "shared" / "data"))

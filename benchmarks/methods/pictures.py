@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullFormatter, NullLocator
 from store import Record
 
-from wid_hf.evaluation.attention import AttentionComparison
-from wid_hf.evaluation.attention_picture import draw_divergence
-from wid_hf.whole_file import whole_file
+from wid_hf.atomic_write import atomic_write
+from wid_hf.tools.evaluation.attention import AttentionComparison
+from wid_hf.tools.reports.html_report.attention_plots import draw_divergence
 
 
 def draw_attention(students: Mapping[str, Record], path: Path) -> None:
@@ -49,5 +49,5 @@ def draw_curve(curves: Mapping[str, Sequence[Record]], figures: Sequence[str], p
         axes.grid(color="0.92", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(fontsize=8, frameon=False)
-    with whole_file(path) as unfinished:
+    with atomic_write(path) as unfinished:
         figure.savefig(unfinished, format="png", dpi=130)

@@ -16,8 +16,8 @@ from page import made_by, spread, table
 from pictures import draw_attention, draw_curve
 from store import Record
 
-from wid_hf.methods import METHODS
-from wid_hf.whole_file import whole_file
+from wid_hf.atomic_write import atomic_write
+from wid_hf.tools.methods import METHODS
 
 PAGE_NAME = "results.md"
 HEAD = (
@@ -57,7 +57,7 @@ def write_results(contests: Mapping[str, Contest], records: Sequence[Record], fo
                 lines += _curve(contest, curves, folder)
     path = folder / PAGE_NAME
     folder.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as unfinished:
+    with atomic_write(path) as unfinished:
         unfinished.write_text("\n".join(lines).rstrip("\n") + "\n", encoding="utf-8")
     return path
 

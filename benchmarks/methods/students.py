@@ -1,7 +1,7 @@
 """One student of one method, where it looks, and its figures on tasks.
 
-Takes a contest, a width, a method, a budget and learning rates; gives records. Students are made by `wid_hf.compress`
-and scored by `wid_hf.evaluate`, as their users would.
+Takes a contest, a width, a method, a budget and learning rates; gives records. Students are made by
+`wid_hf.tools.compress` and scored by `wid_hf.tools.evaluate`, as their users would.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from store import ROOT, Record, Store, run_name
 from transformers import DataCollatorWithPadding
 
 from wid_hf import TrainingError
-from wid_hf.compress import CompressSettings, compress
-from wid_hf.data import batches, load_texts, tokenize
-from wid_hf.evaluate import EvalSettings, evaluate
-from wid_hf.evaluation.attention import compare_attention
-from wid_hf.evaluation.tasks import DataPlaces, FineTuning
-from wid_hf.teachers import load_teacher, load_tokenizer
+from wid_hf.tools.compress import CompressSettings, compress
+from wid_hf.tools.data import batches, load_texts, tokenize
+from wid_hf.tools.evaluate import EvalSettings, evaluate
+from wid_hf.tools.evaluation.attention import compare_attention
+from wid_hf.tools.evaluation.tasks import DataPlaces, FineTuning
+from wid_hf.tools.teachers import load_teacher, load_tokenizer
 
 STUDENTS = ROOT / ".cache" / "students"
 LOOKED_AT = 16  # texts

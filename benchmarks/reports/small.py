@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer, TrainingArguments
 
 from wid_hf import WidConfig, WidTrainingArguments, get_wid_model
-from wid_hf.compress import CompressSettings, compress
-from wid_hf.reports.wid_report import Report
+from wid_hf.tools.compress import CompressSettings, compress
+from wid_hf.tools.reports.wid_report import Report
 
 VOCABULARY = 60
 BERT = {
@@ -116,7 +116,7 @@ def program(*words: str | Path) -> str:
     import contextlib
     import io
 
-    from wid_hf.commands.main import main
+    from wid_hf.tools.commands.main import main
 
     before, out, err = sys.argv, io.StringIO(), io.StringIO()
     sys.argv = ["wid-hf", *map(str, words)]

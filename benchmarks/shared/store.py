@@ -19,8 +19,8 @@ from typing import Any
 
 from rich.console import Console
 
-from wid_hf.reports.wid_report import hardware_name, package_versions
-from wid_hf.whole_file import whole_file
+from wid_hf.atomic_write import atomic_write
+from wid_hf.tools.reports.wid_report import hardware_name, package_versions
 
 ROOT = Path(__file__).parents[2]
 Record = dict[str, Any]
@@ -53,7 +53,7 @@ class Store:
             "hardware": hardware_name(), "versions": package_versions(), **made,
         }  # fmt: skip
         file.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(file) as unfinished:
+        with atomic_write(file) as unfinished:
             unfinished.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         Console(stderr=True).print(f"{record['seconds']:.0f} s: {label}", highlight=False)
         return record

@@ -33,7 +33,7 @@ from rows import COLUMNS, once_rows, step_rows
 from store import ROOT, Record, Store
 from variants import BARE, VARIANTS
 
-from wid_hf.reports.wid_report import hardware_name
+from wid_hf.tools.reports.wid_report import hardware_name
 
 PAGE = ROOT / "docs" / "speed.md"
 RESULTS = ROOT / ".cache" / "results"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
-from wid_hf.compaction import Compaction, Compactor
+from wid_hf.layers import Compactor, FoldedWeight
 
 
 def in_activation_space(wid: PeftModel) -> PeftModel:
@@ -42,7 +42,7 @@ def _compactors(module: nn.Module) -> dict[int, Compactor]:
     if not parametrize.is_parametrized(module, "weight"):
         return {}
     (step, *_) = module.parametrizations.weight
-    if not isinstance(step, Compaction) or module.parametrizations.weight.original.ndim < 2:
+    if not isinstance(step, FoldedWeight) or module.parametrizations.weight.original.ndim < 2:
         return {}
     return {int(axis): made for axis, made in step.maps.items() if isinstance(made, Compactor)}
 

@@ -23,7 +23,7 @@ from torch import nn
 from variants import BARE, NARROW, STOCK, VARIANTS
 
 from wid_hf import get_wid_model
-from wid_hf.compaction import Compaction
+from wid_hf.layers import FoldedWeight
 
 
 def chosen_device() -> torch.device:
@@ -143,7 +143,7 @@ def _peak(case: Case, name: str) -> Record:
 
 def _added(model: nn.Module) -> int:
     """Return the bytes of a wid model's parameters, teacher's weights and compactors, and of their Adam moments."""
-    if not any(isinstance(module, Compaction) for module in model.modules()):
+    if not any(isinstance(module, FoldedWeight) for module in model.modules()):
         return 0
     return sum(p.numel() * p.element_size() * (3 if p.requires_grad else 1) for p in model.parameters())
 

@@ -17,9 +17,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from wid_hf import get_wid_model
-from wid_hf.compaction import Compaction
-from wid_hf.compaction.held import HeldFolds
-from wid_hf.labelled import LabelledPositions
+from wid_hf.layers import FoldedWeight
+from wid_hf.layers.held import HeldFolds
+from wid_hf.training.labelled_positions import LabelledPositions
 
 LEARNING_RATE = 1e-5
 
@@ -132,7 +132,7 @@ def _narrow(case: Case, device: torch.device) -> PeftModel:
 def _wid(case: Case, device: torch.device, **settings: Any) -> PeftModel:
     model = get_wid_model(case.sizes.teacher(device), case.sizes.student(**settings)).train()
     if case.teacher == "frozen":
-        compactors = {p for module in model.modules() if isinstance(module, Compaction) for p in module.parameters()}
+        compactors = {p for module in model.modules() if isinstance(module, FoldedWeight) for p in module.parameters()}
         for parameter in model.parameters():
             parameter.requires_grad_(parameter in compactors)
     return model

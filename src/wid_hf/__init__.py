@@ -1,7 +1,7 @@
 """Make a pretrained transformer narrower by Weight-Inherited Distillation and get a stock model back."""
 
-from .adapter import supported_peft  # noqa: F401  before the others: it refuses a PEFT that they cannot import
-from .adapter.peft_registration import register
+from .adapter import compat  # noqa: F401  before the others: it refuses a PEFT that they cannot import
+from .adapter.registration import register
 from .adapter.tuner import WidModel, get_wid_model
 from .config import WidConfig
 from .coupling import Plan
@@ -15,11 +15,11 @@ from .errors import (
     TrainingError,
     WidError,
 )
+from .planning.student import plan_student
 from .progressive.schedule import WidSchedule
-from .student import plan_student
 from .training.baselines import DistillingTrainer
-from .training.callback import WidCallback
-from .training.following import FollowingTrainer
+from .training.callbacks import WidCallback
+from .training.following_trainer import FollowingTrainer
 from .training.student_trainer import StudentTrainer
 from .training.trainer import WidSeq2SeqTrainingArguments, WidTrainer, WidTrainingArguments
 

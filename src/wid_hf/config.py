@@ -17,8 +17,8 @@ from peft import PeftConfig
 from transformers.utils import CONFIG_NAME
 
 from .errors import ConfigError
-from .kept_examples import packed
 from .progressive.schedule import WidSchedule
+from .stored_inputs import packed
 
 HeadStrategy = Literal["auto", "dim", "head"]
 Selection = Literal["first", "variance", "pivots"]

@@ -16,7 +16,7 @@ import pytest
 from toys import save_teacher, texts
 from transformers import BertForMaskedLM, BertModel
 
-from wid_hf.methods import METHODS
+from wid_hf.tools.methods import METHODS
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "benchmarks" / "methods"

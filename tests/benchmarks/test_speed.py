@@ -154,9 +154,9 @@ def test_two_micro_batches_move_the_weights_as_their_union_does() -> None:
 def test_products_of_the_fold_are_counted_once_a_step_and_those_of_tokens_with_each_batch() -> None:
     from measure import measure_steps
 
-    from wid_hf.compaction import Compactor
-    from wid_hf.compaction.fold import cheapest_order, multiplications
-    from wid_hf.compaction.held import _originals
+    from wid_hf.layers import Compactor
+    from wid_hf.layers.fold import cheapest_order, multiplications
+    from wid_hf.layers.held import _originals
 
     once, twice = (
         measure_steps(a_case(rows=40, micro_batches=count), ["bare", "narrow"], rounds=1, warm_up=0) for count in (1, 2)

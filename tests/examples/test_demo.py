@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
 
 from wid_hf import WidConfig, WidError
-from wid_hf.compress import CompressSettings
+from wid_hf.tools.compress import CompressSettings
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 import corpus

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub.server import Hub, loopback_hub, run
+from hub_server import Hub, loopback_hub, run
 from huggingface_hub import ModelCard
 from toys import save_teacher, write_texts
 from transformers import BertModel
 
 from wid_hf import WidConfig
-from wid_hf.compress import CompressSettings, compress
+from wid_hf.tools.compress import CompressSettings, compress
 
 SCRIPT = str(Path(__file__).parents[2] / "examples" / "push_student.py")
 CONFIG = WidConfig(hidden_size=12, intermediate_size=24, init="identity")

@@ -10,7 +10,7 @@ from subprocess import CompletedProcess
 
 import pytest
 import torch
-from hub.server import Hub, loopback_hub, run
+from hub_server import Hub, loopback_hub, run
 from huggingface_hub import ModelCard
 from toys import write_texts
 
@@ -23,7 +23,7 @@ import torch
 from huggingface_hub import HfApi
 from transformers import AutoModelForMaskedLM
 from wid_hf import WidConfig, get_wid_model
-from wid_hf.compress import CompressSettings, compress
+from wid_hf.tools.compress import CompressSettings, compress
 
 home, ids = sys.argv[1], {IDS}
 HfApi().create_repo("me/teacher", private=True)
@@ -131,8 +131,8 @@ REFUSED = """
 import logging, os, sys, traceback
 logging.basicConfig(level=logging.DEBUG)
 from transformers import AutoModelForMaskedLM
-from wid_hf.commands import main, plan
-from wid_hf.teachers import load_teacher
+from wid_hf.tools.commands import main, plan
+from wid_hf.tools.teachers import load_teacher
 
 def breaks(*_, token=os.environ["HF_TOKEN"], **__):
     raise RuntimeError("broken")

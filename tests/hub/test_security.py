@@ -22,7 +22,7 @@ from toys import save_teacher
 from transformers import BertConfig, BertForMaskedLM
 
 from wid_hf import TeacherError, WidConfig, WidError, get_wid_model
-from wid_hf.teachers import load_teacher
+from wid_hf.tools.teachers import load_teacher
 
 IDS = {"input_ids": torch.arange(60).view(5, 12) % 20 + 5}
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub.server import Hub, loopback_hub, run
+from hub_server import Hub, loopback_hub, run
 from huggingface_hub import ModelCard
 
 TRAIN = """

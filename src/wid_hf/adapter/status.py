@@ -9,7 +9,7 @@ from __future__ import annotations
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 
-from ..compaction import Compaction
+from ..layers import FoldedWeight
 
 
 class Student(nn.Module, BaseTunerLayer):
@@ -20,7 +20,7 @@ class Student(nn.Module, BaseTunerLayer):
         adapter_name: PEFT's name for the adapter.
     """
 
-    adapter_layer_names = ("compactions",)
+    adapter_layer_names = ("folded_weights",)
 
     def __init__(self, tuner: BaseTuner, adapter_name: str) -> None:
         super().__init__()
@@ -28,8 +28,8 @@ class Student(nn.Module, BaseTunerLayer):
         self._active_adapter = adapter_name
 
     @property
-    def compactions(self) -> nn.ModuleDict:
-        """The compactions that the student has now, by the adapter's name."""
+    def folded_weights(self) -> nn.ModuleDict:
+        """The folded_weights that the student has now, by the adapter's name."""
         (tuner,) = self._tuner
-        found = [module for module in tuner.model.modules() if isinstance(module, Compaction)]
+        found = [module for module in tuner.model.modules() if isinstance(module, FoldedWeight)]
         return nn.ModuleDict({self._active_adapter: nn.ModuleList(found)})

@@ -21,33 +21,33 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..calibration import Calibration, calibrated_start
-from ..compaction import (
-    Compaction,
-    compactions,
+from ..config import WidConfig
+from ..coupling import Plan
+from ..coupling.index_sets import IndexSets, axis_indices
+from ..coupling.trace import aliases, named_weights
+from ..errors import ConfigError, DataError, WidError
+from ..layers import (
+    FoldedWeight,
     compactor_axes,
     first_indices,
     folded_weights,
     install,
     is_at_start,
+    student_weights,
 )
-from ..config import WidConfig
-from ..coupling import Plan
-from ..coupling.selection import IndexSets, axis_indices
-from ..coupling.trace import aliases, named_weights
-from ..errors import ConfigError, DataError, WidError
-from ..kept_examples import packed
+from ..planning.student import Settled, StudentPlan, check_teacher, empty_student, plan_student
+from ..planning.tracing import plain_attention
+from ..progressive.masked_statistics import KeptStatistics, check_wide
 from ..progressive.progress import Progress
 from ..progressive.schedule import WidSchedule
 from ..progressive.shrink import Moved, become, can_carry, carry, rewrap, rewrite, take_over
-from ..progressive.wide import KeptStatistics, check_wide
-from ..settings import take_over_patches, take_over_training_settings
-from ..student import Planned, Settled, check_teacher, empty_student, plan_student
-from ..tracing import plain_attention
+from ..stored_inputs import packed
+from .adapter_state import fitting_state, proved_state, refuse_other_teacher, saved_state
 from .fingerprint import Fingerprint, digest
-from .plainly import as_if_called_plainly
-from .saved import fitting_state, proved_state, refuse_other_teacher, saved_state
+from .merge import generation_config_of, set_adapter_aside_when_saved, stock_model
+from .module_settings import take_over_patches, take_over_training_settings
+from .plain_call import as_if_called_plainly
 from .status import Student
-from .stock import generation_config_of, set_adapter_aside_when_saved, stock_model
 
 Batch = Mapping[str, Any]
 Holders = tuple[tuple[str, nn.Module, int | None], ...]  # path, module, rows if it is a table
@@ -83,7 +83,7 @@ class WidModel(BaseTuner):
     calibrated: Tensor
     kept: Tensor
     prefix = "wid_"
-    tuner_layer_cls = Compaction
+    tuner_layer_cls = FoldedWeight
     uses_shared_state = True  # PEFT then refuses inject_adapter_in_model, which expects that the teacher is changed
     target_module_mapping: ClassVar[dict[str, list[str]]] = {}
 
@@ -122,7 +122,7 @@ class WidModel(BaseTuner):
             self.peft_config[adapter_name] = config
             self._put_student(model, planned, config, adapter_name)
 
-    def _put_student(self, model: PreTrainedModel, planned: Planned, config: WidConfig, adapter_name: str) -> None:
+    def _put_student(self, model: PreTrainedModel, planned: StudentPlan, config: WidConfig, adapter_name: str) -> None:
         # Kept out of the module tree: the student's originals are the teacher's parameters already.
         self._planned = (planned, model)
         self.model = planned.student
@@ -290,7 +290,7 @@ class WidModel(BaseTuner):
             if self.progress is not None and self.is_wide:
                 self._finish(self.progress, force)
             planned, teacher = self._planned
-            weights = folded_weights(self.model, planned.trace.aliases)
+            weights = student_weights(self.model, planned.trace.aliases)
             if safe_merge and (bad := [n for n, w in weights.items() if not torch.isfinite(w).all()]):
                 raise WidError(f"These merged weights are not finite: {', '.join(bad[:5])}. Nothing was merged.")
             student = stock_model(teacher, self._live("config"), weights, planned.trace.aliases)
@@ -390,7 +390,7 @@ class WidModel(BaseTuner):
         return not self.calibrated and is_at_start(self.model, weights, planned.plan, first_indices(planned.plan))
 
     def _digest(self) -> bytes:
-        made = sorted(compactions(self.model).items())
+        made = sorted(folded_weights(self.model).items())
         return b"".join(digest(f"{name} {key}", p) for name, each in made for key, p in each.named_parameters())
 
     def _installed(self, student: PreTrainedModel, sets: IndexSets, *, square: bool = False) -> PreTrainedModel:
@@ -565,7 +565,7 @@ class WidModel(BaseTuner):
         """Let the compactors train, or freeze them; the teacher's weights stay as they are."""
         if adapter_names not in (self.active_adapter, [self.active_adapter], (self.active_adapter,)):
             raise WidError(ONE_ADAPTER)
-        self.student.compactions.requires_grad_(requires_grad)
+        self.student.folded_weights.requires_grad_(requires_grad)
 
     def disable_adapter_layers(self) -> None:
         """Refuse: the student without compactors is the teacher."""
@@ -706,7 +706,7 @@ def _refuse_unused_data(config: WidConfig) -> None:
         )
 
 
-def _with_plan(config: WidConfig, planned: Planned) -> WidConfig:
+def _with_plan(config: WidConfig, planned: StudentPlan) -> WidConfig:
     """Return `config` with the plan riding along, so that PEFT's constructor does not make it twice."""
     config = deepcopy(config)
     object.__setattr__(config, "_planned", planned)

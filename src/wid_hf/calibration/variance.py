@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..coupling.dims import Dim, leaves
+from ..coupling.index_sets import leaf_sums
 from ..coupling.plan import Plan
-from ..coupling.selection import leaf_sums
 from ..coupling.trace import Dims, Trace, quiet_forward
 from ..errors import DataError
+from .lockstep import Batch, Precision, prepared, refuse_batch
 from .padding import Padding
-from .walk import Batch, Precision, prepared, refuse_batch
 
 
 class Moments:

@@ -4,8 +4,8 @@ Stages: `trace` (forwards under symbolic dimensions) -> `make_plan` (sizes, or a
 """
 
 from .dims import Dim, Reason
+from .op_registry import covered_operations, rule
 from .plan import Coupling, Plan, make_plan
-from .registry import covered_operations, rule
 from .trace import Example, Trace, trace
 from .verify import verify
 

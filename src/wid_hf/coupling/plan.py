@@ -20,8 +20,8 @@ from torch import Tensor
 from ..errors import PlanError
 from .carrier import Carrier
 from .dims import Dim, Reason, describe, factors_of, find, leaves, parts_of
-from .reads import Read
 from .trace import Call, Dims, Step, Trace
+from .weight_inputs import WeightInput
 
 Key = tuple  # of leaf identities, nested like the tree
 IN_MEMORY = {"aten.clone.default", "aten.contiguous.default", "aten.alias.default", "aten.detach.default"}
@@ -63,7 +63,7 @@ class Plan:
             student's own code multiplies by another number than the teacher's (attention scale).
         unfolded: differences of that kind that no weight can take over, in words.
         tables: embedding tables whose rows are summed: they share one column compactor.
-        reads: every product of a tensor with a weight, in the order of the forward.
+        weight_inputs: every product of a tensor with a weight, in the order of the forward.
         looked_up: tables whose rows are taken by number.
         matched: for each leaf that a table computed from the config is added to (sinusoidal positions), the
             indices whose entries are nearest to the student's own table, in its order. Every start keeps these.
@@ -76,7 +76,7 @@ class Plan:
     scales: Mapping[Carrier, float] = field(default_factory=dict)
     unfolded: tuple[str, ...] = ()
     tables: tuple[frozenset[str], ...] = ()
-    reads: tuple[Read, ...] = ()
+    weight_inputs: tuple[WeightInput, ...] = ()
     looked_up: frozenset[str] = frozenset()
     matched: Mapping[Dim, Tensor] = field(default_factory=dict)
     settled: str = ""
@@ -102,11 +102,11 @@ class Plan:
         (a tied decoder) writes along the very axis that it reads.
         """
         axes_read: dict[str, set[int]] = {}
-        for read in self.reads:
+        for read in self.weight_inputs:
             axes_read.setdefault(read.weight, set()).add(read.axis)
         return tuple(
             at
-            for at, read in enumerate(self.reads)
+            for at, read in enumerate(self.weight_inputs)
             if self.size(dim := self.axes[read.weight][read.axis]) < dim.size
             and sum(other.size > 1 for other in self.axes[read.weight]) > 1
             and read.weight not in self.looked_up
@@ -230,7 +230,7 @@ def make_plan(teacher: Trace, shapes: Mapping[str, tuple[int, ...]], student: Tr
         scales=scales,
         unfolded=unfolded,
         tables=tuple(frozenset(group) for group in teacher.tables),
-        reads=tuple(teacher.reads),
+        weight_inputs=tuple(teacher.weight_inputs),
         looked_up=frozenset(teacher.looked_up_tables),
         matched=_matched(teacher, student, solver.targets) if student is not None else {},
     )

@@ -23,12 +23,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from . import rules as _rules  # noqa: F401  (importing it registers the rules)
+from . import ops as _ops  # noqa: F401  (importing it registers their rules)
 from .carrier import Carrier
 from .dims import NO_RULE, Dim, Reason, freeze, leaves, unify
 from .flow import Flow
-from .reads import Read, contraction, is_linear
-from .registry import decomposition, rule_for
+from .op_registry import decomposition, rule_for
+from .weight_inputs import WeightInput, contraction, is_linear
 
 NOT_REACHED = Reason("", "", "was not reached by the example inputs")
 # What a table may meet: sums, and products in which its indices are summed over.
@@ -102,7 +102,7 @@ class Trace:
         self.reached: set[str] = set()
         self.carried_by: dict[Carrier, Carrier] = {}
         self.tables: list[set[str]] = []
-        self.reads: list[Read] = []
+        self.weight_inputs: list[WeightInput] = []
         self.looked_up_tables: set[str] = set()
         self.reduced: dict[str, list[Dim]] = defaultdict(list)
         self._aligned: list[Dim] = []
@@ -294,7 +294,7 @@ class Trace:
             axis = next((at for at, dim in enumerate(self.weight_dims[name]) if dim is self.dims(weight)[place]), None)
             bias = self.weight_name(product.bias) if product.bias is not None else None
             if axis is not None:
-                self.reads.append(Read(name, axis, bias, self.carrier(read), product.routed))
+                self.weight_inputs.append(WeightInput(name, axis, bias, self.carrier(read), product.routed))
 
     def _freeze_tables(self, operands: Sequence[Tensor]) -> None:
         """Forbid computed tables to shrink: the student's own, narrower one holds other numbers.

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ..errors import ProofError
 from .dims import Dim, describe, leaves
+from .index_sets import IndexSets, axis_indices
 from .plan import Plan, make_plan, nesting
-from .selection import IndexSets, axis_indices
 from .trace import NOT_REACHED, Trace, call, forget, output_tensors, quiet_forward
 
 

@@ -13,12 +13,12 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from ..compaction import Compactor, compactor_axes, shrinking_leaves
 from ..coupling import Dim, Plan
 from ..coupling.dims import leaves
+from ..coupling.index_sets import axis_factors, leaf_sums
 from ..coupling.plan import Key, key
-from ..coupling.selection import axis_factors, leaf_sums
 from ..errors import WidError
+from ..layers import Compactor, compactor_axes, shrinking_leaves
 from .penalty import fade, pull_by_moments
 from .schedule import Kind, Timeline, WidSchedule
 

@@ -20,7 +20,7 @@ from torch.distributed.algorithms.join import Joinable
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PretrainedConfig
 
-from ..compaction import Compactor, compactions
+from ..layers import Compactor, folded_weights
 
 OF_TORCH = frozenset(vars(nn.Module()))  # what torch keeps in every module: its parts, hooks and mode
 PLAIN = (bool, int, float, str, type(None), torch.dtype)
@@ -47,8 +47,8 @@ def take_over(wide: nn.Module, narrow: nn.Module) -> dict[Tensor, Moved]:
     A fresh compactor selects and scales, `S (k, n)`; with `M (n, n)` the wide one it becomes `S M`.
     """
     moved: dict[Tensor, Moved] = {}
-    into = compactions(narrow)
-    for name, compaction in compactions(wide).items():
+    into = folded_weights(narrow)
+    for name, compaction in folded_weights(wide).items():
         for axis, old in compaction.maps.items():
             fresh = into[name].maps[axis]
             if not isinstance(old, Compactor) or not isinstance(fresh, Compactor) or old.matrix in moved:
@@ -89,7 +89,7 @@ def become(model: nn.Module, made: nn.Module, before: nn.Module, weights: Collec
                 owner._parameters[attribute] = table
             else:
                 owner._buffers[attribute] = table
-    for name, compaction in compactions(made).items():
+    for name, compaction in folded_weights(made).items():
         path, _, attribute = name.rpartition(".")
         steps: Any = model.get_submodule(path).parametrizations
         steps[attribute][0] = compaction

@@ -19,11 +19,11 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..calibration.walk import prepared
-from ..distillation.losses import watch
-from ..distillation.matching import LOSSES, TeacherLoss
+from ..calibration.lockstep import prepared
 from ..errors import TrainingError
 from .accumulation import Reduction
+from .losses.distillation import watch
+from .losses.matching import LOSSES, TeacherLoss
 from .student_trainer import StudentTrainer
 
 

@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers import TrainingArguments
 
-from ..compaction import Compaction
 from ..errors import TrainingError
+from ..layers import FoldedWeight
 
 # Weights frozen by a learning rate of 0; a later training may unfreeze them. Whatever else is frozen was frozen by the
 # user and stays so. Noted by tensor, because wid models of one teacher share its tensors.
@@ -75,4 +75,4 @@ def refuse_untrainable(model: nn.Module) -> None:
 
 
 def _compactors(model: nn.Module) -> set[nn.Parameter]:
-    return {p for m in model.modules() if isinstance(m, Compaction) for p in m.parameters()}
+    return {p for m in model.modules() if isinstance(m, FoldedWeight) for p in m.parameters()}

@@ -18,10 +18,10 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 
 from ..coupling.trace import output_tensors
 from ..errors import TrainingError
-from ..labelled import shifts_labels
 from .accumulation import Reduction, StepSize, find_reduction, has_no_label
 from .collation import SteadyCollator
 from .generation import GeneratingTrainer
+from .labelled_positions import shifts_labels
 
 
 class StudentTrainer(GeneratingTrainer):

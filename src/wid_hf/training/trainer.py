@@ -20,15 +20,15 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
 
 from ..adapter.tuner import WidModel
-from ..compaction.held import HeldFolds, folded_once
-from ..distillation.losses import LOSSES, Distillation
 from ..errors import ConfigError, TrainingError, WidError
-from ..labelled import LabelledPositions
-from ..reports.card import CARD_NAME, adapter_card
+from ..hub.cards import CARD_NAME, adapter_card
+from ..layers.held import HeldFolds, folded_once
 from .calibrating import calibration_batches
-from .callback import WidCallback
+from .callbacks import WidCallback
 from .checkpoints import begin_checkpoint, last_whole_checkpoint, refuse_torn_checkpoint
 from .half import full_eval_dtype, kept_values
+from .labelled_positions import LabelledPositions
+from .losses.distillation import LOSSES, Distillation
 from .rates import freeze_by_rate, learning_rates, refuse_untrainable, warn_of_rate_without_effect
 from .student_trainer import StudentTrainer
 

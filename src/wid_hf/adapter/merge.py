@@ -1,0 +1,136 @@
+"""The stock model that a merge gives, and where it may be saved.
+
+Takes the teacher, a config and folded weights. Called by the tuner.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from copy import deepcopy
+from functools import wraps
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME
+
+from ..config import PeftType
+from ..coupling.trace import saved_tensors
+from ..errors import OutputError, WidError
+from ..planning.student import empty_student
+
+ASIDE = "wid_adapter"
+SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def stock_model(
+    teacher: PreTrainedModel, config: PretrainedConfig, weights: Mapping[str, Tensor], names: Mapping[str, str]
+) -> PreTrainedModel:
+    """Return an instance of the teacher's class with these weights; names of one tensor stay tied.
+
+    Args:
+        teacher: gives class, device and mode.
+        config: as it is now; it may have been changed since the student was made.
+        weights: by their first names.
+        names: every name in a checkpoint with the first name of the same tensor.
+
+    Raises:
+        WidError: the config is not that of a model with weights of these shapes, so that it could not be loaded again.
+    """
+    advice = "Set the sizes in model.config back, or change them on the teacher before get_wid_model."
+    try:
+        student = empty_student(teacher, config)
+    except Exception as cause:  # whatever a class raises for a config that it cannot be made of
+        raise WidError(
+            f"{type(teacher).__name__} cannot be made of model.config as it is now: {cause} {advice}"
+        ) from cause
+    wrong = []
+    tensors: dict[str, Tensor] = {}
+    if others := sorted(set(saved_tensors(student)) ^ set(names)):
+        raise WidError(f"model.config as it is now makes other weights than were trained: {others[0]}. {advice}")
+    ties = [getattr(each.get_text_config(), "tie_word_embeddings", None) for each in (config, teacher.config)]
+    if ties[0] != ties[1]:
+        raise WidError(
+            f"model.config.tie_word_embeddings is {ties[0]} now; the weights were trained with {ties[1]}. {advice}"
+        )
+    for name, first in names.items():
+        path, _, attribute = name.rpartition(".")
+        module = student.get_submodule(path)
+        there = getattr(module, attribute)
+        if there.shape != weights[first].shape:
+            wrong.append(f"{name} is {tuple(weights[first].shape)}, in model.config {tuple(there.shape)}")
+        elif isinstance(there, nn.Parameter):
+            module.register_parameter(attribute, tensors.setdefault(first, nn.Parameter(weights[first])))
+        else:
+            module.register_buffer(attribute, tensors.setdefault(first, weights[first]))
+    if wrong:
+        raise WidError(f"{len(wrong)} weights do not fit model.config as it is now: {wrong[0]}. {advice}")
+    return student
+
+
+def generation_config_of(
+    live: GenerationConfig | None, config: PretrainedConfig, teacher: PretrainedConfig
+) -> GenerationConfig | None:
+    """Return a copy of the live generation config for a model with `config`.
+
+    One that its class derived from the teacher's config follows a special token that was changed in the config since:
+    `Trainer` only adds the new end token to it, beside the old one that stood there because the old config said so.
+    """
+    found = deepcopy(live)
+    if found is None or not getattr(found, "_from_model_config", False):
+        return found
+    now, before = (each.get_text_config(decoder=True) for each in (config, teacher))
+    for name in SPECIAL_TOKENS:
+        if getattr(now, name, None) != getattr(before, name, None):
+            setattr(found, name, getattr(now, name))
+    return found
+
+
+def set_adapter_aside_when_saved(student: PreTrainedModel) -> None:
+    """Let `student.save_pretrained` move an adapter of wid_hf that lies in the folder out of the way.
+
+    `from_pretrained` looks for `adapter_config.json` first, and would load the teacher with the adapter, or fail where
+    wid_hf is not installed.
+    """
+
+    @wraps(type(student).save_pretrained)
+    def save_pretrained(self: PreTrainedModel, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        _set_aside(Path(save_directory))
+        return type(self).save_pretrained(self, save_directory, *args, **kwargs)
+
+    student.save_pretrained = MethodType(save_pretrained, student)
+
+
+def _set_aside(folder: Path) -> None:
+    """Move the files of an adapter of wid_hf into a folder beside them.
+
+    Raises:
+        OutputError: there is an adapter of another method.
+    """
+    if not (folder / ADAPTER_CONFIG_NAME).is_file():
+        return
+    try:
+        method = json.loads((folder / ADAPTER_CONFIG_NAME).read_text(encoding="utf-8")).get("peft_type")
+    except (ValueError, AttributeError):
+        method = None
+    if method != PeftType.WID.value:
+        raise OutputError(
+            f"The folder {folder} holds an adapter ({ADAPTER_CONFIG_NAME}, peft_type {method!r}), and from_pretrained "
+            "would load that instead of the student. Save the student in another folder."
+        )
+    number = 1
+    while (aside := folder / (ASIDE if number == 1 else f"{ASIDE}-{number}")).exists():
+        number += 1
+    aside.mkdir()
+    for name in (ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME):
+        if (folder / name).exists():
+            (folder / name).rename(aside / name)
+    warnings.warn(
+        f"The folder {folder} held a wid adapter, and from_pretrained would load that instead of the student. The "
+        f"adapter is in {aside} now.",
+        stacklevel=4,
+    )

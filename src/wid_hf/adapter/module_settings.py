@@ -1,0 +1,79 @@
+"""What a user set on the modules of a model, which no config tells: dropout rates, checkpointing, patched methods.
+
+Takes two models of one class; gives the second what was set on the first. Called by the tuner, when a student is made
+of its teacher and when it is merged.
+"""
+
+from __future__ import annotations
+
+import warnings
+from types import MethodType
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from ..errors import TeacherError
+
+CHECKPOINTING = ("gradient_checkpointing", "_gradient_checkpointing_func")
+OF_LIBRARIES = ("transformers", "peft", "accelerate", "torch")  # their hooks are set anew where they are needed
+
+
+def take_over_training_settings(source: nn.Module, target: nn.Module) -> None:
+    """Give every module of `target` the dropout rates and the gradient checkpointing of its namesake in `source`.
+
+    Where `target` has a rate of 0 by its config it keeps that: `config.hidden_dropout_prob = 0` is how dropout is often
+    switched off, although modules that are made already do not follow it.
+    """
+    modules = dict(target.named_modules())
+    for name, module in source.named_modules():
+        if name in modules:
+            into = modules[name]
+            if isinstance(module, nn.Identity) and isinstance(into, _DropoutNd):
+                into.p = 0.0
+            for attribute, value in vars(module).items():
+                is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+                is_rate = is_number and ("drop" in attribute or isinstance(module, _DropoutNd))
+                if attribute in CHECKPOINTING or (is_rate and vars(into).get(attribute)):
+                    setattr(into, attribute, value)
+
+
+def take_over_patches(teacher: nn.Module, student: nn.Module) -> None:
+    """Give modules of `student` the methods that were replaced on single modules of `teacher`.
+
+    A method bound to a module of the teacher is bound to the student's module of that name. Hooks stay behind, since
+    they may hold on to the teacher's sizes; a warning tells of those that a user registered.
+
+    Raises:
+        TeacherError: the forward of a module is a plain function, which would run the teacher's module.
+    """
+    names = {module: name for name, module in teacher.named_modules()}
+    left_behind = []
+    for module, name in names.items():
+        if any(_is_users(hook) for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())):
+            left_behind.append(name)
+        if hasattr(module, "_hf_hook"):  # accelerate's, which moves inputs to the module's device
+            continue
+        for attribute, value in vars(module).items():
+            if not callable(value) or not callable(getattr(type(module), attribute, None)):
+                continue
+            replaced = value
+            if isinstance(value, MethodType) and value.__self__ in names:
+                replaced = MethodType(value.__func__, student.get_submodule(names[value.__self__]))
+            elif attribute == "forward":
+                raise TeacherError(
+                    f"The forward of `{name or type(teacher).__name__}` was replaced by a function that is not bound "
+                    "to the module, so the student cannot have it as well. Bind it "
+                    "(module.forward = types.MethodType(function, module)), or replace it on the student."
+                )
+            setattr(student.get_submodule(name), attribute, replaced)
+    if left_behind:
+        warnings.warn(
+            f"Hooks on {len(left_behind)} modules of the teacher (the first is `{left_behind[0]}`) do not run in the "
+            "student. Register them on model.base_model.model if they should.",
+            stacklevel=4,
+        )
+
+
+def _is_users(hook: Any) -> bool:
+    return (getattr(hook, "__module__", None) or "").split(".")[0] not in OF_LIBRARIES

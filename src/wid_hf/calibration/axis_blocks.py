@@ -1,0 +1,83 @@
+"""Covariances of whole axes taken apart along their trees, and maps of heads put together again.
+
+Takes a plan's trees and matrices over their flat indices. Called by `survey`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from math import prod
+
+import torch
+from torch import Tensor
+
+from ..coupling.dims import Dim, factors_of, find, parts_of
+from ..coupling.index_sets import IndexSets, axis_indices
+from ..coupling.plan import Plan
+
+
+def pieces(dim: Dim) -> Iterator[tuple[int, Dim]]:
+    """Yield each part of an axis with its first flat index; the axis itself where it has none."""
+    start = 0
+    for part in parts_of(dim):
+        yield start, part
+        start += part.size
+
+
+def stretch(dim: Dim, start: int, stop: int) -> list[Dim]:
+    """Return the factors, outermost first, of the part of an axis that spans [start, stop); none if no part does."""
+    found = [part for at, part in pieces(dim) if (at, at + part.size) == (start, stop)]
+    return [find(factor) for factor in factors_of(found[0])] if found else []
+
+
+def by_leaf(plan: Plan, dim: Dim, matrix: Tensor) -> Iterator[tuple[Dim, Tensor]]:
+    """Yield each leaf of an axis with its blocks of a `(size, size)` matrix, summed over everything else.
+
+    `(n, n)`, or `(n_outer, n, n)` where a leaf's indices may be chosen anew for each index of the one around it.
+    """
+    for start, part in pieces(dim):
+        block = matrix[start : start + part.size, start : start + part.size]
+        factors = [find(factor) for factor in factors_of(part)]
+        grid = block.reshape([factor.size for factor in factors] * 2)
+        for place, factor in enumerate(factors):
+            around = [at for at, other in enumerate(factors) if other is plan.under.get(factor)]
+            reduced = _traced(grid, len(factors), [*around, place])
+            if factor.parts:
+                yield from by_leaf(plan, factor, reduced)
+            else:
+                yield factor, reduced
+
+
+def _traced(grid: Tensor, count: int, kept: list[int]) -> Tensor:
+    """Keep two copies of the last of `kept`, one (the diagonal) of the others, and sum over the rest's diagonals."""
+    *around, last = kept
+    rows = list(range(count))
+    columns = [count if at == last else at for at in rows]
+    return torch.einsum(grid, [*rows, *columns], [*around, last, count])
+
+
+def spread(plan: Plan, factors: list[Dim], outer: Dim | None, sets: IndexSets, maps: Tensor) -> Tensor:
+    """Return one map of a whole stretch from `maps (n_outer, k, n)` of its last factor: block-diagonal.
+
+    Args:
+        plan: sizes.
+        factors: of the stretch, all of them leaves.
+        outer: the factor that tells which map; None where there is one map.
+        sets: which indices of the factors around the last are kept.
+        maps: for each index of `outer`, `k` from `n`.
+
+    Returns:
+        `(product of kept sizes, product of sizes)`.
+    """
+    around = factors[:-1]
+    _, k, n = maps.shape
+    kept = list(product(*(axis_indices(plan, factor, sets) for factor in around)))
+    whole = maps.new_zeros(len(kept) * k, prod(factor.size for factor in factors))
+    for row, indices in enumerate(kept):
+        flat = 0
+        for factor, index in zip(around, indices, strict=True):
+            flat = flat * factor.size + index
+        which = indices[around.index(outer)] if outer is not None else 0
+        whole[row * k : (row + 1) * k, flat * n : (flat + 1) * n] = maps[which]
+    return whole

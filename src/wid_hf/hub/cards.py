@@ -1,0 +1,262 @@
+"""Model cards: what a student or an adapter is, in the figures of its report.
+
+Takes a folder with `wid_report.json` and `config.json`, or a wid model; gives a `huggingface_hub.ModelCard`.
+Called by `compress`. Names of local files stay out of cards: only what is on the Hub is named.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import transformers
+from huggingface_hub import ModelCard, ModelCardData, hf_hub_download
+from peft import PeftModel
+from transformers import AutoConfig, PretrainedConfig
+
+from ..errors import WidError
+from ..planning.student import empty_student
+from ..tools.methods import METHODS
+from .model_size import ModelSize, model_size, size_rows
+from .own_files import CALIBRATION_PICTURE, FILE_NAME
+from .paths import expanded
+
+CARD_NAME = "README.md"
+TEMPLATE = Path(__file__).parent / "templates" / "card.md"
+WID_TAG = "weight-inherited-distillation"
+TAGS = ("wid-hf", WID_TAG, "compression")
+SIDES = ("teacher", "start", "student")  # in the order of tables; JSON keeps none
+INHERITED = ("license", "license_name", "license_link", "language")
+
+
+def student_card(folder: str | Path, name: str | None = None) -> ModelCard:
+    """Return the card of the student in `folder`; every figure comes from its `wid_report.json`.
+
+    Args:
+        folder: holds `wid_report.json` and `config.json`, as `compress` writes them.
+        name: what `from_pretrained` is told to load in the card, such as `me/my-student`; the folder's name if None.
+
+    Raises:
+        WidError: the folder has no report, or one that is not of `compress`; or no student beside it.
+    """
+    folder = Path(expanded(folder))
+    path = folder / FILE_NAME
+    if not path.is_file():
+        raise WidError(
+            f"{folder} holds no {FILE_NAME}, where a card takes its figures from. `wid-hf compress` writes it."
+        )
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        config = AutoConfig.from_pretrained(folder)
+        return _student_card(folder, report, config, name or folder.resolve().name)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, WidError):
+            raise
+        raise WidError(
+            f"No card can be made of {folder}: {FILE_NAME} or config.json is not as compress writes it "
+            f"({type(error).__name__}: {error})."
+        ) from error
+
+
+def _student_card(folder: Path, report: dict[str, Any], config: PretrainedConfig, name: str) -> ModelCard:
+    hub, method = report["settings"]["hub"], METHODS[report.get("method", "wid")]
+    model_class = config.architectures[0]
+    task, auto_class = _task(model_class, config)
+    usage = [
+        f"from transformers import {auto_class}, AutoTokenizer",
+        "",
+        f'model = {auto_class}.from_pretrained("{name}")',
+        f'tokenizer = AutoTokenizer.from_pretrained("{name}")',
+    ]
+    data = ModelCardData(
+        base_model=hub["teacher"],
+        base_model_relation="finetune" if hub["teacher"] else None,
+        library_name="transformers",
+        pipeline_tag=task,
+        datasets=[hub["dataset"]] if hub["dataset"] else None,
+        tags=[*TAGS] if method.folds else [tag for tag in TAGS if tag != WID_TAG],
+        **_inherited(hub["teacher"] or report["teacher"], hub["revision"]),
+    )
+    return _card(
+        data,
+        kind="student" if method.folds else "baseline",
+        weights=method.weights,
+        title=name.rpartition("/")[2],
+        model_class=model_class,
+        teacher_link=_teacher_link(hub["teacher"], hub["revision"]),
+        version=report["versions"]["wid-hf"],
+        usage=usage,
+        sizes={side: ModelSize(**report["sizes"][side]) for side in SIDES if side in report["sizes"]},
+        requested=report["requested"],
+        heads=report["head_strategy"],
+        settled=report.get("settled"),
+        report=report,
+        picture=CALIBRATION_PICTURE if (folder / CALIBRATION_PICTURE).is_file() else None,
+    )
+
+
+def adapter_card(model: PeftModel, name: str, report: Mapping[str, Any] | None = None) -> ModelCard:
+    """Return the card of a wid adapter, to be saved as `README.md` after `model.save_pretrained(folder)`.
+
+    PEFT writes a card itself, but knows only the student's config, which names no teacher.
+
+    Args:
+        model: what `get_wid_model` returned.
+        name: what `PeftModel.from_pretrained` is told to load in the card.
+        report: what `wid_report.json` holds, if there is one; without it the card tells no scores and no recipe.
+    """
+    config = model.peft_config[model.active_adapter]
+    wid_model = model.base_model
+    teacher = wid_model.teacher
+    model_class = type(teacher).__name__
+    given = config.base_model_name_or_path
+    hub_name = hub_id(given)
+    task, auto_class = _task(model_class, teacher.config)
+    at = f', revision="{config.revision}"' if config.revision else ""
+    usage = [
+        "import wid_hf  # makes PEFT know this kind of adapter",
+        "from peft import PeftModel",
+        f"from transformers import {auto_class}",
+        "",
+        f'teacher = {auto_class}.from_pretrained("{hub_name or "the teacher"}"{at})',
+        f'model = PeftModel.from_pretrained(teacher, "{name}")',
+        "student = model.merge_and_unload()  # a stock model",
+    ]
+    data = ModelCardData(
+        base_model=hub_name,
+        base_model_relation="adapter" if hub_name else None,
+        library_name="peft",
+        pipeline_tag=task,
+        tags=[*TAGS, "transformers", *([f"base_model:adapter:{hub_name}"] if hub_name else [])],
+        **_inherited(given, config.revision),
+    )
+    student = empty_student(teacher, wid_model.model.config)
+    return _card(
+        data,
+        kind="adapter",
+        title=name.rpartition("/")[2],
+        model_class=model_class,
+        teacher_link=_teacher_link(hub_name, config.revision),
+        version=version("wid-hf"),
+        usage=usage,
+        sizes={"teacher": model_size(teacher), "student": model_size(student)},
+        requested=config.requested,
+        heads=config.head_strategy,
+        settled=str(wid_model.settled),
+        report=report,
+    )
+
+
+def hub_id(name: str | None) -> str | None:
+    """Return the Hub id in `name`, or None if it is a local file or folder; a dataset's config (`id:config`) is cut."""
+    if not name or Path(name).exists() or Path(name).is_absolute():
+        return None
+    return name.partition(":")[0]
+
+
+def _card(data: ModelCardData, *, sizes: dict[str, ModelSize], usage: list[str], **values: Any) -> ModelCard:
+    report = values["report"]
+    values["heads"] = {"dim": "as many, each narrower", "head": "fewer, as wide"}[values["heads"]]
+    values["requested"] = ", ".join(f"`{name}={size}`" for name, size in values["requested"].items())
+    if report:
+        values |= {"scores": _scores(report), "held_out": _held_out(report), "recipe": list(_recipe(report))}
+    return ModelCard.from_template(
+        data,
+        template_str=TEMPLATE.read_text(encoding="utf-8"),
+        usage="\n".join(usage),
+        sizes=_markdown(["", *sizes], size_rows(sizes, list(sizes))),
+        limits=list(_limits(data, report)),
+        **values,
+    )
+
+
+def _teacher_link(hub_name: str | None, revision: str | None) -> str:
+    if hub_name is None:
+        return "a teacher that is not on the Hub"
+    return f"[{hub_name}](https://huggingface.co/{hub_name})" + (f" at `{revision}`" if revision else "")
+
+
+def _inherited(teacher: str | None, revision: str | None) -> dict[str, Any]:
+    """Return what a student takes over from its teacher's card, if that can be read."""
+    if not teacher:
+        return {}
+    try:
+        local = Path(teacher) / CARD_NAME
+        path = local if Path(teacher).exists() else hf_hub_download(teacher, CARD_NAME, revision=revision)
+        data = ModelCard.load(path, ignore_metadata_errors=True).data
+    except Exception:  # no card, no network, metadata that is no YAML: each has an error of its own
+        return {}
+    return {name: value for name in INHERITED if (value := data.get(name)) is not None}
+
+
+def _task(model_class: str, config: PretrainedConfig) -> tuple[str | None, str]:
+    """Return the Hub's pipeline tag of a class, and the auto class that makes it; the class itself where none does."""
+    from transformers.pipelines import SUPPORTED_TASKS
+
+    for task, row in SUPPORTED_TASKS.items():
+        for auto_class in row["pt"]:
+            made = auto_class._model_mapping.get(type(config), ())
+            if model_class in [one.__name__ for one in (made if isinstance(made, tuple) else (made,))]:
+                return task, auto_class.__name__
+    return None, model_class if hasattr(transformers, model_class) else "AutoModel"
+
+
+def _scores(report: Mapping[str, Any]) -> str | None:
+    if "student" not in report["scores"]:  # its run was stopped, or scoring failed
+        return None
+    names = [name for name in SIDES if report["steps"] or name != "start"]
+    figures = report["scores"]["student"]
+    rows = [(figure.replace("_", " "), *(f"{report['scores'][n][figure]:.4f}" for n in names)) for figure in figures]
+    return _markdown(["", *names], rows)
+
+
+def _held_out(report: Mapping[str, Any]) -> str:
+    settings = report["settings"]
+    whence = "texts of another file" if settings["validation"] else "texts held out of the training data"
+    return f"up to {settings['validation_texts']:,} {whence}, seed {report['seed']}"
+
+
+def _recipe(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    settings = report["settings"]
+    dataset = settings["hub"]["dataset"]
+    yield (
+        "Data",
+        f"[{dataset}](https://huggingface.co/datasets/{dataset})" if dataset else "texts that are not on the Hub",
+    )
+    yield "Method", METHODS[report.get("method", "wid")].title
+    yield "Start", report["start"]
+    if calibration := report["calibration"]:
+        positions, seconds = calibration["positions"], calibration["seconds"]
+        yield "Calibration", f"{positions:,} tokens in {seconds:.1f} s, ridge {settings['ridge']:g}"
+    if report["steps"]:
+        rates = ", ".join(f"{rate:g} for {kind}" for kind, rate in settings["learning_rates"].items())
+        texts = f"{settings['batch_size']} texts of up to {settings['max_length']} tokens"
+        amount = f"{report['tokens']:,} tokens in {report['seconds']:.0f} s"
+        yield "Training", f"{report['steps']:,} steps of {texts}; {amount}"
+        yield "Learning rates", rates
+    else:
+        yield "Training", "none"
+    yield "Hardware", report["hardware"]
+    yield "Versions", ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+
+
+def _limits(data: ModelCardData, report: Mapping[str, Any] | None) -> Iterator[str]:
+    yield "What the teacher cannot do, or does wrongly, is to be expected here as well; see its card."
+    if report is None:
+        yield "Nothing was scored for this card."
+    elif "student" not in report["scores"]:
+        yield "This student was not scored."
+    else:
+        yield "Only the scores above were measured. Measure it on your task before you rely on it."
+        if not report["steps"]:
+            yield "It was not trained after its start was made."
+    if not data.get("license"):
+        yield "The teacher's card names no license that could be taken over. Ask its owners before you share this."
+
+
+def _markdown(header: list[str], rows: list[tuple[str, ...]]) -> str:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -1,0 +1,77 @@
+"""Which files of a folder this program wrote: its report lists them with their digests.
+
+Takes a folder; gives the list for a report, or in words why a folder is not this program's alone. Called where a
+report is saved, and before a folder is replaced.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+FILE_NAME = "wid_report.json"
+CALIBRATION_PICTURE = "calibration.png"
+LISTED = "files"  # the report's key
+CHUNK = 1 << 20  # bytes
+NAMED = 5  # of files in a message
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file in `folder` and below it but the report, by path."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / FILE_NAME)
+    return {path.relative_to(folder).as_posix(): _digest(path) for path in paths}
+
+
+def why_not_ours(folder: Path, ignored: Collection[str] = ()) -> str | None:
+    """Return in words what in `folder` this program did not write; None if it wrote everything there.
+
+    A file that was changed since is somebody else's. Without a report that lists its files, all of them are. What is
+    called as one of `ignored` does not count.
+    """
+    files = _listed(folder / FILE_NAME)
+    if files is None:
+        others = [path.name for path in folder.iterdir() if path.name not in ignored]
+        return f"holds files that wid-hf did not write ({_some(others)})"
+    folders = {parent.as_posix() for name in files for parent in Path(name).parents}
+    strangers = []
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if name.partition("/")[0] in ignored:
+            continue
+        if path.is_symlink():
+            strangers.append(name)
+        elif path.is_dir():
+            strangers += [name] if name not in folders else []
+        elif name != FILE_NAME and (name not in files or not path.is_file() or _digest(path) != files[name]):
+            strangers.append(name)
+    if not strangers:
+        return None
+    return f"holds files that wid-hf did not write or that were changed since ({_some(strangers)})"
+
+
+def _listed(report: Path) -> dict[str, Any] | None:
+    """Return the list of files in a report of this program; None for anything else."""
+    try:
+        values = json.loads(report.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    kinds = {"teacher": str, "requested": dict, "sizes": dict, "versions": dict, LISTED: dict}
+    if not isinstance(values, dict) or any(not isinstance(values.get(name), kind) for name, kind in kinds.items()):
+        return None
+    files: dict[str, Any] = values[LISTED]
+    return files if "wid-hf" in values["versions"] else None
+
+
+def _digest(path: Path) -> str:
+    sha = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            sha.update(chunk)
+    return sha.hexdigest()
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(sorted(names)[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")

@@ -1,0 +1,407 @@
+"""The student's weights as a function of the teacher's: `W_student = R @ W_teacher @ C`.
+
+Takes a plan, index sets and the teacher's weights; installs a parametrization on every weight of the stock
+student that shrinks. `adapter/tuner.py` calls `install` and `student_weights`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ..coupling import Dim, Plan
+from ..coupling.carrier import Carrier
+from ..coupling.dims import leaves
+from ..coupling.index_sets import IndexSets, axis_indices
+from ..coupling.plan import key
+from .fold import along, fold
+
+
+class Compactor(nn.Module):
+    """A learned linear map from `n` teacher indices to `k` student indices of one axis.
+
+    On the rows of a weight `W (d_out, d_in)` it is `R (k_out, d_out)`; on its columns it is the transpose of
+    `C (d_in, k_in)`. Its matrix is float32, or float64 for a float64 teacher.
+    """
+
+    def __init__(self, start: Tensor) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(start)
+
+    def forward(self, tensor: Tensor, axis: int) -> Tensor:
+        """Map `axis` of `tensor` from n to k."""
+        return along(tensor, self.matrix, axis)
+
+    def extra_repr(self) -> str:
+        """Return `n -> k` for the printed module."""
+        return f"{self.matrix.shape[1]} -> {self.matrix.shape[0]}"
+
+
+class IndexSelect(nn.Module):
+    """A fixed selection of `k` of `n` indices of one axis, each with a fixed factor.
+
+    Vectors without a matrix beside them, such as normalisation weights, follow the index set of their
+    dimension; they have no direction that a compactor could turn.
+    """
+
+    indices: Tensor
+    factors: Tensor
+
+    def __init__(self, indices: Tensor, factors: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("indices", indices)
+        self.register_buffer("factors", factors)
+
+    def forward(self, tensor: Tensor, axis: int) -> Tensor:
+        """Select along `axis` and scale."""
+        shape = [-1 if at == axis else 1 for at in range(tensor.ndim)]
+        return tensor.index_select(axis, self.indices) * self.factors.view(shape)
+
+    def extra_repr(self) -> str:
+        """Return `keeps k` for the printed module."""
+        return f"keeps {self.indices.numel()}"
+
+
+class FoldedWeight(nn.Module):
+    """One weight of the student computed from the teacher's: a map for each axis that shrinks.
+
+    Args:
+        maps: for each shrinking axis its `Compactor` or `IndexSelect`; modules may be shared between weights.
+        shift: a learned vector `(k,)` that is added in the end: what a bias takes over from the dropped indices
+            that the weight beside it reads.
+    """
+
+    def __init__(self, maps: Mapping[int, Compactor | IndexSelect], shift: Tensor | None = None) -> None:
+        super().__init__()
+        self.maps = nn.ModuleDict({str(axis): module for axis, module in maps.items()})
+        self.shift = nn.Parameter(shift) if shift is not None else None
+        self.held: Tensor | None = None  # what stands for the fold until it is None again
+        self.rows: Tensor | None = None  # which rows of a table to fold, in this order, until it is None again
+        self._memo: dict[bool, Tensor] | None = None  # by whether gradients are recorded
+
+    def forward(self, original: Tensor) -> Tensor:
+        """Return the student's weight `(k_out, k_in)`, folded anew unless a fold is held or shared."""
+        if self.held is not None:
+            return self.held
+        if self.rows is not None:
+            return self.fold(original[self.rows])
+        memo, recording = self._memo, torch.is_grad_enabled()
+        if memo is not None and _inside_checkpoint():
+            memo = None  # the checkpoint repeats this part later, when the memo is gone: fold here as well
+        if memo is not None and recording in memo:
+            return memo[recording]
+        folded = self.fold(original)
+        if not recording and _may_look_trained():
+            # Torch picks its way through a product by this even where nothing is recorded: round as a parameter does.
+            folded.requires_grad_(original.requires_grad)
+        if memo is not None:
+            memo[recording] = folded
+        return folded
+
+    def fold(self, original: Tensor) -> Tensor:
+        """Fold `(d_out, d_in) -> (k_out, k_in)`: never in less than float32, returned in the teacher's dtype."""
+        with torch.autocast(original.device.type, enabled=False):
+            folded = original
+            for axis, module in self.maps.items():
+                if isinstance(module, IndexSelect):
+                    folded = module(folded, int(axis))
+            matrices = {int(axis): module.matrix for axis, module in self.maps.items() if isinstance(module, Compactor)}
+            if matrices:
+                folded = fold(folded, matrices)
+            if self.shift is not None:
+                folded = folded + self.shift
+            return folded.to(original.dtype).contiguous()  # as a loaded weight is
+
+    def start_memo(self) -> None:
+        """Keep the next fold and reuse it: for weights that several modules share, during one forward."""
+        self._memo = {}
+
+    def drop_memo(self) -> None:
+        """Forget the kept fold; every use folds again."""
+        self._memo = None
+
+
+def install(
+    student: nn.Module,
+    teacher_weights: Mapping[str, Tensor],
+    names: Mapping[str, str],
+    plan: Plan,
+    sets: IndexSets,
+    *,
+    shifts: bool = False,
+    square: bool = False,
+) -> None:
+    """Make every weight of `student` a function of the teacher's tensor of the same name.
+
+    Weights that do not shrink become the teacher's own tensors; no teacher weight is copied. Tied weights
+    share one original and one `FoldedWeight`, which folds once per forward.
+
+    Args:
+        student: a stock model of the student's shapes; of the teacher's with `square`.
+        teacher_weights: the teacher's tensors under their first names.
+        names: every name in the teacher's checkpoint with the first name of the same tensor.
+        plan: trees and sizes.
+        sets: which indices each leaf keeps at the start.
+        shifts: give every bias beside a weight whose input shrinks a learned shift, zero at the start.
+        square: let the maps be the identity of the teacher's indices, without factors: the wide form, whose
+            parameters have the names of the narrow one.
+    """
+    maps = _Maps(plan, sets, teacher_weights, square=square)
+    shifted = _shifted(plan) if shifts else set()
+    made = {
+        first: FoldedWeight(maps.of(first), maps.zeros(first) if first in shifted else None)
+        for first in teacher_weights
+        if maps.needed(first) or first in shifted
+    }
+    for name, first in names.items():
+        module, attribute = _owner(student, name)
+        _set_tensor(module, attribute, teacher_weights[first])
+        if first in made:
+            parametrize.register_parametrization(module, attribute, made[first], unsafe=True)
+    users = Counter(names.values())
+    _fold_shared_once(student, [first for first in made if users[first] > 1])
+
+
+def restart(
+    student: nn.Module,
+    teacher_weights: Mapping[str, Tensor],
+    plan: Plan,
+    sets: IndexSets,
+    rotations: Mapping[Carrier, Tensor] | None = None,
+    vectors: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Set every map of an installed student back to selecting `sets`, in place; shifts become zero.
+
+    `rotations (k, n)` take the place of selection in the stretches of axes that they name, and the weights named in
+    `vectors (k,)` start at these values.
+    """
+    maps = _Maps(plan, sets, teacher_weights, rotations, vectors)
+    for name, compaction in folded_weights(student).items():
+        if name in teacher_weights:
+            for axis, fresh in maps.of(name).items():
+                compaction.maps[str(axis)].load_state_dict(fresh.state_dict())
+            if compaction.shift is not None:
+                compaction.shift.detach().zero_()
+
+
+def is_at_start(student: nn.Module, teacher_weights: Mapping[str, Tensor], plan: Plan, sets: IndexSets) -> bool:
+    """Return whether every map of an installed student still selects `sets`, and every shift is zero."""
+    maps = _Maps(plan, sets, teacher_weights)
+    for name, compaction in folded_weights(student).items():
+        if name in teacher_weights:
+            if compaction.shift is not None and bool(compaction.shift.any()):
+                return False
+            for axis, fresh in maps.of(name).items():
+                now = compaction.maps[str(axis)].state_dict()
+                if any(
+                    not torch.equal(now[entry], tensor.to(now[entry])) for entry, tensor in fresh.state_dict().items()
+                ):
+                    return False
+    return True
+
+
+def student_weights(student: nn.Module, names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Return the student's weights as training sees them, detached, each tensor once under its first name."""
+    with torch.no_grad():
+        return {first: getattr(*_owner(student, first)).detach().clone() for first in dict.fromkeys(names.values())}
+
+
+def folded_weights(student: nn.Module) -> dict[str, FoldedWeight]:
+    """Return every `FoldedWeight` under the name of the weight that it makes."""
+    found = {}
+    for name, module in student.named_modules():
+        if parametrize.is_parametrized(module):
+            for attribute, (step, *_) in module.parametrizations.items():
+                if isinstance(step, FoldedWeight):  # a stock model's own may be weight norm
+                    found[f"{name}.{attribute}" if name else attribute] = step
+    return found
+
+
+def compactor_axes(model: nn.Module, plan: Plan) -> Iterator[tuple[Compactor, Dim]]:
+    """Yield every compactor of an installed model once, with the tree of the axis that it acts on."""
+    seen = set()
+    for name, compaction in folded_weights(model).items():
+        for axis, module in compaction.maps.items():
+            if name in plan.axes and isinstance(module, Compactor) and module not in seen:
+                seen.add(module)
+                yield module, plan.axes[name][int(axis)]
+
+
+class _Maps:
+    """Makes the map of each axis once, and shares it where weights must share it."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        sets: IndexSets,
+        weights: Mapping[str, Tensor],
+        rotations: Mapping[Carrier, Tensor] | None = None,
+        vectors: Mapping[str, Tensor] | None = None,
+        square: bool = False,
+    ) -> None:
+        self.plan = plan
+        self.sets = sets
+        self.weights = weights
+        self.rotations = rotations or {}
+        self.vectors = vectors or {}
+        self.square = square
+        self.shared: dict[Any, Compactor | IndexSelect] = {}
+
+    def needed(self, weight: str) -> bool:
+        """Return whether any axis of `weight` shrinks or is scaled."""
+        return bool(self._axes(weight))
+
+    def of(self, weight: str) -> dict[int, Compactor | IndexSelect]:
+        """Return the maps of all axes of `weight` that need one."""
+        return {axis: self._map(weight, axis) for axis in self._axes(weight)}
+
+    def zeros(self, bias: str) -> Tensor:
+        """Return a shift for `bias` that changes nothing."""
+        weight = self.weights[bias]
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        return torch.zeros(self.plan.shape(bias), dtype=dtype, device=weight.device)
+
+    def _axes(self, weight: str) -> list[int]:
+        dims = self.plan.axes[weight]
+        return [a for a, d in enumerate(dims) if self.plan.size(d) < d.size or self._scaled(weight, a)]
+
+    def _map(self, weight: str, axis: int) -> Compactor | IndexSelect:
+        place = self._place(weight, axis)
+        if place not in self.shared:
+            dim = self.plan.axes[weight][axis]
+            indices = torch.tensor(axis_indices(self.plan, dim, self.sets))
+            factors = torch.ones(dim.size, dtype=torch.float64) if self.square else self._factors(weight, axis)[indices]
+            device, dtype = self.weights[weight].device, self.weights[weight].dtype
+            factors = factors.to(torch.promote_types(dtype, torch.float32))
+            if place[0] == "choice" and weight in self.vectors:
+                self.shared[place] = self._index_select_of(weight, axis)
+            elif place[0] == "choice":
+                self.shared[place] = IndexSelect(indices.to(device), factors.to(device))
+            else:
+                start = torch.zeros(len(indices), dim.size, dtype=factors.dtype)
+                start[torch.arange(len(indices)), indices] = factors
+                self._rotate(start, indices, *place[1:])
+                self.shared[place] = Compactor(start.to(device))
+        return self.shared[place]
+
+    def _index_select_of(self, weight: str, axis: int) -> IndexSelect:
+        """Return what makes the given vector of a teacher's vector: by its largest entries, to divide by no zero."""
+        given, wanted = self.weights[weight].detach(), self.vectors[weight]
+        indices = given.abs().argsort(descending=True)[: len(wanted)]
+        factors = wanted.to(given.device) / given[indices].to(given.device, wanted.dtype)
+        return IndexSelect(indices, factors.to(torch.promote_types(given.dtype, torch.float32)))
+
+    def _rotate(self, start: Tensor, indices: Tensor, *place: Any) -> None:
+        """Replace selection by the rotations of this axis; the factors of its indices stay."""
+        for carrier, rotation in self.rotations.items():
+            if (carrier.parameter, carrier.axis) == place:
+                span = slice(carrier.start, carrier.stop)
+                rows = ((indices >= carrier.start) & (indices < carrier.stop)).nonzero()[:, 0]
+                start[rows, span] = rotation.to(start) * self._factors(*place)[span].to(start)
+
+    def _place(self, weight: str, axis: int) -> tuple[Any, ...]:
+        """Return what identifies the map: the weight's own axis, its table group, or its matrix's axis."""
+        dim = self.plan.axes[weight][axis]
+        for group in self.plan.tables:
+            if weight in group and axis == 1:
+                return ("tables", group)
+        if _is_matrix(self.plan.axes[weight]):
+            return ("axis", weight, axis)
+        for sibling in _siblings(self.plan, weight):
+            read = {read.axis for read in self.plan.weight_inputs if read.weight == sibling}
+            for at, other in enumerate(self.plan.axes[sibling]):
+                # A vector beside a square weight goes with what the weight writes, not with what it reads.
+                if _is_matrix(self.plan.axes[sibling]) and key(other) == key(dim) and read != {at}:
+                    return ("axis", sibling, at)
+        return ("choice", weight, axis)
+
+    def _scaled(self, weight: str, axis: int) -> bool:
+        return bool((self._factors(weight, axis) != 1.0).any())
+
+    def _factors(self, weight: str, axis: int) -> Tensor:
+        """Return the factor of each teacher index of an axis: a module's weight and bias share them."""
+        dim = self.plan.axes[weight][axis]
+        factors = torch.ones(dim.size, dtype=torch.float64)
+        for carrier, factor in self.plan.scales.items():
+            same_module = carrier.parameter.rpartition(".")[0] == weight.rpartition(".")[0]
+            if same_module and key(self.plan.axes[carrier.parameter][carrier.axis]) == key(dim):
+                factors[carrier.start : carrier.stop] *= factor
+        return factors
+
+
+def first_indices(plan: Plan) -> dict[Dim, Tensor]:
+    """Return index sets that keep the first indices of every leaf, or those that the model's own tables ask for."""
+    return {leaf: torch.arange(plan.targets[leaf]) for leaf in shrinking_leaves(plan)} | dict(plan.matched)
+
+
+def shrinking_leaves(plan: Plan) -> list[Dim]:
+    """Return every leaf of a weight that loses indices."""
+    found = dict.fromkeys(leaf for axes in plan.axes.values() for dim in axes for leaf in leaves(dim))
+    return [leaf for leaf in found if plan.targets.get(leaf, leaf.size) < leaf.size]
+
+
+def _may_look_trained() -> bool:
+    return not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled()
+
+
+def _inside_checkpoint() -> bool:
+    """Return whether saved tensors are being intercepted, as `torch.utils.checkpoint` does."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+def _is_matrix(dims: tuple[Dim, ...]) -> bool:
+    return sum(dim.size > 1 for dim in dims) > 1
+
+
+def _shifted(plan: Plan) -> set[str]:
+    """Return every bias that is added where the columns of a weight are fitted."""
+    biases = {plan.weight_inputs[at].bias for at in plan.fitted}
+    return {bias for bias in biases if bias is not None}
+
+
+def _siblings(plan: Plan, weight: str) -> list[str]:
+    module = weight.rpartition(".")[0]
+    return [name for name in plan.axes if name != weight and name.rpartition(".")[0] == module]
+
+
+def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, attribute = name.rpartition(".")
+    return model.get_submodule(path), attribute
+
+
+def _set_tensor(module: nn.Module, attribute: str, tensor: Tensor) -> None:
+    if isinstance(tensor, nn.Parameter):
+        module.register_parameter(attribute, tensor)
+    else:
+        module.register_buffer(attribute, tensor)
+
+
+def _fold_shared_once(student: nn.Module, shared: list[str]) -> None:
+    """Let weights with several users fold once per forward of the whole model."""
+
+    def made(model: nn.Module) -> Iterator[FoldedWeight]:
+        # Looked up at every forward: a model that shrinks gets others, and so does a copy of it.
+        for name in shared:
+            module, attribute = _owner(model, name)
+            if parametrize.is_parametrized(module, attribute):  # no more where its parametrization was removed
+                steps: Any = module.parametrizations
+                yield steps[attribute][0]
+
+    def start(model: nn.Module, *_: Any) -> None:
+        for compaction in made(model):
+            compaction.start_memo()
+
+    def drop(model: nn.Module, *_: Any) -> None:
+        for compaction in made(model):
+            compaction.drop_memo()
+
+    if shared:
+        student.register_forward_pre_hook(start)
+        student.register_forward_hook(drop, always_call=True)

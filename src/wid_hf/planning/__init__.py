@@ -1,0 +1,1 @@
+"""From a teacher and a `WidConfig` to a `StudentPlan`: sizes, traces, the student's config."""

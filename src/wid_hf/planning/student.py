@@ -1,0 +1,255 @@
+"""From a teacher and a `WidConfig` to the plan, the student's config and an empty stock student.
+
+`tuner` calls `plan_student` and fills the student; `wid-hf plan` prints what comes out. Everything that can
+be refused is refused before the student is allocated, and the teacher is never touched.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from ..config import SIZES, WidConfig
+from ..coupling import Plan, Trace, make_plan, verify
+from ..coupling.trace import saved_tensors
+from ..errors import PlanError, TeacherError
+from ..stored_inputs import unpacked
+from .example_inputs import on_device
+from .sizes import Meaning, Request, Sizes, Strategy, Way
+from .teacher_check import PARAMETRIZED, check_teacher
+from .tracing import plain_attention, trace_student, trace_teacher
+
+PAGE = "docs/architectures.md"
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What a request came to mean for this teacher.
+
+    Attributes:
+        strategy: `"dim"` or `"head"`; where no heads are concerned, `"dim"`.
+        sizes: every size that was asked for or could have followed from those, as the student has it.
+        told: what becomes of heads, which other sizes follow, and why, as plan, card and report show it; empty where
+            nothing follows.
+        moved: sizes that are not those asked for, as `hidden_size=32 instead of 31`.
+    """
+
+    strategy: Strategy
+    sizes: Sizes
+    told: str
+    moved: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Return `told`."""
+        return self.told
+
+    def config(self, asked: WidConfig) -> WidConfig:
+        """Return a request that leaves nothing open and means the same; one that left nothing open is returned as is.
+
+        A saved adapter holds it, so that it means the same student in later versions.
+        """
+        if asked.head_strategy != "auto":
+            return asked
+        named: dict[str, Any] = {name: self.sizes.get(name) for name in SIZES}
+        others = {name: size for name, size in self.sizes.items() if name not in SIZES}
+        return replace(asked, **named, overrides=others, head_strategy=self.strategy, settled=self.told or None)
+
+
+@dataclass(frozen=True)
+class StudentPlan:
+    """A plan together with what it was made from and the student that it describes.
+
+    Attributes:
+        plan: the coupled dimensions with their sizes.
+        trace: the teacher's trace.
+        student: an instance of the teacher's class with the student's config; its weights are zeros.
+        settled: which sizes the request came to mean, and why.
+    """
+
+    plan: Plan
+    trace: Trace
+    student: PreTrainedModel
+    settled: Settled
+
+
+def plan_student(
+    teacher: PreTrainedModel,
+    config: WidConfig,
+    *,
+    inputs: Mapping[str, Any] | None = None,
+    proof: bool = False,
+) -> StudentPlan:
+    """Find the student that `config` asks for, or refuse with every reason.
+
+    With `head_strategy="auto"` narrower heads are tried first, then fewer ones, heads as they are, other numbers of
+    heads for the hidden size asked for, and last the nearest hidden sizes, with a warning; all on one trace of the
+    teacher.
+
+    Args:
+        teacher: a stock transformers model with real weights.
+        config: the sizes wanted.
+        inputs: keyword arguments for one forward of the teacher; by default those that `config` holds, else made
+            from the teacher's config.
+        proof: also run the permutation proof on the teacher.
+
+    Raises:
+        TeacherError: the teacher is no plain `PreTrainedModel` with weights, or its class takes more than a config.
+        ConfigError: a size or name that its config does not have, or that is not smaller.
+        PlanError: sizes that contradict each other or shrink a frozen dimension.
+        ProofError: the permutation proof failed.
+    """
+    check_teacher(teacher)
+    inputs = on_device(teacher, unpacked(config.example_inputs)) if inputs is None else inputs
+    request = Request(teacher.config, config)
+    teacher_trace, further = trace_teacher(teacher, inputs)
+    if proof:
+        with plain_attention(teacher):
+            verify(teacher, teacher_trace)
+    refused: dict[Way, PlanError] = {}
+    for meaning, candidate in request.configs():
+        if meaning.way > Way.AS_THEY_ARE and _is_not_about_heads(refused):
+            break
+        try:
+            if isinstance(candidate, PlanError):
+                raise candidate
+            shapes = _weight_shapes(type(teacher), candidate, teacher_trace)
+            make_plan(teacher_trace, shapes)  # finds contradictions before anything is allocated
+            student = _allocated(teacher, candidate)
+            plan = make_plan(teacher_trace, shapes, trace_student(student, inputs, further))
+            if all(plan.shape(name) == tuple(w.shape) for name, w in teacher_trace.weights.items()):
+                raise PlanError("- no weight of the student would be smaller than the teacher's")
+        except PlanError as refusal:
+            refused.setdefault(meaning.way, refusal)
+        else:
+            settled = _settled(request, meaning, student.config, _against(request, refused))
+            if settled.moved:
+                warnings.warn(str(settled), stacklevel=2)
+            return StudentPlan(replace(plan, settled=str(settled)), teacher_trace, student, settled)
+    raise PlanError(_refusal_text(teacher, request, refused)) from next(iter(refused.values()))
+
+
+def _settled(request: Request, meaning: Meaning, student: PretrainedConfig, against: Mapping[Way, str]) -> Settled:
+    """Return what the request came to mean; `against` has the first reason against each way that was tried."""
+    asked = request.wanted
+    strategy: Strategy = meaning.strategy or ("head" if asked.head_strategy == "head" else "dim")
+    moved = request.moved(meaning)
+    changes = request.changes(meaning, student)
+    reason = f'The head strategy "{strategy}" was asked for.'
+    if asked.head_strategy == "auto":
+        better = [f"{way.words} ({text})" for way, text in sorted(against.items()) if way < meaning.way]
+        first = "narrower heads are possible" if strategy == "dim" else "that number of heads was asked for"
+        why = f"these are not possible: {'; '.join(better)}" if better else first
+        reason = f'The head strategy "auto" took "{strategy}", because {why}.'
+    sentences = [f"NOT the size asked for: {', '.join(moved)}."] if moved else []
+    sentences += [f"{'; '.join(changes)}.", reason] if changes else []
+    return Settled(strategy, request.pinned(meaning, student), asked.settled or " ".join(sentences), tuple(moved))
+
+
+def _against(request: Request, refused: Mapping[Way, PlanError]) -> dict[Way, str]:
+    """Return the first reason against each way that was tried or is out of the question, in a line."""
+    return request.closed | {way: str(refusal).splitlines()[0].removeprefix("- ") for way, refusal in refused.items()}
+
+
+def _is_not_about_heads(refused: Mapping[Way, PlanError]) -> bool:
+    """Return whether narrower heads and fewer heads fail for one reason, which other heads do not mend."""
+    narrower, fewer = (set(str(refused.get(way, "")).splitlines()) for way in (Way.NARROWER, Way.FEWER))
+    return bool(narrower & fewer - {""})
+
+
+def empty_student(teacher: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
+    """Return `type(teacher)(config)` with weights of zero, on the teacher's device, in its dtypes and mode."""
+    with no_init_weights(), torch.random.fork_rng(devices=[]):
+        student = type(teacher)(deepcopy(config))
+    student.tie_weights()  # skipped together with the initialisation
+    own = dict(teacher.named_parameters()) | dict(teacher.named_buffers())
+    for name, buffer in student.named_buffers():
+        if name in own and own[name].is_floating_point():
+            buffer.data = buffer.data.to(own[name].dtype)
+    saved = saved_tensors(student)
+    for name, parameter in student.named_parameters():
+        if name in saved:
+            parameter.data = _zeros(parameter.shape, own[name].dtype if name in own else parameter.dtype)
+        elif parameter.shape == own[name].shape:  # computed from the config, which left its sizes alone
+            parameter.data = own[name].data.to(parameter.device)
+        else:
+            _compute_anew(student, name)
+            parameter.data = parameter.data.to(own[name].dtype)
+    if teacher.can_generate():
+        student.generation_config = deepcopy(teacher.generation_config)
+    return student.to(teacher.device).train(teacher.training)
+
+
+def _allocated(teacher: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
+    """Return the empty student; a class that fails only now, with real tensors, is a refusal."""
+    try:
+        return empty_student(teacher, config)
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as cause:
+        raise PlanError(f"- {type(teacher).__name__} cannot be made at these sizes: {_line(cause)}") from cause
+
+
+def _zeros(shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """Return zeros that take no memory until something is written: numpy leaves clearing them to the system."""
+    if not shape.numel():
+        return torch.zeros(shape, dtype=dtype)
+    return torch.from_numpy(np.zeros(shape.numel() * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)
+
+
+def _compute_anew(student: PreTrainedModel, name: str) -> None:
+    """Let the model fill a parameter that no checkpoint holds, as loading one does (Marian's positions)."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        student._init_weights(student.get_submodule(name.rpartition(".")[0]))
+
+
+def _weight_shapes(
+    model_class: type[PreTrainedModel], config: PretrainedConfig, teacher: Trace
+) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every weight of the student, by the teacher's name of it, without allocating."""
+    try:
+        if (check := getattr(config, "validate", None)) is not None:  # a config checks itself again when it is saved
+            check()
+        with no_init_weights(), torch.device("meta"):
+            skeleton = model_class(deepcopy(config))
+    except Exception as refusal:  # each class checks its config in its own way, with errors of its own
+        raise PlanError(f"- {model_class.__name__} itself refuses this config: {_line(refusal)}") from refusal
+    saved = saved_tensors(skeleton)
+    if any(".parametrizations." in name and name not in saved for name in teacher.weights):
+        raise TeacherError(PARAMETRIZED)
+    return {name: tuple(t.shape) for name, t in saved.items() if teacher.aliases.get(name, name) == name}
+
+
+def _line(cause: Exception) -> str:
+    """Return what an error of another library says, in a line; some say nothing but their name."""
+    return " ".join(str(cause).split()) or type(cause).__name__
+
+
+def _refusal_text(teacher: PreTrainedModel, request: Request, refused: Mapping[Way, PlanError]) -> str:
+    """Return all that was tried with the reasons against it; what fails for one reason is told once."""
+    config = request.wanted
+    sizes = ", ".join(f"{name}={size}" for name, size in config.requested.items())
+    against: dict[Way, str] = {way: f"- {text}" for way, text in request.closed.items()}
+    against |= {way: str(refusal) for way, refusal in refused.items()}
+    if len(against) == 1 or _is_not_about_heads(refused):
+        problems = next(iter(against.values()))
+    else:
+        others = f" ({', '.join(request.other_sizes())})"
+        problems = "\n".join(
+            f"With {way.words}{others if way is Way.NEAREST_SIZE else ''}:\n{text}"
+            for way, text in sorted(against.items())
+        )
+    hint = ""
+    if config.head_strategy == "dim" and "meets buffer" in problems:
+        hint = '\nTables such as rotary positions fix the width of heads: the head strategy "head" drops whole heads.'
+    return (
+        f"{type(teacher).__name__} cannot become a student with {sizes} and the head strategy "
+        f'"{config.head_strategy}":\n'
+        f"{problems}{hint}\nLeave these at the teacher's sizes. {PAGE} says how to read this."
+    )

@@ -1,0 +1,136 @@
+"""Runs a teacher, and then its student, on small examples and gives their traces.
+
+Takes a model and, if the user has some, example inputs; gives a `Trace` for `coupling.make_plan`. Whatever a model
+raises on the way is told as a `TeacherError` or a `PlanError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..coupling import Example, Trace
+from ..coupling.routing import rolled_routers
+from ..errors import PlanError, TeacherError
+from .example_inputs import Inputs, example_forms, further_example, further_examples
+
+
+def trace_teacher(
+    teacher: PreTrainedModel, inputs: Mapping[str, Any] | None = None
+) -> tuple[Trace, list[tuple[str, str]]]:
+    """Trace `teacher`, also with optional arguments as long as there are weights that nothing has reached.
+
+    Args:
+        teacher: a model that `check_teacher` lets pass.
+        inputs: keyword arguments of one forward; made from its config by default, in the first of some forms that
+            the model takes.
+
+    Returns:
+        the trace, and which parts and arguments it took (see `further_examples`).
+
+    Raises:
+        TeacherError: the model does not run on the inputs given, or on any that were made for it.
+    """
+    seen = Trace(teacher)
+    with plain_attention(teacher):
+        _run_first(seen, teacher, inputs)
+        further = []
+        for part, argument in further_examples(teacher, seen.unreached):
+            if not seen.unreached:
+                break
+            try:
+                if seen.run(further_example(teacher, part, argument), optional=True):
+                    further.append((part, argument))
+            except Exception:  # whatever a model raises for an argument that it does not take in this form
+                continue
+        for rows in rolled_routers(seen):
+            seen.run(Example(seen.examples[0].inputs, rolled=rows), optional=True)
+    seen.finish()
+    return seen, further
+
+
+def trace_student(student: PreTrainedModel, inputs: Mapping[str, Any] | None, further: list[tuple[str, str]]) -> Trace:
+    """Trace `student` by the same examples as its teacher.
+
+    Raises:
+        PlanError: it does not run at its sizes.
+    """
+    seen = Trace(student)
+    try:
+        with plain_attention(student):
+            _run_first(seen, student, inputs)
+            for part, argument in further:
+                seen.run(further_example(student, part, argument))
+    except Exception as refusal:  # such as rotary positions of an odd head width
+        cause = refusal.__cause__ if isinstance(refusal, TeacherError) else refusal
+        raise PlanError(f"- {type(student).__name__} does not run at these sizes: {_said(cause)}") from cause
+    seen.finish()
+    return seen
+
+
+@contextmanager
+def plain_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Let `model` compute attention by operations that can be watched, as it does with "eager".
+
+    Kernels that are compiled on the spot (flex attention) or run on some devices only (flash attention) compute the
+    same from the same weights. The implementation that was set comes back.
+    """
+    configs = [m.config for m in model.modules() if isinstance(m, PreTrainedModel)]
+    before = [(config, config._attn_implementation) for config in configs]
+    watched = ("eager", "sdpa", None)
+    if all(name in watched for _, name in before):
+        yield
+        return
+    try:
+        model.set_attn_implementation("eager")
+        yield
+    finally:
+        for config, name in before:
+            config._attn_implementation = name
+
+
+def _run_first(seen: Trace, model: PreTrainedModel, inputs: Mapping[str, Any] | None) -> None:
+    """Run the model's own forward, in the first form that it takes where the user gave none.
+
+    Raises:
+        TeacherError: it takes none; names what was tried and what the model said.
+    """
+    forms: tuple[Callable[[PreTrainedModel], Inputs], ...] = example_forms
+    if inputs is not None:
+        forms = (lambda _: dict(inputs),)
+    tried, first = [], None
+    for form in forms:
+        made: Inputs = {}
+        try:
+            made = form(model)
+            seen.run(Example(made))
+        except Exception as refusal:  # whatever a model raises, or a config lacks from which inputs are made
+            first = first or refusal
+            line = f"- {_described(made) or 'no inputs could be made'}: {_said(refusal)}"
+            tried += [line] if line not in tried else []
+        else:
+            return
+    name = type(model).__name__
+    what = "the example inputs that were given" if inputs is not None else "example inputs made from its config"
+    raise TeacherError(
+        f"{name} does not run on {what}, so that nothing is known of its dimensions:\n"
+        + "\n".join(tried)
+        + "\nPass the keyword arguments of one forward that works, small ones suffice: "
+        "get_wid_model(model, config, example_inputs={...}), plan_student(model, config, inputs={...}), or as "
+        "example_inputs of the WidConfig."
+    ) from first
+
+
+def _described(inputs: Mapping[str, Any]) -> str:
+    words = [f"{name} {tuple(value.shape)}" for name, value in inputs.items() if isinstance(value, Tensor)]
+    return ", ".join(words) or ", ".join(inputs)
+
+
+def _said(cause: BaseException | None) -> str:
+    """Return the kind and the first lines of what a model raised."""
+    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {' '.join(lines[:2])[:300]}"

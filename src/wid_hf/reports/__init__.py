@@ -1,1 +1,0 @@
-"""What a run tells: JSON files, model cards, one HTML page."""

@@ -1,0 +1,1 @@
+"""What the extras add: command line, compress, evaluation, reports, pictures, ONNX."""

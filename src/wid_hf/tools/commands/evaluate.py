@@ -1,0 +1,75 @@
+"""`wid-hf eval`: how well a model does on tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ...errors import ConfigError
+from ...hub.paths import expanded
+from ..evaluate import EvalSettings
+from ..evaluate import evaluate as evaluate_model
+from ..evaluation.tasks import TASKS, DataPlaces, FineTuning
+from ..reports.eval_report import FILE_NAME
+from . import options
+
+RATES, SEEDS = (",".join(map(str, numbers)) for numbers in (FineTuning.learning_rates, FineTuning.seeds))
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Folder or Hub id of a model with its tokenizer.")],
+    tasks: Annotated[str, typer.Option(help=f"Names with commas between them: {', '.join(TASKS)}.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for results; by default eval/ and the model's name.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(envvar="WID_HF_DATA", help="Folder with tasks in files; what it lacks is on the Hub.")
+    ] = None,
+    texts: Annotated[str | None, typer.Option(help="File or dataset for masked-lm and perplexity.")] = None,
+    column: Annotated[str | None, typer.Option(help="Column of --texts that holds the text.")] = None,
+    learning_rates: Annotated[str, typer.Option(help="To sweep; the best on the dev split is reported.")] = RATES,
+    seeds: Annotated[str, typer.Option(help="Each is run with each learning rate.")] = SEEDS,
+    epochs: Annotated[float, typer.Option(min=0, help="Passes over the training examples.")] = FineTuning.epochs,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps, in the place of epochs.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples per step.")] = FineTuning.batch_size,
+    max_length: Annotated[
+        int | None, typer.Option(min=8, help="Tokens per example; by default the task's own.")
+    ] = None,
+    train_examples: Annotated[int | None, typer.Option(min=1, help="Examples to train on; by default all.")] = None,
+    eval_examples: Annotated[int | None, typer.Option(min=2, help="Examples per scored split; by default all.")] = None,
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+) -> None:
+    """Score a model on tasks, fine-tuning it where a task has labels to train on. A second call goes on."""
+    settings = EvalSettings(
+        places=DataPlaces(data, texts, column, train_examples, eval_examples),
+        fine_tuning=FineTuning(
+            learning_rates=_numbers("--learning-rates", learning_rates, float),
+            seeds=_numbers("--seeds", seeds, int),
+            epochs=epochs,
+            steps=steps,
+            batch_size=batch_size,
+        ),
+        max_length=max_length,
+    )
+    folder = Path(expanded(model))
+    output = Path(expanded(output or Path("eval") / (folder.resolve().name if folder.is_dir() else folder.name)))
+    report = evaluate_model(
+        model, [name.strip() for name in tasks.split(",")], output, settings,
+        revision=revision, trust_remote_code=trust_remote_code,
+        command=options.command_line(),
+    )  # fmt: skip
+    console = Console()
+    console.print(report.table())
+    console.print(f"All runs: {output / FILE_NAME}", soft_wrap=True, markup=False)
+
+
+def _numbers(option: str, text: str, kind: Any) -> tuple[Any, ...]:
+    try:
+        return tuple(dict.fromkeys(kind(part) for part in text.split(",")))
+    except ValueError as error:
+        example = "2e-5,5e-5" if kind is float else "0,1,2"
+        raise ConfigError(f"{option} {text!r} is not a list of numbers such as {example}.") from error

@@ -1,0 +1,81 @@
+"""The `wid-hf` program."""
+
+from __future__ import annotations
+
+import re
+import sys
+import warnings
+from functools import cache
+from typing import Any, TextIO
+
+import typer
+from rich.console import Console
+
+from ...errors import WidError, WidWarning
+from .compress import compress
+from .evaluate import evaluate
+from .export import export
+from .plan import plan
+from .report import report
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,  # locals may hold tokens
+    help="Make a pretrained transformer narrower and get a stock model back.",
+)
+app.command()(plan)
+app.command()(compress)
+app.command()(export)
+app.command("eval")(evaluate)
+app.command()(report)
+
+
+# Arguments of the library that have no option of their own name.
+OTHERWISE = {"folder": "--data", "overrides": "--override"}
+VALUE = r"""True|"[^"]*"|'[^']*'|[\w+-]+(?:\.[\w+-]+)*"""
+
+
+def main() -> None:
+    """Run the command line; what wid_hf refuses is printed without a traceback and exits with 1."""
+    warnings.showwarning = _show_warning
+    try:
+        app()
+    except WidError as refusal:
+        _print(type(refusal).__name__, "bold red", str(refusal))
+        sys.exit(1)
+
+
+def as_options(text: str) -> str:
+    """Return a message of the library with its arguments, `name=value`, as the options of the command line."""
+    return re.sub(rf"(?<![\w?&./-])([a-z_]+)=({VALUE})?", _as_option, text)
+
+
+def _as_option(found: re.Match[str]) -> str:
+    option, value = _options().get(found[1]), (found[2] or "").strip("\"'")
+    if option is None:
+        return found[0]
+    return option if value in ("", "True") else f"{option} {value}"
+
+
+@cache
+def _options() -> dict[str, str]:
+    """Return the options of all commands by the name of the argument in Python; a name means the same everywhere."""
+    commands: Any = typer.main.get_command(app)
+    spelled = (name for command in commands.commands.values() for each in command.params for name in each.opts)
+    return {name[2:].replace("-", "_"): name for name in spelled if name.startswith("--")} | OTHERWISE
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None,
+    line: str | None = None,
+) -> None:  # fmt: skip
+    if isinstance(message, WidWarning):
+        _print("Note", "bold yellow", str(message))
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
+
+
+def _print(kind: str, style: str, text: str) -> None:
+    Console(stderr=True, highlight=False).print(f"[{style}]{kind}[/]:", end=" ")
+    Console(stderr=True, markup=False, highlight=False, soft_wrap=True).print(as_options(text))

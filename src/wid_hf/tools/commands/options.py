@@ -1,0 +1,107 @@
+"""Options that several commands share, and what they mean together."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ...config import WidConfig
+from ...errors import ConfigError
+from ...progressive.schedule import WidSchedule
+
+
+class HeadStrategy(str, Enum):
+    """The words of `--head-strategy`."""
+
+    auto = "auto"
+    dim = "dim"
+    head = "head"
+
+
+class Init(str, Enum):
+    """The words of `--init`."""
+
+    calibrated = "calibrated"
+    identity = "identity"
+
+
+class Selection(str, Enum):
+    """The words of `--selection`."""
+
+    first = "first"
+    variance = "variance"
+    pivots = "pivots"
+
+
+class Schedule(str, Enum):
+    """The words of `--schedule`."""
+
+    narrow = "narrow"
+    progressive = "progressive"
+    paper = "paper"
+
+    @property
+    def stated(self) -> str | WidSchedule:
+        """What `WidConfig` takes for it."""
+        return WidSchedule.paper() if self is Schedule.paper else self.value
+
+
+Teacher = Annotated[str, typer.Argument(help="Folder or Hub id of the teacher.")]
+HiddenSize = Annotated[int | None, typer.Option(help="Width of the student's residual stream.")]
+IntermediateSize = Annotated[int | None, typer.Option(help="Inner width of its feed-forward blocks.")]
+Heads = Annotated[int | None, typer.Option("--num-attention-heads", help="Number of attention heads.")]
+KeyValueHeads = Annotated[int | None, typer.Option("--num-key-value-heads", help="Number of key/value heads.")]
+HeadDim = Annotated[int | None, typer.Option(help="Width of one head, where the config states it.")]
+Strategy = Annotated[
+    HeadStrategy,
+    typer.Option(
+        "--head-strategy", help="Narrow every head (dim), drop whole heads (head), or what the teacher allows."
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--override", help="Another size under the teacher's own name, NAME=SIZE; dots reach into parts."),
+]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the teacher on the Hub.")]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run model code from the Hub.")]
+
+
+def wid_config(
+    hidden_size: int | None, intermediate_size: int | None, heads: int | None, key_value_heads: int | None,
+    head_dim: int | None, strategy: HeadStrategy, overrides: list[str] | None, **start: Any,
+) -> WidConfig:  # fmt: skip
+    """Return the `WidConfig` that the options describe; `start` takes its other fields under their own names."""
+    return WidConfig(
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_attention_heads=heads,
+        num_key_value_heads=key_value_heads,
+        head_dim=head_dim,
+        head_strategy=strategy.value,
+        overrides=_nested(overrides or []),
+        **start,
+    )
+
+
+def command_line() -> str:
+    """Return what this program was called with, for reports."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def _nested(pairs: list[str]) -> dict[str, object]:
+    result: dict[str, object] = {}
+    for pair in pairs:
+        path, _, size = pair.partition("=")
+        if not size.isdigit():
+            raise ConfigError(f"--override {pair!r} is not NAME=SIZE, such as embedding_size=64.")
+        *parents, name = path.split(".")
+        level = result
+        for parent in parents:
+            level = level.setdefault(parent, {})  # type: ignore[assignment]
+        level[name] = int(size)
+    return result

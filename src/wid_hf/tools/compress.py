@@ -1,0 +1,479 @@
+"""One call from a teacher's name to a student's folder.
+
+Takes names of a teacher and of texts, gives a folder with the student, its tokenizer, its model card,
+`wid_report.json` and, for a calibrated start, `calibration.png`.
+Called by `wid-hf compress` and the demo.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from torch import Tensor
+from transformers import (
+    DataCollatorForLanguageModeling,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProgressCallback,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from ..adapter.fingerprint import weights_fingerprint
+from ..adapter.tuner import get_wid_model
+from ..atomic_write import atomic_write
+from ..config import WidConfig
+from ..errors import ConfigError, OutputError, Stopped, TeacherError, TrainingError, WidWarning
+from ..hub.cards import CARD_NAME, hub_id, student_card
+from ..hub.model_size import model_size
+from ..hub.own_files import why_not_ours
+from ..hub.paths import expanded
+from ..hub.sentence_transformers import save_sentence_modules
+from ..planning.student import empty_student
+from ..progressive.schedule import WidSchedule
+from ..training.baselines import DistillingTrainer, stock_student
+from ..training.following_trainer import FollowingTrainer
+from ..training.student_trainer import StudentTrainer
+from ..training.trainer import WidTrainer, WidTrainingArguments
+from .data import batches, hold_out, load_texts, tokenize
+from .evaluation import embed, latency, masked_batches, masked_lm_score, sentence_score
+from .methods import Method, find_method, learning_rates
+from .output_folder import OutputFolder, Place, Staging
+from .plots.widths import narrow_from, widths_over_steps
+from .progress_bar import TrainingBar
+from .reports.wid_report import Latency, Report
+from .stops import StopAfterStep, Stops
+from .teachers import load_teacher, load_tokenizer, longest_text, save_tokenizer, working_tokenizer
+
+
+@dataclass(frozen=True)
+class CompressSettings:
+    """How to train; a learning rate that is None is the default for method, objective and start.
+
+    Attributes:
+        method: of `wid_hf.methods.METHODS`: how the student gets its weights, and what teaches it.
+        steps: optimizer steps; 0 leaves the student at its start.
+        batch_size: texts per step.
+        max_length: tokens per text, longer ones are cut; never more than the teacher has positions for.
+        compactor_learning_rate: of compactors.
+        teacher_learning_rate: of the teacher's weights; must be 0 for a headless encoder and where they are followed.
+        learning_rate: of a stock student, for methods without compactors.
+        column: which column of the training file holds the text.
+        validation: file or dataset with held-out texts; by default taken from the training texts.
+        validation_texts: how many held-out texts are scored.
+        seed: of data order, masking and held-out texts.
+
+    Raises:
+        ConfigError: a number that is too small.
+    """
+
+    method: str = "wid"
+    steps: int = 1000
+    batch_size: int = 32
+    max_length: int = 128
+    compactor_learning_rate: float | None = None
+    teacher_learning_rate: float | None = None
+    learning_rate: float | None = None
+    column: str | None = None
+    validation: str | None = None
+    validation_texts: int = 512
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        least = {"steps": 0, "batch_size": 1, "max_length": 3, "validation_texts": 1, "seed": 0}
+        rates = dict.fromkeys(("compactor_learning_rate", "teacher_learning_rate", "learning_rate"), 0)
+        for name, number in (least | rates).items():
+            value = getattr(self, name)
+            if value is not None and not value >= number:
+                raise ConfigError(f"{name}={value} is too small. Legal: {number} or more.")
+
+
+TIMED = 5  # forwards per model
+OF_CALIBRATION = ("calibration_samples", "calibration_batch_size", "ridge")  # what the report tells of the config
+
+
+def compress(
+    teacher: str,
+    train: str,
+    output: str | Path,
+    config: WidConfig,
+    settings: CompressSettings,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    overwrite: bool = False,
+    command: str | None = None,
+) -> Report:
+    """Make a student of `teacher`, train it on `train`, and write it to `output`.
+
+    A start that needs data is made from rows of `train`, masked as in training. The objective is masked language
+    modelling where the teacher has such a head; a headless encoder follows its own originals. Every method trains a
+    student of the same shape on the same batches with the same masks. `output` appears only when everything in it is
+    complete. A trained student is saved before anything else is done with it; what cannot be made then (its scores, a
+    picture, the card) is missing, and a warning says so. A run that is stopped during training by Ctrl-C or SIGTERM,
+    or by an error, leaves the student as it stands in `<output>-last-good`.
+
+    Args:
+        teacher: folder or Hub id.
+        train: text file, JSON lines or name of a dataset.
+        output: folder for the student, its tokenizer, its card and `wid_report.json`; apart from teacher and texts.
+        config: the student's sizes and its start; a method other than WID decides the start itself.
+        settings: how to train.
+        revision: of the teacher on the Hub.
+        trust_remote_code: passed on to transformers.
+        overwrite: replace an `output`, or a `<output>-last-good`, that holds only what an earlier call wrote.
+        command: the command line, for the report.
+
+    Returns:
+        What `wid_report.json` holds.
+
+    Raises:
+        WidError: with the child class that says what is wrong; nothing is written at `output`.
+        OutputError: before work, `output` cannot be written; or after it, the complete student could not take its
+            place, and the error says where it is.
+        TrainingError: the loss became NaN; the last good student is in `<output>-last-good`.
+        Stopped: a signal came, and the message says what was kept.
+    """
+    teacher, train = expanded(teacher), expanded(train)
+    validation = None if settings.validation is None else expanded(settings.validation)
+    settings = replace(settings, validation=validation)
+    folder = OutputFolder(
+        output, overwrite=overwrite, why_not_ours=why_not_ours,
+        sources={"the teacher": teacher, "the training texts": _local(train)}
+        | ({"the validation texts": _local(validation)} if validation else {}),
+    )  # fmt: skip
+    method = find_method(settings.method, config)
+    config = method.configured(config)
+    if isinstance(config.schedule, WidSchedule):
+        config.schedule.timeline(settings.steps)  # refuses what does not end within the steps
+    model = load_teacher(teacher, revision=revision, trust_remote_code=trust_remote_code)
+    objective = _objective(model)
+    method.check_objective(objective, type(model).__name__)
+    rates = learning_rates(
+        method, objective, config, student=settings.learning_rate, compactors=settings.compactor_learning_rate,
+        teacher=settings.teacher_learning_rate,
+    )  # fmt: skip
+    original = load_tokenizer(teacher, revision=revision, trust_remote_code=trust_remote_code)
+    tokenizer = working_tokenizer(original, model, masks=objective == "masked-lm")
+    settings = _fitting(settings, model, tokenizer)
+    wid_model = get_wid_model(model, config)  # before texts are read, because it is what refuses most
+    report = Report(
+        teacher=teacher,
+        requested=config.requested,
+        head_strategy=wid_model.base_model.settled.strategy,
+        settled=str(wid_model.base_model.settled) or None,
+        method=method.name,
+        start="random weights" if method.weights == "random" else f"{config.init}, {config.selection}",
+        objective=objective,
+        sizes={"teacher": model_size(model)},
+        settings=asdict(settings)
+        | {name: getattr(config, name) for name in OF_CALIBRATION}
+        | {"train": train, "learning_rates": rates}
+        | {"hub": {"teacher": hub_id(teacher), "revision": revision, "dataset": hub_id(train)}},
+        seed=settings.seed,
+        schedule=asdict(config.schedule) if isinstance(config.schedule, WidSchedule) else None,
+        fingerprints={"teacher": weights_fingerprint(model)},  # before training, which may change the teacher's tensors
+        command=command,
+    )
+    if not wid_model.base_model.is_wide:  # the narrow model is made only later
+        folder.check_space(model_size(empty_student(model, wid_model.base_model.model.config)).bytes)
+    train_set, held_out = _tokens(train, tokenizer, config, settings)
+
+    def save(student: PreTrainedModel, report: Report, at: Path) -> None:
+        student.save_pretrained(at)
+        save_tokenizer(original, at, teacher, revision=revision)
+        width = getattr(student.config.get_text_config(), "hidden_size", None)
+        save_sentence_modules(teacher, at, width, revision=revision)
+        report.save(at)
+
+    with Stops() as stops, folder.staging() as staging:
+        trainer = _trainer(method, objective, wid_model, train_set, tokenizer, settings, rates, staging.scratch)
+        trainer.add_callback(StopAfterStep(stops))
+        scorer = _Scorer(objective, model, tokenizer, held_out, settings)
+        report = replace(
+            report,
+            calibration=wid_model.base_model.calibration,
+            scores={"teacher": scorer.score(model)}
+            | ({"start": scorer.score(trainer.model)} if settings.steps else {}),
+            latency=Latency({"teacher": scorer.latency(model)}, scorer.timed),
+        )
+        with stops.later():
+            began = time.monotonic()
+            ended = _train(trainer, stops) if settings.steps else None
+            report = replace(report, seconds=time.monotonic() - began if settings.steps else 0.0)
+            if ended is not None:
+                where = _keep(staging, folder.last_good, trainer, report, ended, save)
+                raise _told(ended, where) from ended
+            student = _stock(trainer)
+            report = _with_training(report, trainer, student)
+            complete = staging.complete(folder.output, partial(save, student, report))
+        report, stop = _with_scores(report, complete, student, scorer, stops)
+        with stops.later():
+            _tell(report, complete, folder.output.path.name)
+            staging.place(folder.output)
+    if stop is not None or stops.asked is not None:
+        number = stops.asked if stop is None or stops.asked is not None else stop.signal
+        raise Stopped(number or 0, f"Training had ended: the student is complete, in {folder.output.path}.")
+    return report
+
+
+def _with_scores(
+    report: Report, complete: Path, student: PreTrainedModel, scorer: _Scorer, stops: Stops
+) -> tuple[Report, Stopped | None]:
+    """Score a student that is saved, draw what there is to draw, and return the report; a signal ends this early."""
+    if stops.asked is not None:
+        return report, None
+    try:
+        with _optional("The student's scores"):
+            score = scorer.score(student)
+            report = replace(report, scores={"start": score} | report.scores | {"student": score})
+            assert report.latency is not None
+            seconds = report.latency.seconds | {"student": scorer.latency(student)}
+            report = replace(report, latency=replace(report.latency, seconds=seconds))
+        with _optional("The pictures"):
+            report.draw(complete)
+    except Stopped as stop:
+        return report, stop
+    return report, None
+
+
+def _tell(report: Report, complete: Path, name: str) -> None:
+    """Write report and card beside a student that is saved already, with a first report."""
+    with _optional("The report's scores"):
+        report.save(complete)
+    with _optional("The model card"), atomic_write(complete / CARD_NAME) as unfinished:
+        student_card(complete, name).save(unfinished)
+    with _optional("The report's list of files"):
+        report.save(complete)
+
+
+def _local(source: str) -> str:
+    """Return the file or folder of texts that `source` names; the name of a dataset may end in `:config`."""
+    return source if Path(source).exists() else source.partition(":")[0]
+
+
+def _fitting(
+    settings: CompressSettings, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> CompressSettings:
+    """Return `settings` with texts no longer than the model has positions for; say so where a length was asked for."""
+    longest = longest_text(model, tokenizer, settings.max_length)
+    if longest < settings.max_length != CompressSettings.max_length:
+        warnings.warn(
+            f"max_length={settings.max_length} is more than {type(model).__name__} has positions for: texts are cut "
+            f"after {longest} tokens.",
+            WidWarning,
+            stacklevel=3,
+        )
+    return replace(settings, max_length=longest)
+
+
+def _train(trainer: StudentTrainer, stops: Stops) -> BaseException | None:
+    """Train; return what ended the training before its last step, None if nothing did."""
+    try:
+        trainer.train()
+    except Stopped:  # by a second signal
+        raise
+    except BaseException as error:
+        return error
+    if stops.asked is not None and trainer.state.global_step < trainer.state.max_steps:
+        return Stopped(stops.asked)
+    return None
+
+
+def _keep(
+    staging: Staging, place: Place, trainer: StudentTrainer, report: Report, ended: BaseException,
+    save: Callable[[PreTrainedModel, Report, Path], None],
+) -> str:  # fmt: skip
+    """Save the student as it stands when training has ended early; return in words where it is."""
+    if not (trainer.state.global_step or isinstance(ended, TrainingError | Stopped)):
+        return "No step was done, so nothing was kept."
+    try:
+        student = _stock(trainer, force=True)
+        report = _with_training(report, trainer, student)
+        why = f"{str(ended).strip() or type(ended).__name__} ({report.steps} of {trainer.state.max_steps} steps done)"
+        staging.complete(place, partial(save, student, replace(report, stopped=why)))
+        staging.place(place)
+    except OutputError as error:
+        return str(error)
+    except Exception as error:  # the device may be out of memory, the model half built
+        return f"The student as it stood could not be saved: {error}."
+    return f"The student as it stood after {report.steps} steps is in {place.path}."
+
+
+def _told(ended: BaseException, where: str) -> BaseException:
+    """Return what to raise for a training that ended early: the same kind of error, with where the student is."""
+    if isinstance(ended, TrainingError):
+        return TrainingError(f"{ended} {where}")
+    if isinstance(ended, Stopped):
+        return Stopped(ended.signal, where)
+    warnings.warn(f"Training ended with an error. {where}", WidWarning, stacklevel=3)
+    return ended
+
+
+def _with_training(report: Report, trainer: StudentTrainer, student: PreTrainedModel) -> Report:
+    """Return `report` with what training did and what came out, but for scores."""
+    state = trainer.state
+    return replace(
+        report,
+        sizes=report.sizes | {"student": model_size(student)},
+        fingerprints=report.fingerprints | {"student": weights_fingerprint(student)},
+        steps=trainer.weights_of_step,
+        tokens=int(state.num_input_tokens_seen),
+        losses=[(entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry],
+        widths=widths_over_steps(state.log_history),
+        narrow_from=narrow_from(state.log_history),
+    )
+
+
+@contextmanager
+def _optional(what: str) -> Iterator[None]:
+    """Let a block fail with a warning: what it makes is not worth a trained student."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).strip() or type(error).__name__
+        warnings.warn(f"{what} could not be made: {reason}. The student is complete.", WidWarning, stacklevel=4)
+
+
+class _Scorer:
+    """Scores teacher, start and student on the same held-out batches."""
+
+    def __init__(
+        self, objective: str, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, held_out: Dataset,
+        settings: CompressSettings,
+    ) -> None:  # fmt: skip
+        self.objective = objective
+        self.batches: list[dict[str, Tensor]]
+        if objective == "masked-lm":
+            self.batches = masked_batches(held_out, tokenizer, settings.batch_size, settings.seed)
+        else:
+            rows = held_out.select_columns(["input_ids", "attention_mask"])
+            self.batches = list(batches(rows, DataCollatorWithPadding(tokenizer), settings.batch_size))
+            self.vectors = embed(teacher, self.batches)
+
+    def score(self, model: Any) -> dict[str, float]:
+        """Return the objective's figures: loss and accuracy, or agreement with the teacher."""
+        if self.objective == "masked-lm":
+            masked = masked_lm_score(model, self.batches)
+            return {"masked_lm_loss": masked.loss, "masked_lm_accuracy": masked.accuracy}
+        agreement = sentence_score(self.vectors, embed(model, self.batches))
+        return {
+            "cosine_correlation": agreement.cosine_correlation,
+            "top1_agreement": agreement.top1_agreement,
+        }
+
+    @property
+    def timed(self) -> tuple[int, int]:
+        """Texts and tokens per text of the batch that `latency` runs."""
+        texts, tokens = self.batches[0]["input_ids"].shape
+        return texts, tokens
+
+    def latency(self, model: Any) -> float:
+        """Return the median seconds of forwards on the first batch."""
+        inputs = {name: tensor for name, tensor in self.batches[0].items() if name != "labels"}
+        return latency(model, inputs, repeats=TIMED)
+
+
+def _objective(teacher: PreTrainedModel) -> str:
+    """Return `masked-lm` for an encoder with a masked-LM head, `following` for a headless one."""
+    name = type(teacher).__name__
+    instead = "Use get_wid_model and WidTrainer with a data collator of your own for it."
+    if "input_ids" not in inspect.signature(teacher.forward).parameters:
+        raise TeacherError(f"compress trains models that read texts, and {name} reads none. {instead}")
+    if teacher.config.is_encoder_decoder:
+        raise TeacherError(
+            f"{name} is an encoder-decoder: it writes texts, and compress trains masked language models and headless "
+            "encoders. Use get_wid_model and WidTrainer with transformers' DataCollatorForSeq2Seq for it, or compress "
+            "its encoder alone: model.get_encoder().save_pretrained(folder)."
+        )
+    if getattr(teacher.config, "is_decoder", False) or getattr(teacher.config, "causal", False):
+        raise TeacherError(
+            f"This {name} reads from left to right (is_decoder or causal in its config), and compress trains masked "
+            f"language models and headless encoders. {instead}"
+        )
+    if name in MODEL_FOR_MASKED_LM_MAPPING_NAMES.values():
+        return "masked-lm"
+    if teacher.base_model is teacher and not teacher.can_generate():
+        return "following"
+    raise TeacherError(f"compress trains masked language models and headless encoders; {name} is neither. {instead}")
+
+
+def _tokens(
+    train: str, tokenizer: PreTrainedTokenizerBase, config: WidConfig, settings: CompressSettings
+) -> tuple[Dataset, Dataset]:
+    """Return tokens to train on and held-out ones; without training, only what calibration takes."""
+    texts = load_texts(train, column=settings.column)
+    if settings.validation is not None:
+        held_out = load_texts(settings.validation, column=settings.column, split="validation")
+        held_out = held_out.select(range(min(settings.validation_texts, len(held_out))))
+    else:
+        texts, held_out = hold_out(texts, min(settings.validation_texts, max(len(texts) // 5, 1)), settings.seed)
+    if not settings.steps:
+        texts = texts.shuffle(seed=settings.seed).select(range(min(config.calibration_samples, len(texts))))
+    return tuple(tokenize(part, tokenizer, settings.max_length) for part in (texts, held_out))
+
+
+def _trainer(
+    method: Method,
+    objective: str,
+    model: PeftModel,
+    train_set: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: CompressSettings,
+    rates: dict[str, float],
+    scratch: Path,
+) -> StudentTrainer:
+    """Return the trainer of a student at its start."""
+    masked = objective == "masked-lm"
+    stock_rate: dict[str, Any] = {"learning_rate": rates["student"]} if "student" in rates else {}
+    arguments = WidTrainingArguments(
+        output_dir=str(scratch),
+        max_steps=max(settings.steps, 1),
+        per_device_train_batch_size=settings.batch_size,
+        compactor_learning_rate=rates.get("compactors"),
+        teacher_learning_rate=rates.get("teacher"),
+        weight_decay=0.01,
+        warmup_steps=0.05,
+        lr_scheduler_type="linear",
+        logging_steps=max(1, settings.steps // 50),
+        save_strategy="no",
+        report_to="none",
+        dataloader_pin_memory=torch.cuda.is_available(),
+        include_num_input_tokens_seen="non_padding",
+        seed=settings.seed,
+        data_seed=settings.seed,
+        **stock_rate,
+        distillation=list(method.losses) if method.folds else [],
+    )
+    collator = DataCollatorForLanguageModeling(tokenizer) if masked else DataCollatorWithPadding(tokenizer)
+    data: dict[str, Any] = {"args": arguments, "train_dataset": train_set, "data_collator": collator}
+    trainer: StudentTrainer = (WidTrainer if masked or not method.folds else FollowingTrainer)(model=model, **data)
+    if not model.base_model.calibrated:
+        model.base_model.calibrate(trainer.calibration_batches())
+    if not method.folds:
+        student = stock_student(model, random=method.weights == "random", seed=settings.seed)
+        losses = method.losses if masked or method.losses else ("states",)
+        if losses:
+            (loss,) = losses
+            trainer = DistillingTrainer(model=student, wid_model=model, loss=loss, own_loss=masked, **data)
+        else:
+            trainer = StudentTrainer(model=student, **data)
+    trainer.pop_callback(ProgressCallback)
+    trainer.add_callback(TrainingBar())
+    return trainer
+
+
+def _stock(trainer: StudentTrainer, force: bool = False) -> PreTrainedModel:
+    """Return the student as a stock model; `force` merges one that is still wide."""
+    return trainer.model.merge_and_unload(force=force) if isinstance(trainer, WidTrainer) else trainer.student

@@ -1,0 +1,35 @@
+"""How fast a model is: seconds per forward.
+
+Takes a model and a batch; gives a median. Called by the commands.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from statistics import median
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from .eval_mode import eval_mode
+
+WARM_UP = 2
+
+
+def latency(model: nn.Module, batch: Mapping[str, Tensor], repeats: int = 10) -> float:
+    """Median seconds of `repeats` forwards `model(**batch)` in eval mode, after a warm-up of two."""
+    seconds = []
+    # without auto_refresh no drawing thread competes with the forward that is being timed
+    bar = Progress(auto_refresh=False, transient=True, console=Console(stderr=True))
+    with eval_mode(model) as device, bar:
+        inputs = {name: tensor.to(device) for name, tensor in batch.items()}
+        for _ in bar.track(range(WARM_UP + repeats), description="Timing"):
+            start = time.perf_counter()
+            model(**inputs)
+            if device.type != "cpu":
+                torch.accelerator.synchronize(device)
+            seconds.append(time.perf_counter() - start)
+    return median(seconds[WARM_UP:])

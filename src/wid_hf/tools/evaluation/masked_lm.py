@@ -1,0 +1,79 @@
+"""Masked-language-model loss and accuracy on positions that are masked once for all models.
+
+Takes a tokenized dataset (`data.tokenize`), then a model with a masked-LM head; gives a MaskedLMScore.
+Called by the trainer, the report and the commands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from datasets import Dataset
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase
+
+from ...errors import DataError
+from ...training.labelled_positions import NO_LABEL, LabelledPositions
+from ..data import batches as batches_of
+from .eval_mode import eval_mode
+
+
+@dataclass(frozen=True)
+class MaskedLMScore:
+    """Mean `loss` (nats) and `accuracy` (share right, 0 to 1) over `tokens` masked positions."""
+
+    loss: float
+    accuracy: float
+    tokens: int
+
+
+def masked_batches(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int, seed: int
+) -> list[dict[str, Tensor]]:
+    """Padded batches with 15 % of the tokens masked, to be scored by any number of models.
+
+    Each holds input_ids, attention_mask and labels, all `(b, s)`; labels are -100 where nothing is asked.
+    The same seed and batch size mask the same positions; torch's global generator is not used.
+    Raises DataError when the tokenizer has no mask token or no position was masked.
+    """
+    if tokenizer.mask_token is None:
+        raise DataError(
+            f"the {type(tokenizer).__name__} has no mask token, so nothing can be masked. "
+            "A masked-LM score needs the tokenizer of a masked language model: load that one."
+        )
+    collator = DataCollatorForLanguageModeling(tokenizer, seed=seed)
+    masked = list(batches_of(dataset, collator, batch_size))
+    if not any((batch["labels"] != NO_LABEL).any() for batch in masked):
+        raise DataError(
+            f"none of the tokens of {len(dataset)} texts was masked (15 % are, at random). "
+            "Legal: at least one. Give more or longer texts."
+        )
+    return masked
+
+
+def masked_lm_score(model: nn.Module, batches: Sequence[dict[str, Tensor]]) -> MaskedLMScore:
+    """Score `model` on `masked_batches`: `loss = sum over masked of -log p(token) / number masked`.
+
+    The mean is over tokens, so it does not depend on how they are batched. The model is measured in eval
+    mode and each of its modules gets its own mode back. Its head runs on masked positions only where it can.
+    """
+    loss, right, tokens, positions = 0.0, 0, 0, LabelledPositions(model, shifts=False)
+    with eval_mode(model) as device:
+        for batch in track(batches, "Scoring", transient=True, console=Console(stderr=True)):
+            inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
+            labels = batch["labels"].to(device)
+            masked = labels != NO_LABEL
+            if not masked.any():
+                continue
+            with positions.only({**inputs, "labels": labels}, together=True) as only_masked:
+                logits = model(**inputs).logits
+            logits = (logits[0] if only_masked else logits[masked]).float()  # (m, v)
+            expected = labels[masked]  # (m,)
+            loss += functional.cross_entropy(logits, expected, reduction="sum").item()
+            right += int((logits.argmax(-1) == expected).sum())
+            tokens += len(expected)
+    return MaskedLMScore(loss / tokens, right / tokens, tokens)

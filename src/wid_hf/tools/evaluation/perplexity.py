@@ -1,0 +1,49 @@
+"""Perplexity of a decoder on texts, each by itself.
+
+Takes a causal language model and batches of tokens; gives a PerplexityScore. Called by the task `perplexity`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import exp
+
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ...errors import DataError
+from .eval_mode import eval_mode
+
+MOST = 700.0  # nats; exp of more is no float any longer
+
+
+@dataclass(frozen=True)
+class PerplexityScore:
+    """Mean `loss` (nats) over `tokens` tokens, and `perplexity = exp(loss)`."""
+
+    loss: float
+    perplexity: float
+    tokens: int
+
+
+def perplexity_score(model: nn.Module, batches: Sequence[dict[str, Tensor]]) -> PerplexityScore:
+    """Score `model` on batches with input_ids and attention_mask, both `(b, s)`.
+
+    Every token but the first of each text counts once, so the figure does not depend on how texts are batched.
+    Raises DataError when no text has two tokens.
+    """
+    loss, tokens = 0.0, 0
+    with eval_mode(model) as device:
+        for batch in track(batches, "Scoring", transient=True, console=Console(stderr=True)):
+            inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
+            mask = inputs["attention_mask"].bool()
+            asked = mask[:, 1:] & mask[:, :-1]  # padding may stand on either side
+            logits = model(**inputs, use_cache=False).logits[:, :-1][asked].float()  # (m, v)
+            loss += functional.cross_entropy(logits, inputs["input_ids"][:, 1:][asked], reduction="sum").item()
+            tokens += len(logits)
+    if not tokens:
+        raise DataError("no text has two tokens or more, so nothing is predicted. Give longer texts.")
+    return PerplexityScore(loss / tokens, exp(min(loss / tokens, MOST)), tokens)

@@ -1,0 +1,59 @@
+"""Finished runs, one JSON file each, so that an interrupted evaluation goes on where it stopped.
+
+Takes what a run is made from and a function that makes it; gives its record. A record is found again by what it was
+made from alone; whoever changes the code deletes the folder to measure anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...atomic_write import atomic_write
+from ...errors import OutputError
+
+Record = dict[str, Any]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` to `path`, which changes only when the new file is whole."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"The folder {path.parent} cannot be made: {error}.") from error
+    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    with atomic_write(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Runs:
+    """A folder of records."""
+
+    folder: Path
+
+    def get(self, made_from: Mapping[str, Any], make: Callable[[], Record]) -> Record:
+        """Return the record of the run with these settings, which `make` gives if there is none yet.
+
+        Args:
+            made_from: everything that the record depends on, as JSON can hold it; part of the record.
+            make: gives the rest of the record.
+
+        Raises:
+            OutputError: what lies there is no such record, or none can be written.
+        """
+        text = json.dumps(made_from, sort_keys=True)
+        file = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+        if not file.exists():
+            write_json(file, {**make(), "made_from": dict(made_from)})
+        try:
+            record = json.loads(file.read_text(encoding="utf-8"))
+            if json.dumps(record["made_from"], sort_keys=True) != text:
+                raise ValueError("it is of another run")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise OutputError(f"{file} is no record of `evaluate` ({error}). Move it away.") from error
+        return dict(record)

@@ -1,0 +1,92 @@
+"""How well a student's sentence vectors keep the geometry of its teacher's.
+
+Takes encoders and batches, or two sets of vectors whose widths may differ; gives correlation of pairwise
+cosines and agreement of nearest neighbours. Called by the report and the commands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ...errors import DataError, TeacherError
+from ...training.losses.pooling import mean_pool
+from .eval_mode import eval_mode
+
+FEWEST_TEXTS = 3  # two texts have one cosine, and one number has no correlation
+
+
+@dataclass(frozen=True)
+class SentenceScore:
+    """Agreement of two encoders on `texts` texts; 1.0 is the most for both figures."""
+
+    cosine_correlation: float
+    top1_agreement: float
+    texts: int
+
+
+def embed(model: nn.Module, batches: Sequence[dict[str, Tensor]]) -> Tensor:
+    """Mean-pooled vectors `(n, h)`, float32 on the CPU, of all n texts in `batches`.
+
+    `model` must return `last_hidden_state`, else TeacherError; it is run in eval mode, which is undone.
+    """
+    vectors = []
+    with eval_mode(model) as device:
+        for batch in track(batches, "Embedding", transient=True, console=Console(stderr=True)):
+            inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
+            output = model(**inputs)
+            if not hasattr(output, "last_hidden_state"):
+                raise TeacherError(
+                    f"{type(model).__name__} returns no last_hidden_state, which sentence vectors are made "
+                    "of. A model without a task head does: give its `base_model`."
+                )
+            vectors.append(mean_pool(output.last_hidden_state, inputs["attention_mask"]).cpu())
+    return torch.cat(vectors)
+
+
+def cosine_correlation(a: Tensor, b: Tensor) -> float:
+    """Pearson correlation between `cos(a_i, a_j)` and `cos(b_i, b_j)` over all i < j.
+
+    `a` is `(n, h_a)`, `b` is `(n, h_b)` with n >= 3, else DataError. NaN where a set's cosines are all equal.
+    """
+    _check_same_texts(a, b)
+    above = torch.triu_indices(len(a), len(a), offset=1).unbind()
+    return torch.corrcoef(torch.stack((_cosines(a)[above], _cosines(b)[above])))[0, 1].item()
+
+
+def retrieval_agreement(a: Tensor, b: Tensor) -> float:
+    """Share of texts whose nearest other text by cosine is the same in `a` `(n, h_a)` and `b` `(n, h_b)`.
+
+    n must be 3 or more, else DataError: with two texts every pair of encoders agrees.
+    """
+    _check_same_texts(a, b)
+    nearest = [_cosines(vectors).fill_diagonal_(-torch.inf).argmax(1) for vectors in (a, b)]
+    return (nearest[0] == nearest[1]).double().mean().item()
+
+
+def sentence_score(teacher_vectors: Tensor, student_vectors: Tensor) -> SentenceScore:
+    """Both figures for teacher vectors `(n, d)` and student vectors `(n, k)` of the same n texts."""
+    return SentenceScore(
+        cosine_correlation(teacher_vectors, student_vectors),
+        retrieval_agreement(teacher_vectors, student_vectors),
+        len(teacher_vectors),
+    )
+
+
+def _cosines(vectors: Tensor) -> Tensor:
+    unit = functional.normalize(vectors.double(), dim=1)
+    return unit @ unit.T  # (n, n)
+
+
+def _check_same_texts(a: Tensor, b: Tensor) -> None:
+    if len(a) != len(b) or len(a) < FEWEST_TEXTS:
+        raise DataError(
+            f"vectors of {len(a)} and of {len(b)} texts cannot be compared. Legal: the same texts on both "
+            f"sides, at least {FEWEST_TEXTS}. Embed the same batches with both models."
+        )

@@ -1,0 +1,1 @@
+"""`wid_report.json`, `eval_report.json`, and one HTML page about many of them."""

@@ -1,0 +1,143 @@
+"""`wid_report.json`: what a run did, in numbers that other commands read.
+
+Takes the figures of a run, gives a JSON file, a table and a picture of the calibration. Written by `compress`;
+nothing in it is typed by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from ...atomic_write import atomic_write
+from ...calibration import Calibration
+from ...hub.model_size import ModelSize, size_rows
+from ...hub.own_files import CALIBRATION_PICTURE, FILE_NAME, LISTED, file_digests
+from ..plots.calibration import draw
+from ..plots.widths import WIDTHS_PICTURE, draw_widths
+
+PACKAGES = ("wid-hf", "torch", "transformers", "peft", "accelerate", "datasets", "safetensors")
+
+
+def hardware_name() -> str:
+    """Return the accelerator's name, or the processor with its number of threads."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that a run depends on."""
+    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How long one forward takes.
+
+    Attributes:
+        seconds: median, for `teacher` and `student`.
+        batch: texts and tokens per text, padding counted.
+    """
+
+    seconds: dict[str, float]
+    batch: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Report:
+    """One run.
+
+    Attributes:
+        teacher: name or folder of the teacher.
+        requested: the sizes asked for.
+        head_strategy: `dim` or `head`: what was asked for, or what `auto` took.
+        method: how the student was made, of `wid_hf.methods.METHODS`.
+        start: how it started, such as `calibrated, pivots` or `random weights`.
+        calibration: what was missed of every layer's input before and after; None for an identity start.
+        objective: `masked-lm` or `following`.
+        sizes: parameters in all, encoder parameters and bytes of weights, for `teacher` and `student`.
+        scores: figures on held-out texts, for `teacher`, `start` (before training) and `student`; without
+            training, start and student are one. A student that could not be scored has none.
+        steps: optimizer steps.
+        tokens: tokens trained on, padding not counted.
+        seconds: wall time of training.
+        losses: training loss `[step, loss]` as logged.
+        schedule: of a progressive training, the `WidSchedule` as a dictionary; None if it was narrow throughout.
+        widths: kept indices `[step, number]` of each coupled dimension of a progressive training, as logged.
+        settled: what becomes of heads, and why; None where the request left nothing open.
+        narrow_from: the step after which a progressive training was narrow.
+        fingerprints: SHA-256 of the weights in float32, for `teacher` and `student`; `eval_report.json` holds the same.
+        latency: of `teacher` and `student`; None where it was not measured.
+        command: the command line; None for a call from Python.
+        stopped: why training ended before its last step, and after which; None if it did not.
+        settings: batch size, learning rates and the other settings of the run.
+        seed: of data order, masking and held-out texts.
+        hardware: device and number of threads.
+        versions: of Python and the packages that matter.
+    """
+
+    teacher: str
+    requested: dict[str, Any]
+    head_strategy: str
+    method: str
+    start: str
+    objective: str
+    sizes: dict[str, ModelSize]
+    settings: dict[str, Any]
+    seed: int
+    calibration: Calibration | None = None
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    losses: list[tuple[int, float]] = field(default_factory=list)
+    schedule: dict[str, Any] | None = None
+    widths: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    narrow_from: int | None = None
+    settled: str | None = None
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    latency: Latency | None = None
+    command: str | None = None
+    stopped: str | None = None
+    hardware: str = field(default_factory=hardware_name)
+    versions: dict[str, str] = field(default_factory=package_versions)
+
+    def save(self, folder: Path) -> Path:
+        """Write `wid_report.json` into `folder`, with a list of the files that are there by now; return its path."""
+        values = asdict(self) | {LISTED: file_digests(folder)}
+        if self.calibration is not None:
+            values["calibration"] = self.calibration.to_dict()
+        path = folder / FILE_NAME
+        with atomic_write(path) as unfinished:
+            unfinished.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        return path
+
+    def draw(self, folder: Path) -> None:
+        """Draw into `folder` what there is to draw: the calibration, widths over steps."""
+        if self.calibration is not None and self.calibration.sites:
+            draw(self.calibration, folder / CALIBRATION_PICTURE)
+        if self.widths:
+            draw_widths(self.widths, self.narrow_from, folder / WIDTHS_PICTURE)
+
+    def table(self) -> Table:
+        """Return teacher, start and student side by side; no start where nothing was trained."""
+        names = [name for name in self.scores if self.steps or name != "start"]
+        trained = f"{self.steps} steps, {self.tokens:,} tokens, {self.seconds:.0f} s"
+        table = Table("", *names, title=f"{self.teacher}: {trained if self.steps else f'{self.start}, not trained'}")
+        for row in size_rows(self.sizes, names):
+            table.add_row(*row)
+        if self.latency is not None:
+            seconds = self.latency.seconds
+            batch = "ms for {} x {} tokens".format(*self.latency.batch)
+            table.add_row(batch, *(f"{1000 * seconds[name]:.1f}" if name in seconds else "" for name in names))
+        for figure in next(iter(self.scores.values())):
+            table.add_row(figure.replace("_", " "), *(f"{self.scores[name][figure]:.4f}" for name in names))
+        return table

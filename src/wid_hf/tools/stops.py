@@ -1,0 +1,86 @@
+"""Ctrl-C and SIGTERM: a run that is told to stop ends where nothing is lost.
+
+Gives a context in which signals raise `Stopped`, at once or, while a step of training or a move of finished work is
+under way, as soon as that is done. Called by `compress`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..errors import Stopped
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+SAVING = b"\nStopping: what there is will be saved first. Once more stops at once and saves nothing.\n"
+ONCE = 1.0  # seconds in which a second signal counts as the same one: launchers pass a Ctrl-C on that came already
+
+
+class Stops:
+    """While it is entered, signals that ask the process to end raise `Stopped` in the main thread.
+
+    Handlers that somebody else has set, and signals that are ignored (`nohup`), stay as they are.
+
+    Attributes:
+        asked: the signal that came while it had to wait.
+    """
+
+    def __init__(self) -> None:
+        self.asked: int | None = None
+        self._asked_at = 0.0
+        self._waits = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Stops:
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                handler = signal.getsignal(number)
+                if handler in (signal.SIG_DFL, signal.default_int_handler):
+                    self._before[number] = handler
+                    signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def later(self) -> Iterator[None]:
+        """Let a signal wait in `asked` until the block has ended; a second one does not wait."""
+        self._waits = True
+        try:
+            yield
+        finally:
+            self._waits = False
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._waits and self.asked is None:
+            self.asked, self._asked_at = number, now
+            # Not print: the signal may have come in the middle of one.
+            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, SAVING)
+        elif self.asked is None or now - self._asked_at > ONCE:
+            raise Stopped(number)
+
+
+class StopAfterStep(TrainerCallback):
+    """Ends training after the step in which a signal came."""
+
+    def __init__(self, stops: Stops) -> None:
+        self.stops = stops
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Ask the trainer to stop."""
+        if self.stops.asked is not None:
+            control.should_training_stop = True

@@ -1,0 +1,266 @@
+"""Teachers from a folder or the Hub.
+
+Takes a name, gives a stock model of the class that its checkpoint was saved as or with the head of a task, and its
+tokenizer. Called by the commands.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.tokenization_utils_base import (
+    ADDED_TOKENS_FILE,
+    FULL_TOKENIZER_FILE,
+    SPECIAL_TOKENS_MAP_FILE,
+    TOKENIZER_CONFIG_FILE,
+)
+from transformers.utils import CHAT_TEMPLATE_FILE, cached_file, logging
+
+from ..errors import TeacherError
+from ..hub.paths import expanded
+from ..planning.teacher_check import why_not_made_of_a_config
+
+TOKENIZER_FILES = (
+    FULL_TOKENIZER_FILE, TOKENIZER_CONFIG_FILE, SPECIAL_TOKENS_MAP_FILE, ADDED_TOKENS_FILE, CHAT_TEMPLATE_FILE,
+    "tokenizer.model",  # what tokenizers of today no longer read, and converters to other formats do
+)  # fmt: skip
+
+
+def load_teacher(
+    name: str, *, revision: str | None = None, trust_remote_code: bool = False, dtype: str = "auto"
+) -> PreTrainedModel:
+    """Return the model in the folder or Hub repository `name`, in evaluation mode.
+
+    Its class is the one its config names under `architectures`, or the headless model of its type.
+
+    Raises:
+        TeacherError: nothing there, unreadable weights, weights missing from the checkpoint, or code of its own that
+            would have to run without `trust_remote_code`; a class whose constructor takes more than a config.
+    """
+    name = expanded(name)
+    config = _config(name, revision, trust_remote_code)
+    model_class = _model_class(name, config, trust_remote_code)
+    if why := why_not_made_of_a_config(model_class):
+        raise TeacherError(why)
+    try:
+        model, info = model_class.from_pretrained(
+            name, config=config, revision=revision, trust_remote_code=trust_remote_code, dtype=dtype,
+            output_loading_info=True,
+        )  # fmt: skip
+    except Exception as cause:  # every file format behind from_pretrained raises errors of its own
+        raise TeacherError(
+            f"The weights of {name!r} cannot be loaded as {model_class.__name__}: {_first_line(cause)}. "
+            "A complete checkpoint is a config.json with model.safetensors; download or save it again."
+        ) from cause
+    if info["missing_keys"] or info["mismatched_keys"]:
+        missing = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+        raise TeacherError(
+            f"The checkpoint {name!r} lacks {len(missing)} weights of {model_class.__name__} ({missing[0]}, ...); "
+            "they would be random. Use a checkpoint that was saved from this class."
+        )
+    return model.eval()
+
+
+def load_with_head(
+    name: str, head: Any, *, revision: str | None = None, trust_remote_code: bool = False, **settings: Any
+) -> PreTrainedModel:
+    """Return the model `name` in float32 under another head, whose weights are drawn from torch's global generator.
+
+    Args:
+        name: folder or Hub id.
+        head: an auto class of transformers, such as `AutoModelForSequenceClassification`.
+        revision: of the model on the Hub.
+        trust_remote_code: passed on to transformers.
+        settings: of its config, such as `num_labels`.
+
+    Raises:
+        TeacherError: the weights below the head are not those of the checkpoint.
+    """
+    name = expanded(name)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # that the head is new is what was asked for
+    try:
+        model, info = head.from_pretrained(
+            name, revision=revision, trust_remote_code=trust_remote_code, dtype=torch.float32,
+            ignore_mismatched_sizes=True, output_loading_info=True, **settings,
+        )  # fmt: skip
+    except Exception as cause:  # every file format behind from_pretrained raises errors of its own
+        raise TeacherError(f"{name!r} cannot be loaded by {head.__name__}: {_first_line(cause)}.") from cause
+    finally:
+        logging.set_verbosity(verbosity)
+    fresh = {key if isinstance(key, str) else key[0] for key in (*info["missing_keys"], *info["mismatched_keys"])}
+    below = {id(parameter): parameter.numel() for parameter in model.base_model.parameters()}
+    lost = sum(below.get(id(parameter), 0) for key, parameter in model.named_parameters() if key in fresh)
+    if lost > sum(below.values()) / 2:  # a pooler that the checkpoint's own head had no use for is new as well
+        raise TeacherError(
+            f"Of {name!r}, {lost:,} weights below the head of {type(model).__name__} are not in the checkpoint; they "
+            "would be random. Save the model from a class with the same base model."
+        )
+    return model
+
+
+def load_tokenizer(
+    name: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Return the tokenizer in the folder or Hub repository `name`.
+
+    Raises:
+        TeacherError: there is none.
+    """
+    name = expanded(name)
+    advice = "Save one beside the model with tokenizer.save_pretrained(folder)."
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    except Exception as cause:
+        raise TeacherError(f"{name!r} has no usable tokenizer: {_first_line(cause)}. {advice}") from cause
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes an empty one where there are no files
+        raise TeacherError(f"{name!r} has no usable tokenizer: its vocabulary is empty. {advice}")
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, name: str, *, revision: str | None = None) -> None:
+    """Save a tokenizer in `folder` as it is in the teacher `name`: its own files, not what saving makes of them.
+
+    Args:
+        tokenizer: what `load_tokenizer` returned for it, for files that cannot be had.
+        folder: of the student.
+        name: folder or Hub id of the teacher.
+        revision: of the teacher on the Hub.
+    """
+    tokenizer.save_pretrained(folder)
+    names = {*TOKENIZER_FILES, *getattr(tokenizer, "vocab_files_names", {}).values()}
+    if "auto_map" in tokenizer.init_kwargs:  # names code in the teacher's folder; saving makes it name the teacher too
+        names.remove(TOKENIZER_CONFIG_FILE)
+    for file in sorted(names):
+        path = cached_file(
+            expanded(name), file, revision=revision, _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
+        )  # fmt: skip
+        if path is not None:
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, folder / file)
+
+
+def working_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, *, masks: bool = False
+) -> PreTrainedTokenizerBase:
+    """Return a copy of `tokenizer` to make batches for `model` with; the original stays as it was loaded.
+
+    A tokenizer without padding token, as decoders often have, pads with its end-of-text token, which is masked anyway.
+
+    Args:
+        tokenizer: of the model.
+        model: whose table the tokens are looked up in.
+        masks: whether tokens will be masked.
+
+    Raises:
+        TeacherError: it has no token to pad or to mask with, or tokens that the model has no row for.
+    """
+    kind = type(tokenizer).__name__
+    advice = "and save the tokenizer beside the model with tokenizer.save_pretrained(folder)"
+    if masks and tokenizer.mask_token is None:
+        raise TeacherError(
+            f"The tokenizer ({kind}) has no mask token, which masked language modelling needs. Set "
+            f"tokenizer.mask_token to the one that {type(model).__name__} was trained with, {advice}."
+        )
+    table = getattr(_input_table(model), "weight", None)
+    tokens = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=0))
+    if table is not None and tokens > len(table):
+        raise TeacherError(
+            f"The tokenizer ({kind}) has {tokens:,} tokens, and {type(model).__name__} has {len(table):,} rows for "
+            "them: a token without a row cannot be looked up. Take the tokenizer that belongs to the model, or call "
+            "model.resize_token_embeddings(len(tokenizer)), train the new rows, and save both."
+        )
+    if tokenizer.pad_token is None and tokenizer.eos_token is None:
+        raise TeacherError(
+            f"The tokenizer ({kind}) has neither a padding token nor an end-of-text token, so texts of different "
+            f"lengths cannot be put into a batch. Set tokenizer.pad_token, {advice}."
+        )
+    working = copy.deepcopy(tokenizer)
+    if working.pad_token is None:
+        working.pad_token = working.eos_token
+    return working
+
+
+@torch.no_grad()
+def longest_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, length: int) -> int:
+    """Return how many of `length` tokens a text may have for `model`, which is on a CPU and in evaluation mode.
+
+    What config and tokenizer say is tried in a forward: RoBERTa's table, for one, has two rows that no token gets.
+    """
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    stated = [n for n in (positions, tokenizer.model_max_length) if isinstance(n, int) and n > 0]
+    longest = min([length, *stated])
+    plain = next(n for n in range(len(tokenizer)) if n not in tokenizer.all_special_ids)
+
+    def fits(tokens: int) -> bool:
+        try:
+            model(input_ids=torch.full((1, tokens), plain, device=model.device))
+        except (IndexError, RuntimeError):
+            return False
+        return True
+
+    if fits(longest) or not fits(1):  # what fails with one token fails for another reason, which others tell
+        return longest
+    least, most = 1, longest
+    while most - least > 1:
+        middle = (least + most) // 2
+        least, most = (middle, most) if fits(middle) else (least, middle)
+    return least
+
+
+def _input_table(model: PreTrainedModel) -> nn.Module | None:
+    try:
+        return model.get_input_embeddings()
+    except NotImplementedError:
+        return None
+
+
+def _config(name: str, revision: str | None, trust_remote_code: bool) -> PretrainedConfig:
+    path = Path(name)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise TeacherError(f"The folder {name!r} has no config.json, so it is no Hugging Face model folder.")
+    if not path.is_dir() and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
+        raise TeacherError(f"There is no folder {name!r}. Give a model folder or a Hub id such as 'org/name'.")
+    try:
+        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    except Exception as cause:  # as above
+        if not trust_remote_code and "trust_remote_code=True" in str(cause):  # transformers has no class for it
+            raise TeacherError(_own_code(name)) from cause
+        raise TeacherError(
+            f"{name!r} is neither a model folder here nor a model on the Hub that can be read: {_first_line(cause)}. "
+            "Check the name, the network and, for private models, `hf auth login`; a folder needs a config.json "
+            "with a model_type."
+        ) from cause
+
+
+def _model_class(name: str, config: PretrainedConfig, trusted: bool) -> Any:
+    """Return the class of the checkpoint, or the auto class that finds it in the code beside the checkpoint."""
+    wanted = (config.architectures or [""])[0]
+    places = getattr(config, "auto_map", None) or {}  # such as {"AutoModel": "modeling.MyModel"}
+    own = next((auto for auto, place in places.items() if str(place).rpartition(".")[2] == wanted), None)
+    if own is not None and trusted:
+        return getattr(transformers, own)
+    if own is not None and not hasattr(transformers, wanted):
+        raise TeacherError(_own_code(name))
+    return getattr(transformers, wanted, transformers.AutoModel)
+
+
+def _own_code(name: str) -> str:
+    where = str(Path(name).absolute()) if Path(name).is_dir() else f"https://huggingface.co/{name}"
+    return (
+        f"{name!r} is a model with Python code of its own, which would run on this machine with your rights. None "
+        f"of it has run. Read it at {where}; if you trust it, allow it by trust_remote_code=True, and name the "
+        "revision= that you read."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -1,0 +1,164 @@
+"""A sample of what `python benchmarks/architectures` runs: the whole path of twelve families; slowly, all of it."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from ask import asks, is_hidden, wanted
+from check import TooSlow, Verdict, check, verdict
+from tiny import TASKS, families, tiny_config
+from transformers import CLIPConfig, LlamaConfig, Mamba2Config, ResNetConfig, SwinConfig
+
+SAMPLE = [
+    ("masked LM", "bert"),
+    ("masked LM", "deberta-v2"),
+    ("masked LM", "modernbert"),
+    ("causal LM", "gemma2"),
+    ("causal LM", "gpt_neox"),
+    ("causal LM", "llama"),
+    ("causal LM", "mamba"),
+    ("causal LM", "mixtral"),
+    ("seq2seq LM", "bart"),
+    ("seq2seq LM", "t5"),
+    ("image classification", "vit"),
+    ("question answering", "roberta"),
+]
+
+
+def found_for(task: str, family: str) -> Verdict:
+    return verdict(family, task, families(task)[family])
+
+
+@pytest.fixture(scope="module")
+def harness() -> ModuleType:
+    """`benchmarks/architectures/__main__.py`, under a name of its own and known to worker processes."""
+    file = Path(__file__).parents[2] / "benchmarks" / "architectures" / "__main__.py"
+    spec = importlib.util.spec_from_file_location("coverage_run", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(("task", "family"), SAMPLE, ids=[f"{task}-{family}" for task, family in SAMPLE])
+def test_a_tiny_model_goes_the_whole_way_from_plan_to_reload(task: str, family: str) -> None:
+    found = found_for(task, family)
+    assert found.status == "works", found
+    assert found.hidden, found
+    assert found.default, found
+
+
+def test_a_family_with_an_operation_that_has_no_rule_is_refused_by_name() -> None:
+    found = found_for("masked LM", "fnet")
+    assert found.status == "partly"
+    assert found.widths == ("intermediate_size",)
+    assert not found.hidden
+    assert "aten._fft" in found.reason
+    assert "fnet.encoder.layer.0.fourier.self" in found.reason
+
+
+def test_a_merge_that_changed_an_output_would_be_called_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([True, False])  # a student of full size is the teacher; merging changes what it computes
+    monkeypatch.setattr("check._equal", lambda *_, **__: next(answers))
+    found = found_for("masked LM", "bert")
+    assert found.status == "wrong"
+    assert "merging changed the outputs" in found.reason
+
+
+def test_a_student_of_full_size_that_is_not_its_teacher_would_be_called_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("check.first_indices", lambda plan: {})
+    monkeypatch.setattr("check.install", lambda *_: None)  # the student keeps its zeros
+    found = found_for("masked LM", "bert")
+    assert found.status == "wrong"
+    assert "is not the teacher" in found.reason
+
+
+def test_a_family_that_takes_too_long_is_not_called_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planning takes what a model's class raises for its refusal; the alarm that rings meanwhile is none."""
+
+    def slow(*_: object) -> None:
+        raise TooSlow("took more than 60 s")
+
+    monkeypatch.setattr("wid_hf.planning.tracing.further_examples", slow)
+    found = check("bert", "masked LM", "BertForMaskedLM")
+    assert (found.status, found.reason) == ("not built", "the tiny model is too slow: took more than 60 s")
+
+
+def test_tiny_configs_keep_the_ratios_of_heads_to_widths() -> None:
+    config = tiny_config(LlamaConfig)
+    full = LlamaConfig()
+    assert config.hidden_size % config.num_attention_heads == 0
+    assert config.head_dim * config.num_attention_heads == config.hidden_size
+    assert config.intermediate_size / config.hidden_size == full.intermediate_size / full.hidden_size
+    assert config.head_dim >= 8
+    assert config.head_dim % 4 == 0
+
+
+def test_lists_of_widths_are_halved_and_numbers_of_layers_are_not() -> None:
+    sizes = asks(ResNetConfig(embedding_size=16, hidden_sizes=[32, 64], depths=[2, 2]))[0]
+    assert sizes == {"embedding_size": 8, "hidden_sizes": [16, 32]}
+
+
+def test_every_part_of_a_composite_model_is_asked_for_first_and_single_parts_later() -> None:
+    config = tiny_config(CLIPConfig)
+    names = {"text_config.hidden_size", "vision_config.hidden_size"}
+    assert names < wanted(config)
+    assert all(is_hidden(config, name) for name in names)
+    assert not is_hidden(config, "text_config.intermediate_size")
+    asked = [sizes.keys() for sizes in asks(config)]
+    assert asked[0] == {"text_config", "vision_config"}
+    assert {"text_config"} in asked
+
+
+def test_the_width_that_a_computed_hidden_size_follows_is_a_hidden_size() -> None:
+    assert {"embed_dim"} < wanted(SwinConfig())
+
+
+def test_heads_that_fill_the_expanded_hidden_size_shrink_with_it() -> None:
+    config = tiny_config(Mamba2Config)
+    assert asks(config)[0]["num_heads"] * 2 == config.num_heads
+
+
+def test_the_summary_counts_hidden_sizes_among_families_that_were_built(harness: ModuleType) -> None:
+    rows = [
+        Verdict("a", "t", "A", "works", ("hidden_size",), hidden=True, default="head"),
+        Verdict("b", "t", "B", "works", ("hidden_size",), hidden=True),
+        Verdict("c", "t", "C", "not built"),
+    ]
+    assert harness.summary("t", rows) == (
+        "t: hidden shrinks: 2 of 2 built (100 %), by default: 1 (50 %); 2 works, 1 not built"
+    )
+
+
+def test_a_run_that_was_interrupted_goes_on_where_it_stopped(
+    harness: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(harness, "ROOT", tmp_path)
+    monkeypatch.setattr(harness, "_fingerprint", lambda: "code")
+    store = tmp_path / ".cache" / "coverage" / "code.jsonl"
+    (first,) = harness.run(["masked LM"], ["fnet"], 1)
+    assert first.status == "partly"
+    store.write_text(store.read_text().replace('"partly"', '"read back"'))
+    (again,) = harness.run(["masked LM"], ["fnet"], 1)
+    assert (again.status, again.widths) == ("read back", first.widths)
+
+
+@pytest.mark.slow
+def test_nearly_every_family_that_can_be_built_shrinks_its_hidden_size_and_none_is_wrong(harness: ModuleType) -> None:
+    verdicts = list(harness.run(list(TASKS), None, 2))
+    assert [found for found in verdicts if found.status == "wrong"] == []
+    for task in TASKS:
+        built = [found for found in verdicts if found.task == task and found.status != "not built"]
+        # Of 12 audio classifiers one has positions that its code never uses, and what is not reached is frozen.
+        least = {"masked LM": 0.95, "audio classification": 0.8}.get(task, 0.9)
+        assert sum(found.hidden for found in built) >= least * len(built), task
+        by_default = sum(bool(found.default) for found in built)
+        assert by_default >= {"masked LM": 0.95, "causal LM": 0.9}.get(task, 0.7) * len(built), task
+    for found in verdicts:
+        assert found.reason or (found.status == "works" and found.default), found

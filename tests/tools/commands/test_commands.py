@@ -1,0 +1,160 @@
+"""The command line: what it prints, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from toys import save_teacher, write_texts
+from transformers import AutoModelForMaskedLM, BertForMaskedLM
+from typer.testing import CliRunner
+
+from wid_hf.errors import ConfigError, Stopped
+from wid_hf.tools.commands import main
+
+SIZES = ["--hidden-size", "12", "--intermediate-size", "24"]
+
+
+@pytest.fixture
+def teacher(tmp_path: Path) -> Path:
+    return save_teacher(tmp_path / "teacher", BertForMaskedLM)
+
+
+def invoke(*words: str) -> str:
+    result = CliRunner().invoke(main.app, words, env={"COLUMNS": "160"}, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_plan_prints_coupled_dimensions_sizes_and_reasons(teacher: Path, tmp_path: Path) -> None:
+    out = invoke("plan", str(teacher), *SIZES, "--verify")
+    assert "4 x 6 = 24" in out
+    assert "4 x 3 = 12" in out
+    assert "is looked up by number" in out
+    assert "Proved by permutation" in out
+    invoke(
+        "compress", str(teacher), "--train", str(write_texts(tmp_path / "t.txt")), "--output", str(tmp_path / "s"),
+        *SIZES, "--steps", "0", "--validation-texts", "8",
+    )  # fmt: skip
+    real = sum(p.numel() for p in AutoModelForMaskedLM.from_pretrained(tmp_path / "s").parameters())
+    assert f"{real:,} (" in out
+
+
+def test_compress_prints_teacher_start_and_student_side_by_side(teacher: Path, tmp_path: Path) -> None:
+    out = invoke(
+        "compress", str(teacher), "--train", str(write_texts(tmp_path / "t.txt")), "--output", str(tmp_path / "s"),
+        *SIZES, "--steps", "2", "--batch-size", "8", "--max-length", "12", "--validation-texts", "8",
+    )  # fmt: skip
+    assert "masked lm accuracy" in out
+    assert "2 steps" in out
+    report = json.loads((tmp_path / "s" / "wid_report.json").read_text())
+    assert "ms for {} x {} tokens".format(*report["latency"]["batch"]) in out
+    assert all(f"{1000 * seconds:.1f}" in out for seconds in report["latency"]["seconds"].values())
+    assert report["command"].startswith(Path(sys.argv[0]).name)
+
+
+def test_compress_without_steps_calibrates_merges_and_tells_how_well(teacher: Path, tmp_path: Path) -> None:
+    out = invoke(
+        "compress", str(teacher), "--train", str(write_texts(tmp_path / "t.txt")), "--output", str(tmp_path / "s"),
+        *SIZES, "--steps", "0", "--validation-texts", "8", "--max-length", "12",
+        "--calibration-samples", "30", "--calibration-batch-size", "10", "--ridge", "0.01",
+    )  # fmt: skip
+    report = json.loads((tmp_path / "s" / "wid_report.json").read_text())
+    assert {name: report["settings"][name] for name in ("calibration_samples", "calibration_batch_size", "ridge")} == {
+        "calibration_samples": 30, "calibration_batch_size": 10, "ridge": 0.01,
+    }  # fmt: skip
+    site = report["calibration"]["sites"][0]
+    assert f"{site['before']:.1%}" in out and f"{site['after']:.1%}" in out
+    assert f"{report['calibration']['positions']:,} positions" in out
+    assert "calibrated, pivots, not trained" in out
+    assert f"{report['scores']['student']['masked_lm_accuracy']:.4f}" in out
+    assert str(tmp_path / "s" / "calibration.png") in out
+
+
+def test_compress_with_an_identity_start_tells_of_no_calibration(teacher: Path, tmp_path: Path) -> None:
+    out = invoke(
+        "compress", str(teacher), "--train", str(write_texts(tmp_path / "t.txt")), "--output", str(tmp_path / "s"),
+        *SIZES, "--steps", "0", "--validation-texts", "8", "--init", "identity",
+    )  # fmt: skip
+    assert "identity, first, not trained" in out
+    assert "positions" not in out and "calibration.png" not in out
+
+
+@pytest.mark.parametrize("ridge", ["0", "-1", "nan"])
+def test_a_ridge_that_is_no_strength_is_refused(teacher: Path, tmp_path: Path, ridge: str) -> None:
+    with pytest.raises(ConfigError, match="is not a number above 0"):
+        invoke("compress", str(teacher), "--train", "t.txt", "--output", str(tmp_path / "s"), *SIZES, "--ridge", ridge)
+
+
+def test_overrides_reach_the_config_under_the_teachers_own_names(teacher: Path) -> None:
+    assert "24" in invoke("plan", str(teacher), "--override", "intermediate_size=24")
+
+
+@pytest.mark.parametrize("pair", ["embedding_size", "embedding_size=", "embedding_size=big"])
+def test_an_override_that_is_no_size_is_refused(teacher: Path, pair: str) -> None:
+    with pytest.raises(ConfigError, match="is not NAME=SIZE"):
+        invoke("plan", str(teacher), "--override", pair)
+
+
+def test_a_refusal_is_printed_without_a_traceback_and_exits_with_1(teacher: Path) -> None:
+    command = [sys.executable, "-c", "from wid_hf.tools.commands.main import main; main()"]
+    ended = subprocess.run(
+        [*command, "plan", str(teacher), "--hidden-size", "13", "--head-strategy", "dim"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert "ConfigError: No student of this BertConfig" in ended.stderr
+    assert "nearest legal: 12, 16" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_messages_of_the_library_name_options_on_the_command_line() -> None:
+    told = {
+        "Pass overwrite=True to replace it.": "Pass --overwrite to replace it.",
+        "hidden_size=30 does not fit": "--hidden-size 30 does not fit",
+        'try head_strategy="head", which': "try --head-strategy head, which",
+        "num_key_value_heads=2.": "--num-key-value-heads 2.",
+        "trust_remote_code=True, and name the revision= that": "--trust-remote-code, and name the --revision that",
+        "Name another with folder=, or": "Name another with --data, or",
+        "learning_rate=1e-4.": "--learning-rate 1e-4.",
+        "pass example_inputs= or a=1": "pass example_inputs= or a=1",
+        "https://x.org/?output=3": "https://x.org/?output=3",
+    }
+    assert {text: main.as_options(text) for text in told} == told
+
+
+def run(*words: str, home: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from wid_hf.tools.commands.main import main; main()", *words]
+    environment = {**os.environ, "HOME": str(home), "COLUMNS": "200"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def test_a_refusal_speaks_options_and_the_home_folder_is_expanded(teacher: Path, tmp_path: Path) -> None:
+    write_texts(tmp_path / "t.txt")
+    words = ["compress", "~/teacher", "--train", "~/t.txt", "--output", "~/s", *SIZES, "--steps", "0"]
+    done = run(*words, "--max-length", "64", home=tmp_path)
+    assert done.returncode == 0 and (tmp_path / "s" / "config.json").exists()
+    assert "Note: --max-length 64 is more than BertForMaskedLM has positions for" in done.stderr
+    again = run(*words, home=tmp_path)
+    assert again.returncode == 1 and "or pass --overwrite to replace it" in again.stderr
+    assert "Traceback" not in again.stderr
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_the_exit_status_is_that_of_the_signal(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, status: int
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise Stopped(getattr(signal, name), "It is in x.")
+
+    monkeypatch.setattr("wid_hf.tools.commands.compress.compress_teacher", stop)
+    words = ["compress", str(teacher), "--train", "t.txt", "--output", str(tmp_path / "s"), *SIZES]
+    result = CliRunner().invoke(main.app, words)
+    assert result.exit_code == status and f"Stopped by {name}. It is in x." in result.stderr
