@@ -1,7 +1,7 @@
 """Symbolic dimensions: leaves, products and concatenations that are unified, split and frozen.
 
 Takes sizes and demands ("these two are one dimension"), gives trees. Knows nothing of tensors or models.
-`trace` creates dimensions, the `rules` unify them, `plan` reads them.
+`trace` creates dimensions, the rules of `ops` unify them, `plan` reads them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from itertools import accumulate
 from math import prod
 
 NO_RULE = "has no propagation rule"
+Key = tuple  # of leaf identities, nested like the tree
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,22 @@ def parts_of(dim: Dim) -> list[Dim]:
     if dim.size == 0:
         return []
     return [piece for part in dim.parts for piece in parts_of(part)] if dim.parts else [dim]
+
+
+def children_of(dim: Dim) -> list[Dim]:
+    """Return the flat list of `dim`'s factors or, of a concatenation, of its parts; none of a leaf."""
+    dim = find(dim)
+    if dim.is_leaf:
+        return []
+    return factors_of(dim) if dim.factors else parts_of(dim)
+
+
+def key(dim: Dim) -> Key:
+    """Return the identity of a tree: equal for two axes whose indices are the same thing."""
+    dim = find(dim)
+    if dim.is_leaf:
+        return (id(dim),)
+    return ("x" if dim.factors else "+", *map(key, children_of(dim)))
 
 
 def leaves(dim: Dim) -> Iterator[Dim]:

@@ -14,10 +14,22 @@ from torch._ops import OpOverload
 from torch.utils.weak import WeakIdKeyDictionary
 
 # Results that hold nothing of their operand but its shape, type and device.
-_BLANKS = frozenset({
-    "aten.new_full", "aten.new_zeros", "aten.new_ones", "aten.new_empty", "aten.new_empty_strided", "aten.full_like",
-    "aten.zeros_like", "aten.ones_like", "aten.empty_like", "aten.rand_like", "aten.randn_like", "aten.randint_like",
-})  # fmt: skip
+_BLANKS = frozenset(
+    {
+        "aten.new_full",
+        "aten.new_zeros",
+        "aten.new_ones",
+        "aten.new_empty",
+        "aten.new_empty_strided",
+        "aten.full_like",
+        "aten.zeros_like",
+        "aten.ones_like",
+        "aten.empty_like",
+        "aten.rand_like",
+        "aten.randn_like",
+        "aten.randint_like",
+    }
+)
 
 
 @dataclass(frozen=True, eq=False)

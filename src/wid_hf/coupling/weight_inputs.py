@@ -18,17 +18,46 @@ from .carrier import Carrier
 aten = torch.ops.aten
 
 # The result holds all of the operand, its axes in another order or with axes of size 1 more or fewer.
-WHOLE = frozenset({
-    aten.t, aten.transpose, aten.permute, aten.unsqueeze, aten.squeeze, aten.slice, aten.detach, aten.alias,
-    aten.clone, aten._to_copy, aten.contiguous,
-})  # fmt: skip
+WHOLE = frozenset(
+    {
+        aten.t,
+        aten.transpose,
+        aten.permute,
+        aten.unsqueeze,
+        aten.squeeze,
+        aten.slice,
+        aten.detach,
+        aten.alias,
+        aten.clone,
+        aten._to_copy,
+        aten.contiguous,
+    }
+)
 
 # If a dimension meets nothing else, any invertible matrix may turn its indices, undone where it is contracted.
 _LINEAR = WHOLE | {
-    aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias,
-    aten.expand, aten.split, aten.split_with_sizes, aten.select, aten.unbind, aten.cat, aten.stack, aten.embedding,
-    aten.add, aten.sub, aten.neg, aten.dropout, aten.lift_fresh,
-}  # fmt: skip
+    aten.mm,
+    aten.addmm,
+    aten.bmm,
+    aten.baddbmm,
+    aten.view,
+    aten._unsafe_view,
+    aten.reshape,
+    aten._reshape_alias,
+    aten.expand,
+    aten.split,
+    aten.split_with_sizes,
+    aten.select,
+    aten.unbind,
+    aten.cat,
+    aten.stack,
+    aten.embedding,
+    aten.add,
+    aten.sub,
+    aten.neg,
+    aten.dropout,
+    aten.lift_fresh,
+}
 _GROUPED = getattr(aten, "_grouped_mm", None)  # torch 2.8
 _SCALING = frozenset({aten.mul, aten.mul_, aten.div, aten.div_})
 
