@@ -1,7 +1,7 @@
 """What the teacher and the student have in common: weights, operations that both ran, tables that both compute.
 
-Takes their traces (of the student at first its shapes only); gives size constraints, factors that the student's weights
-must take over, and the indices of computed tables. `plan` puts them together.
+Takes their traces, or of the student its shapes; gives size constraints, the factors that the student's weights must
+take over, and the indices of computed tables. `plan` puts them together.
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ def weight_constraints(teacher: Trace, shapes: Shapes) -> Iterator[SizeConstrain
             yield SizeConstraint(dim, size, f"`{weight}` axis {axis}")
 
 
-def step_constraints(teacher: Trace, student: Trace, wanted: Collection[Dim]) -> Iterator[SizeConstraint]:
-    """Yield one constraint for each dimension of each operation that both ran, if a leaf of it is `wanted`."""
+def step_constraints(teacher: Trace, student: Trace, in_weights: Collection[Dim]) -> Iterator[SizeConstraint]:
+    """Yield one constraint for each dimension of each operation that both ran, if a leaf of it is `in_weights`."""
     for call, step, own in shared_steps(teacher, student):
         for dims, again in zip(step.dims, own.dims, strict=False):
             for dim, other in zip(dims, again, strict=False):
-                if any(leaf in wanted for leaf in leaves(dim)):
+                if any(leaf in in_weights for leaf in leaves(dim)):
                     yield SizeConstraint(dim, other.size, f"`{call[0]}` ({step.operation})")
 
 
-def table_constraints(teacher: Trace, student: Trace, wanted: Collection[Dim]) -> Iterator[SizeConstraint]:
-    """Yield one constraint for each axis of a computed table, if a leaf of it is `wanted`."""
+def table_constraints(teacher: Trace, student: Trace, in_weights: Collection[Dim]) -> Iterator[SizeConstraint]:
+    """Yield one constraint for each axis of a computed table, if a leaf of it is `in_weights`."""
     for name, dims in teacher.computed_dims.items():
         for axis, (dim, other) in enumerate(zip(dims, student.computed_dims.get(name, ()), strict=False)):
-            if any(leaf in wanted for leaf in leaves(dim)):
+            if any(leaf in in_weights for leaf in leaves(dim)):
                 yield SizeConstraint(dim, other.size, f"buffer `{name}` axis {axis}")
 
 

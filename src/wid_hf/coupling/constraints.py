@@ -15,7 +15,7 @@ from .dims import Dim, children_of, describe, find, key, leaves
 
 @dataclass(frozen=True)
 class SizeConstraint:
-    """The student has `size` indices of `dim`; `place` says in words where that was read."""
+    """The student has `size` indices of `dim`; `place` says in words where it comes from."""
 
     dim: Dim
     size: int
@@ -44,9 +44,9 @@ class SizeSolver:
                 break
             self._waiting = left
 
-    def require_all(self, wanted: Iterable[Dim]) -> None:
-        """Leave undecided leaves at the teacher's size; a constraint that this breaks is a problem."""
-        for leaf in wanted:
+    def require_all(self, needed: Iterable[Dim]) -> None:
+        """Leave what is undecided of `needed` at the teacher's size; a constraint that this breaks is a problem."""
+        for leaf in needed:
             self.targets.setdefault(leaf, leaf.size)
         self.problems += [
             f"{waiting.place}: {describe(waiting.dim)} can become {waiting.size} in several ways. State "

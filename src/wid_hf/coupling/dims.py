@@ -1,6 +1,6 @@
 """Symbolic dimensions: leaves, products and concatenations that are unified, split and frozen.
 
-Takes sizes and demands ("these two are one dimension"), gives trees. Knows nothing of tensors or models.
+Takes sizes and statements ("these two are one dimension"), gives trees. Knows nothing of tensors or models.
 `trace` creates dimensions, the rules of `ops` unify them, `plan` reads them.
 """
 
@@ -17,7 +17,7 @@ Key = tuple  # of leaf identities, nested like the tree
 
 @dataclass(frozen=True)
 class Reason:
-    """Why a dimension cannot shrink: the operation that says so, the module it ran in, and what happened."""
+    """Why a dimension cannot shrink: the operation that forbids it, the module it ran in, and what happened."""
 
     module: str
     operation: str
@@ -132,7 +132,7 @@ def leaves(dim: Dim) -> Iterator[Dim]:
 
 
 def freeze(dim: Dim, reason: Reason) -> None:
-    """Forbid every leaf below `dim` to shrink; the first reason is the one that is kept."""
+    """Forbid every leaf below `dim` to shrink; the first reason stays."""
     for leaf in leaves(dim):
         if leaf.frozen is None:
             leaf.frozen = reason
@@ -194,7 +194,7 @@ def regroup(dims: Sequence[Dim], sizes: Sequence[int], why: Reason) -> list[Dim]
 
 
 def describe(dim: Dim, size_of: Callable[[Dim], int] = lambda leaf: leaf.size) -> str:
-    """Return the structure in words: `12 x 64`, `768 + 768 + 768`, `64`; `size_of` tells a leaf's size."""
+    """Return the structure in words: `12 x 64`, `768 + 768 + 768`, `64`; `size_of` gives a leaf's size."""
     dim = find(dim)
     if dim.factors:
         words = [(f, describe(f, size_of)) for f in map(find, dim.factors)]

@@ -1,7 +1,7 @@
 """Which weights the outputs of a forward were computed from.
 
-Takes the operands and results of each operation; knows nothing of dimensions or rules. `trace` asks it which weights
-an example has reached: a weight that was touched for a value that was then dropped is not reached.
+Takes the operands and results of each operation; knows nothing of dimensions or rules. It says which
+weights an example has reached: a weight that was touched for a value that was then dropped is not reached.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which indices of which weights must shrink together, and to what size.
 
 Takes the teacher's `Trace` and the student's shapes, gives a `Plan` or refuses with every contradiction
-found. `student`, `compaction` and `calibration` read the plan; nothing changes it.
+found. `planning`, `layers` and `calibration` read the plan; nothing changes it.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Plan:
         axes: for each weight, the tree of each of its axes.
         targets: for each leaf, how many of its indices the student keeps.
         under: for each leaf that stands only inside one other (width inside heads), that other leaf: its
-            indices may then be chosen anew for each index of the outer one.
+            indices may then be chosen separately for each index of the outer one.
         scales: factors by which the student's weights must be multiplied at the start, because the
             student's own code multiplies by another number than the teacher's (attention scale).
         unfolded: differences of that kind that no weight can take over, in words.
@@ -176,7 +176,7 @@ class Plan:
 
 
 def make_plan(teacher: Trace, shapes: Shapes, student: Trace | None = None) -> Plan:
-    """Solve for the student's size of every leaf, or refuse.
+    """Find the student's size of every leaf, or refuse.
 
     Every weight gives one size constraint per axis: the teacher's tree has the student's size. A trace of the
     student adds one per dimension of every tensor that both forwards computed by the same operations; these tell

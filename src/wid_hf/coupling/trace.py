@@ -45,7 +45,7 @@ class Example:
         inputs: keyword arguments of the forward.
         part: name of the submodule that runs; "" is the model itself.
         streams: names of inputs that are hidden states of another model, such as an encoder's: their last
-            axis may shrink together with the weights that read it.
+            axis may shrink together with the weights whose input it is.
         rolled: weights whose rows are moved round by so many places during this forward: a router's, so that other
             experts are chosen.
     """
@@ -85,6 +85,8 @@ class Trace:
         stream_dims: for each `Example.streams` input, by example and name, the tree of each axis.
         carried_by: carriers that stand in for others.
         tables: groups of embedding tables whose rows are summed.
+        weight_inputs: every product of a weight with a tensor that is none, in the order of the forwards.
+        looked_up_tables: names of the weights whose rows are taken by number.
         reached: names of the weights from which some example's outputs were computed.
         reduced: for each module every dimension that one of its own operations sums up or takes statistics over.
     """
@@ -113,7 +115,7 @@ class Trace:
         self._waiting = WeakIdKeyDictionary()
         self._flow = Flow(())
         self._touched: set[str] = set()
-        self._told: list[Tensor] = []
+        self._noted: list[Tensor] = []
         self._decomposing: list[str] = []
         self._computed = WeakIdKeyDictionary()
         self._calls: list[Call] = [("", 1)]
@@ -197,7 +199,7 @@ class Trace:
         """Remember that scaling `carrier` scales `tensor`."""
         if carrier is not None:
             self._carriers[tensor] = carrier
-            self._told.append(tensor)
+            self._noted.append(tensor)
 
     def scaled(self, factor: float, source: Tensor) -> None:
         """Record that the current operation multiplies `source` by `factor`."""
@@ -211,7 +213,7 @@ class Trace:
     def looked_up(self, tensor: Tensor, tables: set[str]) -> None:
         """Record that `tensor` is a sum of rows looked up in `tables`."""
         self._sums[tensor] = tables
-        self._told.append(tensor)
+        self._noted.append(tensor)
         self.looked_up_tables |= tables
 
     def lookups(self, tensor: Tensor) -> set[str]:
@@ -220,7 +222,7 @@ class Trace:
 
     @property
     def aligned(self) -> set[Dim]:
-        """Every leaf whose indices mean something by themselves: a non-linear or element-wise operation met it."""
+        """Every leaf that a non-linear or element-wise operation met: its indices must not be mixed by a rotation."""
         return {leaf for dim in self._aligned for leaf in leaves(dim)}
 
     # What the dispatch mode and the module hooks use.
@@ -229,7 +231,7 @@ class Trace:
         """Apply the rule of `operation` to its result, or those of its decomposition, or freeze all that it touches."""
         self._operation = str(operation)
         self._pending_factor = (None, None)
-        self._told = []
+        self._noted = []
         operands, results = _tensors_in((args, dict(kwargs))), _tensors_in(out)
         self._freeze_waiting(operands)
         of_weights = any(map(self.depends_on_weights, operands))
@@ -298,9 +300,9 @@ class Trace:
         return [self.dims(tensor) for tensor in found]
 
     def _forget_what_was(self, results: Sequence[Tensor]) -> None:
-        """Drop what was known of tensors before an operation wrote into them, unless its rule has repeated it."""
+        """Drop what was known of tensors before an operation wrote into them, unless its rule has just said it."""
         for tensor in results:
-            if not any(tensor is told for told in self._told):
+            if not any(tensor is noted for noted in self._noted):
                 self._carriers.pop(tensor, None)
                 self._sums.pop(tensor, None)
 
@@ -321,8 +323,8 @@ class Trace:
     def _freeze_tables(self, operands: Sequence[Tensor]) -> None:
         """Forbid computed tables to shrink: the student's own, narrower one holds other numbers.
 
-        Only a sum forgives that: the student's table is added in its place, or contracted with a weight, at indices
-        chosen to suit. A product of entries (rotary positions) or a look-up by them does not.
+        Sums are free of that: the student adds its own table, or contracts it with a weight, at indices chosen to
+        suit. Products of entries (rotary positions) and look-ups by them are not.
         """
         for tensor in operands:
             if (name := self._from_tables.get(tensor)) is not None:
@@ -336,7 +338,7 @@ class Trace:
 
     @contextmanager
     def following_modules(self, model: nn.Module) -> Iterator[None]:
-        """Keep the name of the module that runs, so that reasons can tell where.
+        """Keep the name of the module that runs, so that reasons can name it.
 
         The hooks are global because a forward may put other modules in place (BigBird swaps its attention).
         """
@@ -566,7 +568,7 @@ def _is_uniform_buffer(weight: Tensor) -> bool:
 
 def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return every tensor of `model` under every name that a checkpoint has for it."""
-    # What transformers computes anew on loading (Marian's positions) is a constant; it says so only here.
+    # What transformers recomputes on loading (Marian's positions) is a constant; only this list says so.
     computed = getattr(model, "_keys_to_ignore_on_save", None) or ()
     tensors = model.state_dict(keep_vars=True).items()
     return {name: t for name, t in tensors if isinstance(t, Tensor) and name not in computed}

@@ -34,7 +34,7 @@ def convolution(
 
     The kernel of a transposed convolution is `(in, out, kernel)`.
     """
-    batch, channels, *walked = trace.dims(a)
+    batch, channels, *spatial = trace.dims(a)
     out_channels, in_channels, *kernel = trace.dims(weight)
     if transposed:
         out_channels = _transposed_channels(trace, channels, out_channels, in_channels, groups)
@@ -45,7 +45,7 @@ def convolution(
     trace.freeze_each(kernel, "is a position inside a convolution kernel")
     if bias is not None:
         trace.unify(trace.dims(bias)[0], out_channels)
-    return (batch, out_channels, *_space(trace, out, walked, weight.shape[2:], stride, padding))
+    return (batch, out_channels, *_space(trace, out, spatial, weight.shape[2:], stride, padding))
 
 
 def _unify_grouped(trace: Trace, channels: Dim, rows: Dim, columns: Dim, groups: int) -> None:
@@ -72,16 +72,16 @@ def _transposed_channels(trace: Trace, channels: Dim, rows: Dim, columns: Dim, g
 def _space(
     trace: Trace,
     out: Tensor,
-    walked: Sequence[Dim],
+    spatial: Sequence[Dim],
     kernel: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
 ) -> list[Dim]:
     """Return the space of `out`: windows of one step pass a dimension by, any others freeze it."""
-    n = len(walked)
+    n = len(spatial)
     kernel, stride, padding = (list(given) * n if len(given) == 1 else given for given in (kernel, stride, padding))
     result = []
-    for dim, size, *window in zip(walked, out.shape[-n:], kernel, stride, padding, strict=True):
+    for dim, size, *window in zip(spatial, out.shape[-n:], kernel, stride, padding, strict=True):
         if window == [1, 1, 0]:
             result.append(dim)
         else:
@@ -126,8 +126,8 @@ def maximum_pooling(
 @rule("aten.im2col.default")
 def patches(trace: Trace, out: Tensor, a: Tensor, *args: Sequence[int]) -> Dims:
     """`(b, channels, space) -> (b, channels x kernel, positions)`."""
-    batch, channels, *walked = trace.dims(a)
-    trace.freeze_each(walked, SPACE)
+    batch, channels, *spatial = trace.dims(a)
+    trace.freeze_each(spatial, SPACE)
     kernel = trace.frozen(out.shape[1] // a.shape[1], "is a position inside a kernel")
     return batch, product([channels, kernel]), trace.frozen(out.shape[2], SPACE)
 
@@ -167,10 +167,10 @@ def out_of_space(trace: Trace, out: Tensor, a: Tensor, factor: int) -> Dims:
 @rule("aten.grid_sampler_2d.default", "aten.grid_sampler_3d.default")
 def sampled(trace: Trace, out: Tensor, a: Tensor, grid: Tensor, *args: object) -> Dims:
     """`(b, channels, space)` read between its points where `grid (b, space, 2)` says."""
-    batch, channels, *walked = trace.dims(a)
+    batch, channels, *spatial = trace.dims(a)
     batch_again, *space, coordinates = trace.dims(grid)
     trace.unify(batch, batch_again)
-    trace.freeze_each((*walked, coordinates), SPACE)
+    trace.freeze_each((*spatial, coordinates), SPACE)
     return (batch, channels, *space)
 
 

@@ -124,8 +124,8 @@ def write_at(
     """`a[i, j] = values`, or `a[mask] = values` where the mask covers the first dimensions."""
     if _has_mask(indices):
         return _write_where(trace, a, indices, values)
-    read = advanced_index(trace, torch.empty(a.shape, device="meta")[tuple(_blanks(a, indices))], a, indices)
-    _unify_written(trace, read or (), values)
+    written = torch.empty(a.shape, device="meta")[tuple(_blanks(a, indices))]
+    _unify_written(trace, advanced_index(trace, written, a, indices) or (), values)
     return trace.dims(a)
 
 

@@ -52,7 +52,7 @@ def primitive_reduction(trace: Trace, out: Tensor, a: Tensor, places: Any = None
 
 @rule("aten.var.correction", "aten.std.correction", "aten.linalg_vector_norm.default")
 def spread(trace: Trace, out: Tensor, a: Tensor, *args: Any, keepdim: bool = False, **kwargs: Any) -> Dims:
-    """Variance, deviation or norm: told by the result's rank which dimensions went."""
+    """Variance, deviation or norm; the result's rank says whether reduced dimensions stay with size 1."""
     places = next((arg for arg in args if isinstance(arg, (list, tuple))), kwargs.get("dim"))
     return _reduced(trace, out, a, places, out.ndim == a.ndim)
 

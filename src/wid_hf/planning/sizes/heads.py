@@ -164,7 +164,9 @@ class Heads:
             return [{}]
         width = in_proportion({"head_dim": self.stated}, self.new, self.hidden)
         if not width:
-            raise IndivisibleError(f"head_dim={self.stated} times {self.new} / {self.hidden} is no whole number")
+            raise IndivisibleError(
+                f"head_dim={self.stated} x {self.new} / {self.hidden} is not a whole number; give head_dim as well"
+            )
         return [width]
 
     def _as_they_are(self) -> list[Sizes]:

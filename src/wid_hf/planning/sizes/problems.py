@@ -1,4 +1,4 @@
-"""What is wrong with the sizes of a request, each taken by itself: unknown names, wider sizes, no size smaller."""
+"""What is wrong with the sizes of a request, one by one: unknown names, wider sizes, nothing smaller."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _problems_of(config: PretrainedConfig, name: str, size: Any, prefix: str) ->
 
 
 def _is_smaller(config: PretrainedConfig, name: str, size: Any) -> bool:
-    """Return whether a size that is no problem asks for anything; what the teacher derives counts as smaller."""
+    """Return whether a size that is legal makes anything smaller, or may: what the teacher derives is not known."""
     old = stated(config, name)
     if isinstance(size, Mapping) or old is None:
         return True

@@ -48,7 +48,7 @@ class Request:
     def configs(self) -> Iterator[tuple[Meaning, PretrainedConfig | PlanError]]:
         """Yield the student's config for each meaning, without those that equal an earlier one.
 
-        Where the config's own class refuses the sizes, that refusal comes in the config's stead.
+        Where the config's own class refuses the sizes, yield that refusal instead.
         """
         seen: list[dict[str, Any]] = []
         for meaning in self.meanings:
