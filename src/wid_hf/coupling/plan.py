@@ -254,12 +254,11 @@ def _alike(couplings: Iterable[Coupling]) -> list[tuple[list[str], int, int, Cou
         cause = coupling.frozen and (coupling.frozen.operation, coupling.frozen.text)
         signature = (pattern[:4], coupling.structure, coupling.student_structure, cause)
         groups.setdefault(signature, []).append(coupling)
-    return [
-        ([_pattern(c.members[0]) if len(group) > 1 else c.members[0] for c in group],
-         len(group), sum(len(c.members) for c in group), group[0])
-        for group in groups.values()
-        for c in group[:1]
-    ]  # fmt: skip
+    rows = []
+    for group in groups.values():
+        names = [_pattern(coupling.members[0]) if len(group) > 1 else coupling.members[0] for coupling in group]
+        rows.append((names, len(group), sum(len(coupling.members) for coupling in group), group[0]))
+    return rows
 
 
 def _pattern(member: str) -> str:
