@@ -303,7 +303,7 @@ def test_repeating_keys_for_grouped_queries_makes_query_heads_a_product() -> Non
 
 def test_taking_one_index_freezes_the_dimension_and_says_which() -> None:
     seen = traced(lambda m, x: m.up(x)[..., 3], up=nn.Linear(WIDTH, 20))
-    assert reason(seen, "up.weight", 0).text == "has its index 3 taken"
+    assert reason(seen, "up.weight", 0).text == "is indexed at 3"
 
 
 @pytest.mark.parametrize(
@@ -741,3 +741,101 @@ def test_heads_taken_from_the_end_leave_those_before_them_free() -> None:
 def test_numbers_from_the_end_that_are_data_freeze_the_whole_dimension() -> None:
     seen = traced(lambda m, x: m.up(x)[..., -1 - x[0, :2, 0].abs().long()], up=nn.Linear(WIDTH, 20))
     assert reason(seen, "up.weight", 0).text == "is looked up by number"
+
+
+def test_a_fused_attention_kernel_couples_heads_and_widths_of_queries_keys_and_values() -> None:
+    def forward(m: Model, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).unflatten(-1, (2, -1)).transpose(1, 2) for layer in (m.q, m.k, m.v))
+        mixed, *_ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
+        return m.out(mixed.transpose(1, 2).flatten(2))
+
+    seen = traced(forward, q=nn.Linear(WIDTH, 16), k=nn.Linear(WIDTH, 16), v=nn.Linear(WIDTH, 16), out=nn.Linear(16, 6))
+    assert same(seen, ("q.weight", 0), ("k.weight", 0))
+    assert same(seen, ("v.weight", 0), ("out.weight", 1))
+    assert structure(seen, "q.weight", 0) == "2 x 8"
+    of_queries, of_values = (find(find(seen.weight_dims[name][0]).factors[0]) for name in ("q.weight", "v.weight"))
+    assert of_queries is of_values
+
+
+@pytest.mark.skipif(not hasattr(torch.ops.aten, "_fused_rms_norm"), reason="this torch has no fused kernel")
+def test_a_fused_rms_norm_lies_along_the_width() -> None:
+    seen = traced(
+        lambda m, x: m.out(torch.ops.aten._fused_rms_norm(m.up(x), [20], m.scale, 1e-6)[0]),
+        up=nn.Linear(WIDTH, 20),
+        scale=(20,),
+        out=nn.Linear(20, 6),
+    )
+    assert same(seen, ("up.weight", 0), ("scale", 0), ("out.weight", 1))
+    assert free(seen, "up.weight", 0)
+
+
+def test_a_sum_with_a_scaled_product_couples_both_and_carries_its_number() -> None:
+    def forward(m: Model, x: Tensor) -> Tensor:
+        flat = x.flatten(0, 1)
+        return torch.addmm(flat @ m.skip, flat @ m.up, m.down, alpha=0.5)
+
+    seen = traced(forward, skip=(WIDTH, 8), up=(WIDTH, 20), down=(20, 8))
+    assert same(seen, ("up", 1), ("down", 0))
+    assert same(seen, ("skip", 1), ("down", 1))
+    assert [step.factor for steps in seen.steps.values() for step in steps if step.factor] == [0.5]
+
+
+def test_a_part_that_gather_reads_of_another_dimension_is_frozen() -> None:
+    seen = traced(
+        lambda m, x: m.up(x).gather(1, torch.zeros(3, 2, 4, dtype=torch.long)), up=nn.Linear(WIDTH, 20), prove=False
+    )
+    assert reason(seen, "up.weight", 0).text == "is read in part"
+
+
+def test_a_mask_that_stands_behind_other_dimensions_freezes_what_it_meets() -> None:
+    def forward(m: Model, x: Tensor) -> Tensor:
+        h = m.up(x)
+        h[:, torch.ones(TOKENS, dtype=torch.bool)] = 0.0
+        return m.out(h)
+
+    seen = traced(forward, up=nn.Linear(WIDTH, 20), out=nn.Linear(20, 6))
+    assert not free(seen, "up.weight", 0)
+
+
+def test_a_mask_that_takes_parts_of_rows_freezes_their_width() -> None:
+    def forward(m: Model, x: Tensor) -> Tensor:
+        h = m.up(x)
+        return m.out(h.masked_scatter(torch.arange(20) < 10, h * 2))
+
+    seen = traced(forward, up=nn.Linear(WIDTH, 20), out=nn.Linear(20, 6))
+    assert not free(seen, "up.weight", 0)
+
+
+def test_an_empty_slice_freezes_the_dimension_it_is_taken_of() -> None:
+    seen = traced(lambda m, x: torch.cat([m.up(x), m.up(x)[..., :0]], -1), up=nn.Linear(WIDTH, 20))
+    assert reason(seen, "up.weight", 0).text == "is read in part"
+
+
+def test_filling_in_place_and_log_sigmoid_keep_the_dimension() -> None:
+    def forward(m: Model, x: Tensor) -> Tensor:
+        h = m.up(x)
+        return m.out(F.logsigmoid(h) + h.clone().fill_(1.0))
+
+    seen = traced(forward, up=nn.Linear(WIDTH, 20), out=nn.Linear(20, 6))
+    assert same(seen, ("up.weight", 0), ("out.weight", 1))
+    assert free(seen, "up.weight", 0)
+
+
+def test_a_constant_times_a_projection_is_carried_by_the_projections_weight() -> None:
+    seen = traced(lambda m, x: (torch.ones(3, TOKENS, 1) * m.up(x)) * 0.5, up=nn.Linear(WIDTH, 20, bias=False))
+    assert carriers(seen) == {0.5: "up.weight"}
+
+
+def test_a_triangular_system_is_solved_in_order() -> None:
+    seen = traced(
+        lambda m, x: torch.linalg.solve_triangular(m.a.expand(3, -1, -1), m.up(x).transpose(1, 2), upper=True),
+        a=(20, 20),
+        up=nn.Linear(WIDTH, 20),
+    )
+    assert reason(seen, "up.weight", 0).text == reason(seen, "a", 0).text == "is order-dependent"
+
+
+def test_a_reason_without_a_rule_names_the_operation_and_the_module() -> None:
+    assert str(Reason("encoder", "aten.foo.default", NO_RULE)) == (
+        "reaches aten.foo.default in `encoder`, which has no propagation rule"
+    )

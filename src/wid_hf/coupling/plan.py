@@ -31,7 +31,7 @@ from .dims import Dim, Key, Reason, children_of, describe, factors_of, find, key
 from .trace import Dims, Trace
 from .weight_inputs import WeightInput
 
-SHOWN = 6  # contradictions listed in a refusal; the rest follow from them as a rule
+SHOWN = 6  # contradictions listed in a refusal; the rest usually follow from them
 
 
 @dataclass(frozen=True)

@@ -181,7 +181,7 @@ def select(trace: Trace, out: Tensor, a: Tensor, place: int, index: int) -> Dims
     """Take one index: which one matters, so the dimension is frozen."""
     dims = trace.dims(a)
     place %= a.ndim
-    trace.freeze_if_used(out, dims[place], f"has its index {index} taken")
+    trace.freeze_if_used(out, dims[place], f"is indexed at {index}")
     return dims[:place] + dims[place + 1 :]
 
 
