@@ -161,7 +161,7 @@ def test_what_a_tied_decoder_reads_is_scaled_so_that_its_logits_are_the_best(fam
 
 def test_a_scale_that_takes_the_softmax_away_from_the_teachers_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter([1.0, 2.0])  # without, with the scale
-    monkeypatch.setattr("wid_hf.calibration.reconstruction.divergence", lambda *_: next(answers))
+    monkeypatch.setattr("wid_hf.calibration.norm_scale.divergence", lambda *_: next(answers))
     row = ARCHITECTURES["bert"]
     model = get_wid_model(
         row.build(), row.config("dim", init="calibrated"), example_inputs=row.inputs, calibration_data=data_for(row, 3)
@@ -401,9 +401,9 @@ def test_forwards_run_in_the_autocast_of_the_caller_and_statistics_do_not(
     assert {tensor.dtype for tensor in matrices(model).values()} == {torch.float32}
 
 
-def test_the_record_becomes_a_table_and_a_dictionary(teacher: BertForMaskedLM) -> None:
+def test_the_record_becomes_rows_and_a_dictionary(teacher: BertForMaskedLM) -> None:
     found = calibrated(teacher, [batch()]).base_model.calibration
-    assert found.table().row_count == len(found.sites) == 14
+    assert len(found.rows()) - 1 == len(found.sites) == 14
     assert found.to_dict()["sites"][0]["weight"] == "bert.encoder.layer.0.attention.self.query.weight"
     assert 0 < found.seconds < 60
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import TrainingArguments
 from transformers.trainer_pt_utils import IterableDatasetShard as TrainersIterableDatasetShard
 
-from ..calibration.lockstep import prepared
+from ..calibration.batches import prepared
 from ..coupling.trace import quiet_forward
 from ..errors import DataError
 from .collation import random_state

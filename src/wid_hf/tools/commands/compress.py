@@ -15,6 +15,7 @@ from ...hub.paths import expanded
 from ..compress import CompressSettings
 from ..compress import compress as compress_teacher
 from ..methods import METHODS, find_method
+from ..reports.calibration_table import calibration_table
 from . import options
 
 
@@ -114,9 +115,9 @@ def compress(
     console = Console()
     output = Path(expanded(output))
     if report.calibration is not None and report.calibration.sites:
-        console.print(report.calibration.table())
+        console.print(calibration_table(report.calibration))
         console.print(
-            f"The same as a picture, read by read: {output / CALIBRATION_PICTURE}", soft_wrap=True, markup=False
+            f"The same as a picture, input by input: {output / CALIBRATION_PICTURE}", soft_wrap=True, markup=False
         )
     if report.settled:
         console.print(report.settled, markup=False)
