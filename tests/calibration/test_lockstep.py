@@ -42,7 +42,7 @@ def no_forward_is_left() -> bool:
 
 
 def test_every_forward_stops_at_every_weight_input_in_order(planned: tuple[nn.Module, StudentPlan]) -> None:
-    teacher, plan = planned
+    _, plan = planned
     seen = []
     with lockstep(planned, [batch(0), batch(1)]) as steps:
         for at, (first, second) in steps:

@@ -376,7 +376,7 @@ class WidModel(BaseTuner):
                 head_svd=spectra and solved,
                 pca=basis and solved,
                 reconstruction=lifts and solved,
-                ridge=config.ridge,
+                ridge=config.calibration_config.ridge,
             )
         self.calibration = found if solved else None
         self.kept.copy_(self._kept(sets))

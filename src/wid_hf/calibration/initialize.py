@@ -19,7 +19,7 @@ from ..layers import first_indices, restart
 from .batches import Batch
 from .head_products import rotatable_heads
 from .head_rotation import HeadRotation
-from .moment_pass import gather_moments
+from .moment_pass import Gatherer, gather_moments
 from .precision import Precision
 from .reconstruction import reconstruct
 from .report import Calibration, InputReconstruction
@@ -79,7 +79,7 @@ def initialize(
         # Run the teacher in lockstep over the batches and gather the moments of every weight input.
         positions = 0
         if index_sets is None or head_svd:
-            gatherers = [subsets, head_rotation, stream_rotation]
+            gatherers: list[Gatherer] = [subsets, head_rotation, stream_rotation]
             positions = gather_moments(teacher, trace, plan, batches, precision, gatherers)
 
         # Column subset selection by pivoted Cholesky, head SVD and PCA of the stream, into the compactors.

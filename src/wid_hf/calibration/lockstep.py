@@ -96,17 +96,23 @@ class Lockstep:
             yield at, self._by_model(present)
             left.discard(at)
             if left:
-                # Forwards that stand elsewhere stay; an input that came earlier in another order is not waited for.
-                here = [
-                    forward.advance() if there is not None else waiting
-                    for (_, forward), there, waiting in zip(self._forwards, present, here, strict=True)
-                ]
+                here = self._advanced(here, present)
 
     def replace(self, model: Watched, name: str, value: Tensor) -> None:
         """Let the forwards of a model go on with `value` as a weight, though they hold the old one already."""
         for owner, forward in self._forwards:
             if owner is model:
                 forward.replace(name, value)
+
+    def _advanced(self, here: Operands, present: Operands) -> list[Operand | None]:
+        """Let the forwards that are present at this step go on, and return where all of them are now.
+
+        Those that wait elsewhere stay; an input that comes earlier in another order is not waited for.
+        """
+        return [
+            forward.advance() if there is not None else waiting
+            for (_, forward), there, waiting in zip(self._forwards, present, here, strict=True)
+        ]
 
     def _forward(self, watched: Watched, batch: Batch) -> ForwardThread:
         given = prepared(watched.model, batch)

@@ -127,5 +127,5 @@ def _refuse_too_few(positions: int, widest: int) -> None:
         raise DataError(
             f"The calibration data holds {positions} tokens that are not padding, but the student's widest layer input "
             f"has {widest} indices: at least {widest + 1} tokens are needed, ten times as many are better. Give more "
-            "texts, or raise CalibrationConfig.samples."
+            "texts, or raise CalibrationConfig.samples (--calibration-samples)."
         )

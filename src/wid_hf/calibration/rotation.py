@@ -144,14 +144,14 @@ def _scaled_inputs(plan: Plan, leaf: Dim) -> Iterator[tuple[tuple[str, int], str
 
 def _rotates_whole(plan: Plan, leaf: Dim, norms: Collection[str]) -> bool:
     """Return whether `leaf` is a whole axis wherever it stands, and every vector a norm's weight or beside a matrix."""
-    matrices = {_module(name) for name, axes in plan.axes.items() if sum(dim.size > 1 for dim in axes) > 1}
-    for name, axes in plan.axes.items():
-        along = [dim for dim in axes if leaf in leaves(dim)]
-        if any(key(dim) != key(leaf) for dim in along):
-            return False
-        if along and len(axes) == 1 and name not in norms and _module(name) not in matrices:
-            return False
-    return True
+    along = {name: [dim for dim in axes if leaf in leaves(dim)] for name, axes in plan.axes.items()}
+    lone = {name for name, dims in along.items() if dims and len(plan.axes[name]) == 1}.difference(norms)
+    is_whole = all(key(dim) == key(leaf) for dims in along.values() for dim in dims)
+    return is_whole and {_module(name) for name in lone} <= _modules_of_matrices(plan)
+
+
+def _modules_of_matrices(plan: Plan) -> set[str]:
+    return {_module(name) for name, axes in plan.axes.items() if sum(dim.size > 1 for dim in axes) > 1}
 
 
 def _module(weight: str) -> str:
