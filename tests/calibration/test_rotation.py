@@ -17,9 +17,16 @@ SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 4, "
 def llama(kind: type[PreTrainedModel] = LlamaForCausalLM, tied: bool = True) -> PreTrainedModel:
     """A teacher whose norms scale every index by another number."""
     config = LlamaConfig(
-        vocab_size=60, hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, tie_word_embeddings=tied, rms_norm_eps=1e-12,
-    )  # fmt: skip
+        vocab_size=60,
+        hidden_size=24,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        tie_word_embeddings=tied,
+        rms_norm_eps=1e-12,
+    )
     teacher = kind(config).eval()
     g = torch.Generator().manual_seed(0)
     with torch.no_grad():

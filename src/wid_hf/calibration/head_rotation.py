@@ -48,7 +48,7 @@ class HeadRotation:
         )
 
     def add(self, moments: InputMoments) -> None:
-        """Add the moments of what one weight writes into heads, or reads from them."""
+        """Add the moments of the outputs of queries and keys, and of the inputs of output projections."""
         for leaf, products in self._heads.items():
             if moments.at in products.weight_inputs:
                 self._contexts[leaf] += self._context(leaf, moments)

@@ -69,10 +69,11 @@ def initialize(
         elif selection == "variance":
             index_sets = variance_indices(teacher, trace, plan, batches, precision)
 
-        # What any matrix may rotate keeps combinations of its indices, all else keeps indices.
+        # A dimension that any matrix may rotate keeps combinations of its indices, every other one keeps indices.
         heads = rotatable_heads(trace, plan) if head_svd else {}
         stream = rotatable_stream(teacher, trace, plan) if pca and index_sets is None else None
-        subsets = SubsetSelection(plan, rotated=[*heads, *([stream.leaf] if stream is not None else [])])
+        rotated = set(heads) | ({stream.leaf} if stream is not None else set())
+        subsets = SubsetSelection(plan, rotated)
         head_rotation = HeadRotation(trace, plan, heads)
         stream_rotation = StreamRotation(trace, plan, stream)
 
@@ -89,7 +90,7 @@ def initialize(
         restart(student, trace.weights, plan, index_sets, rotations, norm_weights)
 
         # Layer-wise least squares, in the order of the forward: columns, bias shifts, scales before tied decoders.
-        sites: list[InputReconstruction] = []
+        found: list[InputReconstruction] = []
         if reconstruction:
-            sites = reconstruct(teacher, student, trace, plan, batches, precision=precision, ridge=ridge)
-    return index_sets, Calibration(tuple(sites), positions, time.monotonic() - began)
+            found = reconstruct(teacher, student, trace, plan, batches, precision=precision, ridge=ridge)
+    return index_sets, Calibration(tuple(found), positions, time.monotonic() - began)

@@ -128,7 +128,7 @@ class Lockstep:
 
 
 class _Made:
-    """A forward hook that tells the forward in whose thread it runs that a weight was made."""
+    """A forward hook by which the forward in whose thread it runs knows the weight that was made."""
 
     def __init__(self, name: str) -> None:
         self._name = name

@@ -107,8 +107,8 @@ class Calibration:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON, which has no NaN: None stands for it."""
         sites = [
-            asdict(site) | {name: value if isfinite(value := getattr(site, name)) else None for name in ERRORS}
-            for site in self.sites
+            asdict(entry) | {name: value if isfinite(value := getattr(entry, name)) else None for name in ERRORS}
+            for entry in self.sites
         ]
         return asdict(self) | {"sites": sites}
 
@@ -118,27 +118,27 @@ def percent(share: float) -> str:
     return f"{share:.1%}" if isfinite(share) else "-"
 
 
-def _input_row(site: InputReconstruction) -> tuple[str, ...]:
-    after = site.note or percent(site.after)
-    return site.weight, str(site.teacher_size), str(site.student_size), percent(site.before), after
+def _input_row(entry: InputReconstruction) -> tuple[str, ...]:
+    after = entry.note or percent(entry.after)
+    return entry.weight, str(entry.teacher_size), str(entry.student_size), percent(entry.before), after
 
 
 def _layer_rows(sites: Sequence[InputReconstruction]) -> Iterator[tuple[str, ...]]:
     """Yield a row for each layer; weight inputs outside of layers count as one."""
     layers: dict[str, list[InputReconstruction]] = {}
-    for site in sites:
-        layers.setdefault(site.layer or "outside", []).append(site)
+    for entry in sites:
+        layers.setdefault(entry.layer or "outside", []).append(entry)
     for name, members in layers.items():
         yield _layer_row(name, members)
 
 
 def _layer_row(name: str, members: Sequence[InputReconstruction]) -> tuple[str, ...]:
     """Return the mean errors of a layer, its worst weight input, and how many were not fitted."""
-    fitted = [site for site in members if not site.note]
-    before, after = (_mean([getattr(site, which) for site in fitted]) for which in ERRORS)
-    worst = max(fitted, key=lambda site: site.after, default=None)
+    fitted = [entry for entry in members if not entry.note]
+    before, after = (_mean([getattr(entry, which) for entry in fitted]) for which in ERRORS)
+    worst = max(fitted, key=lambda entry: entry.after, default=None)
     where = [worst.place] if worst is not None else []
-    if notes := {site.note: None for site in members if site.note}:
+    if notes := {entry.note: None for entry in members if entry.note}:
         where.append(f"{len(members) - len(fitted)} not fitted ({', '.join(notes)})")
     return name, percent(before), percent(after), percent(worst.after if worst else nan), "; ".join(where)
 

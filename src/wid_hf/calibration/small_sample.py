@@ -51,7 +51,7 @@ class Known:
 def fit_few(x: Tensor, y: Tensor, weight: Tensor, known: Known, intercept: bool) -> LinearFit | None:
     """Return a fit of the positions, or None if `known` alone does as well.
 
-    Cross-validation over `FOLDS` parts of the positions tells the error of the weight's output at positions held out.
+    Cross-validation over `FOLDS` parts of the positions gives the error of the weight's output at positions held out.
     Taken is the fit that leans most on what is known and whose error is at most the best one's and a standard error
     (Breiman et al. 1984): all fits before were made on these very texts, so a close fit looks better here than it is.
 

@@ -59,7 +59,7 @@ def variance_indices(
 
     Args:
         teacher: runs on the batches as it is, in evaluation mode, without gradients.
-        trace: its trace; tells which leaf lies where in each module's output.
+        trace: its trace; has the tree of each module's output.
         plan: how many indices each leaf keeps.
         batches: keyword dictionaries for its forward; padding does not count.
         precision: of its forwards.
