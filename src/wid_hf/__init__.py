@@ -3,7 +3,7 @@
 from .adapter import compat  # noqa: F401  before the others: it refuses a PEFT that they cannot import
 from .adapter.registration import register
 from .adapter.tuner import WidModel, get_wid_model
-from .config import WidConfig
+from .config import CalibrationConfig, WidConfig
 from .coupling import Plan
 from .errors import (
     ConfigError,
@@ -27,6 +27,7 @@ register()
 
 __version__ = "0.1.0"
 __all__ = [
+    "CalibrationConfig",
     "ConfigError",
     "DataError",
     "DistillingTrainer",

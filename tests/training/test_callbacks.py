@@ -16,9 +16,9 @@ from torch.utils.data import Dataset, IterableDataset
 from toys import labelled_rows
 from transformers import BertForMaskedLM, Trainer, TrainerCallback, TrainingArguments
 
-from wid_hf import DataError, WidCallback, WidConfig, WidTrainer, get_wid_model
+from wid_hf import CalibrationConfig, DataError, WidCallback, WidConfig, WidTrainer, get_wid_model
 
-SIZES = {"hidden_size": 12, "intermediate_size": 24, "calibration_samples": 32, "calibration_batch_size": 12}
+SIZES = {"hidden_size": 12, "intermediate_size": 24, "calibration_config": CalibrationConfig(32, 12)}
 
 
 class Rows(Dataset):

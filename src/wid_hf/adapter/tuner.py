@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ..calibration import Calibration, calibrated_start
+from ..calibration import Calibration, initialize
 from ..config import WidConfig
 from ..coupling import Plan
 from ..coupling.index_sets import IndexSets, axis_indices
@@ -366,10 +366,18 @@ class WidModel(BaseTuner):
         solved = config.init == "calibrated"
         assert config.selection is not None  # the config has filled it in
         with plain_attention(teacher), plain_attention(self.model):
-            sets, found = calibrated_start(
-                teacher, self.model, planned.trace, planned.plan, batches, selection=config.selection,
-                lifts=lifts and solved, spectra=spectra and solved, basis=basis and solved, ridge=config.ridge,
-            )  # fmt: skip
+            sets, found = initialize(
+                teacher,
+                self.model,
+                planned.trace,
+                planned.plan,
+                batches,
+                selection=config.selection,
+                head_svd=spectra and solved,
+                pca=basis and solved,
+                reconstruction=lifts and solved,
+                ridge=config.calibration_config.ridge,
+            )
         self.calibration = found if solved else None
         self.kept.copy_(self._kept(sets))
         self.calibrated.fill_(True)

@@ -100,7 +100,6 @@ class CompressSettings:
 
 
 TIMED = 5  # forwards per model
-OF_CALIBRATION = ("calibration_samples", "calibration_batch_size", "ridge")  # what the report tells of the config
 
 
 def compress(
@@ -178,7 +177,7 @@ def compress(
         objective=objective,
         sizes={"teacher": model_size(model)},
         settings=asdict(settings)
-        | {name: getattr(config, name) for name in OF_CALIBRATION}
+        | config.calibration_config.flat()
         | {"train": train, "learning_rates": rates}
         | {"hub": {"teacher": hub_id(teacher), "revision": revision, "dataset": hub_id(train)}},
         seed=settings.seed,
@@ -420,7 +419,7 @@ def _tokens(
     else:
         texts, held_out = hold_out(texts, min(settings.validation_texts, max(len(texts) // 5, 1)), settings.seed)
     if not settings.steps:
-        texts = texts.shuffle(seed=settings.seed).select(range(min(config.calibration_samples, len(texts))))
+        texts = texts.shuffle(seed=settings.seed).select(range(min(config.calibration_config.samples, len(texts))))
     return tuple(tokenize(part, tokenizer, settings.max_length) for part in (texts, held_out))
 
 

@@ -19,7 +19,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..calibration.lockstep import prepared
+from ..calibration.batches import prepared
 from ..errors import TrainingError
 from .accumulation import Reduction
 from .losses.distillation import watch

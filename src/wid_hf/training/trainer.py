@@ -208,7 +208,7 @@ class WidTrainer(StudentTrainer):
             super()._load_best_model()
 
     def calibration_batches(self) -> list[dict[str, Any]]:
-        """Return batches of `calibration_samples` rows of the training set, the same in every process of a run.
+        """Return batches of `CalibrationConfig.samples` rows of the training set, the same in every process of a run.
 
         Raises:
             DataError: there is no training set.

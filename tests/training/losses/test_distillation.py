@@ -35,6 +35,7 @@ from transformers import (
 )
 
 from wid_hf import (
+    CalibrationConfig,
     DataError,
     FollowingTrainer,
     TeacherError,
@@ -415,7 +416,7 @@ def test_checkpointing_that_loses_the_gradients_of_states_is_refused(tmp_path: P
 
 
 def test_a_calibrated_start_is_made_before_anything_is_distilled(tmp_path: Path) -> None:
-    config = WidConfig(hidden_size=12, intermediate_size=24, calibration_samples=16)
+    config = WidConfig(hidden_size=12, intermediate_size=24, calibration_config=CalibrationConfig(samples=16))
     trainer = trained(bert(), config, arguments(tmp_path))
     assert trainer.model.base_model.calibrated
     assert trainer.state.log_history[-1]["train_loss"] > 0

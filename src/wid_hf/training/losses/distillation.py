@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from ...calibration.lockstep import prepared
+from ...calibration.batches import prepared
 from ...coupling import Dim
 from ...coupling.plan import Key, key
 from ...coupling.trace import quiet_forward

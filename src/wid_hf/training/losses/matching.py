@@ -18,7 +18,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ...calibration.lockstep import prepared
+from ...calibration.batches import prepared
 from ...coupling.trace import quiet_forward
 from ...errors import TeacherError
 from .distillation import (
