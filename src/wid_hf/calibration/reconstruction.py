@@ -20,7 +20,7 @@ from ..coupling.plan import Plan, key
 from ..coupling.trace import Trace, quiet_forward
 from ..coupling.weight_inputs import WeightInput
 from ..errors import DataError
-from ..layers import Compactor, FoldedWeight, IndexSelect
+from ..layers import Compactor, FoldCache, FoldedWeight, FoldPolicy, IndexSelect
 from .lockstep import Batch, Forward, Precision, Stop, prepared, walk
 from .moments import Lift, Regression
 from .norm_scale import divergence, scaled_reads, seen_through
@@ -73,6 +73,7 @@ class _Lifter:
         plan: Plan, precision: Precision, ridge: float,
     ) -> None:  # fmt: skip
         self.teacher, self.student, self.precision = teacher, student, precision
+        self.folds = FoldCache(student)
         self.folded_weights, self.trace, self.plan, self.ridge = folded_weights, trace, plan, ridge
         modules = {
             at: folded_weights[plan.weight_inputs[at].weight].maps[str(plan.weight_inputs[at].axis)]
@@ -92,9 +93,7 @@ class _Lifter:
         if not stops:
             return sites
         with quiet_forward(self.teacher), quiet_forward(self.student), ExitStack() as stack:
-            for compaction in self.folded_weights.values():  # one fold serves the students of all batches
-                stack.callback(compaction.drop_memo)
-                compaction.start_memo()
+            stack.enter_context(self.folds.keeping(FoldPolicy.for_calibration()))
             teachers = [self._teacher(batch, stops) for batch in batches]
             students = [self._student(batch, stops, stack) for batch in batches]
             pairs = list(zip(teachers, students, strict=True))
@@ -218,7 +217,7 @@ class _Lifter:
             for choice in self.folded_weights[name].maps.values():
                 assert isinstance(choice, IndexSelect)  # `scaled_reads` asked
                 choice.factors.mul_(factors.to(choice.factors))
-            self.folded_weights[name].start_memo()
+            self.folds.forget(self.folded_weights[name])
         for stop in students:
             if stop is not None:  # scaled already, with the factors of before
                 stop.tensor.mul_(factors.to(stop.tensor).view([-1] + [1] * (stop.tensor.ndim - 1 - stop.axis)))
@@ -264,7 +263,7 @@ class _Lifter:
         """Let every student go on with the weights as they are now: each has folded the old ones already."""
         for name in (read.weight, read.bias):
             if name is not None:
-                self.folded_weights[name].start_memo()
+                self.folds.forget(self.folded_weights[name])
                 value = self.folded_weights[name](self.trace.weights[name])
                 for student in students:
                     student.replace(name, value)

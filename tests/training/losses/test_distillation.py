@@ -46,7 +46,11 @@ from wid_hf import (
     WidTrainingArguments,
     get_wid_model,
 )
-from wid_hf.training.losses.distillation import LOSSES, Distillation, logits_loss, missed_energy, relation_loss
+from wid_hf.training.losses.distillation import Distillation
+from wid_hf.training.losses.hidden import missed_energy
+from wid_hf.training.losses.logits import logits_loss
+from wid_hf.training.losses.registry import DISTILLED
+from wid_hf.training.losses.relations import relation_loss
 
 HALF = WidConfig(hidden_size=12, intermediate_size=24, init="identity")
 HEADS = WidConfig(hidden_size=12, intermediate_size=24, head_strategy="head", init="identity")
@@ -197,7 +201,7 @@ def test_hidden_states_that_do_not_shrink_are_compared_as_they_are() -> None:
     with torch.no_grad():  # then nothing tells the models apart
         for layer in model.base_model.teacher.bert.encoder.layer:
             layer.output.dense.weight.zero_()
-    assert distilled(model, list(LOSSES), inputs).item() == pytest.approx(0, abs=1e-6)
+    assert distilled(model, list(DISTILLED), inputs).item() == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize(("config", "heads"), [(HALF, 4), (HEADS, 2)])
@@ -242,7 +246,7 @@ def test_grouped_values_have_a_head_for_every_key() -> None:
     teacher = llama()
     config = WidConfig(hidden_size=12, head_dim=6, num_attention_heads=2, num_key_value_heads=1, init="identity")
     distillation = Distillation(get_wid_model(teacher, config), ["relations"])
-    name, of_teacher, of_student = distillation._values[-1]
+    name, of_teacher, of_student = distillation.terms[0].values[-1]
     assert name == "model.layers.1.self_attn.v_proj"
     assert (of_teacher.heads, of_teacher.stop) == (2, 12)
     assert (of_student.heads, of_student.stop) == (1, 6)
@@ -250,9 +254,9 @@ def test_grouped_values_have_a_head_for_every_key() -> None:
 
 def test_padding_does_not_count() -> None:
     model, inputs = moved(get_wid_model(bert(), HALF)), labelled_batch()
-    before = distilled(model, list(LOSSES), inputs)
+    before = distilled(model, list(DISTILLED), inputs)
     inputs["input_ids"] = torch.where(inputs["attention_mask"].bool(), inputs["input_ids"], 7)
-    assert distilled(model, list(LOSSES), inputs).item() == pytest.approx(before.item(), rel=1e-5)
+    assert distilled(model, list(DISTILLED), inputs).item() == pytest.approx(before.item(), rel=1e-5)
 
 
 def test_the_formulas_have_their_fixed_points() -> None:
@@ -277,7 +281,7 @@ def arguments(folder: Path, **given: Any) -> WidTrainingArguments:
         "output_dir": str(folder), "max_steps": 2, "per_device_train_batch_size": 16, "save_strategy": "no",
         "report_to": "none", "disable_tqdm": True, "use_cpu": True, "dataloader_pin_memory": False,
         "learning_rate": 1e-2, "lr_scheduler_type": "constant", "logging_steps": 1, "teacher_learning_rate": 0,
-        "distillation": list(LOSSES),
+        "distillation": list(DISTILLED),
     }  # fmt: skip
     return WidTrainingArguments(**{**defaults, **given})
 
@@ -292,7 +296,7 @@ FAMILIES = [(bert, HALF), (gpt2, WidConfig(hidden_size=12, init="identity")), (l
 
 
 @pytest.mark.parametrize(("make", "config"), FAMILIES, ids=["bert", "gpt2", "llama"])
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", DISTILLED)
 def test_accumulated_micro_batches_have_the_gradients_of_one_batch(
     make: Any, config: WidConfig, loss: str, tmp_path: Path
 ) -> None:
@@ -315,7 +319,7 @@ def test_accumulated_micro_batches_have_the_gradients_of_one_batch(
     )  # that is far above 1e-6
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", DISTILLED)
 def test_each_loss_goes_down_where_it_is_all_that_trains(loss: str, tmp_path: Path) -> None:
     teacher = bert()
     before = deepcopy(teacher.state_dict())
@@ -352,7 +356,7 @@ def test_evaluation_reports_the_models_own_loss(tmp_path: Path) -> None:
         WidTrainer(
             get_wid_model(bert(), HALF), arguments(tmp_path, distillation=wanted), eval_dataset=labelled_rows()
         ).evaluate()
-        for wanted in ([], list(LOSSES))
+        for wanted in ([], list(DISTILLED))
     ]
     assert scores[0]["eval_loss"] == pytest.approx(scores[1]["eval_loss"], rel=1e-6)
 
@@ -428,7 +432,7 @@ def test_a_progressive_student_is_distilled_while_wide_and_after_it_shrank(
     schedule = WidSchedule(mask_interval=1, mask_increments=2, decay_to_zero_steps=2)
     model = get_wid_model(make(), WidConfig(hidden_size=12, head_strategy=strategy, schedule=schedule))
     inputs = labelled_batch()
-    for loss in LOSSES:  # as long as nothing is dropped the student is the teacher
+    for loss in DISTILLED:  # as long as nothing is dropped the student is the teacher
         assert distilled(model, [loss], inputs).item() == pytest.approx(0, abs=1e-6), loss
     trainer = WidTrainer(model=model, args=arguments(tmp_path, max_steps=8), train_dataset=labelled_rows())
     trainer.train()
@@ -438,12 +442,7 @@ def test_a_progressive_student_is_distilled_while_wide_and_after_it_shrank(
     if make is gpt2:
         counted = torch.cat([counted[:, 1:], torch.zeros_like(counted[:, :1])], 1)
     expected = logits_loss(narrow[counted], wanted[counted], 2.0).mean().item()
-    trainer._distillation.losses = ("logits",)
-    with trainer._distillation.watching() as student:
-        student.output = model(**inputs)
-    got = trainer._distillation.loss(student, trainer._distillation.target(inputs), inputs)
-    assert got.item() == pytest.approx(expected, rel=1e-4)
-    trainer._distillation.losses = LOSSES
+    assert distilled(model, ["logits"], inputs).item() == pytest.approx(expected, rel=1e-4)
     model.zero_grad()
     with trainer._distillation.watching() as student:
         student.output = model(**inputs)
@@ -481,9 +480,10 @@ def test_shared_keys_are_compared_where_they_read_hidden_states(rows: int) -> No
     labels = (inputs["labels"] != -100).sum(1)
     expected = [(loss * labels / labels.sum()).sum().item() for loss in losses]
     distillation = Distillation(model, ["hidden"])
-    of_queries = {call: place for call, place in distillation._readers.items() if call[0].endswith("self.query_proj")}
+    (term,) = distillation.terms
+    of_queries = {call: place for call, place in term.readers.items() if call[0].endswith("self.query_proj")}
     assert sorted(of_queries) == [(f"deberta.encoder.layer.{at}.attention.self.query_proj", 0) for at in (0, 1)]
-    distillation._readers = of_queries
+    term.readers = of_queries
     with distillation.watching() as seen:
         seen.output = model(**inputs)
     found = distillation.loss(seen, distillation.target(inputs), inputs)
@@ -564,11 +564,11 @@ def test_label_smoothing_and_distillation_add_up(tmp_path: Path) -> None:
     model = moved(get_wid_model(bert(), HALF))
     found = {}
     for smoothing in (0.0, 0.2):
-        for losses in ([], list(LOSSES)):
+        for losses in ([], list(DISTILLED)):
             args = arguments(tmp_path, label_smoothing_factor=smoothing, distillation=losses, distillation_weight=0.5)
             trainer = WidTrainer(model=model, args=args, train_dataset=labelled_rows())
             found[smoothing, bool(losses)] = trainer.compute_loss(model.train(), dict(inputs)).item()
-    term = 0.5 * distilled(model, list(LOSSES), inputs).item()
+    term = 0.5 * distilled(model, list(DISTILLED), inputs).item()
     for smoothing in (0.0, 0.2):
         assert found[smoothing, True] == pytest.approx(found[smoothing, False] + term, rel=1e-5)
     assert found[0.2, False] != pytest.approx(found[0.0, False], rel=1e-3)
@@ -597,7 +597,7 @@ def test_labels_for_each_class_have_no_logits_to_compare_but_states(classes: int
 
     model = moved(get_wid_model(bert(BertForSequenceClassification, num_labels=classes), HALF))
     inputs = {**labelled_batch(), "labels": labels}
-    with pytest.raises(DataError, match=rf"each of {classes} outputs has a label of its own.*Leave \"logits\" out"):
+    with pytest.raises(DataError, match=rf"each of {classes} outputs.*Remove \"logits\""):
         distilled(model, ["logits"], inputs)
     by_row = distilled(model, ["hidden", "relations"], inputs).item()
     inputs["labels"] = torch.zeros_like(labels)  # every row counts the same, whatever its labels are
@@ -619,7 +619,10 @@ def test_a_regression_distils_states() -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"distillation": ["logit"]}, r"\['logit'\] is unknown; it takes some of logits, hidden, relations"),
+        (
+            {"distillation": ["logit"]},
+            r"\['logit'\] is unknown; it takes some of \"logits\" \(.*; \"hidden\" \(.*; \"relations\" \(",
+        ),
         ({"teacher_learning_rate": None}, r"set teacher_learning_rate=0 \(it is None\)"),
         ({"teacher_learning_rate": 1e-5}, r"must stay as they are.*\(it is 1e-05\)"),
         ({"distillation_weight": 0.0}, "distillation_weight=0.0 must be above 0"),
@@ -664,7 +667,7 @@ def test_a_teacher_without_hidden_states_is_refused(monkeypatch: pytest.MonkeyPa
     model = get_wid_model(teacher, HALF)
     forward = teacher.forward
     monkeypatch.setattr(teacher, "forward", lambda output_hidden_states, **given: forward(**given))
-    with pytest.raises(TeacherError, match=r"returns no hidden states.*Leave that out.*\"logits\" and \"relations\""):
+    with pytest.raises(TeacherError, match=r'returns no hidden states.*Remove "hidden".*"logits" and "relations"'):
         Distillation(model, ["hidden"])
 
 
@@ -689,7 +692,7 @@ def test_an_encoder_with_a_decoder_distils_its_logits_only() -> None:
     assert distilled(model, ["logits"], inputs).item() == pytest.approx(
         logits_loss(got, wanted, 2.0).mean().item(), rel=1e-5
     )
-    with pytest.raises(TeacherError, match="T5ForConditionalGeneration has two sequences"):
+    with pytest.raises(TeacherError, match=r"T5ForConditionalGeneration is an encoder-decoder model.*remove"):
         Distillation(model, ["logits", "hidden"])
 
 
@@ -705,7 +708,7 @@ def test_labels_that_do_not_go_with_logits_are_refused() -> None:
 
 
 def test_following_and_distillation_are_not_mixed(tmp_path: Path) -> None:
-    with pytest.raises(WidError, match="FollowingTrainer has its own loss"):
+    with pytest.raises(WidError, match=r"FollowingTrainer trains with the loss .states.*alone"):
         FollowingTrainer(get_wid_model(bert(BertModel), HALF), arguments(tmp_path, distillation=["hidden"]))
 
 
