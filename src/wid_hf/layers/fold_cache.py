@@ -144,7 +144,6 @@ class FoldCache:
     def _form_all(self, policy: FoldPolicy) -> None:
         most = inf if policy.tokens is None else policy.tokens
         few = {table: module for table, module in lookups(self.student).items() if most < module.num_embeddings}
-        self._by_rows = [fold_by_rows(table, module) for table, module in few.items()]
         originals = {place.weight: place.original for place in places(self.student) if place.weight not in few}
         with torch.set_grad_enabled(policy.gradients and torch.is_grad_enabled()):
             self._folds = {weight: weight.fold(original) for weight, original in originals.items()}
@@ -154,6 +153,7 @@ class FoldCache:
             leaf = folded.detach().to(policy.dtype or folded.dtype).requires_grad_(trains)
             weight.kept, self._leaves[weight] = _Formed(leaf), leaf
         self._kept = set(self._folds)
+        self._by_rows = [fold_by_rows(table, module) for table, module in few.items()]
 
     def _gathered(self, weight: FoldedWeight, gradient: Tensor) -> Tensor:
         leaf = self._leaves.pop(weight, None)
