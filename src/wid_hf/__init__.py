@@ -17,11 +17,12 @@ from .errors import (
 )
 from .planning.student import plan_student
 from .progressive.schedule import WidSchedule
+from .training.arguments import WidSeq2SeqTrainingArguments, WidTrainingArguments
 from .training.baselines import DistillingTrainer
 from .training.callbacks import WidCallback
 from .training.following_trainer import FollowingTrainer
 from .training.student_trainer import StudentTrainer
-from .training.trainer import WidSeq2SeqTrainingArguments, WidTrainer, WidTrainingArguments
+from .training.trainer import WidTrainer
 
 register()
 

@@ -18,7 +18,7 @@ from ..coupling.dims import Dim
 from ..coupling.plan import Plan, key
 from ..coupling.trace import Trace
 from ..coupling.weight_inputs import WeightInput
-from ..layers import Compactor, FoldedWeight, IndexSelect
+from ..layers import Compactor, FoldCache, FoldedWeight, IndexSelect
 from .lockstep import Operands
 from .moments import as_matrix, place_of
 from .pairing import ENOUGH, paired_moments
@@ -37,16 +37,20 @@ class NormScale:
         trace: has the teacher's weights.
         plan: sizes and weight inputs.
         folded_weights: of the student.
+        folds: keeps the student's folds, and forgets those of weights that are written.
         ridge: ridge strength of the factors towards one.
 
     Attributes:
         vectors: for the number of each tied decoder's weight input the names of the vectors that scale it.
     """
 
-    def __init__(self, trace: Trace, plan: Plan, folded_weights: Mapping[str, FoldedWeight], ridge: float) -> None:
+    def __init__(
+        self, trace: Trace, plan: Plan, folded_weights: Mapping[str, FoldedWeight], folds: FoldCache, ridge: float
+    ) -> None:
         self._weights = {name: weight.detach() for name, weight in trace.weights.items()}
         self._plan = plan
         self._folded = folded_weights
+        self._folds = folds
         self._ridge = ridge
         self.vectors = scaled_inputs(plan, folded_weights)
 
@@ -76,7 +80,7 @@ class NormScale:
             for selection in self._folded[name].maps.values():
                 assert isinstance(selection, IndexSelect)  # `scaled_inputs` asked
                 selection.factors.mul_(factors.to(selection.factors))
-            self._folded[name].start_memo()
+            self._folds.forget(self._folded[name])
         for operand in student:
             if operand is not None:  # scaled already, with the factors of before
                 operand.scale_(factors)

@@ -7,8 +7,7 @@ compactor and the bias shift of each weight before the student goes on. Called b
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from math import nan
 from typing import Any
 
@@ -19,7 +18,7 @@ from ..coupling.dims import Dim
 from ..coupling.plan import Plan, key
 from ..coupling.trace import Trace
 from ..coupling.weight_inputs import WeightInput
-from ..layers import Compactor, FoldedWeight, folded_weights
+from ..layers import Compactor, FoldCache, FoldedWeight, FoldPolicy, folded_weights
 from ..progress import progress_bar
 from .batches import Batch
 from .lockstep import Lockstep, Operands, Watched, are_same
@@ -66,8 +65,9 @@ def reconstruct(
         DataError: activations of the student are not finite.
     """
     folded = {name: module for name, module in folded_weights(student).items() if name in trace.weights}
-    columns = _Columns(trace, plan, folded, ridge)
-    norms = NormScale(trace, plan, folded, ridge)
+    folds = FoldCache(student)
+    columns = _Columns(trace, plan, folded, folds, ridge)
+    norms = NormScale(trace, plan, folded, folds, ridge)
     stops = {*columns.compactors, *norms.vectors}
     if not stops:
         return []
@@ -76,7 +76,10 @@ def reconstruct(
     previous: Operands = []
     watched = Watched(student, folded)
     models = [Watched(teacher, trace.weights), watched]
-    with _folded_once(folded.values()), Lockstep(models, batches, plan, stops, precision) as lockstep:
+    with (
+        folds.keeping(FoldPolicy.for_calibration()),
+        Lockstep(models, batches, plan, stops, precision) as lockstep,
+    ):
         for at, (of_teacher, of_student) in progress_bar(lockstep, "Calibrating", len(stops)):
             if at in norms.vectors:
                 found.append(norms.fit(at, of_teacher, of_student))
@@ -92,18 +95,6 @@ def reconstruct(
     return found
 
 
-@contextmanager
-def _folded_once(folded: Collection[FoldedWeight]) -> Iterator[None]:
-    """Let one fold of each weight serve the students of all batches."""
-    try:
-        for weight in folded:
-            weight.start_memo()
-        yield
-    finally:
-        for weight in folded:
-            weight.drop_memo()
-
-
 class _Columns:
     """Fits the columns of weights, and what their biases take over.
 
@@ -111,10 +102,13 @@ class _Columns:
         compactors: for the number of each weight input that is fitted the compactor of the weight's columns.
     """
 
-    def __init__(self, trace: Trace, plan: Plan, folded: Mapping[str, FoldedWeight], ridge: float) -> None:
+    def __init__(
+        self, trace: Trace, plan: Plan, folded: Mapping[str, FoldedWeight], folds: FoldCache, ridge: float
+    ) -> None:
         self._trace = trace
         self._plan = plan
         self._folded = folded
+        self._folds = folds
         self._ridge = ridge
         inputs = [(at, plan.weight_inputs[at]) for at in plan.fitted]
         maps = {at: folded[each.weight].maps[str(each.axis)] for at, each in inputs}
@@ -161,7 +155,7 @@ class _Columns:
         weight_input = self._plan.weight_inputs[at]
         for name in (weight_input.weight, weight_input.bias):
             if name is not None:
-                self._folded[name].start_memo()
+                self._folds.forget(self._folded[name])
                 yield name, self._folded[name](self._trace.weights[name])
 
     def _dim(self, weight_input: WeightInput) -> Dim:

@@ -42,10 +42,11 @@ from ..hub.paths import expanded
 from ..hub.sentence_transformers import save_sentence_modules
 from ..planning.student import empty_student
 from ..progressive.schedule import WidSchedule
+from ..training.arguments import WidTrainingArguments
 from ..training.baselines import DistillingTrainer, stock_student
 from ..training.following_trainer import FollowingTrainer
 from ..training.student_trainer import StudentTrainer
-from ..training.trainer import WidTrainer, WidTrainingArguments
+from ..training.trainer import WidTrainer
 from .data import batches, hold_out, load_texts, tokenize
 from .evaluation import embed, latency, masked_batches, masked_lm_score, sentence_score
 from .methods import Method, find_method, learning_rates
