@@ -31,14 +31,17 @@ teachers: $(TEACHERS)/reaction-bert $(TEACHERS)/minilm
 $(TEACHERS)/%: | $(READY)
 	$(BIN)/python examples/fetch_teacher.py $* $(TEACHERS)
 
+# One process for each core, each with one torch thread.
+PYTEST := $(BIN)/python -m pytest -n auto
+
 test: setup teachers
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 slow: setup teachers $(TEACHERS)/smollm2
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(PYTEST) -m "slow or not slow"
 
 coverage: setup teachers
-	$(BIN)/python -m pytest --cov=wid_hf --cov-report=term-missing:skip-covered --cov-report=json --cov-report=xml
+	$(PYTEST) --cov=wid_hf --cov-report=term-missing:skip-covered --cov-report=json --cov-report=xml
 
 quality: setup
 	$(BIN)/ruff check .
