@@ -11,8 +11,11 @@ import pytest
 
 @pytest.fixture(scope="module", autouse=True)
 def modules(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Make the modules in `FOLDER` of the test's module importable by name, in that module alone."""
-    folder: Path = request.module.FOLDER
+    """Make the modules in `FOLDER` of the test's module importable by name, in that module alone, if it has one."""
+    folder: Path | None = getattr(request.module, "FOLDER", None)
+    if folder is None:
+        yield
+        return
     before, folders = list(sys.path), [folder, folder.with_name("shared")]
     names = {file.stem for each in folders for file in each.glob("*.py")}
     sys.path[:0] = map(str, folders)
