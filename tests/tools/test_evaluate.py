@@ -16,11 +16,11 @@ from typer.testing import CliRunner
 
 from wid_hf.errors import ConfigError, DataError, OutputError, TeacherError, TrainingError, WidError
 from wid_hf.tools import evaluate as evaluate_module
-from wid_hf.tools.commands.main import app
 from wid_hf.tools.evaluate import EvalSettings, evaluate
 from wid_hf.tools.evaluation.runs import Runs
 from wid_hf.tools.evaluation.tasks import DataPlaces, FineTuning, figures
 from wid_hf.tools.evaluation.tasks.fine_tuning import Trainer
+from wid_hf_cli.app import app
 
 QUICK = FineTuning(learning_rates=(1e-3,), seeds=(0,), steps=2, batch_size=8)
 

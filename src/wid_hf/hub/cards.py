@@ -6,7 +6,6 @@ Called by `compress`. Names of local files stay out of cards: only what is on th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -19,10 +18,10 @@ from transformers import AutoConfig, PretrainedConfig
 
 from ..errors import WidError
 from ..planning.student import empty_student
-from ..tools.methods import METHODS
 from .model_size import ModelSize, model_size, size_rows
 from .own_files import CALIBRATION_PICTURE, FILE_NAME
 from .paths import expanded
+from .report_file import read_report
 
 CARD_NAME = "README.md"
 TEMPLATE = Path(__file__).parent / "templates" / "card.md"
@@ -41,6 +40,7 @@ def student_card(folder: str | Path, name: str | None = None) -> ModelCard:
 
     Raises:
         WidError: the folder has no report, or one that is not of `compress`; or no student beside it.
+        FormatError: a newer wid_hf wrote the report.
     """
     folder = Path(expanded(folder))
     path = folder / FILE_NAME
@@ -49,7 +49,7 @@ def student_card(folder: str | Path, name: str | None = None) -> ModelCard:
             f"{folder} holds no {FILE_NAME}, where a card takes its figures from. `wid-hf compress` writes it."
         )
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = read_report(path)
         config = AutoConfig.from_pretrained(folder)
         return _student_card(folder, report, config, name or folder.resolve().name)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -62,7 +62,7 @@ def student_card(folder: str | Path, name: str | None = None) -> ModelCard:
 
 
 def _student_card(folder: Path, report: dict[str, Any], config: PretrainedConfig, name: str) -> ModelCard:
-    hub, method = report["settings"]["hub"], METHODS[report.get("method", "wid")]
+    hub, is_wid = report["settings"]["hub"], report["weights"] == "folded"
     model_class = config.architectures[0]
     task, auto_class = _task(model_class, config)
     usage = [
@@ -77,13 +77,13 @@ def _student_card(folder: Path, report: dict[str, Any], config: PretrainedConfig
         library_name="transformers",
         pipeline_tag=task,
         datasets=[hub["dataset"]] if hub["dataset"] else None,
-        tags=[*TAGS] if method.folds else [tag for tag in TAGS if tag != WID_TAG],
+        tags=[*TAGS] if is_wid else [tag for tag in TAGS if tag != WID_TAG],
         **_inherited(hub["teacher"] or report["teacher"], hub["revision"]),
     )
     return _card(
         data,
-        kind="student" if method.folds else "baseline",
-        weights=method.weights,
+        kind="student" if is_wid else "baseline",
+        weights=report["weights"],
         title=name.rpartition("/")[2],
         model_class=model_class,
         teacher_link=_teacher_link(hub["teacher"], hub["revision"]),
@@ -226,7 +226,7 @@ def _recipe(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         "Data",
         f"[{dataset}](https://huggingface.co/datasets/{dataset})" if dataset else "texts that are not on the Hub",
     )
-    yield "Method", METHODS[report.get("method", "wid")].title
+    yield "Method", report["title"]
     yield "Start", report["start"]
     if calibration := report["calibration"]:
         positions, seconds = calibration["positions"], calibration["seconds"]

@@ -12,20 +12,18 @@ import gzip
 import json
 import zlib
 from collections.abc import Callable, Iterator
-from io import TextIOWrapper
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
 import datasets
-import rich.progress
 from datasets import Dataset
-from rich.console import Console
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import DataError
 from ..hub.paths import expanded
+from ..progress import progress_bar
 
 FILE_KINDS = (".txt", ".jsonl", ".json")
 LEGAL_SOURCES = (
@@ -156,16 +154,12 @@ def _kind(path: Path) -> str:
 def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Rows of a text or JSON file; a ValueError says on which line it is not one."""
     kind = _kind(path)
-    with (
-        rich.progress.open(
-            path, "rb", description=f"Reading {path.name}", transient=True, console=Console(stderr=True)
-        ) as raw,
-        TextIOWrapper(gzip.open(raw) if path.suffix == ".gz" else raw, encoding="utf-8-sig") as lines,
-    ):
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8-sig") as lines:
         if kind == ".json":
             yield from _json_rows(lines.read())
         else:
-            for number, line in enumerate(lines, start=1):
+            for number, line in enumerate(progress_bar(lines, f"Reading {path.name}"), start=1):
                 if not line.isspace():
                     yield _json_row(line, number) if kind == ".jsonl" else _text_row(line, number)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,7 +18,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 from datasets import Dataset
-from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..adapter.fingerprint import weights_fingerprint
@@ -134,9 +134,7 @@ def _fine_tunings(
     for number, (rate, seed) in enumerate(every, start=1):
 
         def make(rate: float = rate, seed: int = seed, number: int = number) -> Record:
-            Console(stderr=True, highlight=False).print(
-                f"{task.title}: run {number} of {len(every)}, learning rate {rate:g}, seed {seed}"
-            )
+            sys.stderr.write(f"{task.title}: run {number} of {len(every)}, learning rate {rate:g}, seed {seed}\n")
             run = fine_tune(task, load, rows, features, tokenizer, how, learning_rate=rate, seed=seed)
             return {"learning_rate": rate, "seed": seed, **asdict(run), **_circumstances()}
 

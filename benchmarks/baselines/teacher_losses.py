@@ -18,10 +18,10 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ...calibration.lockstep import prepared
-from ...coupling.trace import quiet_forward
-from ...errors import TeacherError
-from .distillation import (
+from wid_hf.calibration.lockstep import prepared
+from wid_hf.coupling.trace import quiet_forward
+from wid_hf.errors import TeacherError
+from wid_hf.training.losses.distillation import (
     Seen,
     attended_positions,
     counted_logits_loss,
@@ -35,8 +35,8 @@ from .distillation import (
     shares,
     watch,
 )
-from .following import following_loss
-from .heads import Heads, Rows, query_and_key_rows, value_rows
+from wid_hf.training.losses.following import following_loss
+from wid_hf.training.losses.heads import Heads, Rows, query_and_key_rows, value_rows
 
 RELATION_WIDTH = 8  # of a relation head in the student, at least: MiniLMv2 has 48 for 384 numbers
 
