@@ -17,6 +17,7 @@ from peft import PeftConfig
 from transformers.utils import CONFIG_NAME
 
 from .errors import ConfigError
+from .format_version import refuse_newer
 from .progressive.schedule import WidSchedule
 from .stored_inputs import packed
 
@@ -31,6 +32,7 @@ class PeftType(str, Enum):
     WID = "WID"
 
 
+FORMAT_VERSION = 1  # of what a saved adapter is
 SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
 
 
@@ -72,8 +74,10 @@ class WidConfig(PeftConfig):
             whose own config states every size.
         teacher_fingerprint: of the teacher's weights; filled in when a wid model is made. A config that has one, as
             those of saved adapters do, is refused by any other teacher.
+        format_version: of the files of a saved adapter; filled in. Adapters of version 0.1 have none.
 
     Raises:
+        FormatError: the config of an adapter that a newer wid_hf saved.
         ConfigError: an unknown word, a size that is neither a positive integer nor a list of them, a count that is
             no positive integer, or no size at all.
     """
@@ -105,9 +109,11 @@ class WidConfig(PeftConfig):
     )
     settled: str | None = field(default=None, metadata={"help": "What head_strategy='auto' came to mean, and why."})
     teacher_fingerprint: str | None = field(default=None, metadata={"help": "Fingerprint of the teacher's weights."})
+    format_version: int = field(default=FORMAT_VERSION, metadata={"help": "Of the adapter's files."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        refuse_newer(self.format_version, FORMAT_VERSION, "The adapter's configuration")
         self.peft_type = PeftType.WID
         if self.schedule == "progressive":
             self.schedule = WidSchedule()
