@@ -10,7 +10,7 @@ def main() -> None:
     try:
         from .app import run
     except ModuleNotFoundError as error:
-        from wid_hf.tools.extras import missing
+        from wid_hf.extras import missing
 
         sys.exit(str(missing(error, "cli")))
     run()

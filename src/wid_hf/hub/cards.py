@@ -17,6 +17,7 @@ from peft import PeftModel
 from transformers import AutoConfig, PretrainedConfig
 
 from ..errors import WidError
+from ..extras import extra
 from ..planning.student import empty_student
 from .model_size import ModelSize, model_size, size_rows
 from .own_files import CALIBRATION_PICTURE, FILE_NAME
@@ -41,6 +42,7 @@ def student_card(folder: str | Path, name: str | None = None) -> ModelCard:
     Raises:
         WidError: the folder has no report, or one that is not of `compress`; or no student beside it.
         FormatError: a newer wid_hf wrote the report.
+        MissingExtraError: jinja2 is not installed.
     """
     folder = Path(expanded(folder))
     path = folder / FILE_NAME
@@ -107,6 +109,9 @@ def adapter_card(model: PeftModel, name: str, report: Mapping[str, Any] | None =
         model: what `get_wid_model` returned.
         name: what `PeftModel.from_pretrained` is told to load in the card.
         report: what `wid_report.json` holds, if there is one; without it the card tells no scores and no recipe.
+
+    Raises:
+        MissingExtraError: jinja2 is not installed.
     """
     config = model.peft_config[model.active_adapter]
     wid_model = model.base_model
@@ -163,6 +168,8 @@ def _card(data: ModelCardData, *, sizes: dict[str, ModelSize], usage: list[str],
     values["requested"] = ", ".join(f"`{name}={size}`" for name, size in values["requested"].items())
     if report:
         values |= {"scores": _scores(report), "held_out": _held_out(report), "recipe": list(_recipe(report))}
+    with extra("cli"):
+        import jinja2  # noqa: F401  huggingface_hub fills templates with it
     return ModelCard.from_template(
         data,
         template_str=TEMPLATE.read_text(encoding="utf-8"),

@@ -21,9 +21,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..errors import OutputError, WidError
+from ..extras import extra
 from ..hub.paths import expanded
 from ..planning.example_inputs import LENGTH, example_inputs
-from .extras import extra
 from .staging import clear_stale, staging_folder
 from .teachers import load_teacher
 

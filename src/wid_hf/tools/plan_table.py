@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..coupling.plan import SAME, TITLES, Plan
-from .extras import extra
+from ..extras import extra
 
 if TYPE_CHECKING:
     from rich.table import Table

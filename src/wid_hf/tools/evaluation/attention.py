@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ...errors import DataError, WidError
-from ..extras import extra
+from ...extras import extra
 from .eval_mode import eval_mode
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...atomic_write import atomic_write
 from ...calibration.report import Calibration, Site, percent
-from ..extras import extra
+from ...extras import extra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ...atomic_write import atomic_write
-from ..extras import extra
+from ...extras import extra
 
 WIDTHS_PICTURE = "widths.png"
 

@@ -14,12 +14,12 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 from ...errors import FormatError, OutputError, TrainingError
+from ...extras import extra
 from ...format_version import KEY, refuse_newer
 from ...hub.model_size import ModelSize
 from ..evaluation.runs import Record, write_json
 from ..evaluation.tasks import Scores, Task
 from ..evaluation.tasks.figures import LOWER_IS_BETTER
-from ..extras import extra
 
 if TYPE_CHECKING:
     from rich.table import Table

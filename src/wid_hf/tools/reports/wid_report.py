@@ -17,11 +17,11 @@ import torch
 
 from ...atomic_write import atomic_write
 from ...calibration import Calibration
+from ...extras import extra
 from ...format_version import KEY
 from ...hub.model_size import ModelSize, size_rows
 from ...hub.own_files import CALIBRATION_PICTURE, FILE_NAME, LISTED, file_digests
 from ...hub.report_file import FORMAT_VERSION
-from ..extras import extra
 from ..plots.calibration import draw
 from ..plots.widths import WIDTHS_PICTURE, draw_widths
 

@@ -11,7 +11,7 @@ from math import isnan
 
 import numpy as np
 
-from ...extras import extra
+from ....extras import extra
 
 LOWER_IS_BETTER = frozenset({"loss", "perplexity"})  # every other figure is at most 1, and 1 is the best
 

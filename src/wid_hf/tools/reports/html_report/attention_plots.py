@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from transformers import PreTrainedModel
 
 from ....atomic_write import atomic_write
+from ....extras import extra
 from ...evaluation.attention import AttentionComparison, attention_maps, eager_attention
 from ...evaluation.eval_mode import eval_mode
-from ...extras import extra
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

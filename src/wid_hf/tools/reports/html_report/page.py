@@ -15,9 +15,9 @@ from datasets import Dataset
 
 from ....atomic_write import atomic_write
 from ....errors import OutputError
+from ....extras import extra
 from ....hub.paths import expanded
 from ...evaluation.runs import write_json
-from ...extras import extra
 from . import tables
 from .attention import AttentionTexts, compare_recipes
 from .found import Found, Run, read_folder

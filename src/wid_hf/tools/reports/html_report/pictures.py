@@ -10,7 +10,7 @@ from math import ceil
 from pathlib import Path
 
 from ....atomic_write import atomic_write
-from ...extras import extra
+from ....extras import extra
 from .recipes import Recipe, Spread
 
 with extra("cli"):

@@ -1,11 +1,11 @@
-"""Packages that only some of the tools need: a missing one is named with the line that installs it."""
+"""Packages that only tools, cards and pictures need: a missing one is named with the line that installs it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..errors import MissingExtraError
+from .errors import MissingExtraError
 
 
 @contextmanager
