@@ -65,7 +65,7 @@ class Method:
             return compress(teacher, train, output, config, settings, recipe=Baseline(self, learning_rate))
         if learning_rate is not None:
             raise ConfigError(
-                f"The method {self.name} trains compactors and the teacher's weights: give compactor_learning_rate= "
+                f"The method {self.name} trains compactors and the teacher's weights. Give compactor_learning_rate= "
                 "and teacher_learning_rate= instead of learning_rate=."
             )
         if self.name == "wid-progressive" and not isinstance(config.schedule, WidSchedule):
@@ -148,8 +148,8 @@ class Baseline:
         """
         if settings.compactor_learning_rate is not None or settings.teacher_learning_rate is not None:
             raise ConfigError(
-                f"The method {self.name} trains a stock student without compactors: give learning_rate= instead of "
-                "compactor_learning_rate= and teacher_learning_rate=."
+                f"The method {self.name} trains no compactors. Give learning_rate= instead of compactor_learning_rate= "
+                "and teacher_learning_rate=."
             )
         if settings.distillation:
             raise ConfigError(f"The method {self.name} has losses of its own: leave distillation= out.")

@@ -1,7 +1,7 @@
 """Every error wid_hf raises for a person to read: what was given, what is legal, what to do now.
 
 Takes nothing, imports nothing of wid_hf; every other module raises from here. Messages name arguments as Python spells
-them, `name=value`; the command line shows those as its options (`wid_hf_cli/main.py`).
+them, `name=value`; the command line shows those as its options (`wid_hf_cli/app.py`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""All commands as one program, and how it tells of refusals and warnings."""
+"""All commands as one program, and how refusals and warnings are shown."""
 
 from __future__ import annotations
 

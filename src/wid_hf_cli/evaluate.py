@@ -32,7 +32,7 @@ def evaluate(
     ] = "2e-05,5e-05,0.0001",
     seeds: Annotated[str, typer.Option(help="Each is run with each learning rate.")] = "0,1,2",
     epochs: Annotated[float, typer.Option(min=0, help="Passes over the training examples.")] = 3.0,
-    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps, in the place of epochs.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps, instead of epochs.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples per step.")] = 32,
     max_length: Annotated[
         int | None, typer.Option(min=8, help="Tokens per example; by default the task's own.")

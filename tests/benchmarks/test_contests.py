@@ -173,8 +173,8 @@ def test_a_student_is_tuned_once_more_without_training_and_trained_again_if_it_i
 
     shared = one_student(tmp_path)
     command.compare(**shared)
-    trainings, compress = [], students.compress
-    monkeypatch.setattr(students, "compress", lambda *given: trainings.append(given) or compress(*given))
+    trainings, train = [], students._train
+    monkeypatch.setattr(students, "_train", lambda run: trainings.append(run) or train(run))
     command.compare(**{**shared, "tuning_steps": 3})
     assert not trainings
     shutil.rmtree(tmp_path / "students")

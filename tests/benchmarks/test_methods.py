@@ -180,10 +180,10 @@ def test_methods_that_need_logits_or_a_loss_are_refused_for_a_headless_encoder(
 @pytest.mark.parametrize(
     ("name", "given", "words"),
     [
-        ("slice", {"compactor_learning_rate": 1e-3}, "give learning_rate= instead"),
-        ("slice", {"teacher_learning_rate": 0.0}, "give learning_rate= instead"),
+        ("slice", {"compactor_learning_rate": 1e-3}, "Give learning_rate= instead"),
+        ("slice", {"teacher_learning_rate": 0.0}, "Give learning_rate= instead"),
         ("slice", {"distillation": ("logits",)}, "leave distillation= out"),
-        ("wid", {"rate": 1e-3}, "give compactor_learning_rate= and teacher_learning_rate="),
+        ("wid", {"rate": 1e-3}, "Give compactor_learning_rate= and teacher_learning_rate="),
         ("wid-kd", {"teacher_learning_rate": 1e-3}, "pass teacher_learning_rate=0"),
         ("minilm", {"config": WidConfig(**SIZES, schedule=SOON)}, "leave the progressive schedule out"),
     ],

@@ -205,7 +205,7 @@ def test_what_is_missing_is_refused_before_any_work(encoder, masked, data, tmp_p
     BertModel.from_pretrained(encoder).save_pretrained(tmp_path / "bare")
     with pytest.raises(TeacherError, match="has no usable tokenizer"):
         evaluate(str(tmp_path / "bare"), ["sst2"], tmp_path / "out", settings(data))
-    with pytest.raises(DataError, match=r"masked LM has no texts of its own\. Name a file or dataset with texts="):
+    with pytest.raises(DataError, match=r"masked LM comes without texts\. Name a file or dataset with texts="):
         evaluate(str(masked), ["sst2", "masked-lm"], tmp_path / "out", settings(data))
     with pytest.raises(ConfigError, match="no task 'imdb'"):
         evaluate("no/such/model", ["imdb"], tmp_path / "out", settings(data))

@@ -108,7 +108,7 @@ def adapter_card(model: PeftModel, name: str, report: Mapping[str, Any] | None =
     Args:
         model: what `get_wid_model` returned.
         name: what `PeftModel.from_pretrained` is told to load in the card.
-        report: what `wid_report.json` holds, if there is one; without it the card tells no scores and no recipe.
+        report: what `wid_report.json` holds, if there is one; without it the card has neither scores nor recipe.
 
     Raises:
         MissingExtraError: jinja2 is not installed.
@@ -194,7 +194,7 @@ def _inherited(teacher: str | None, revision: str | None) -> dict[str, Any]:
         local = Path(teacher) / CARD_NAME
         path = local if Path(teacher).exists() else hf_hub_download(teacher, CARD_NAME, revision=revision)
         data = ModelCard.load(path, ignore_metadata_errors=True).data
-    except Exception:  # no card, no network, metadata that is no YAML: each has an error of its own
+    except Exception:  # no card, no network, metadata that is no YAML: each raises another error
         return {}
     return {name: value for name in INHERITED if (value := data.get(name)) is not None}
 
@@ -251,9 +251,9 @@ def _recipe(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _limits(data: ModelCardData, report: Mapping[str, Any] | None) -> Iterator[str]:
-    yield "What the teacher cannot do, or does wrongly, is to be expected here as well; see its card."
+    yield "It inherits the limitations and biases of its teacher; see the teacher's card."
     if report is None:
-        yield "Nothing was scored for this card."
+        yield "There are no evaluation results."
     elif "student" not in report["scores"]:
         yield "This student was not scored."
     else:

@@ -54,7 +54,11 @@ from .stops import StopAfterStep, Stops
 from .teachers import load_teacher, load_tokenizer, longest_text, save_tokenizer, working_tokenizer
 
 TIMED = 5  # forwards per model
-OF_CALIBRATION = ("calibration_samples", "calibration_batch_size", "ridge")  # what the report tells of the config
+OF_CALIBRATION = (
+    "calibration_samples",
+    "calibration_batch_size",
+    "ridge",
+)  # of the config, kept in the report
 
 
 def compress(

@@ -120,8 +120,8 @@ def check_content(tokens: Dataset, tokenizer: PreTrainedTokenizerBase, max_lengt
     empty = {*tokenizer.all_special_ids, tokenizer.unk_token_id}
     if all(empty.issuperset(ids) for ids in tokens["input_ids"]):
         raise DataError(
-            f"the {len(tokens)} texts do not tokenize: up to max_length={max_length} nothing but special and "
-            "unknown tokens is left. Use texts of the kind the tokenizer is for, or a larger max_length."
+            f"The {len(tokens)} texts contain only special or unknown tokens after tokenization, cut at "
+            f"max_length={max_length}. Use texts of the kind that the tokenizer is for, or a larger max_length."
         )
 
 

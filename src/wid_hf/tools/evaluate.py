@@ -66,12 +66,12 @@ def evaluate(
     """Score the model `model` on `tasks`, fine-tuning it where a task has labels to train on.
 
     Everything is checked and all data is read before the first training. A run that is finished, by the same weights,
-    data and settings, is read from `output` instead of repeated; `eval_report.json` is written anew after each task
+    data and settings, is read from `output` instead of repeated; `eval_report.json` is written again after each task
     and keeps what other calls found for the same weights.
 
     Args:
         model: folder or Hub id of a stock model.
-        tasks: names from `wid_hf.evaluation.tasks.TASKS`.
+        tasks: names from `wid_hf.tools.evaluation.tasks.TASKS`.
         output: folder for `eval_report.json` and `runs/`.
         settings: data, learning rates, seeds and the rest.
         revision: of the model on the Hub.
@@ -198,7 +198,7 @@ def _check_output(output: Path) -> None:
 
 
 def _make(output: Path) -> None:
-    """Make the folder now, because nobody wants to hear after a training that it cannot be written."""
+    """Make the folder now, so that a folder that cannot be written is refused before a training, not after it."""
     try:
         output.mkdir(parents=True, exist_ok=True)
         writable = os.access(output, os.W_OK)

@@ -76,7 +76,7 @@ def export_onnx(
     model = load_teacher(name, revision=revision, trust_remote_code=trust_remote_code, dtype="float32")
     model.set_attn_implementation("eager")  # the fused one has views that the exporter cannot write for every model
     for part in model.modules():
-        if isinstance(part, PreTrainedModel):  # T5's decoder has a config of its own
+        if isinstance(part, PreTrainedModel):  # T5's decoder has its own config
             part.config.use_cache = False
     inputs = _inputs(model)
     clear_stale(output.parent, output.name)

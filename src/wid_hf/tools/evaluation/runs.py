@@ -1,7 +1,7 @@
 """Finished runs, one JSON file each, so that an interrupted evaluation goes on where it stopped.
 
 Takes what a run is made from and a function that makes it; gives its record. A record is found again by what it was
-made from alone; whoever changes the code deletes the folder to measure anew.
+made from alone; after a change of the code, delete the folder to measure again.
 """
 
 from __future__ import annotations

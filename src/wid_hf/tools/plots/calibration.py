@@ -84,7 +84,7 @@ def draw(calibration: Calibration, path: Path) -> None:
 
 
 def _grid(sites: Sequence[Site]) -> _Grid:
-    """Return the sites of layers in rows and columns; a weight that is read again is a row of its own."""
+    """Return the sites of layers in rows and columns; a weight that is used again has a second row."""
     stacks = {site.layer.rpartition(".")[0] for site in sites}
     cells: dict[str, dict[tuple[int, int], Site]] = {}
     times: Counter[str] = Counter()
