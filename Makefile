@@ -59,7 +59,7 @@ FLOORS := .cache/floors
 floors:
 	$(PYTHON) -m venv $(FLOORS)
 	$(FLOORS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint floors.txt \
-		--editable ".[eval]" pytest hypothesis
+		--editable ".[cli,eval]" pytest hypothesis
 	$(FLOORS)/bin/python -m pytest -o filterwarnings=default tests/coupling tests/planning tests/layers tests/calibration \
 		tests/adapter tests/training/test_trainer.py \
 		--deselect tests/coupling/test_ops.py::test_experts_keep_their_number_and_share_the_width_that_they_read \

@@ -37,10 +37,10 @@ from wid_hf import (
 )
 from wid_hf.hub.model_size import model_size
 from wid_hf.hub.own_files import why_not_ours
+from wid_hf.progressive.history import narrow_from, widths_over_steps
 from wid_hf.tools.evaluation import masked_batches, masked_lm_score
-from wid_hf.tools.methods import find_method
 from wid_hf.tools.output_folder import OutputFolder, write_folder
-from wid_hf.tools.plots.widths import narrow_from, widths_over_steps
+from wid_hf.tools.recipe import WidRecipe
 from wid_hf.tools.reports.wid_report import Report
 from wid_hf.tools.teachers import load_teacher, load_tokenizer, save_tokenizer
 
@@ -110,11 +110,13 @@ def pretrain(recipe: Recipe, args: WidTrainingArguments) -> Report:
     student = trainer.model.merge_and_unload()
     scores["student"] = masked_lm_score(student, batches)
     sizes["student"] = model_size(student)
+    made = WidRecipe(progressive=isinstance(config.schedule, WidSchedule))
     report = Report(
         teacher=recipe.teacher,
         requested=config.requested,
         head_strategy=recipe.head_strategy,
-        method=find_method("wid", config).name,
+        method=made.name,
+        title=made.title,
         start=f"{config.init}, {config.selection}",
         calibration=None,
         objective="masked-lm",

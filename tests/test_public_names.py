@@ -8,14 +8,10 @@ import sys
 import wid_hf
 
 
-def test_the_public_names_are_those_promised() -> None:
-    assert sorted(wid_hf.__all__) == [
-        "CalibrationConfig", "ConfigError", "DataError", "DistillingTrainer", "FollowingTrainer", "OutputError", "Plan",
-        "PlanError", "ProofError", "StudentTrainer", "TeacherError", "TrainingError", "WidCallback", "WidConfig",
-        "WidError", "WidModel", "WidSchedule", "WidSeq2SeqTrainingArguments", "WidTrainer", "WidTrainingArguments",
-        "get_wid_model", "plan_student",
-    ]  # fmt: skip
-    assert all(hasattr(wid_hf, name) for name in wid_hf.__all__)
+def test_every_public_name_is_there_and_says_what_it_is() -> None:
+    assert len(set(wid_hf.__all__)) == len(wid_hf.__all__)
+    assert all(getattr(wid_hf, name).__doc__ for name in wid_hf.__all__)
+    assert set(wid_hf.__all__) <= set(dir(wid_hf))
 
 
 def test_importing_touches_no_network_and_sets_no_warning_filter() -> None:
@@ -28,6 +24,6 @@ def test_importing_touches_no_network_and_sets_no_warning_filter() -> None:
         "before = list(warnings.filters)\n"
         "import wid_hf\n"
         "assert warnings.filters == before, 'filters'\n"
-        "assert 'wid_hf.tools.commands' not in sys.modules\n"
+        "assert not any(name.startswith('wid_hf.tools') for name in sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)

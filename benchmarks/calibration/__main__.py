@@ -27,7 +27,7 @@ from store import ROOT, Record, Store
 from subjects import DECODER, SUBJECTS, Subject
 from training import train
 
-from wid_hf.tools.methods import LEARNING_RATES
+from wid_hf.tools.recipe import LEARNING_RATES
 
 PAGE = ROOT / "docs" / "starts.md"
 HEAD = """# Starts measured

@@ -17,7 +17,7 @@ from subjects import Subject
 from transformers import PrinterCallback, ProgressCallback, Trainer
 
 from wid_hf import WidTrainingArguments
-from wid_hf.tools.plots.widths import narrow_from, widths_over_steps
+from wid_hf.progressive.history import narrow_from, widths_over_steps
 
 
 def train(

@@ -14,7 +14,7 @@ import time
 import traceback
 from pathlib import Path
 
-from wid_hf.tools.commands.main import main
+from wid_hf_cli.main import main
 
 LONGEST = 120.0  # seconds for one run
 HANGS = 124

@@ -16,16 +16,15 @@ from typing import Annotated
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-sys.path.append(str(Path(__file__).parents[1] / "shared"))
+sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("shared", "baselines"))
 
 import datasets
 import typer
 from contests import CONTESTS, SWEPT_WIDTH, Contest, Rates
+from methods import METHODS, Method
 from results import best_rates, write_results
 from store import ROOT, Record, Store
 from students import Budget, Run, Tuning, teacher, trained, tuned
-
-from wid_hf.tools.methods import METHODS, Method
 
 RECORDS = ROOT / "benchmarks" / "records"
 PAGES = ROOT / "docs"

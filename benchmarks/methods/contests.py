@@ -1,6 +1,6 @@
 """What is compared: teachers, with the texts that their students train on and the tasks that they are scored on.
 
-Takes folders of teachers and data; gives arguments of `wid_hf.tools.compress` and `wid_hf.tools.evaluate`.
+Takes folders of teachers and data; gives arguments of `Method.compress` and `wid_hf.tools.evaluate`.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from methods import METHODS, Method
 from store import ROOT
 
 from wid_hf import CalibrationConfig, WidConfig
-from wid_hf.tools.methods import METHODS, Method
 
 TEACHERS = Path(os.environ.get("WID_HF_TEACHERS", ROOT / ".cache" / "teachers"))
 DATA = Path(os.environ.get("WID_HF_DATA", ROOT.parent / "shared" / "data"))
 
 SWEPT_WIDTH = "1/2"
 
-Rates = dict[str, float]  # fields of `CompressSettings`
+Rates = dict[str, float]  # fields of `CompressSettings`, or the `learning_rate` of a stock student
 
 # One grid of four for every method, so that none is better tuned.
 STOCK_GRID: tuple[Rates, ...] = tuple({"learning_rate": rate} for rate in (1e-4, 3e-4, 1e-3, 3e-3))

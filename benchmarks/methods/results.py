@@ -12,12 +12,12 @@ from pathlib import Path
 from statistics import mean
 
 from contests import SWEPT_WIDTH, Contest, Rates
+from methods import METHODS
 from page import made_by, spread, table
 from pictures import draw_attention, draw_curve
 from store import Record
 
 from wid_hf.atomic_write import atomic_write
-from wid_hf.tools.methods import METHODS
 
 PAGE_NAME = "results.md"
 HEAD = (

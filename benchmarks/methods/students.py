@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from contests import Contest, Rates
+from methods import METHODS
 from store import ROOT, Record, Store, run_name
 from transformers import DataCollatorWithPadding
 
 from wid_hf import TrainingError
-from wid_hf.tools.compress import CompressSettings, compress
+from wid_hf.tools.compress import CompressSettings
 from wid_hf.tools.data import batches, load_texts, tokenize
 from wid_hf.tools.evaluate import EvalSettings, evaluate
 from wid_hf.tools.evaluation.attention import compare_attention
@@ -108,16 +109,20 @@ def _of_tasks(contest: Contest, tuning: Tuning) -> Record:
 
 def _train(run: Run) -> dict[str, Any]:
     contest = run.contest
+    given = dict(run.rates)
+    student_rate = given.pop("learning_rate", None)
     settings = CompressSettings(
-        method=run.method, **asdict(run.budget), max_length=contest.max_length, column=contest.column,
+        **asdict(run.budget), max_length=contest.max_length, column=contest.column,
         validation=str(contest.validation) if contest.validation else None, validation_texts=contest.validation_texts,
-        seed=run.seed, **run.rates,
+        seed=run.seed, **given,
     )  # fmt: skip
     STUDENTS.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=STUDENTS) as scratch:
         student = Path(scratch) / "student"
         try:
-            report = compress(str(contest.folder), str(contest.train), student, contest.config(run.width), settings)
+            report = METHODS[run.method].compress(
+                str(contest.folder), str(contest.train), student, contest.config(run.width), settings, student_rate
+            )
         except TrainingError as error:
             return {"diverged": str(error)}
         attention = _attention(contest, student)

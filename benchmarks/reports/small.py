@@ -116,7 +116,7 @@ def program(*words: str | Path) -> str:
     import contextlib
     import io
 
-    from wid_hf.tools.commands.main import main
+    from wid_hf_cli.main import main
 
     before, out, err = sys.argv, io.StringIO(), io.StringIO()
     sys.argv = ["wid-hf", *map(str, words)]

@@ -1,13 +1,25 @@
-"""Make a pretrained transformer narrower by Weight-Inherited Distillation and get a stock model back."""
+"""Make a pretrained transformer narrower by Weight-Inherited Distillation and get a stock model back.
+
+What PEFT needs for `PeftModel.from_pretrained` is imported and registered here at once. Trainers are imported when they
+are first named, since transformers' own take a second to import that a program without training does not need.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from .adapter import compat  # noqa: F401  before the others: it refuses a PEFT that they cannot import
 from .adapter.registration import register
 from .adapter.tuner import WidModel, get_wid_model
 from .config import CalibrationConfig, WidConfig
 from .coupling import Plan
+from .deprecation import find_old_modules, refuse_moved
 from .errors import (
     ConfigError,
     DataError,
+    FormatError,
+    MissingExtraError,
     OutputError,
     PlanError,
     ProofError,
@@ -17,22 +29,25 @@ from .errors import (
 )
 from .planning.student import plan_student
 from .progressive.schedule import WidSchedule
-from .training.arguments import WidSeq2SeqTrainingArguments, WidTrainingArguments
-from .training.baselines import DistillingTrainer
-from .training.callbacks import WidCallback
-from .training.following_trainer import FollowingTrainer
-from .training.student_trainer import StudentTrainer
-from .training.trainer import WidTrainer
+
+if TYPE_CHECKING:
+    from .training.arguments import WidSeq2SeqTrainingArguments, WidTrainingArguments
+    from .training.callbacks import WidCallback
+    from .training.following_trainer import FollowingTrainer
+    from .training.student_trainer import StudentTrainer
+    from .training.trainer import WidTrainer
 
 register()
+find_old_modules()
 
 __version__ = "0.1.0"
 __all__ = [
     "CalibrationConfig",
     "ConfigError",
     "DataError",
-    "DistillingTrainer",
     "FollowingTrainer",
+    "FormatError",
+    "MissingExtraError",
     "OutputError",
     "Plan",
     "PlanError",
@@ -51,3 +66,25 @@ __all__ = [
     "get_wid_model",
     "plan_student",
 ]
+_TRAINING = {  # where the names are that are imported when they are first used
+    "FollowingTrainer": "following_trainer",
+    "StudentTrainer": "student_trainer",
+    "WidCallback": "callbacks",
+    "WidSeq2SeqTrainingArguments": "arguments",
+    "WidTrainer": "trainer",
+    "WidTrainingArguments": "arguments",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name of `_TRAINING`, once."""
+    if name not in _TRAINING:
+        refuse_moved(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".training.{_TRAINING[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -17,7 +17,9 @@ from typing import Any, Literal, get_args
 from peft import PeftConfig
 from transformers.utils import CONFIG_NAME
 
+from .deprecation import warn
 from .errors import ConfigError
+from .format_version import refuse_newer
 from .progressive.schedule import WidSchedule
 from .stored_inputs import packed
 
@@ -77,6 +79,7 @@ class CalibrationConfig:
 
 # Fields of WidConfig in version 0.1, and so in its adapters; reports name the settings so to this day.
 FLAT = {"calibration_samples": "samples", "calibration_batch_size": "batch_size", "ridge": "ridge"}
+FORMAT_VERSION = 1  # of what a saved adapter is
 SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
 
 
@@ -119,8 +122,10 @@ class WidConfig(PeftConfig):
         calibration_samples: deprecated, `CalibrationConfig.samples`.
         calibration_batch_size: deprecated, `CalibrationConfig.batch_size`.
         ridge: deprecated, `CalibrationConfig.ridge`.
+        format_version: of the files of a saved adapter; filled in. Adapters of version 0.1 have none.
 
     Raises:
+        FormatError: the config of an adapter that a newer wid_hf saved.
         ConfigError: an unknown word, a size that is neither a positive integer nor a list of them, a count that is
             no positive integer, or no size at all.
     """
@@ -154,6 +159,7 @@ class WidConfig(PeftConfig):
     )
     settled: str | None = field(default=None, metadata={"help": "What head_strategy='auto' came to mean, and why."})
     teacher_fingerprint: str | None = field(default=None, metadata={"help": "Fingerprint of the teacher's weights."})
+    format_version: int = field(default=FORMAT_VERSION, metadata={"help": "Of the adapter's files."})
 
     # Fields of version 0.1, taken as arguments until 0.3.
     calibration_samples: InitVar[int | None] = None
@@ -164,6 +170,7 @@ class WidConfig(PeftConfig):
         self, calibration_samples: int | None, calibration_batch_size: int | None, ridge: float | None
     ) -> None:
         super().__post_init__()
+        refuse_newer(self.format_version, FORMAT_VERSION, "The adapter's configuration")
         # PEFT states its type when it reads adapter_config.json, users never do.
         is_saved = getattr(self, "peft_type", None) is not None
         self.peft_type = PeftType.WID
@@ -171,7 +178,7 @@ class WidConfig(PeftConfig):
             raise ConfigError(f"WidConfig: overrides={self.overrides!r} is not a dictionary of sizes by name")
         self._restore()
         flat = dict(zip(FLAT, (calibration_samples, calibration_batch_size, ridge), strict=True))
-        self._take_flat({name: value for name, value in flat.items() if value is not None}, warn=not is_saved)
+        self._take_flat({name: value for name, value in flat.items() if value is not None}, warns=not is_saved)
         self._fill_in_start()
         if problems := [*self._word_problems(), *self._schedule_problems(), *self._size_problems()]:
             raise ConfigError("WidConfig: " + "; ".join(problems))
@@ -190,16 +197,12 @@ class WidConfig(PeftConfig):
         if self.example_inputs is not None:
             self.example_inputs = packed(self.example_inputs)
 
-    def _take_flat(self, given: dict[str, Any], warn: bool) -> None:
+    def _take_flat(self, given: dict[str, Any], *, warns: bool) -> None:
         """Take the fields of version 0.1 into `calibration_config`."""
-        if given and warn:
+        if given and warns:
             old = ", ".join(f"{name}={value!r}" for name, value in given.items())
             new = ", ".join(f"{FLAT[name]}={value!r}" for name, value in given.items())
-            warnings.warn(
-                f"WidConfig({old}) is deprecated and goes in 0.3: use calibration_config=CalibrationConfig({new})",
-                FutureWarning,
-                stacklevel=4,
-            )
+            warn(f"WidConfig({old})", f"calibration_config=CalibrationConfig({new})", stacklevel=5)
         self.calibration_config = replace(self.calibration_config, **{FLAT[name]: given[name] for name in given})
 
     def _fill_in_start(self) -> None:

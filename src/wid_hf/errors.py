@@ -1,7 +1,7 @@
 """Every error wid_hf raises for a person to read: what was given, what is legal, what to do now.
 
 Takes nothing, imports nothing of wid_hf; every other module raises from here. Messages name arguments as Python spells
-them, `name=value`; the command line shows those as its options (`commands/main.py`).
+them, `name=value`; the command line shows those as its options (`wid_hf_cli/app.py`).
 """
 
 from __future__ import annotations
@@ -39,6 +39,14 @@ class TrainingError(WidError, RuntimeError):
 
 class OutputError(WidError, OSError):
     """The output path cannot be written, or already holds something else."""
+
+
+class FormatError(WidError, ValueError):
+    """A file in a format that this version of wid_hf does not know, as a newer one writes it."""
+
+
+class MissingExtraError(WidError, ImportError):
+    """A package that only some tools need is not installed; the message has the line that installs it."""
 
 
 class Stopped(KeyboardInterrupt):

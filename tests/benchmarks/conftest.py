@@ -11,9 +11,9 @@ import pytest
 
 @pytest.fixture(scope="module", autouse=True)
 def modules(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Make the modules in `FOLDER` of the test's module importable by name, in that module alone, if it has one."""
+    """Make the modules in `FOLDER` of the test's module importable by name, in that module alone."""
     folder: Path | None = getattr(request.module, "FOLDER", None)
-    if folder is None:
+    if folder is None:  # needs only what pytest's own path has: benchmarks/baselines
         yield
         return
     before, folders = list(sys.path), [folder, folder.with_name("shared")]

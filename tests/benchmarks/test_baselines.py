@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from distilling_trainer import DistillingTrainer, stock_student
 from peft import PeftModel
+from teacher_losses import LOSSES, LayersLoss, relation_heads
 from torch import Tensor
 from toys import labelled_batch, labelled_rows
 from transformers import (
@@ -23,10 +25,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from wid_hf import ConfigError, DistillingTrainer, TeacherError, TrainingError, WidConfig, get_wid_model
-from wid_hf.training.baselines import stock_student
+from wid_hf import ConfigError, TeacherError, TrainingError, WidConfig, get_wid_model
 from wid_hf.training.losses import registry
-from wid_hf.training.losses.matching import LOSSES, LayersLoss, relation_heads
 from wid_hf.training.losses.watching import watch
 
 SIZES: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "init": "identity"}
@@ -203,6 +203,37 @@ def test_an_unknown_loss_is_refused_with_all_that_are_legal(tmp_path: Path) -> N
     with pytest.raises(ConfigError, match=r'loss=\[.hidden.\] is unknown.*"logits".*"relations".*"layers".*"states"'):
         trainer_of(tmp_path, "hidden")
     assert LOSSES.keys() <= registry.LOSSES.keys()
+
+
+def test_arguments_go_by_position_as_in_trainer(tmp_path: Path) -> None:
+    model, rows = get_wid_model(bert(), HALF), labelled_rows()
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+
+    def collate(batch: list[Any]) -> dict[str, Tensor]:
+        return {name: torch.tensor([row[name] for row in batch]) for name in ("input_ids", "labels")}
+
+    student = stock_student(model, random=True, seed=0)
+    trainer = DistillingTrainer(student, args, collate, rows, wid_model=model, loss="logits")
+    assert trainer.train_dataset is rows and trainer.data_collator is collate
+
+
+def test_every_training_starts_from_a_new_model_and_new_maps(tmp_path: Path) -> None:
+    def student() -> PreTrainedModel:
+        return stock_student(get_wid_model(bert(), HALF), random=True, seed=0)
+
+    args = TrainingArguments(
+        str(tmp_path), max_steps=3, per_device_train_batch_size=4, save_strategy="no", report_to="none",
+        use_cpu=True, disable_tqdm=True, logging_steps=1, learning_rate=1e-2, dataloader_pin_memory=False,
+    )  # fmt: skip
+    wid_model = get_wid_model(bert(), HALF)
+    trainer = DistillingTrainer(
+        args=args, train_dataset=labelled_rows(), model_init=student, wid_model=wid_model, loss="layers"
+    )
+    found = []
+    for _ in range(2):
+        trainer.train()
+        found.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert found[0] == found[1] and len(set(found[0])) == 3
 
 
 @pytest.mark.parametrize("loss", ["logits", "relations", "layers"])

@@ -13,10 +13,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from methods import METHODS
 from toys import save_teacher, texts
 from transformers import BertForMaskedLM, BertModel
-
-from wid_hf.tools.methods import METHODS
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "benchmarks" / "methods"
@@ -161,7 +160,7 @@ def test_a_finished_run_is_read_back_and_no_run_begins_out_of_time(
     assert "## " not in page.read_text()
     command.compare(**shared)
     first = page.read_text()
-    for name in ("compress", "evaluate", "compare_attention"):
+    for name in ("_train", "evaluate", "compare_attention"):
         monkeypatch.setattr(students, name, lambda *_, **__: pytest.fail("run again"))
     command.compare(**shared)
     assert page.read_text() == first
@@ -174,8 +173,8 @@ def test_a_student_is_tuned_once_more_without_training_and_trained_again_if_it_i
 
     shared = one_student(tmp_path)
     command.compare(**shared)
-    trainings, compress = [], students.compress
-    monkeypatch.setattr(students, "compress", lambda *given: trainings.append(given) or compress(*given))
+    trainings, train = [], students._train
+    monkeypatch.setattr(students, "_train", lambda run: trainings.append(run) or train(run))
     command.compare(**{**shared, "tuning_steps": 3})
     assert not trainings
     shutil.rmtree(tmp_path / "students")

@@ -1,4 +1,4 @@
-"""Every method of `wid-hf compress --method`: a stock student of one shape, of one budget, and what is refused."""
+"""Every method that benchmarks compare: a stock student of one shape, of one budget, and what is refused."""
 
 from __future__ import annotations
 
@@ -11,21 +11,18 @@ from typing import Any
 
 import pytest
 import torch
+from methods import METHODS
 from toys import save_teacher, write_texts
 from transformers import AutoModel, AutoModelForMaskedLM, BertForMaskedLM, BertModel, PreTrainedModel
-from typer.testing import CliRunner
 
 from wid_hf import CalibrationConfig, ConfigError, StudentTrainer, TeacherError, TrainingError, WidConfig, WidSchedule
-from wid_hf.tools.commands.main import app
-from wid_hf.tools.compress import CompressSettings, compress
-from wid_hf.tools.methods import METHODS, find_method
+from wid_hf.tools.compress import CompressSettings
 from wid_hf.tools.reports.wid_report import Report
 from wid_hf.tools.teachers import load_teacher
 
 SIZES: dict[str, Any] = {"hidden_size": 12, "intermediate_size": 24}
 CONFIG = WidConfig(**SIZES, calibration_config=CalibrationConfig(samples=40))
 QUICK = CompressSettings(steps=30, batch_size=16, max_length=12, validation_texts=32)
-UNTRAINED = replace(QUICK, steps=0)
 # A schedule whose shares of 30 steps come to an end; the paper's shares are of many more.
 SOON = WidSchedule(mask_interval=1, mask_increments=4, decay_to_zero_steps=2)
 RATES = {
@@ -49,24 +46,29 @@ def train_file(tmp_path: Path) -> Path:
     return write_texts(tmp_path / "train.txt", count=160)
 
 
-def settings_of(name: str, **given: Any) -> CompressSettings:
+def made(
+    name: str, teacher: Path, train_file: Path, output: Path, config: WidConfig = CONFIG, rate: float | None = None,
+    **given: Any,
+) -> Report:  # fmt: skip
+    """A student with the settings `given`, by default learning rates."""
+    settings = replace(QUICK, **given)
+    return METHODS[name].compress(str(teacher), str(train_file), output, config, settings, rate)
+
+
+def run(
+    name: str, teacher: Path, train_file: Path, output: Path, *, head_strategy: str = "dim", headless: bool = False,
+    **given: Any,
+) -> Report:  # fmt: skip
+    """A student that learns fast."""
     method = METHODS[name]
-    rates: dict[str, Any] = dict(RATES[method.folds])
-    if method.folds and (method.losses or given.pop("headless", False)):
-        rates["teacher_learning_rate"] = 0.0
-    return replace(QUICK, method=name, **{**rates, **{k: v for k, v in given.items() if k != "headless"}})
-
-
-def config_of(name: str, **given: Any) -> WidConfig:
     schedule = {"schedule": SOON} if name == "wid-progressive" else {}
-    return WidConfig(**SIZES, calibration_config=CalibrationConfig(samples=40), **schedule, **given)
-
-
-def run(name: str, teacher: Path, train_file: Path, output: Path, **given: Any) -> Report:
-    heads = given.pop("head_strategy", "dim")
-    return compress(
-        str(teacher), str(train_file), output, config_of(name, head_strategy=heads), settings_of(name, **given)
+    config = WidConfig(
+        **SIZES, calibration_config=CalibrationConfig(samples=40), head_strategy=head_strategy, **schedule
     )
+    rates: dict[str, Any] = dict(RATES[method.folds])
+    if method.folds and (method.losses or headless):
+        rates["teacher_learning_rate"] = 0.0
+    return made(name, teacher, train_file, output, config, rates.pop("learning_rate", None), **rates, **given)
 
 
 @pytest.mark.parametrize("strategy", ["dim", "head"])
@@ -123,8 +125,7 @@ def test_all_methods_see_the_same_batches_and_make_the_same_shape(
 def test_what_is_cut_is_the_teachers_and_what_is_random_is_not(teacher: Path, train_file: Path, tmp_path: Path) -> None:
     tables = {}
     for name in ("slice", "variance", "scratch"):
-        settings = replace(UNTRAINED, method=name)
-        compress(str(teacher), str(train_file), tmp_path / name, CONFIG, settings)
+        made(name, teacher, train_file, tmp_path / name, steps=0)
         tables[name] = AutoModelForMaskedLM.from_pretrained(tmp_path / name).bert.embeddings.word_embeddings.weight
     whole = AutoModelForMaskedLM.from_pretrained(teacher).bert.embeddings.word_embeddings.weight
     assert torch.equal(tables["slice"], whole[:, :12])
@@ -173,65 +174,54 @@ def test_a_headless_encoder_has_the_methods_that_apply(
 def test_methods_that_need_logits_or_a_loss_are_refused_for_a_headless_encoder(
     name: str, encoder: Path, train_file: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(TeacherError, match=rf"{name} needs logits .* BertModel is a headless .*apply: slice, variance"):
+    told = {"wid-kd": "distillation=logits,hidden,relations adds to a training loss .* BertModel is a headless encoder"}
+    own = rf"{name} needs logits .* BertModel is a headless .*apply: slice, variance"
+    with pytest.raises(TeacherError, match=told.get(name, own)):
         run(name, encoder, train_file, tmp_path / "student", headless=True)
     assert not (tmp_path / "student").exists()
 
 
 @pytest.mark.parametrize(
-    ("config", "given", "words"),
+    ("name", "given", "words"),
     [
-        (CONFIG, {"method": "magic"}, "no method 'magic'. Known: scratch, slice"),
-        (CONFIG, {"method": "slice", "compactor_learning_rate": 1e-3}, "pass learning_rate= instead"),
-        (CONFIG, {"method": "slice", "teacher_learning_rate": 0.0}, "pass learning_rate= instead"),
-        (CONFIG, {"learning_rate": 1e-3}, "pass compactor_learning_rate= and teacher_learning_rate="),
-        (CONFIG, {"method": "wid-kd", "teacher_learning_rate": 1e-3}, "pass teacher_learning_rate=0"),
-        (WidConfig(**SIZES, schedule=SOON), {"method": "minilm"}, "leave the progressive schedule out"),
+        ("slice", {"compactor_learning_rate": 1e-3}, "Give learning_rate= instead"),
+        ("slice", {"teacher_learning_rate": 0.0}, "Give learning_rate= instead"),
+        ("slice", {"distillation": ("logits",)}, "leave distillation= out"),
+        ("wid", {"rate": 1e-3}, "Give compactor_learning_rate= and teacher_learning_rate="),
+        ("wid-kd", {"teacher_learning_rate": 1e-3}, "pass teacher_learning_rate=0"),
+        ("minilm", {"config": WidConfig(**SIZES, schedule=SOON)}, "leave the progressive schedule out"),
     ],
 )
 def test_settings_that_contradict_the_method_are_refused(
-    config: WidConfig, given: dict[str, Any], words: str, teacher: Path, train_file: Path, tmp_path: Path
+    name: str, given: dict[str, Any], words: str, teacher: Path, train_file: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=words):
-        compress(str(teacher), str(train_file), tmp_path / "student", config, replace(QUICK, **given))
+        made(name, teacher, train_file, tmp_path / "student", **given)
     assert not (tmp_path / "student").exists()
 
 
-def test_wid_with_a_schedule_is_progressive_and_progressive_wid_has_one(tmp_path: Path) -> None:
-    scheduled = WidConfig(**SIZES, schedule=SOON)
-    assert find_method("wid", scheduled).name == "wid-progressive"
-    assert METHODS["wid-progressive"].configured(scheduled).schedule == SOON
-    made = METHODS["wid-progressive"].configured(CONFIG)
-    assert (made.schedule, made.init, made.selection) == (WidSchedule(), "identity", "first")
-    assert METHODS["wid"].configured(CONFIG) is CONFIG
+def test_progressive_wid_has_a_schedule(
+    teacher: Path, train_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schedules = []
+    monkeypatch.setattr("methods.compress", lambda *given, **_: schedules.append(given[3].schedule))
+    for config in (CONFIG, WidConfig(**SIZES, schedule=SOON)):
+        made("wid-progressive", teacher, train_file, tmp_path / "student", config)
+    assert schedules == [WidSchedule(), SOON]
 
 
 def test_a_baseline_that_diverges_leaves_its_last_good_student(teacher: Path, train_file: Path, tmp_path: Path) -> None:
-    hot = replace(QUICK, method="scratch", learning_rate=1e30)
     with pytest.raises(TrainingError, match=r"The loss became .*Lower learning_rate.*student-last-good"):
-        compress(str(teacher), str(train_file), tmp_path / "student", CONFIG, hot)
+        made("scratch", teacher, train_file, tmp_path / "student", rate=1e30)
     kept = AutoModelForMaskedLM.from_pretrained(tmp_path / "student-last-good")
     assert all(torch.isfinite(p).all() for p in kept.parameters())
 
 
-def command(*words: str) -> str:
-    result = CliRunner().invoke(app, words, env={"COLUMNS": "160"}, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
-def test_the_command_takes_a_method_and_its_learning_rate(teacher: Path, train_file: Path, tmp_path: Path) -> None:
-    words = [
-        "compress", str(teacher), "--train", str(train_file), "--hidden-size", "12", "--intermediate-size", "24",
-        "--output", str(tmp_path / "student"), "--steps", "2", "--batch-size", "8", "--max-length", "12",
-        "--validation-texts", "8", "--method", "minilm",
-    ]  # fmt: skip
-    with pytest.raises(ConfigError, match="--method minilm decides the start: leave --init and --selection out"):
-        command(*words, "--init", "identity")
-    command(*words, "--learning-rate", "0.002")
-    report = json.loads((tmp_path / "student" / "wid_report.json").read_text())
-    assert report["method"] == "minilm" and report["start"] == "random weights"
-    assert report["settings"]["learning_rates"] == {"student": 0.002}
+def test_a_student_has_its_own_learning_rate(teacher: Path, train_file: Path, tmp_path: Path) -> None:
+    for name, rate, used in (("minilm", 0.002, 0.002), ("minilm", None, 1e-3), ("slice", None, 3e-4)):
+        report = made(name, teacher, train_file, tmp_path / f"{name}-{rate}", rate=rate, steps=2)
+        assert report.settings["learning_rates"] == {"student": used}
+    assert report.start == "identity, first"
 
 
 def test_the_teacher_stays_as_it_was(

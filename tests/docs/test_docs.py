@@ -16,8 +16,8 @@ from transformers import AutoModelForMaskedLM, BertForMaskedLM
 from typer.testing import CliRunner
 
 from wid_hf.coupling import op_registry
-from wid_hf.tools.commands.main import app
 from wid_hf.tools.data import tokenize
+from wid_hf_cli.app import app
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -176,7 +176,7 @@ def test_an_adapters_card_tells_sizes_and_how_to_load_but_no_folder(adapter: Pef
     assert (card.data.library_name, card.data.license, card.data.pipeline_tag) == ("peft", "apache-2.0", "fill-mask")
     assert 'PeftModel.from_pretrained(teacher, "me/adapter")' in card.text
     assert str(tmp_path) not in card.content and card.data.base_model is None
-    assert "## Scores" not in card.text and "Nothing was scored" in card.text
+    assert "## Scores" not in card.text and "There are no evaluation results" in card.text
 
 
 def test_an_adapters_card_takes_scores_from_a_report(adapter: PeftModel, student: Path) -> None:

@@ -132,19 +132,20 @@ REFUSED = """
 import logging, os, sys, traceback
 logging.basicConfig(level=logging.DEBUG)
 from transformers import AutoModelForMaskedLM
-from wid_hf.tools.commands import main, plan
+import wid_hf.tools.teachers
 from wid_hf.tools.teachers import load_teacher
+from wid_hf_cli import app
 
 def breaks(*_, token=os.environ["HF_TOKEN"], **__):
     raise RuntimeError("broken")
 
 def command():
     sys.argv[1:] = ["plan", "me/teacher", "--hidden-size", "12"]
-    main.main()
+    app.run()
 
 def broken_command():
-    plan.load_teacher = breaks
-    main.app(sys.argv[1:], standalone_mode=True)
+    wid_hf.tools.teachers.load_teacher = breaks
+    app.app(sys.argv[1:], standalone_mode=True)
 
 for attempt in (
     lambda: AutoModelForMaskedLM.from_pretrained("me/student"),

@@ -124,7 +124,7 @@ def test_code_in_a_teachers_folder_runs_only_when_it_is_trusted(
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "code.py").write_text(OWN_CODE.format(sprung=str(sprung)))
     with pytest.raises(
-        TeacherError, match=r"code of its own, which would run.*allow it by trust_remote_code=True"
+        TeacherError, match=r"its own Python code, which would run.*allow it by trust_remote_code=True"
     ) as told:
         load_teacher(str(folder))
     assert str(folder) in str(told.value)

@@ -162,7 +162,7 @@ def planned(family: str, strategy: str) -> Plan:
     return plan_student(row.build(), row.config(strategy), inputs=row.inputs).plan
 
 
-# What each of these has and no other: an encoder, fused projections, grouped heads under RMS norms, shared layers with a
+# What each of these has and no other: an encoder, fused projections, grouped heads under RMS norms, shared layers and a
 # projected embedding, two stacks of layers, heads that only drop whole. The other families are `slow`.
 QUICK = {("bert", "dim"), ("gpt2", "dim"), ("llama", "head"), ("albert", "head"), ("t5", "dim"), ("modernbert", "head")}
 

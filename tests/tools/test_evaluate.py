@@ -16,11 +16,11 @@ from typer.testing import CliRunner
 
 from wid_hf.errors import ConfigError, DataError, OutputError, TeacherError, TrainingError, WidError
 from wid_hf.tools import evaluate as evaluate_module
-from wid_hf.tools.commands.main import app
 from wid_hf.tools.evaluate import EvalSettings, evaluate
 from wid_hf.tools.evaluation.runs import Runs
 from wid_hf.tools.evaluation.tasks import DataPlaces, FineTuning, figures
 from wid_hf.tools.evaluation.tasks.fine_tuning import Trainer
+from wid_hf_cli.app import app
 
 QUICK = FineTuning(learning_rates=(1e-3,), seeds=(0,), steps=2, batch_size=8)
 
@@ -205,7 +205,7 @@ def test_what_is_missing_is_refused_before_any_work(encoder, masked, data, tmp_p
     BertModel.from_pretrained(encoder).save_pretrained(tmp_path / "bare")
     with pytest.raises(TeacherError, match="has no usable tokenizer"):
         evaluate(str(tmp_path / "bare"), ["sst2"], tmp_path / "out", settings(data))
-    with pytest.raises(DataError, match=r"masked LM has no texts of its own\. Name a file or dataset with texts="):
+    with pytest.raises(DataError, match=r"masked LM comes without texts\. Name a file or dataset with texts="):
         evaluate(str(masked), ["sst2", "masked-lm"], tmp_path / "out", settings(data))
     with pytest.raises(ConfigError, match="no task 'imdb'"):
         evaluate("no/such/model", ["imdb"], tmp_path / "out", settings(data))

@@ -29,7 +29,6 @@ from transformers.trainer_utils import HPSearchBackend
 
 from wid_hf import (
     CalibrationConfig,
-    DistillingTrainer,
     FollowingTrainer,
     StudentTrainer,
     TrainingError,
@@ -41,7 +40,6 @@ from wid_hf import (
     WidTrainingArguments,
     get_wid_model,
 )
-from wid_hf.training.baselines import stock_student
 
 HALF = WidConfig(hidden_size=12, intermediate_size=24, init="identity")
 SCHEDULE = WidSchedule(mask_interval=1, mask_increments=2, decay_to_zero_steps=2)  # narrow after step 4
@@ -96,13 +94,10 @@ def test_arguments_go_by_position_as_in_trainer(tmp_path: Path) -> None:
     for kind, student in ((WidTrainer, model), (StudentTrainer, teacher())):
         trainer = kind(student, args, collate, rows, rows)
         assert (trainer.data_collator, trainer.train_dataset, trainer.eval_dataset) == (collate, rows, rows)
-    distilling = DistillingTrainer(
-        stock_student(model, random=True, seed=0), args, collate, rows, wid_model=model, loss="logits"
-    )
     following = FollowingTrainer(
         get_wid_model(teacher(BertModel), HALF), arguments(tmp_path, teacher_learning_rate=0), collate, rows
     )
-    assert distilling.train_dataset is rows and following.data_collator is collate
+    assert following.data_collator is collate
 
 
 # model_init
@@ -163,12 +158,11 @@ def test_the_trainers_of_stock_students_and_followers_take_new_models(tmp_path: 
         return get_wid_model(teacher(BertModel), HALF)
 
     def student() -> Any:
-        return stock_student(made(), random=True, seed=0)
+        return teacher()
 
     frozen, args, rows = arguments(tmp_path, teacher_learning_rate=0), arguments(tmp_path), labelled_rows()
     for trainer in (
         FollowingTrainer(args=frozen, train_dataset=rows.remove_columns("labels"), model_init=follower),
-        DistillingTrainer(args=args, train_dataset=rows, model_init=student, wid_model=made(), loss="layers"),
         StudentTrainer(args=args, train_dataset=rows, model_init=student),
     ):
         found = []

@@ -11,8 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from ..errors import PlanError
@@ -31,6 +29,8 @@ from .dims import Dim, Key, Reason, children_of, describe, factors_of, find, key
 from .trace import Dims, Trace
 from .weight_inputs import WeightInput
 
+TITLES = ("coupled dimension", "members", "teacher", "student", "why it is frozen")  # of `Plan.rows`
+SAME = "same"  # in the column "student": not narrower
 SHOWN = 6  # contradictions listed in a refusal; the rest usually follow from them
 
 
@@ -138,24 +138,24 @@ class Plan:
             for group in groups.values()
         )
 
-    def table(self) -> Table:
-        """Return the coupled dimensions as a `rich` table; rows that differ in layer numbers only are one."""
-        table = Table(expand=True)
-        table.add_column("coupled dimension", overflow="fold", ratio=4)
-        for title, ratio in (("members", 1), ("teacher", 2), ("student", 2), ("why it is frozen", 4)):
-            table.add_column(title, overflow="fold", ratio=ratio)
+    def rows(self) -> list[tuple[str, ...]]:
+        """Return a row of texts for each coupled dimension, under `TITLES`; those alike but for layer numbers are one.
+
+        A dimension that does not shrink is "same" in the student's column.
+        """
+        rows: list[tuple[str, ...]] = []
         for names, count, members, coupling in _alike(self.couplings):
             whole, small = coupling.structure, coupling.student_structure
             changed = coupling.student_size != coupling.teacher_size
-            table.add_row(
+            row = (
                 names[0] + (f"  (x {count})" if count > 1 else ""),
                 str(members),
                 whole + (f" = {coupling.teacher_size}" if not whole.isdigit() else ""),
-                (small + (f" = {coupling.student_size}" if not small.isdigit() else "")) if changed else "same",
+                (small + (f" = {coupling.student_size}" if not small.isdigit() else "")) if changed else SAME,
                 str(coupling.frozen) if coupling.frozen else "",
-                style="bold" if changed else "dim",
             )
-        return table
+            rows.append(row)
+        return rows
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -164,11 +164,11 @@ class Plan:
         return (*filter(None, [self.settled]), *folded, *self.unfolded)
 
     def __str__(self) -> str:
-        """Return the table and the notes as text, 140 columns wide."""
-        console = Console(width=140, no_color=True, highlight=False)
-        with console.capture() as capture:
-            console.print(self.table())
-        return capture.get() + "\n".join(self.notes)
+        """Return rows and notes as text, in columns as wide as what they hold."""
+        rows = [TITLES, *self.rows()]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        return "\n".join([*lines, *self.notes])
 
     def __repr__(self) -> str:
         """Return a line: a plan of a deep model fills pages."""

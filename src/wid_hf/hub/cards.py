@@ -6,7 +6,6 @@ Called by `compress`. Names of local files stay out of cards: only what is on th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -18,11 +17,12 @@ from peft import PeftModel
 from transformers import AutoConfig, PretrainedConfig
 
 from ..errors import WidError
+from ..extras import extra
 from ..planning.student import empty_student
-from ..tools.methods import METHODS
 from .model_size import ModelSize, model_size, size_rows
 from .own_files import CALIBRATION_PICTURE, FILE_NAME
 from .paths import expanded
+from .report_file import read_report
 
 CARD_NAME = "README.md"
 TEMPLATE = Path(__file__).parent / "templates" / "card.md"
@@ -41,6 +41,8 @@ def student_card(folder: str | Path, name: str | None = None) -> ModelCard:
 
     Raises:
         WidError: the folder has no report, or one that is not of `compress`; or no student beside it.
+        FormatError: a newer wid_hf wrote the report.
+        MissingExtraError: jinja2 is not installed.
     """
     folder = Path(expanded(folder))
     path = folder / FILE_NAME
@@ -49,7 +51,7 @@ def student_card(folder: str | Path, name: str | None = None) -> ModelCard:
             f"{folder} holds no {FILE_NAME}, where a card takes its figures from. `wid-hf compress` writes it."
         )
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = read_report(path)
         config = AutoConfig.from_pretrained(folder)
         return _student_card(folder, report, config, name or folder.resolve().name)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -62,7 +64,7 @@ def student_card(folder: str | Path, name: str | None = None) -> ModelCard:
 
 
 def _student_card(folder: Path, report: dict[str, Any], config: PretrainedConfig, name: str) -> ModelCard:
-    hub, method = report["settings"]["hub"], METHODS[report.get("method", "wid")]
+    hub, is_wid = report["settings"]["hub"], report["weights"] == "folded"
     model_class = config.architectures[0]
     task, auto_class = _task(model_class, config)
     usage = [
@@ -77,13 +79,13 @@ def _student_card(folder: Path, report: dict[str, Any], config: PretrainedConfig
         library_name="transformers",
         pipeline_tag=task,
         datasets=[hub["dataset"]] if hub["dataset"] else None,
-        tags=[*TAGS] if method.folds else [tag for tag in TAGS if tag != WID_TAG],
+        tags=[*TAGS] if is_wid else [tag for tag in TAGS if tag != WID_TAG],
         **_inherited(hub["teacher"] or report["teacher"], hub["revision"]),
     )
     return _card(
         data,
-        kind="student" if method.folds else "baseline",
-        weights=method.weights,
+        kind="student" if is_wid else "baseline",
+        weights=report["weights"],
         title=name.rpartition("/")[2],
         model_class=model_class,
         teacher_link=_teacher_link(hub["teacher"], hub["revision"]),
@@ -106,7 +108,10 @@ def adapter_card(model: PeftModel, name: str, report: Mapping[str, Any] | None =
     Args:
         model: what `get_wid_model` returned.
         name: what `PeftModel.from_pretrained` is told to load in the card.
-        report: what `wid_report.json` holds, if there is one; without it the card tells no scores and no recipe.
+        report: what `wid_report.json` holds, if there is one; without it the card has neither scores nor recipe.
+
+    Raises:
+        MissingExtraError: jinja2 is not installed.
     """
     config = model.peft_config[model.active_adapter]
     wid_model = model.base_model
@@ -163,6 +168,8 @@ def _card(data: ModelCardData, *, sizes: dict[str, ModelSize], usage: list[str],
     values["requested"] = ", ".join(f"`{name}={size}`" for name, size in values["requested"].items())
     if report:
         values |= {"scores": _scores(report), "held_out": _held_out(report), "recipe": list(_recipe(report))}
+    with extra("cli"):
+        import jinja2  # noqa: F401  huggingface_hub fills templates with it
     return ModelCard.from_template(
         data,
         template_str=TEMPLATE.read_text(encoding="utf-8"),
@@ -187,7 +194,7 @@ def _inherited(teacher: str | None, revision: str | None) -> dict[str, Any]:
         local = Path(teacher) / CARD_NAME
         path = local if Path(teacher).exists() else hf_hub_download(teacher, CARD_NAME, revision=revision)
         data = ModelCard.load(path, ignore_metadata_errors=True).data
-    except Exception:  # no card, no network, metadata that is no YAML: each has an error of its own
+    except Exception:  # no card, no network, metadata that is no YAML: each raises another error
         return {}
     return {name: value for name in INHERITED if (value := data.get(name)) is not None}
 
@@ -226,7 +233,7 @@ def _recipe(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         "Data",
         f"[{dataset}](https://huggingface.co/datasets/{dataset})" if dataset else "texts that are not on the Hub",
     )
-    yield "Method", METHODS[report.get("method", "wid")].title
+    yield "Method", report["title"]
     yield "Start", report["start"]
     if calibration := report["calibration"]:
         positions, seconds = calibration["positions"], calibration["seconds"]
@@ -244,9 +251,9 @@ def _recipe(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _limits(data: ModelCardData, report: Mapping[str, Any] | None) -> Iterator[str]:
-    yield "What the teacher cannot do, or does wrongly, is to be expected here as well; see its card."
+    yield "It inherits the limitations and biases of its teacher; see the teacher's card."
     if report is None:
-        yield "Nothing was scored for this card."
+        yield "There are no evaluation results."
     elif "student" not in report["scores"]:
         yield "This student was not scored."
     else:

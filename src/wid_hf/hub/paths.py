@@ -6,5 +6,5 @@ import os
 
 
 def expanded(path: str | os.PathLike[str]) -> str:
-    """Return `path`, or the name of a model or dataset, with the home folder in the place of a leading `~`."""
+    """Return `path`, or the name of a model or dataset, with the home folder instead of a leading `~`."""
     return os.path.expanduser(path)  # noqa: PTH111 -- Path.expanduser fails where there is no such user

@@ -12,14 +12,13 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import PeftModel
 from torch import Tensor
 from transformers import (
     DataCollatorForLanguageModeling,
@@ -34,71 +33,25 @@ from ..adapter.fingerprint import weights_fingerprint
 from ..adapter.tuner import get_wid_model
 from ..atomic_write import atomic_write
 from ..config import WidConfig
-from ..errors import ConfigError, OutputError, Stopped, TeacherError, TrainingError, WidWarning
+from ..errors import OutputError, Stopped, TeacherError, TrainingError, WidWarning
 from ..hub.cards import CARD_NAME, hub_id, student_card
 from ..hub.model_size import model_size
 from ..hub.own_files import why_not_ours
 from ..hub.paths import expanded
 from ..hub.sentence_transformers import save_sentence_modules
 from ..planning.student import empty_student
+from ..progressive.history import narrow_from, widths_over_steps
 from ..progressive.schedule import WidSchedule
-from ..training.arguments import WidTrainingArguments
-from ..training.baselines import DistillingTrainer, stock_student
-from ..training.following_trainer import FollowingTrainer
 from ..training.student_trainer import StudentTrainer
 from ..training.trainer import WidTrainer
 from .data import batches, hold_out, load_texts, tokenize
 from .evaluation import embed, latency, masked_batches, masked_lm_score, sentence_score
-from .methods import Method, find_method, learning_rates
 from .output_folder import OutputFolder, Place, Staging
-from .plots.widths import narrow_from, widths_over_steps
 from .progress_bar import TrainingBar
+from .recipe import CompressSettings, Recipe, WidRecipe
 from .reports.wid_report import Latency, Report
 from .stops import StopAfterStep, Stops
 from .teachers import load_teacher, load_tokenizer, longest_text, save_tokenizer, working_tokenizer
-
-
-@dataclass(frozen=True)
-class CompressSettings:
-    """How to train; a learning rate that is None is the default for method, objective and start.
-
-    Attributes:
-        method: of `wid_hf.methods.METHODS`: how the student gets its weights, and what teaches it.
-        steps: optimizer steps; 0 leaves the student at its start.
-        batch_size: texts per step.
-        max_length: tokens per text, longer ones are cut; never more than the teacher has positions for.
-        compactor_learning_rate: of compactors.
-        teacher_learning_rate: of the teacher's weights; must be 0 for a headless encoder and where they are followed.
-        learning_rate: of a stock student, for methods without compactors.
-        column: which column of the training file holds the text.
-        validation: file or dataset with held-out texts; by default taken from the training texts.
-        validation_texts: how many held-out texts are scored.
-        seed: of data order, masking and held-out texts.
-
-    Raises:
-        ConfigError: a number that is too small.
-    """
-
-    method: str = "wid"
-    steps: int = 1000
-    batch_size: int = 32
-    max_length: int = 128
-    compactor_learning_rate: float | None = None
-    teacher_learning_rate: float | None = None
-    learning_rate: float | None = None
-    column: str | None = None
-    validation: str | None = None
-    validation_texts: int = 512
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        least = {"steps": 0, "batch_size": 1, "max_length": 3, "validation_texts": 1, "seed": 0}
-        rates = dict.fromkeys(("compactor_learning_rate", "teacher_learning_rate", "learning_rate"), 0)
-        for name, number in (least | rates).items():
-            value = getattr(self, name)
-            if value is not None and not value >= number:
-                raise ConfigError(f"{name}={value} is too small. Legal: {number} or more.")
-
 
 TIMED = 5  # forwards per model
 
@@ -110,6 +63,7 @@ def compress(
     config: WidConfig,
     settings: CompressSettings,
     *,
+    recipe: Recipe | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     overwrite: bool = False,
@@ -118,7 +72,7 @@ def compress(
     """Make a student of `teacher`, train it on `train`, and write it to `output`.
 
     A start that needs data is made from rows of `train`, masked as in training. The objective is masked language
-    modelling where the teacher has such a head; a headless encoder follows its own originals. Every method trains a
+    modelling where the teacher has such a head; a headless encoder follows its own originals. Every recipe trains a
     student of the same shape on the same batches with the same masks. `output` appears only when everything in it is
     complete. A trained student is saved before anything else is done with it; what cannot be made then (its scores, a
     picture, the card) is missing, and a warning says so. A run that is stopped during training by Ctrl-C or SIGTERM,
@@ -128,8 +82,9 @@ def compress(
         teacher: folder or Hub id.
         train: text file, JSON lines or name of a dataset.
         output: folder for the student, its tokenizer, its card and `wid_report.json`; apart from teacher and texts.
-        config: the student's sizes and its start; a method other than WID decides the start itself.
+        config: the student's sizes and its start.
         settings: how to train.
+        recipe: another way to make a student than WID, which decides the start itself.
         revision: of the teacher on the Hub.
         trust_remote_code: passed on to transformers.
         overwrite: replace an `output`, or a `<output>-last-good`, that holds only what an earlier call wrote.
@@ -153,17 +108,14 @@ def compress(
         sources={"the teacher": teacher, "the training texts": _local(train)}
         | ({"the validation texts": _local(validation)} if validation else {}),
     )  # fmt: skip
-    method = find_method(settings.method, config)
-    config = method.configured(config)
+    recipe = recipe or WidRecipe.of(config, settings)
+    config = recipe.configured(config)
     if isinstance(config.schedule, WidSchedule):
         config.schedule.timeline(settings.steps)  # refuses what does not end within the steps
     model = load_teacher(teacher, revision=revision, trust_remote_code=trust_remote_code)
     objective = _objective(model)
-    method.check_objective(objective, type(model).__name__)
-    rates = learning_rates(
-        method, objective, config, student=settings.learning_rate, compactors=settings.compactor_learning_rate,
-        teacher=settings.teacher_learning_rate,
-    )  # fmt: skip
+    recipe.check_objective(objective, type(model).__name__)
+    rates = recipe.learning_rates(objective, config, settings)
     original = load_tokenizer(teacher, revision=revision, trust_remote_code=trust_remote_code)
     tokenizer = working_tokenizer(original, model, masks=objective == "masked-lm")
     settings = _fitting(settings, model, tokenizer)
@@ -173,13 +125,15 @@ def compress(
         requested=config.requested,
         head_strategy=wid_model.base_model.settled.strategy,
         settled=str(wid_model.base_model.settled) or None,
-        method=method.name,
-        start="random weights" if method.weights == "random" else f"{config.init}, {config.selection}",
+        method=recipe.name,
+        title=recipe.title,
+        weights=recipe.weights,
+        start="random weights" if recipe.weights == "random" else f"{config.init}, {config.selection}",
         objective=objective,
         sizes={"teacher": model_size(model)},
         settings=asdict(settings)
         | config.calibration_config.flat()
-        | {"train": train, "learning_rates": rates}
+        | {"train": train, "method": recipe.name, "learning_rates": rates}
         | {"hub": {"teacher": hub_id(teacher), "revision": revision, "dataset": hub_id(train)}},
         seed=settings.seed,
         schedule=asdict(config.schedule) if isinstance(config.schedule, WidSchedule) else None,
@@ -198,8 +152,13 @@ def compress(
         report.save(at)
 
     with Stops() as stops, folder.staging() as staging:
-        trainer = _trainer(method, objective, wid_model, train_set, tokenizer, settings, rates, staging.scratch)
-        trainer.add_callback(StopAfterStep(stops))
+        trainer = recipe.trainer(
+            wid_model, objective, rates, settings, _arguments(settings, staging.scratch),
+            {"train_dataset": train_set, "data_collator": _collator(objective, tokenizer)},
+        )  # fmt: skip
+        trainer.pop_callback(ProgressCallback)
+        for callback in (TrainingBar(), StopAfterStep(stops)):
+            trainer.add_callback(callback)
         scorer = _Scorer(objective, model, tokenizer, held_out, settings)
         report = replace(
             report,
@@ -424,54 +383,29 @@ def _tokens(
     return tuple(tokenize(part, tokenizer, settings.max_length) for part in (texts, held_out))
 
 
-def _trainer(
-    method: Method,
-    objective: str,
-    model: PeftModel,
-    train_set: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    settings: CompressSettings,
-    rates: dict[str, float],
-    scratch: Path,
-) -> StudentTrainer:
-    """Return the trainer of a student at its start."""
-    masked = objective == "masked-lm"
-    stock_rate: dict[str, Any] = {"learning_rate": rates["student"]} if "student" in rates else {}
-    arguments = WidTrainingArguments(
-        output_dir=str(scratch),
-        max_steps=max(settings.steps, 1),
-        per_device_train_batch_size=settings.batch_size,
-        compactor_learning_rate=rates.get("compactors"),
-        teacher_learning_rate=rates.get("teacher"),
-        weight_decay=0.01,
-        warmup_steps=0.05,
-        lr_scheduler_type="linear",
-        logging_steps=max(1, settings.steps // 50),
-        save_strategy="no",
-        report_to="none",
-        dataloader_pin_memory=torch.cuda.is_available(),
-        include_num_input_tokens_seen="non_padding",
-        seed=settings.seed,
-        data_seed=settings.seed,
-        **stock_rate,
-        distillation=list(method.losses) if method.folds else [],
+def _collator(objective: str, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[dict[str, Any]]], Any]:
+    return (
+        DataCollatorForLanguageModeling(tokenizer) if objective == "masked-lm" else DataCollatorWithPadding(tokenizer)
     )
-    collator = DataCollatorForLanguageModeling(tokenizer) if masked else DataCollatorWithPadding(tokenizer)
-    data: dict[str, Any] = {"args": arguments, "train_dataset": train_set, "data_collator": collator}
-    trainer: StudentTrainer = (WidTrainer if masked or not method.folds else FollowingTrainer)(model=model, **data)
-    if not model.base_model.calibrated:
-        model.base_model.calibrate(trainer.calibration_batches())
-    if not method.folds:
-        student = stock_student(model, random=method.weights == "random", seed=settings.seed)
-        losses = method.losses if masked or method.losses else ("states",)
-        if losses:
-            (loss,) = losses
-            trainer = DistillingTrainer(model=student, wid_model=model, loss=loss, own_loss=masked, **data)
-        else:
-            trainer = StudentTrainer(model=student, **data)
-    trainer.pop_callback(ProgressCallback)
-    trainer.add_callback(TrainingBar())
-    return trainer
+
+
+def _arguments(settings: CompressSettings, scratch: Path) -> dict[str, Any]:
+    """Return what every recipe trains with, as arguments of `TrainingArguments`."""
+    return {
+        "output_dir": str(scratch),
+        "max_steps": max(settings.steps, 1),
+        "per_device_train_batch_size": settings.batch_size,
+        "weight_decay": 0.01,
+        "warmup_steps": 0.05,
+        "lr_scheduler_type": "linear",
+        "logging_steps": max(1, settings.steps // 50),
+        "save_strategy": "no",
+        "report_to": "none",
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "include_num_input_tokens_seen": "non_padding",
+        "seed": settings.seed,
+        "data_seed": settings.seed,
+    }
 
 
 def _stock(trainer: StudentTrainer, force: bool = False) -> PreTrainedModel:

@@ -12,20 +12,18 @@ import gzip
 import json
 import zlib
 from collections.abc import Callable, Iterator
-from io import TextIOWrapper
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
 import datasets
-import rich.progress
 from datasets import Dataset
-from rich.console import Console
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import DataError
 from ..hub.paths import expanded
+from ..progress import progress_bar
 
 FILE_KINDS = (".txt", ".jsonl", ".json")
 LEGAL_SOURCES = (
@@ -122,8 +120,8 @@ def check_content(tokens: Dataset, tokenizer: PreTrainedTokenizerBase, max_lengt
     empty = {*tokenizer.all_special_ids, tokenizer.unk_token_id}
     if all(empty.issuperset(ids) for ids in tokens["input_ids"]):
         raise DataError(
-            f"the {len(tokens)} texts do not tokenize: up to max_length={max_length} nothing but special and "
-            "unknown tokens is left. Use texts of the kind the tokenizer is for, or a larger max_length."
+            f"The {len(tokens)} texts contain only special or unknown tokens after tokenization, cut at "
+            f"max_length={max_length}. Use texts of the kind that the tokenizer is for, or a larger max_length."
         )
 
 
@@ -156,16 +154,12 @@ def _kind(path: Path) -> str:
 def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Rows of a text or JSON file; a ValueError says on which line it is not one."""
     kind = _kind(path)
-    with (
-        rich.progress.open(
-            path, "rb", description=f"Reading {path.name}", transient=True, console=Console(stderr=True)
-        ) as raw,
-        TextIOWrapper(gzip.open(raw) if path.suffix == ".gz" else raw, encoding="utf-8-sig") as lines,
-    ):
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8-sig") as lines:
         if kind == ".json":
             yield from _json_rows(lines.read())
         else:
-            for number, line in enumerate(lines, start=1):
+            for number, line in enumerate(progress_bar(lines, f"Reading {path.name}"), start=1):
                 if not line.isspace():
                     yield _json_row(line, number) if kind == ".jsonl" else _text_row(line, number)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,7 +18,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 from datasets import Dataset
-from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..adapter.fingerprint import weights_fingerprint
@@ -66,12 +66,12 @@ def evaluate(
     """Score the model `model` on `tasks`, fine-tuning it where a task has labels to train on.
 
     Everything is checked and all data is read before the first training. A run that is finished, by the same weights,
-    data and settings, is read from `output` instead of repeated; `eval_report.json` is written anew after each task
+    data and settings, is read from `output` instead of repeated; `eval_report.json` is written again after each task
     and keeps what other calls found for the same weights.
 
     Args:
         model: folder or Hub id of a stock model.
-        tasks: names from `wid_hf.evaluation.tasks.TASKS`.
+        tasks: names from `wid_hf.tools.evaluation.tasks.TASKS`.
         output: folder for `eval_report.json` and `runs/`.
         settings: data, learning rates, seeds and the rest.
         revision: of the model on the Hub.
@@ -134,9 +134,7 @@ def _fine_tunings(
     for number, (rate, seed) in enumerate(every, start=1):
 
         def make(rate: float = rate, seed: int = seed, number: int = number) -> Record:
-            Console(stderr=True, highlight=False).print(
-                f"{task.title}: run {number} of {len(every)}, learning rate {rate:g}, seed {seed}"
-            )
+            sys.stderr.write(f"{task.title}: run {number} of {len(every)}, learning rate {rate:g}, seed {seed}\n")
             run = fine_tune(task, load, rows, features, tokenizer, how, learning_rate=rate, seed=seed)
             return {"learning_rate": rate, "seed": seed, **asdict(run), **_circumstances()}
 
@@ -200,7 +198,7 @@ def _check_output(output: Path) -> None:
 
 
 def _make(output: Path) -> None:
-    """Make the folder now, because nobody wants to hear after a training that it cannot be written."""
+    """Make the folder now, so that a folder that cannot be written is refused before a training, not after it."""
     try:
         output.mkdir(parents=True, exist_ok=True)
         writable = os.access(output, os.W_OK)

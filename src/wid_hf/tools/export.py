@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..errors import OutputError, WidError
+from ..extras import extra
 from ..hub.paths import expanded
 from ..planning.example_inputs import LENGTH, example_inputs
 from .staging import clear_stale, staging_folder
 from .teachers import load_teacher
 
-NEEDED = ("onnx", "onnxruntime", "onnxscript")
 TOLERANCE = 1e-4
 TRIED = ((1, 5), (6, 14))  # rows and tokens of the comparison: fewer and more than the exporter sees
 Tensors = dict[str, Tensor]
@@ -62,22 +61,22 @@ def export_onnx(
     the size that the config names. Weights of more than protobuf's 2 GB go to `output` + ".data".
 
     Raises:
-        WidError: packages are missing, the exporter does not know something in the model, or the file computes
-            something else than the model.
+        MissingExtraError: onnx, onnxruntime or onnxscript is not installed.
+        WidError: the exporter does not know something in the model, or the file computes something else than the
+            model.
         OutputError: `output` exists already, and is no ONNX file or is not to be replaced; or it cannot be written.
         TeacherError: `name` cannot be loaded.
     """
-    if missing := [package for package in NEEDED if find_spec(package) is None]:
-        raise WidError(
-            f"Exporting to ONNX needs {', '.join(missing)}, not installed here: run `pip install {' '.join(missing)}`, "
-            'or `pip install -e ".[onnx]"` in a checkout of wid-hf.'
-        )
+    with extra("onnx"):
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
     name, output = expanded(name), Path(expanded(output))
     _check_output(output, overwrite, name)
     model = load_teacher(name, revision=revision, trust_remote_code=trust_remote_code, dtype="float32")
     model.set_attn_implementation("eager")  # the fused one has views that the exporter cannot write for every model
     for part in model.modules():
-        if isinstance(part, PreTrainedModel):  # T5's decoder has a config of its own
+        if isinstance(part, PreTrainedModel):  # T5's decoder has its own config
             part.config.use_cache = False
     inputs = _inputs(model)
     clear_stale(output.parent, output.name)

@@ -41,7 +41,7 @@ def load_teacher(
     Its class is the one its config names under `architectures`, or the headless model of its type.
 
     Raises:
-        TeacherError: nothing there, unreadable weights, weights missing from the checkpoint, or code of its own that
+        TeacherError: nothing there, unreadable weights, weights missing from the checkpoint, or its own code that
             would have to run without `trust_remote_code`; a class whose constructor takes more than a config.
     """
     name = expanded(name)
@@ -54,7 +54,7 @@ def load_teacher(
             name, config=config, revision=revision, trust_remote_code=trust_remote_code, dtype=dtype,
             output_loading_info=True,
         )  # fmt: skip
-    except Exception as cause:  # every file format behind from_pretrained raises errors of its own
+    except Exception as cause:  # every file format behind from_pretrained raises other errors
         raise TeacherError(
             f"The weights of {name!r} cannot be loaded as {model_class.__name__}: {_first_line(cause)}. "
             "A complete checkpoint is a config.json with model.safetensors; download or save it again."
@@ -91,7 +91,7 @@ def load_with_head(
             name, revision=revision, trust_remote_code=trust_remote_code, dtype=torch.float32,
             ignore_mismatched_sizes=True, output_loading_info=True, **settings,
         )  # fmt: skip
-    except Exception as cause:  # every file format behind from_pretrained raises errors of its own
+    except Exception as cause:  # every file format behind from_pretrained raises other errors
         raise TeacherError(f"{name!r} cannot be loaded by {head.__name__}: {_first_line(cause)}.") from cause
     finally:
         logging.set_verbosity(verbosity)
@@ -256,7 +256,7 @@ def _model_class(name: str, config: PretrainedConfig, trusted: bool) -> Any:
 def _own_code(name: str) -> str:
     where = str(Path(name).absolute()) if Path(name).is_dir() else f"https://huggingface.co/{name}"
     return (
-        f"{name!r} is a model with Python code of its own, which would run on this machine with your rights. None "
+        f"{name!r} is a model with its own Python code, which would run on this machine with your rights. None "
         f"of it has run. Read it at {where}; if you trust it, allow it by trust_remote_code=True, and name the "
         "revision= that you read."
     )

@@ -16,7 +16,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from ..adapter.tuner import WidModel
 from ..errors import WidError, WidWarning
-from ..tools.plots.widths import WIDTHS_PICTURE, draw_widths, narrow_from, widths_over_steps
+from ..progressive.history import narrow_from, widths_over_steps
+from ..tools.plots.widths import WIDTHS_PICTURE, draw_widths
 from .calibrating import calibrate_first
 from .rates import refuse_untrainable
 
@@ -91,8 +92,8 @@ class WidCallback(TrainerCallback):
             if was_wide and (widths := widths_over_steps(history)):
                 try:
                     draw_widths(widths, narrow_from(history), picture)
-                except Exception as error:  # a full disk, say: no reason to lose what was trained
-                    warnings.warn(f"{picture} could not be drawn: {error}.", WidWarning, stacklevel=2)
+                except Exception as error:  # no matplotlib, a full disk: no reason to lose what was trained
+                    warnings.warn(f"{picture} could not be drawn: {error}", WidWarning, stacklevel=2)
 
     def _speed(self, state: TrainerState) -> dict[str, float]:
         """Return tokens per second since the last call, if `include_num_input_tokens_seen` counts them."""

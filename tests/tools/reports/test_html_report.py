@@ -16,12 +16,12 @@ from typer.testing import CliRunner
 
 from wid_hf import OutputError, TeacherError
 from wid_hf.hub.model_size import ModelSize
-from wid_hf.tools.commands.main import app
 from wid_hf.tools.reports.eval_report import EvalReport, TaskResult
 from wid_hf.tools.reports.html_report import AttentionTexts, write_html_report
 from wid_hf.tools.reports.html_report import page as page_module
 from wid_hf.tools.reports.html_report.found import read_folder
 from wid_hf.tools.reports.html_report.recipes import Spread, recipes, teacher_figures
+from wid_hf_cli.app import app
 
 SIZES = {
     "teacher": {"total": 6675535, "encoder": 6325760, "bytes": 26702140},

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.table import Table
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ...errors import DataError, WidError
+from ...extras import extra
 from .eval_mode import eval_mode
 
 
@@ -66,7 +66,8 @@ def compare_attention(
         DataError: there is no batch, or nothing but padding.
         WidError: a model returns no attention maps, or their layers or heads do not fit.
     """
-    from scipy.optimize import linear_sum_assignment
+    with extra("eval"):
+        from scipy.optimize import linear_sum_assignment
 
     totals: list[Tensor] = []
     positions = 0
@@ -98,19 +99,6 @@ def compare_attention(
         found.append([float(total[one, other] / positions) for one, other in zip(mine, theirs, strict=True)])
         matched.append([int(head) for head in theirs])
     return AttentionComparison(found, matched, positions)
-
-
-def attention_table(students: Mapping[str, AttentionComparison]) -> Table:
-    """Return the mean divergence of every layer, a column for each student, as a `rich` table."""
-    table = Table(title="Jensen-Shannon divergence from the teacher's attention, in bits")
-    table.add_column("layer", justify="right")
-    for name in students:
-        table.add_column(name, justify="right")
-    for at in range(len(next(iter(students.values())).divergence)):
-        layers = [student.divergence[at] for student in students.values()]
-        table.add_row(str(at), *(f"{sum(layer) / len(layer):.3f}" for layer in layers))
-    table.add_row("all", *(f"{student.mean:.3f}" for student in students.values()), style="bold")
-    return table
 
 
 def _divergences(teacher: Tensor, student: Tensor, asked: Tensor) -> Tensor:

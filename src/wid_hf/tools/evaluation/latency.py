@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from statistics import median
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor, nn
 
+from ...progress import progress_bar
 from .eval_mode import eval_mode
 
 WARM_UP = 2
@@ -22,11 +21,9 @@ WARM_UP = 2
 def latency(model: nn.Module, batch: Mapping[str, Tensor], repeats: int = 10) -> float:
     """Median seconds of `repeats` forwards `model(**batch)` in eval mode, after a warm-up of two."""
     seconds = []
-    # without auto_refresh no drawing thread competes with the forward that is being timed
-    bar = Progress(auto_refresh=False, transient=True, console=Console(stderr=True))
-    with eval_mode(model) as device, bar:
+    with eval_mode(model) as device:
         inputs = {name: tensor.to(device) for name, tensor in batch.items()}
-        for _ in bar.track(range(WARM_UP + repeats), description="Timing"):
+        for _ in progress_bar(range(WARM_UP + repeats), "Timing"):
             start = time.perf_counter()
             model(**inputs)
             if device.type != "cpu":

@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from datasets import Dataset
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase
 
 from ...errors import DataError
+from ...progress import progress_bar
 from ...training.labelled_positions import NO_LABEL, LabelledPositions
 from ..data import batches as batches_of
 from .eval_mode import eval_mode
@@ -63,7 +62,7 @@ def masked_lm_score(model: nn.Module, batches: Sequence[dict[str, Tensor]]) -> M
     """
     loss, right, tokens, positions = 0.0, 0, 0, LabelledPositions(model, shifts=False)
     with eval_mode(model) as device:
-        for batch in track(batches, "Scoring", transient=True, console=Console(stderr=True)):
+        for batch in progress_bar(batches, "Scoring"):
             inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
             labels = batch["labels"].to(device)
             masked = labels != NO_LABEL

@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp
 
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ...errors import DataError
+from ...progress import progress_bar
 from .eval_mode import eval_mode
 
 MOST = 700.0  # nats; exp of more is no float any longer
@@ -37,7 +36,7 @@ def perplexity_score(model: nn.Module, batches: Sequence[dict[str, Tensor]]) -> 
     """
     loss, tokens = 0.0, 0
     with eval_mode(model) as device:
-        for batch in track(batches, "Scoring", transient=True, console=Console(stderr=True)):
+        for batch in progress_bar(batches, "Scoring"):
             inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
             mask = inputs["attention_mask"].bool()
             asked = mask[:, 1:] & mask[:, :-1]  # padding may stand on either side

@@ -1,7 +1,7 @@
 """Finished runs, one JSON file each, so that an interrupted evaluation goes on where it stopped.
 
 Takes what a run is made from and a function that makes it; gives its record. A record is found again by what it was
-made from alone; whoever changes the code deletes the folder to measure anew.
+made from alone; after a change of the code, delete the folder to measure again.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ...atomic_write import atomic_write
-from ...errors import OutputError
+from ...errors import FormatError, OutputError
+from ...format_version import KEY, refuse_newer
 
 Record = dict[str, Any]
+FORMAT_VERSION = 1
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -45,15 +47,19 @@ class Runs:
 
         Raises:
             OutputError: what lies there is no such record, or none can be written.
+            FormatError: a newer wid_hf wrote it.
         """
         text = json.dumps(made_from, sort_keys=True)
         file = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
         if not file.exists():
-            write_json(file, {**make(), "made_from": dict(made_from)})
+            write_json(file, {**make(), "made_from": dict(made_from), KEY: FORMAT_VERSION})
         try:
             record = json.loads(file.read_text(encoding="utf-8"))
+            refuse_newer(record.pop(KEY, None), FORMAT_VERSION, str(file))
             if json.dumps(record["made_from"], sort_keys=True) != text:
                 raise ValueError("it is of another run")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except FormatError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise OutputError(f"{file} is no record of `evaluate` ({error}). Move it away.") from error
         return dict(record)

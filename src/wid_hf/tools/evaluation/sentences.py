@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ...errors import DataError, TeacherError
+from ...progress import progress_bar
 from ...training.losses.pooling import mean_pool
 from .eval_mode import eval_mode
 
@@ -38,7 +37,7 @@ def embed(model: nn.Module, batches: Sequence[dict[str, Tensor]]) -> Tensor:
     """
     vectors = []
     with eval_mode(model) as device:
-        for batch in track(batches, "Embedding", transient=True, console=Console(stderr=True)):
+        for batch in progress_bar(batches, "Embedding"):
             inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
             output = model(**inputs)
             if not hasattr(output, "last_hidden_state"):

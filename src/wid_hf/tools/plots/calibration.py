@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...atomic_write import atomic_write
 from ...calibration.report import Calibration, InputReconstruction, percent
+from ...extras import extra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,8 +46,12 @@ def draw(calibration: Calibration, path: Path) -> None:
     Args:
         calibration: with at least one site.
         path: where to write; what is there is replaced.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
     """
-    from matplotlib.figure import Figure  # takes a while to import, and only who draws needs it
+    with extra("cli"):
+        from matplotlib.figure import Figure  # takes a while to import, and only who draws needs it
 
     grid = _grid([site for site in calibration.sites if site.layer])
     outside = [site for site in calibration.sites if not site.layer]
@@ -79,7 +84,7 @@ def draw(calibration: Calibration, path: Path) -> None:
 
 
 def _grid(sites: Sequence[InputReconstruction]) -> _Grid:
-    """Return the sites of layers in rows and columns; a weight that is read again is a row of its own."""
+    """Return the sites of layers in rows and columns; a weight that is used again has a second row."""
     stacks = {site.layer.rpartition(".")[0] for site in sites}
     cells: dict[str, dict[tuple[int, int], InputReconstruction]] = {}
     times: Counter[str] = Counter()

@@ -1,39 +1,27 @@
 """A picture of widths over steps.
 
-Takes a trainer's log, gives a PNG. Called by `WidCallback` and `report`.
+Takes what `progressive.history` found in a trainer's log, gives a PNG. Called by `WidCallback` and `report`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from matplotlib.figure import Figure
 
 from ...atomic_write import atomic_write
+from ...extras import extra
 
-KEPT = "wid/kept/"
 WIDTHS_PICTURE = "widths.png"
 
 
-def widths_over_steps(history: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
-    """Return `(step, kept indices)` for each coupled dimension in a trainer's log."""
-    found: dict[str, list[tuple[int, float]]] = {}
-    for entry in history:
-        for name, value in entry.items():
-            if name.startswith(KEPT):
-                found.setdefault(name.removeprefix(KEPT), []).append((int(entry["step"]), float(value)))
-    return found
-
-
-def narrow_from(history: Sequence[Mapping[str, Any]]) -> int | None:
-    """Return the step after which the model was narrow, None if a trainer's log does not tell of one."""
-    return next((int(entry["step"]) for entry in history if entry.get("wid/wide") == 0.0), None)
-
-
 def draw_widths(widths: Mapping[str, Sequence[tuple[int, float]]], narrow: int | None, path: Path) -> None:
-    """Draw kept indices over steps, and where the model became narrow, to `path` (PNG)."""
+    """Draw kept indices over steps, and where the model became narrow, to `path` (PNG).
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    with extra("cli"):
+        from matplotlib.figure import Figure
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     for name, points in widths.items():

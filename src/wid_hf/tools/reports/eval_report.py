@@ -11,17 +11,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
-from ...errors import OutputError, TrainingError
+from ...errors import FormatError, OutputError, TrainingError
+from ...extras import extra
+from ...format_version import KEY, refuse_newer
 from ...hub.model_size import ModelSize
 from ..evaluation.runs import Record, write_json
 from ..evaluation.tasks import Scores, Task
 from ..evaluation.tasks.figures import LOWER_IS_BETTER
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 FILE_NAME = "eval_report.json"
+FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class EvalReport:
     def save(self, folder: Path) -> Path:
         """Write `eval_report.json` into `folder` and return its path."""
         path = folder / FILE_NAME
-        write_json(path, asdict(self))
+        write_json(path, asdict(self) | {KEY: FORMAT_VERSION})
         return path
 
     @classmethod
@@ -82,15 +86,19 @@ class EvalReport:
 
         Raises:
             OutputError: it is no report.
+            FormatError: a newer wid_hf wrote it.
         """
         path = folder / FILE_NAME
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
+            refuse_newer(values.pop(KEY, None), FORMAT_VERSION, str(path))
             tasks = {
                 name: TaskResult(**{**result, "figures": tuple(result["figures"])})
                 for name, result in values.pop("tasks").items()
             }
             return cls(**{**values, "size": ModelSize(**values["size"]), "tasks": tasks})
+        except FormatError:
+            raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise OutputError(
                 f"{path} is not a report of `wid-hf eval` ({error}). Move it away or name another folder."
@@ -98,6 +106,9 @@ class EvalReport:
 
     def table(self) -> Table:
         """Return one row for each task and split; shares are percentages, with the spread over seeds."""
+        with extra("cli"):
+            from rich.table import Table
+
         table = Table("task", "split", "figure", "mean", "spread", "seeds", "learning rate", title=self.model)
         for result in self.tasks.values():
             rate = "" if result.best_learning_rate is None else f"{result.best_learning_rate:g}"

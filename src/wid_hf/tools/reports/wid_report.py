@@ -11,17 +11,22 @@ import platform
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.table import Table
 
 from ...atomic_write import atomic_write
 from ...calibration import Calibration
+from ...extras import extra
+from ...format_version import KEY
 from ...hub.model_size import ModelSize, size_rows
 from ...hub.own_files import CALIBRATION_PICTURE, FILE_NAME, LISTED, file_digests
+from ...hub.report_file import FORMAT_VERSION
 from ..plots.calibration import draw
 from ..plots.widths import WIDTHS_PICTURE, draw_widths
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 PACKAGES = ("wid-hf", "torch", "transformers", "peft", "accelerate", "datasets", "safetensors")
 
@@ -59,7 +64,7 @@ class Report:
         teacher: name or folder of the teacher.
         requested: the sizes asked for.
         head_strategy: `dim` or `head`: what was asked for, or what `auto` took.
-        method: how the student was made, of `wid_hf.methods.METHODS`.
+        method: how the student was made, in a word: `wid`, `wid-progressive`, `wid-kd`, or that of another recipe.
         start: how it started, such as `calibrated, pivots` or `random weights`.
         calibration: what was missed of every layer's input before and after; None for an identity start.
         objective: `masked-lm` or `following`.
@@ -73,6 +78,8 @@ class Report:
         schedule: of a progressive training, the `WidSchedule` as a dictionary; None if it was narrow throughout.
         widths: kept indices `[step, number]` of each coupled dimension of a progressive training, as logged.
         settled: what becomes of heads, and why; None where the request left nothing open.
+        title: what cards call the method.
+        weights: whether the student's weights were `folded` from the teacher's, `cut` out of them, or `random`.
         narrow_from: the step after which a progressive training was narrow.
         fingerprints: SHA-256 of the weights in float32, for `teacher` and `student`; `eval_report.json` holds the same.
         latency: of `teacher` and `student`; None where it was not measured.
@@ -103,6 +110,8 @@ class Report:
     widths: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     narrow_from: int | None = None
     settled: str | None = None
+    title: str = "WID"
+    weights: str = "folded"
     fingerprints: dict[str, str] = field(default_factory=dict)
     latency: Latency | None = None
     command: str | None = None
@@ -112,7 +121,7 @@ class Report:
 
     def save(self, folder: Path) -> Path:
         """Write `wid_report.json` into `folder`, with a list of the files that are there by now; return its path."""
-        values = asdict(self) | {LISTED: file_digests(folder)}
+        values = asdict(self) | {KEY: FORMAT_VERSION, LISTED: file_digests(folder)}
         if self.calibration is not None:
             values["calibration"] = self.calibration.to_dict()
         path = folder / FILE_NAME
@@ -121,7 +130,11 @@ class Report:
         return path
 
     def draw(self, folder: Path) -> None:
-        """Draw into `folder` what there is to draw: the calibration, widths over steps."""
+        """Draw into `folder` what there is to draw: the calibration, widths over steps.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
         if self.calibration is not None and self.calibration.sites:
             draw(self.calibration, folder / CALIBRATION_PICTURE)
         if self.widths:
@@ -129,6 +142,9 @@ class Report:
 
     def table(self) -> Table:
         """Return teacher, start and student side by side; no start where nothing was trained."""
+        with extra("cli"):
+            from rich.table import Table
+
         names = [name for name in self.scores if self.steps or name != "start"]
         trained = f"{self.steps} steps, {self.tokens:,} tokens, {self.seconds:.0f} s"
         table = Table("", *names, title=f"{self.teacher}: {trained if self.steps else f'{self.start}, not trained'}")

@@ -1,6 +1,6 @@
 """Tasks that models are compared on: each is data, figures and a head, declared in `registry.py`.
 
-Takes a model's name and data in files or on the Hub; gives figures by split. Called by `wid_hf.evaluate`.
+Takes a model's name and data in files or on the Hub; gives figures by split. Called by `wid_hf.tools.evaluate`.
 """
 
 from __future__ import annotations

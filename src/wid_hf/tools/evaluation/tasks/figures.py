@@ -7,57 +7,58 @@ first use, because they are an extra of the package.
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from math import isnan
 
 import numpy as np
 
-from ....errors import WidError
+from ....extras import extra
 
 LOWER_IS_BETTER = frozenset({"loss", "perplexity"})  # every other figure is at most 1, and 1 is the best
-LIBRARIES = {"sklearn": "scikit-learn", "scipy": "scipy"}
 
 
 def check_installed() -> None:
-    """Raise WidError if a library that figures are computed by is not installed."""
-    missing = [package for module, package in LIBRARIES.items() if find_spec(module) is None]
-    if missing:
-        raise WidError(
-            f"Evaluation on tasks needs {' and '.join(missing)}, not installed here. Run `pip install 'wid-hf[eval]'`."
-        )
+    """Raise MissingExtraError if a library that figures are computed by is not installed."""
+    with extra("eval"):
+        import scipy  # noqa: F401
+        import sklearn  # noqa: F401
 
 
 def accuracy(predicted: np.ndarray, right: np.ndarray) -> float:
     """Share of predictions that are right."""
-    from sklearn.metrics import accuracy_score
+    with extra("eval"):
+        from sklearn.metrics import accuracy_score
 
     return float(accuracy_score(right, predicted))
 
 
 def f1(predicted: np.ndarray, right: np.ndarray) -> float:
     """F1 of class 1; 0 where it is neither predicted nor there."""
-    from sklearn.metrics import f1_score
+    with extra("eval"):
+        from sklearn.metrics import f1_score
 
     return float(f1_score(right, predicted, zero_division=0.0))
 
 
 def matthews(predicted: np.ndarray, right: np.ndarray) -> float:
     """Matthews' correlation, -1 to 1; 0 where all predictions are one class."""
-    from sklearn.metrics import matthews_corrcoef
+    with extra("eval"):
+        from sklearn.metrics import matthews_corrcoef
 
     return float(matthews_corrcoef(right, predicted))
 
 
 def pearson(predicted: np.ndarray, right: np.ndarray) -> float:
     """Pearson's correlation; 0 where either side is constant, which orders nothing."""
-    from scipy.stats import pearsonr
+    with extra("eval"):
+        from scipy.stats import pearsonr
 
     return _correlation(pearsonr, predicted, right)
 
 
 def spearman(predicted: np.ndarray, right: np.ndarray) -> float:
     """Spearman's rank correlation; 0 where either side is constant, which orders nothing."""
-    from scipy.stats import spearmanr
+    with extra("eval"):
+        from scipy.stats import spearmanr
 
     return _correlation(spearmanr, predicted, right)
 

@@ -38,7 +38,7 @@ class FineTuning:
         learning_rates: each is tried with each seed; the best on the split `dev` is reported.
         seeds: of the head's weights, dropout and the order of examples.
         epochs: passes over the training examples.
-        steps: optimizer steps, in the place of `epochs`.
+        steps: optimizer steps, instead of `epochs`.
         batch_size: examples per step.
         weight_decay: of AdamW.
         warmup: share of the steps over which the learning rate grows; afterwards it falls linearly to 0.

@@ -102,7 +102,7 @@ def from_files_or_hub(
     if folder is not None and (folder / name).is_dir():
         return files(folder / name)
     here = f"{folder} has no folder {name}" if folder is not None else f"no data folder with {name} was named"
-    advice = f"Give a data folder that holds {name} (folder=, or WID_HF_DATA; docs/evaluation.md tells its layout)"
+    advice = f"Give a data folder that holds {name} (folder=, or WID_HF_DATA; docs/evaluation.md describes its layout)"
     if hub is None:
         raise DataError(f"{here}, and this task is not on the Hub. {advice}.")
     try:

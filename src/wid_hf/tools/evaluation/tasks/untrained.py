@@ -84,7 +84,7 @@ class OnTexts(Scored):
     def load(self, places: DataPlaces) -> Rows:
         """Return the texts as the one split `texts`; blank ones are dropped."""
         if places.texts is None:
-            raise DataError(f"{self.title} has no texts of its own. Name a file or dataset with texts=.")
+            raise DataError(f"{self.title} comes without texts. Name a file or dataset with texts=.")
         return places.limited({"texts": load_texts(places.texts, column=places.column, split="validation")})
 
     def features(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Rows:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from transformers import PreTrainedModel
 
 from ....atomic_write import atomic_write
+from ....extras import extra
 from ...evaluation.attention import AttentionComparison, attention_maps, eager_attention
 from ...evaluation.eval_mode import eval_mode
 
@@ -26,7 +27,8 @@ GRIDS_PER_ROW = 5
 
 def draw_divergence(students: Mapping[str, AttentionComparison], path: Path) -> None:
     """Draw the divergence of each student's heads, layers x heads, to `path` (PNG); colours mean the same in all."""
-    from matplotlib.figure import Figure
+    with extra("cli"):
+        from matplotlib.figure import Figure
 
     grids = {name: student.divergence for name, student in students.items()}
     layers, heads = len(next(iter(grids.values()))), max(len(grid[0]) for grid in grids.values())
@@ -65,7 +67,8 @@ def draw_maps(
         heads: layer and head of the teacher for each column.
         path: where to write; what is there is replaced.
     """
-    from matplotlib.figure import Figure
+    with extra("cli"):
+        from matplotlib.figure import Figure
 
     batch = dict(tokenizer(text, truncation=True, max_length=SHOWN, return_tensors="pt"))
     tokens = tokenizer.convert_ids_to_tokens(batch["input_ids"][0])

@@ -6,13 +6,13 @@ a field that it lacks, or that is of another kind than it should be, is None her
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, fields
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from ....errors import OutputError
+from ....errors import FormatError, OutputError
+from ....hub.report_file import read_report
 from ..eval_report import FILE_NAME as EVAL_FILE_NAME
 from ..eval_report import EvalReport
 from ..wid_report import FILE_NAME, Report
@@ -125,9 +125,7 @@ def read_folder(folder: Path) -> Found:
     found = Found([], {}, {})
     for path in _files(folder, FILE_NAME):
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(values, dict):
-                raise ValueError("it holds no JSON object")
+            values = read_report(path)
         except (OSError, ValueError) as error:
             found.unreadable[str(path.relative_to(folder))] = str(error)
         else:
@@ -135,7 +133,7 @@ def read_folder(folder: Path) -> Found:
     for path in _files(folder, EVAL_FILE_NAME):
         try:
             found.evaluations[_name(path.parent, folder)] = EvalReport.load(path.parent)
-        except OutputError as error:
+        except (OutputError, FormatError) as error:
             found.unreadable[str(path.relative_to(folder))] = str(error)
     if not found.runs and not found.evaluations:
         told = "".join(f"\n{name}: {reason}" for name, reason in found.unreadable.items())

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ....atomic_write import atomic_write
 from ....errors import OutputError
+from ....extras import extra
 from ....hub.paths import expanded
 from ...evaluation.runs import write_json
 from . import tables
@@ -23,6 +23,9 @@ from .attention import AttentionTexts, compare_recipes
 from .found import Found, Run, read_folder
 from .pictures import draw_losses, draw_quality
 from .recipes import Recipe, lower_is_better, recipes, teacher_figures
+
+with extra("cli"):
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 PAGE_NAME = "report.html"
 GENERATOR = '<meta name="generator" content="wid-hf">'

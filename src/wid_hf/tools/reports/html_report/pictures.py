@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from math import ceil
 from pathlib import Path
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter, NullLocator
-
 from ....atomic_write import atomic_write
+from ....extras import extra
 from .recipes import Recipe, Spread
+
+with extra("cli"):
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter, NullLocator
 
 PANEL = (5.2, 3.6)  # inches
 APART = 1.25  # ratio of two sizes that can both be named on an axis

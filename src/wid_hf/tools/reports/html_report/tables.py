@@ -88,7 +88,7 @@ def attention(found: Mapping[str, AttentionComparison]) -> Table:
 
 
 def tasks(evaluations: Mapping[str, EvalReport], found: Found) -> Table:
-    """Return a row per model, task, split and figure, as `eval_report.json` tells it."""
+    """Return a row per model, task, split and figure, as `eval_report.json` has it."""
     header = ["model", "evaluated in", "task", "split", "figure", "mean", "spread", "seeds", "learning rate"]
     rows = []
     for name, evaluation in evaluations.items():

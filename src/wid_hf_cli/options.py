@@ -6,13 +6,15 @@ import shlex
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...config import WidConfig
-from ...errors import ConfigError
-from ...progressive.schedule import WidSchedule
+if TYPE_CHECKING:
+    from wid_hf import WidConfig, WidSchedule
+
+
+LOSSES = ("logits", "hidden", "relations")  # of --distillation
 
 
 class HeadStrategy(str, Enum):
@@ -48,6 +50,8 @@ class Schedule(str, Enum):
     @property
     def stated(self) -> str | WidSchedule:
         """What `WidConfig` takes for it."""
+        from wid_hf import WidSchedule
+
         return WidSchedule.paper() if self is Schedule.paper else self.value
 
 
@@ -76,6 +80,8 @@ def wid_config(
     head_dim: int | None, strategy: HeadStrategy, overrides: list[str] | None, **start: Any,
 ) -> WidConfig:  # fmt: skip
     """Return the `WidConfig` that the options describe; `start` takes its other fields under their own names."""
+    from wid_hf import WidConfig
+
     return WidConfig(
         hidden_size=hidden_size,
         intermediate_size=intermediate_size,
@@ -93,7 +99,25 @@ def command_line() -> str:
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
+def numbers(option: str, text: str, kind: type[float] | type[int]) -> tuple[Any, ...]:
+    """Return the numbers in `text` with commas between them, each once."""
+    from wid_hf import ConfigError
+
+    try:
+        return tuple(dict.fromkeys(kind(part) for part in text.split(",")))
+    except ValueError as error:
+        example = "2e-5,5e-5" if kind is float else "0,1,2"
+        raise ConfigError(f"{option} {text!r} is not a list of numbers such as {example}.") from error
+
+
+def words(text: str) -> tuple[str, ...]:
+    """Return the words in `text` with commas between them."""
+    return tuple(word for part in text.split(",") if (word := part.strip()))
+
+
 def _nested(pairs: list[str]) -> dict[str, object]:
+    from wid_hf import ConfigError
+
     result: dict[str, object] = {}
     for pair in pairs:
         path, _, size = pair.partition("=")

@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ..export import export_onnx
 from . import options
 
 
@@ -28,6 +27,8 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
 ) -> None:
     """Write a model as an ONNX file, and check it against onnxruntime."""
+    from wid_hf.tools.export import export_onnx
+
     console = Console(highlight=False, soft_wrap=True, markup=False)
     with console.status("Exporting"):
         done = export_onnx(model, output, revision=revision, trust_remote_code=trust_remote_code, overwrite=overwrite)

@@ -1,7 +1,7 @@
 """Students to compare WID with: stock models of the planned shape, alone or taught by the same teacher.
 
 Takes a wid model, whose plan gives the shape and whose teacher teaches; gives stock students and the trainer for them.
-Called by `compress`.
+Called by the recipes in `methods.py`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from teacher_losses import LOSSES, TeacherLoss
 from torch import Tensor, nn
 from transformers import (
     PreTrainedModel,
@@ -19,13 +20,11 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..calibration.batches import prepared
-from ..errors import TrainingError
-from .accumulation import Reduction
-from .losses.matching import LOSSES, TeacherLoss
-from .losses.registry import refuse_unknown
-from .losses.watching import watch
-from .student_trainer import StudentTrainer
+from wid_hf import StudentTrainer, TrainingError
+from wid_hf.calibration.batches import prepared
+from wid_hf.training.accumulation import Reduction
+from wid_hf.training.losses.registry import refuse_unknown
+from wid_hf.training.losses.watching import watch
 
 
 def stock_student(wid_model: PeftModel, *, random: bool, seed: int) -> PreTrainedModel:

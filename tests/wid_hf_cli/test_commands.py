@@ -15,7 +15,7 @@ from transformers import AutoModelForMaskedLM, BertForMaskedLM
 from typer.testing import CliRunner
 
 from wid_hf.errors import ConfigError, Stopped
-from wid_hf.tools.commands import main
+from wid_hf_cli import app as program
 
 SIZES = ["--hidden-size", "12", "--intermediate-size", "24"]
 
@@ -26,7 +26,7 @@ def teacher(tmp_path: Path) -> Path:
 
 
 def invoke(*words: str) -> str:
-    result = CliRunner().invoke(main.app, words, env={"COLUMNS": "160"}, catch_exceptions=False)
+    result = CliRunner().invoke(program.app, words, env={"COLUMNS": "160"}, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output
 
@@ -102,7 +102,7 @@ def test_an_override_that_is_no_size_is_refused(teacher: Path, pair: str) -> Non
 
 
 def test_a_refusal_is_printed_without_a_traceback_and_exits_with_1(teacher: Path) -> None:
-    command = [sys.executable, "-c", "from wid_hf.tools.commands.main import main; main()"]
+    command = [sys.executable, "-c", "from wid_hf_cli.main import main; main()"]
     ended = subprocess.run(
         [*command, "plan", str(teacher), "--hidden-size", "13", "--head-strategy", "dim"],
         capture_output=True,
@@ -123,15 +123,16 @@ def test_messages_of_the_library_name_options_on_the_command_line() -> None:
         "num_key_value_heads=2.": "--num-key-value-heads 2.",
         "trust_remote_code=True, and name the revision= that": "--trust-remote-code, and name the --revision that",
         "Name another with folder=, or": "Name another with --data, or",
-        "learning_rate=1e-4.": "--learning-rate 1e-4.",
+        "compactor_learning_rate=1e-4.": "--compactor-learning-rate 1e-4.",
+        "distillation=logits,hidden adds": "--distillation logits,hidden adds",
         "pass example_inputs= or a=1": "pass example_inputs= or a=1",
         "https://x.org/?output=3": "https://x.org/?output=3",
     }
-    assert {text: main.as_options(text) for text in told} == told
+    assert {text: program.as_options(text) for text in told} == told
 
 
 def run(*words: str, home: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from wid_hf.tools.commands.main import main; main()", *words]
+    command = [sys.executable, "-c", "from wid_hf_cli.main import main; main()", *words]
     environment = {**os.environ, "HOME": str(home), "COLUMNS": "200"}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
@@ -154,7 +155,7 @@ def test_the_exit_status_is_that_of_the_signal(
     def stop(*_: object, **__: object) -> None:
         raise Stopped(getattr(signal, name), "It is in x.")
 
-    monkeypatch.setattr("wid_hf.tools.commands.compress.compress_teacher", stop)
+    monkeypatch.setattr("wid_hf.tools.compress.compress", stop)
     words = ["compress", str(teacher), "--train", "t.txt", "--output", str(tmp_path / "s"), *SIZES]
-    result = CliRunner().invoke(main.app, words)
+    result = CliRunner().invoke(program.app, words)
     assert result.exit_code == status and f"Stopped by {name}. It is in x." in result.stderr

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from ...errors import ConfigError
-from ...hub.paths import expanded
-from ..evaluate import EvalSettings
-from ..evaluate import evaluate as evaluate_model
-from ..evaluation.tasks import TASKS, DataPlaces, FineTuning
-from ..reports.eval_report import FILE_NAME
 from . import options
 
-RATES, SEEDS = (",".join(map(str, numbers)) for numbers in (FineTuning.learning_rates, FineTuning.seeds))
+TASKS = (
+    "cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli", "squad", "squad_v2", "reactions",
+    "stsb-zero-shot", "masked-lm", "perplexity",
+)  # fmt: skip
 
 
 def evaluate(
@@ -30,11 +27,13 @@ def evaluate(
     ] = None,
     texts: Annotated[str | None, typer.Option(help="File or dataset for masked-lm and perplexity.")] = None,
     column: Annotated[str | None, typer.Option(help="Column of --texts that holds the text.")] = None,
-    learning_rates: Annotated[str, typer.Option(help="To sweep; the best on the dev split is reported.")] = RATES,
-    seeds: Annotated[str, typer.Option(help="Each is run with each learning rate.")] = SEEDS,
-    epochs: Annotated[float, typer.Option(min=0, help="Passes over the training examples.")] = FineTuning.epochs,
-    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps, in the place of epochs.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Examples per step.")] = FineTuning.batch_size,
+    learning_rates: Annotated[
+        str, typer.Option(help="To sweep; the best on the dev split is reported.")
+    ] = "2e-05,5e-05,0.0001",
+    seeds: Annotated[str, typer.Option(help="Each is run with each learning rate.")] = "0,1,2",
+    epochs: Annotated[float, typer.Option(min=0, help="Passes over the training examples.")] = 3.0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps, instead of epochs.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples per step.")] = 32,
     max_length: Annotated[
         int | None, typer.Option(min=8, help="Tokens per example; by default the task's own.")
     ] = None,
@@ -44,11 +43,17 @@ def evaluate(
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
     """Score a model on tasks, fine-tuning it where a task has labels to train on. A second call goes on."""
+    from wid_hf.hub.paths import expanded
+    from wid_hf.tools.evaluate import EvalSettings
+    from wid_hf.tools.evaluate import evaluate as evaluate_model
+    from wid_hf.tools.evaluation.tasks import DataPlaces, FineTuning
+    from wid_hf.tools.reports.eval_report import FILE_NAME
+
     settings = EvalSettings(
         places=DataPlaces(data, texts, column, train_examples, eval_examples),
         fine_tuning=FineTuning(
-            learning_rates=_numbers("--learning-rates", learning_rates, float),
-            seeds=_numbers("--seeds", seeds, int),
+            learning_rates=options.numbers("--learning-rates", learning_rates, float),
+            seeds=options.numbers("--seeds", seeds, int),
             epochs=epochs,
             steps=steps,
             batch_size=batch_size,
@@ -58,18 +63,10 @@ def evaluate(
     folder = Path(expanded(model))
     output = Path(expanded(output or Path("eval") / (folder.resolve().name if folder.is_dir() else folder.name)))
     report = evaluate_model(
-        model, [name.strip() for name in tasks.split(",")], output, settings,
+        model, options.words(tasks), output, settings,
         revision=revision, trust_remote_code=trust_remote_code,
         command=options.command_line(),
     )  # fmt: skip
     console = Console()
     console.print(report.table())
     console.print(f"All runs: {output / FILE_NAME}", soft_wrap=True, markup=False)
-
-
-def _numbers(option: str, text: str, kind: Any) -> tuple[Any, ...]:
-    try:
-        return tuple(dict.fromkeys(kind(part) for part in text.split(",")))
-    except ValueError as error:
-        example = "2e-5,5e-5" if kind is float else "0,1,2"
-        raise ConfigError(f"{option} {text!r} is not a list of numbers such as {example}.") from error

@@ -8,9 +8,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ...hub.model_size import model_size, size_rows
-from ...planning.student import plan_student
-from ..teachers import load_teacher
 from . import options
 
 
@@ -28,6 +25,11 @@ def plan(
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
     """Show the coupled dimensions of a teacher and the sizes of the student."""
+    from wid_hf import plan_student
+    from wid_hf.hub.model_size import model_size, size_rows
+    from wid_hf.tools.plan_table import plan_table
+    from wid_hf.tools.teachers import load_teacher
+
     config = options.wid_config(
         hidden_size, intermediate_size, heads, key_value_heads, head_dim, head_strategy, overrides
     )
@@ -35,7 +37,7 @@ def plan(
     console = Console()
     with console.status("Tracing and planning"):
         planned = plan_student(model, config, proof=verify)
-    console.print(planned.plan.table())
+    console.print(plan_table(planned.plan))
     for note in planned.plan.notes:
         console.print(note, markup=False)
     sizes = {"teacher": model_size(model), "student": model_size(planned.student)}

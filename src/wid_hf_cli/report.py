@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ..reports.html_report import AttentionTexts, write_html_report
 from . import options
 
 
@@ -24,10 +23,12 @@ def report(
         typer.Option(help="File or dataset of texts; loads teachers and students, and compares where they look."),
     ] = None,
     column: Annotated[str | None, typer.Option(help="Column of --attention that holds the text.")] = None,
-    attention_texts: Annotated[int, typer.Option(min=1, help="How many of them, the first.")] = AttentionTexts.count,
+    attention_texts: Annotated[int, typer.Option(min=1, help="How many of them, the first.")] = 64,
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
     """Write a self-contained HTML page: sizes, latency, losses, quality against size, baselines, commands."""
+    from wid_hf.tools.reports.html_report import AttentionTexts, write_html_report
+
     texts = None
     if attention is not None:
         texts = AttentionTexts(attention, column, attention_texts, trust_remote_code=trust_remote_code)

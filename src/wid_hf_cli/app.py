@@ -1,4 +1,4 @@
-"""The `wid-hf` program."""
+"""All commands as one program, and how refusals and warnings are shown."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any, TextIO
 import typer
 from rich.console import Console
 
-from ...errors import WidError, WidWarning
 from .compress import compress
 from .evaluate import evaluate
 from .export import export
@@ -20,7 +19,6 @@ from .report import report
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_show_locals=False,  # locals may hold tokens
     help="Make a pretrained transformer narrower and get a stock model back.",
 )
@@ -33,15 +31,15 @@ app.command()(report)
 
 # Arguments of the library that have no option of their own name.
 OTHERWISE = {"folder": "--data", "overrides": "--override"}
-VALUE = r"""True|"[^"]*"|'[^']*'|[\w+-]+(?:\.[\w+-]+)*"""
+VALUE = r"""True|"[^"]*"|'[^']*'|[\w+-]+(?:[.,][\w+-]+)*"""
 
 
-def main() -> None:
+def run() -> None:
     """Run the command line; what wid_hf refuses is printed without a traceback and exits with 1."""
     warnings.showwarning = _show_warning
     try:
         app()
-    except WidError as refusal:
+    except _of_library("WidError") as refusal:
         _print(type(refusal).__name__, "bold red", str(refusal))
         sys.exit(1)
 
@@ -66,11 +64,17 @@ def _options() -> dict[str, str]:
     return {name[2:].replace("-", "_"): name for name in spelled if name.startswith("--")} | OTHERWISE
 
 
+def _of_library(name: str) -> tuple[type[Exception], ...]:
+    """Return a class of `wid_hf.errors`; none where no command has loaded the library, so that it can have raised."""
+    errors = sys.modules.get("wid_hf.errors")
+    return () if errors is None else (getattr(errors, name),)
+
+
 def _show_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None,
     line: str | None = None,
 ) -> None:  # fmt: skip
-    if isinstance(message, WidWarning):
+    if isinstance(message, _of_library("WidWarning")):
         _print("Note", "bold yellow", str(message))
     else:
         sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))

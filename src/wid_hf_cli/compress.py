@@ -8,14 +8,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ...config import CalibrationConfig
-from ...errors import ConfigError, Stopped
-from ...hub.own_files import CALIBRATION_PICTURE
-from ...hub.paths import expanded
-from ..compress import CompressSettings
-from ..compress import compress as compress_teacher
-from ..methods import METHODS, find_method
-from ..reports.calibration_table import calibration_table
 from . import options
 
 
@@ -23,9 +15,6 @@ def compress(
     teacher: options.Teacher,
     train: Annotated[str, typer.Option(help="Text file, JSON lines, or name of a dataset.")],
     output: Annotated[Path, typer.Option(help="Folder for the student.")],
-    method: Annotated[
-        str, typer.Option(help=f"WID, or what it is compared with at the same shape: {', '.join(METHODS)}.")
-    ] = CompressSettings.method,
     hidden_size: options.HiddenSize = None,
     intermediate_size: options.IntermediateSize = None,
     heads: options.Heads = None,
@@ -42,36 +31,47 @@ def compress(
     selection: Annotated[
         options.Selection | None, typer.Option(help="Which of the teacher's indices the start keeps.")
     ] = None,
-    calibration_samples: Annotated[int, typer.Option(min=1, help="Texts to calibrate on.")] = CalibrationConfig.samples,
-    calibration_batch_size: Annotated[
-        int, typer.Option(min=1, help="Texts per batch of calibration.")
-    ] = CalibrationConfig.batch_size,
+    calibration_samples: Annotated[int, typer.Option(min=1, help="Texts to calibrate on.")] = 256,
+    calibration_batch_size: Annotated[int, typer.Option(min=1, help="Texts per batch of calibration.")] = 32,
     ridge: Annotated[
-        float, typer.Option(help="Ridge strength of the least-squares fits, above 0; more for few texts.")
-    ] = CalibrationConfig.ridge,
+        float,
+        typer.Option(
+            help="Ridge strength of the least-squares fits, relative to the mean input variance; more for few texts."
+        ),
+    ] = 1e-4,
     schedule: Annotated[
         options.Schedule,
         typer.Option(help="Narrow from the first step, or from full width by the paper's proportions or step counts."),
     ] = options.Schedule.narrow,
-    steps: Annotated[
-        int, typer.Option(min=0, help="Optimizer steps; 0 leaves the student at its start.")
-    ] = CompressSettings.steps,
-    batch_size: Annotated[int, typer.Option(min=1, help="Texts per step.")] = CompressSettings.batch_size,
-    max_length: Annotated[int, typer.Option(min=3, help="Tokens per text.")] = CompressSettings.max_length,
+    steps: Annotated[int, typer.Option(min=0, help="Optimizer steps; 0 leaves the student at its start.")] = 1000,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts per step.")] = 32,
+    max_length: Annotated[int, typer.Option(min=3, help="Tokens per text.")] = 128,
     compactor_learning_rate: Annotated[float | None, typer.Option(min=0, help="0 freezes compactors.")] = None,
     teacher_learning_rate: Annotated[float | None, typer.Option(min=0, help="0 freezes the teacher's weights.")] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option(min=0, help="Of a stock student: for methods without compactors.")
+    distillation: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Losses from the teacher, names with commas between them: {', '.join(options.LOSSES)}. The teacher's "
+            "weights stay as they are then."
+        ),
     ] = None,
     column: Annotated[str | None, typer.Option(help="Column that holds the text.")] = None,
     validation: Annotated[str | None, typer.Option(help="Held-out texts; by default part of --train.")] = None,
-    validation_texts: Annotated[int, typer.Option(min=1, help="How many.")] = CompressSettings.validation_texts,
+    validation_texts: Annotated[int, typer.Option(min=1, help="How many.")] = 512,
     seed: Annotated[int, typer.Option(help="Of data order, masking and held-out texts.")] = 0,
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
 ) -> None:
     """Make a narrower student of a teacher, calibrate and train it, and save it as a stock model."""
+    from wid_hf import CalibrationConfig
+    from wid_hf.errors import Stopped
+    from wid_hf.hub.own_files import CALIBRATION_PICTURE
+    from wid_hf.hub.paths import expanded
+    from wid_hf.tools.compress import CompressSettings
+    from wid_hf.tools.compress import compress as compress_teacher
+    from wid_hf.tools.reports.calibration_table import calibration_table
+
     config = options.wid_config(
         hidden_size,
         intermediate_size,
@@ -85,16 +85,13 @@ def compress(
         calibration_config=CalibrationConfig(calibration_samples, calibration_batch_size, ridge),
         schedule=schedule.stated,
     )
-    if not find_method(method, config).folds and (init is not None or selection is not None):
-        raise ConfigError(f"--method {method} decides the start: leave --init and --selection out.")
     settings = CompressSettings(
-        method=method,
         steps=steps,
         batch_size=batch_size,
         max_length=max_length,
         compactor_learning_rate=compactor_learning_rate,
         teacher_learning_rate=teacher_learning_rate,
-        learning_rate=learning_rate,
+        distillation=options.words(distillation or ""),
         column=column,
         validation=validation,
         validation_texts=validation_texts,

@@ -1,0 +1,103 @@
+"""Old names that still work for one release, each with a warning that says what to write instead.
+
+`warn` is for anything old: an argument, an option, a name. The import paths of version 0.1 that its documentation and
+examples used are in `MOVED`; modules that are no files any more are made of it when they are imported.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+GONE_IN = "0.3"
+BASELINES = "benchmarks/baselines/{}.py of a checkout of wid-hf"  # not installed with the package
+
+# Import path of 0.1 -> import path now, or where else it is.
+_TOOLS = {
+    "compress": ("CompressSettings", "compress"),
+    "data": ("batches", "hold_out", "load_texts", "tokenize"),
+    "evaluate": ("EvalSettings", "evaluate"),
+    "evaluation": (
+        "cosine_correlation", "embed", "latency", "masked_batches", "masked_lm_score", "perplexity_score",
+        "retrieval_agreement", "sentence_score",
+    ),
+    "evaluation.tasks": ("TASKS", "DataPlaces", "FineTuning", "find_tasks"),
+    "evaluation.tasks.classification": ("Classification",),
+    "evaluation.tasks.source": ("Origin", "Source"),
+    "export": ("export_onnx",),
+    "output_folder": ("OutputFolder", "write_folder"),
+    "reports.wid_report": ("FILE_NAME", "Report"),
+    "teachers": ("load_teacher", "load_tokenizer", "save_tokenizer"),
+}  # fmt: skip
+MOVED = {
+    **{
+        f"wid_hf.{module}.{name}": f"wid_hf.tools.{module}.{name}" for module, names in _TOOLS.items() for name in names
+    },
+    "wid_hf.compress.OF_CALIBRATION": "wid_hf.config.FLAT",
+    "wid_hf.evaluation.mean_pool": "wid_hf.training.losses.pooling.mean_pool",
+    "wid_hf.evaluation.model_size": "wid_hf.hub.model_size.model_size",
+    "wid_hf.progressive.picture.narrow_from": "wid_hf.progressive.history.narrow_from",
+    "wid_hf.progressive.picture.widths_over_steps": "wid_hf.progressive.history.widths_over_steps",
+    "wid_hf.reports.card.CARD_NAME": "wid_hf.hub.cards.CARD_NAME",
+    "wid_hf.reports.card.adapter_card": "wid_hf.hub.cards.adapter_card",
+    "wid_hf.reports.card.student_card": "wid_hf.hub.cards.student_card",
+    "wid_hf.reports.own_files.why_not_ours": "wid_hf.hub.own_files.why_not_ours",
+    "wid_hf.reports.wid_report.PICTURE_NAME": "wid_hf.hub.own_files.CALIBRATION_PICTURE",
+    "wid_hf.whole_file.whole_file": "wid_hf.atomic_write.atomic_write",
+    "wid_hf.DistillingTrainer": BASELINES.format("distilling_trainer"),
+    "wid_hf.methods.METHODS": BASELINES.format("methods"),
+    "wid_hf.methods.find_method": BASELINES.format("methods"),
+    "wid_hf.training.baselines.stock_student": BASELINES.format("distilling_trainer"),
+}
+
+
+def warn(old: str, new: str, stacklevel: int = 3) -> None:
+    """Warn that `old` is deprecated and `new` is to be used instead; by default at the line of the caller's caller."""
+    warnings.warn(f"{old} is deprecated and goes in wid-hf {GONE_IN}: use {new}.", FutureWarning, stacklevel)
+
+
+def refuse_moved(old: str) -> None:
+    """Raise ImportError if the import path `old` is one of those that left the package, saying where it is now."""
+    new = MOVED.get(old)
+    if new is not None and not new.startswith("wid_hf."):
+        raise ImportError(f"{old} is not part of the package any more. It is in {new}.")
+
+
+def find_old_modules() -> None:
+    """Let modules of `MOVED` that are no files any more be imported; a second call changes nothing."""
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.append(_Finder())  # the last: only what nobody else finds is old
+
+
+class _Finder(MetaPathFinder, Loader):
+    """Finds old modules, and the packages that they were in, and makes them."""
+
+    def __init__(self) -> None:
+        paths = [path.split(".")[:-1] for path in MOVED]
+        self.modules = {".".join(parts[:end]) for parts in paths for end in range(2, len(parts) + 1)}
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        return ModuleSpec(fullname, self, is_package=True) if fullname in self.modules else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        def moved(name: str) -> Any:
+            old = f"{module.__name__}.{name}"
+            new = MOVED.get(old)
+            if new is None:
+                raise AttributeError(f"module {module.__name__!r} is gone, and {name!r} was not documented in it")
+            refuse_moved(old)
+            warn(old, new)
+            home, _, now = new.rpartition(".")
+            value = getattr(import_module(home), now)
+            setattr(module, name, value)  # `from` asks for a name twice; it warns once
+            return value
+
+        module.__getattr__ = moved  # type: ignore[method-assign]

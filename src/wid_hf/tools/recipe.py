@@ -1,0 +1,207 @@
+"""The settings of `compress`, what it needs of a way to make students, and the one that is WID.
+
+Takes a `WidConfig`, settings and a wid model; gives learning rates and a trainer, or a refusal. Benchmarks hand
+`compress` recipes of their own, for the methods that WID is compared with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol
+
+from peft import PeftModel
+
+from ..config import WidConfig
+from ..errors import ConfigError, TeacherError
+from ..progressive.schedule import WidSchedule
+from ..training.arguments import WidTrainingArguments
+from ..training.following_trainer import FollowingTrainer
+from ..training.losses.distillation import TERMS
+from ..training.student_trainer import StudentTrainer
+from ..training.trainer import WidTrainer
+
+Rates = dict[str, float]  # learning rate of each kind of weight that trains: compactors, teacher; or student
+
+
+@dataclass(frozen=True)
+class CompressSettings:
+    """How to train; a learning rate that is None is the default for objective and start.
+
+    Attributes:
+        steps: optimizer steps; 0 leaves the student at its start.
+        batch_size: texts per step.
+        max_length: tokens per text, longer ones are cut; never more than the teacher has positions for.
+        compactor_learning_rate: of compactors.
+        teacher_learning_rate: of the teacher's weights; must be 0 for a headless encoder and where they are followed.
+        distillation: losses from the teacher beside the model's own, some of `"logits"`, `"hidden"`, `"relations"`; the
+            teacher's weights stay as they are then.
+        column: which column of the training file holds the text.
+        validation: file or dataset with held-out texts; by default taken from the training texts.
+        validation_texts: how many held-out texts are scored.
+        seed: of data order, masking and held-out texts.
+
+    Raises:
+        ConfigError: a number that is too small.
+    """
+
+    steps: int = 1000
+    batch_size: int = 32
+    max_length: int = 128
+    compactor_learning_rate: float | None = None
+    teacher_learning_rate: float | None = None
+    distillation: tuple[str, ...] = ()
+    column: str | None = None
+    validation: str | None = None
+    validation_texts: int = 512
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        least = {"steps": 0, "batch_size": 1, "max_length": 3, "validation_texts": 1, "seed": 0}
+        rates = dict.fromkeys(("compactor_learning_rate", "teacher_learning_rate"), 0)
+        for name, number in (least | rates).items():
+            value = getattr(self, name)
+            if value is not None and not value >= number:
+                raise ConfigError(f"{name}={value} is too small. Legal: {number} or more.")
+
+
+class Recipe(Protocol):
+    """How a student is made of a teacher: what it starts from, what trains it and how fast."""
+
+    @property
+    def name(self) -> str:
+        """What `wid_report.json` calls it, as its `method`."""
+
+    @property
+    def title(self) -> str:
+        """What cards call it."""
+
+    @property
+    def weights(self) -> Literal["folded", "cut", "random"]:
+        """The student's: folded from the teacher's while it trains, cut out of them before training, or random."""
+
+    def configured(self, config: WidConfig) -> WidConfig:
+        """Return `config` with the start that the recipe decides.
+
+        Raises:
+            ConfigError: the recipe cannot have what `config` asks for.
+        """
+
+    def check_objective(self, objective: str, teacher: str) -> None:
+        """Raise TeacherError if the class `teacher` cannot be trained so; `objective` is `masked-lm` or `following`."""
+
+    def learning_rates(self, objective: str, config: WidConfig, settings: CompressSettings) -> Rates:
+        """Return the learning rate of each kind of weight that trains: those in `settings`, else the defaults.
+
+        Raises:
+            ConfigError: `settings` contradict the recipe.
+        """
+
+    def trainer(
+        self, model: PeftModel, objective: str, rates: Rates, settings: CompressSettings, arguments: dict[str, Any],
+        data: dict[str, Any],
+    ) -> StudentTrainer:  # fmt: skip
+        """Return the trainer of the student at its start.
+
+        Args:
+            model: the wid model, perhaps not calibrated.
+            objective: `masked-lm` or `following`.
+            rates: what `learning_rates` returned.
+            settings: of the run.
+            arguments: of transformers' `TrainingArguments`, without learning rates.
+            data: `train_dataset` and `data_collator`, for any trainer.
+        """
+
+
+# Learning rates (compactors, teacher weights) by objective and start: the best of the sweep in docs/starts.md.
+# A reconstruction is dense, so that one step of its compactors moves a weight further than from an identity start.
+LEARNING_RATES = {
+    ("masked-lm", "calibrated"): (1e-4, 3e-4),
+    ("masked-lm", "identity"): (3e-4, 3e-4),
+    ("following", "calibrated"): (5e-5, 0.0),
+    ("following", "identity"): (2e-4, 0.0),
+}
+
+
+@dataclass(frozen=True)
+class WidRecipe:
+    """Weight-Inherited Distillation, with losses from the teacher where `distillation` names some.
+
+    Attributes:
+        progressive: whether the student becomes narrow by steps.
+        distillation: losses of `WidTrainer`, beside the model's own.
+
+    Raises:
+        ConfigError: a loss that there is not.
+    """
+
+    progressive: bool = False
+    distillation: tuple[str, ...] = ()
+    weights: ClassVar[Literal["folded"]] = "folded"
+
+    def __post_init__(self) -> None:
+        if unknown := [name for name in self.distillation if name not in TERMS]:
+            raise ConfigError(f"distillation={','.join(unknown)} is unknown. Legal: some of {', '.join(TERMS)}.")
+
+    @classmethod
+    def of(cls, config: WidConfig, settings: CompressSettings) -> WidRecipe:
+        """Return the recipe that config and settings describe."""
+        return cls(isinstance(config.schedule, WidSchedule), tuple(settings.distillation))
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+        return "wid-kd" if self.distillation else "wid-progressive" if self.progressive else "wid"
+
+    @property
+    def title(self) -> str:
+        """What cards call it."""
+        return {"wid": "WID", "wid-progressive": "WID, progressive", "wid-kd": "WID with distillation"}[self.name]
+
+    def configured(self, config: WidConfig) -> WidConfig:
+        """Return `config` as it is."""
+        return config
+
+    def check_objective(self, objective: str, teacher: str) -> None:
+        """Raise TeacherError if losses from the teacher are asked for beside a training loss that it does not have."""
+        if objective == "following" and self.distillation:
+            raise TeacherError(
+                f"distillation={','.join(self.distillation)} adds to a training loss of the model's own, and {teacher} "
+                "is a headless encoder, which has none. Leave distillation= out: the student follows the teacher's "
+                "states anyway."
+            )
+
+    def learning_rates(self, objective: str, config: WidConfig, settings: CompressSettings) -> Rates:
+        """Return the learning rates of compactors and of the teacher's weights, 0 where those are followed.
+
+        Raises:
+            ConfigError: a followed teacher that would train.
+        """
+        compactors, teacher = LEARNING_RATES[objective, str(config.init)]
+        if self.distillation:
+            if settings.teacher_learning_rate:
+                raise ConfigError(
+                    f"distillation={','.join(self.distillation)} follows the teacher's own weights, so they must not "
+                    "change: pass teacher_learning_rate=0, or leave distillation= out."
+                )
+            teacher = 0.0
+        given = settings.compactor_learning_rate, settings.teacher_learning_rate
+        return {
+            "compactors": compactors if given[0] is None else given[0],
+            "teacher": teacher if given[1] is None else given[1],
+        }
+
+    def trainer(
+        self, model: PeftModel, objective: str, rates: Rates, settings: CompressSettings, arguments: dict[str, Any],
+        data: dict[str, Any],
+    ) -> StudentTrainer:  # fmt: skip
+        """Return a `WidTrainer`, or a `FollowingTrainer` for a headless encoder, whose model is calibrated."""
+        args = WidTrainingArguments(
+            **arguments,
+            compactor_learning_rate=rates["compactors"],
+            teacher_learning_rate=rates["teacher"],
+            distillation=list(self.distillation),
+        )
+        trainer = (WidTrainer if objective == "masked-lm" else FollowingTrainer)(model=model, args=args, **data)
+        if not model.base_model.calibrated:
+            model.base_model.calibrate(trainer.calibration_batches())
+        return trainer
