@@ -7,7 +7,7 @@ from pathlib import Path
 
 import wid_hf
 
-PAGE = Path(__file__).parents[1] / "docs" / "api.md"
+PAGE = Path(__file__).parents[2] / "docs" / "api.md"
 
 
 def test_every_public_name_is_in_the_reference_once() -> None:
