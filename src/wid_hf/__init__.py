@@ -1,8 +1,9 @@
 """Make a pretrained transformer narrower by Weight-Inherited Distillation and get a stock model back."""
 
 from .adapter import compat  # noqa: F401  before the others: it refuses a PEFT that they cannot import
+from .adapter.get_wid_model import get_wid_model
 from .adapter.registration import register
-from .adapter.tuner import WidModel, get_wid_model
+from .adapter.tuner import WidModel
 from .config import WidConfig
 from .coupling import Plan
 from .errors import (
@@ -15,7 +16,7 @@ from .errors import (
     TrainingError,
     WidError,
 )
-from .planning.student import plan_student
+from .planning.student_plan import plan_student
 from .progressive.schedule import WidSchedule
 from .training.baselines import DistillingTrainer
 from .training.callbacks import WidCallback

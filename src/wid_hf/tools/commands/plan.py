@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ...hub.model_size import model_size, size_rows
-from ...planning.student import plan_student
+from ...planning.student_plan import empty_student, plan_student
 from ..teachers import load_teacher
 from . import options
 
@@ -38,7 +38,7 @@ def plan(
     console.print(planned.plan.table())
     for note in planned.plan.notes:
         console.print(note, markup=False)
-    sizes = {"teacher": model_size(model), "student": model_size(planned.student)}
+    sizes = {"teacher": model_size(model), "student": model_size(empty_student(model, planned.config))}
     table = Table("", *sizes, title="Sizes")
     for row in size_rows(sizes, list(sizes)):
         table.add_row(*row)

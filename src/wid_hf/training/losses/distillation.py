@@ -181,8 +181,8 @@ class Distillation:
     # What is compared, found once from the plan and one tiny forward of the teacher.
 
     def _probe(self) -> None:
-        planned, teacher = self._wid._planned
-        inputs = prepared(teacher, planned.trace.examples[0].inputs)
+        teacher = self._wid.teacher
+        inputs = prepared(teacher, self._wid.student_plan.trace.examples[0].inputs)
         states = {"output_hidden_states": True} if "hidden" in self.losses else {}
         modules = [path for path, _ in teacher.named_modules() if path]
         with quiet_forward(teacher), watch(teacher, self._candidates(), modules) as seen:
@@ -221,12 +221,12 @@ class Distillation:
         if "hidden" not in self.losses:
             return {}
         read = {read.weight: read for read in self._wid.plan.weight_inputs if not read.routed}
-        names = self._wid._planned[0].trace.aliases
+        names = self._wid.student_plan.trace.aliases
         return {name.rpartition(".")[0]: read[first] for name, first in names.items() if first in read}
 
     def _streams(self, seen: Seen) -> set[Key]:
         """Return the dimensions of the hidden states that the teacher returns."""
-        outputs = self._wid._planned[0].trace.module_outputs
+        outputs = self._wid.student_plan.trace.module_outputs
         fields = [value for name, value in seen.output.items() if name.endswith("hidden_states")]
         states = {id(state) for value in fields if isinstance(value, (tuple, list)) for state in value}
         if not states:
