@@ -104,21 +104,30 @@ def check_wide(
         statistics.keep({})
         for square, _ in squares:
             torch.nn.init.eye_(square.matrix)
-    for whole, theirs, dims in zip(of_wide, of_narrow, trace.output_dims, strict=False):
-        ours = whole
-        for axis, dim in enumerate(dims):
-            if plan.size(dim) < dim.size:
-                ours = ours.index_select(axis, torch.tensor(axis_indices(plan, dim, sets), device=ours.device))
-        if ours.is_floating_point():
-            most = float(theirs.abs().max().clamp(min=1e-6))
-            off = float((ours - theirs).abs().max()) / most
-            if not off <= 1e3 * torch.finfo(ours.dtype).eps:
-                raise PlanError(
-                    f"A progressive schedule is not supported for {type(wide).__name__}: with dropped rows at zero its "
-                    f"outputs differ from the narrow model's by {off:.1e} of the largest of them. "
-                    + ("Its positions are computed from the config. " if plan.matched else "")
-                    + 'Use schedule="narrow".'
-                )
+    for ours, theirs, dims in zip(of_wide, of_narrow, trace.output_dims, strict=False):
+        off = _difference(_kept_part(ours, dims, plan, sets), theirs)
+        if not off <= 1e3 * (torch.finfo(ours.dtype).eps if ours.is_floating_point() else 0):
+            raise PlanError(
+                f"A progressive schedule is not supported for {type(wide).__name__}: with dropped rows at zero its "
+                f"outputs differ from the narrow model's by {off:.1e} of the largest of them. "
+                + ("Its positions are computed from the config. " if plan.matched else "")
+                + 'Use schedule="narrow".'
+            )
+
+
+def _kept_part(output: Tensor, dims: Sequence[Dim], plan: Plan, sets: IndexSets) -> Tensor:
+    """Return the indices of an output of the wide model that the narrow one has as well."""
+    for axis, dim in enumerate(dims):
+        if plan.size(dim) < dim.size:
+            output = output.index_select(axis, torch.tensor(axis_indices(plan, dim, sets), device=output.device))
+    return output
+
+
+def _difference(ours: Tensor, theirs: Tensor) -> float:
+    """Return the largest difference as a share of the largest number; 0 for tensors of integers."""
+    if not ours.is_floating_point():
+        return 0.0
+    return float((ours - theirs).abs().max()) / float(theirs.abs().max().clamp(min=1e-6))
 
 
 class _OverKept(TorchFunctionMode):
