@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TEACHERS := .cache/teachers
 
-.PHONY: help setup teachers test slow quality floors format demo bench families clean
+.PHONY: help setup teachers test slow coverage quality complexity floors format docs demo bench families clean
 
 help:
 	@echo "make test     set up what is needed and run the fast tests"
@@ -13,7 +13,10 @@ help:
 	@echo "make demo     halve a sentence encoder in a few minutes and show what came out"
 	@echo "make bench    measure training steps beside the bare student's; ARGS=--small for a quick look"
 	@echo "make families try every family of transformers and write docs/coverage.md; goes on where it stopped"
+	@echo "make coverage run the fast tests and show which lines of src/ none of them runs"
 	@echo "make quality  lint, format and types"
+	@echo "make complexity  fail on a function of src/ above cyclomatic complexity $(COMPLEXITY)"
+	@echo "make docs     build the documentation into site/"
 	@echo "make floors   test the oldest versions that pyproject.toml allows, in an environment of their own"
 
 setup: $(READY)
@@ -28,16 +31,27 @@ teachers: $(TEACHERS)/reaction-bert $(TEACHERS)/minilm
 $(TEACHERS)/%: | $(READY)
 	$(BIN)/python examples/fetch_teacher.py $* $(TEACHERS)
 
+# One process for each core, each with one torch thread.
+PYTEST := $(BIN)/python -m pytest -n auto
+
 test: setup teachers
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 slow: setup teachers $(TEACHERS)/smollm2
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(PYTEST) -m "slow or not slow"
+
+coverage: setup teachers
+	$(PYTEST) --cov=wid_hf --cov-report=term-missing:skip-covered --cov-report=json --cov-report=xml
 
 quality: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+COMPLEXITY := 12
+complexity: setup
+	$(BIN)/radon cc --show-complexity --total-average src/wid_hf | awk '/^src/ {file = $$0} /^Average/ {print} \
+		match($$0, /\([0-9]+\)$$/) && substr($$0, RSTART + 1) + 0 > $(COMPLEXITY) {print file $$0; high = 1} END {exit high}'
 
 # The old torch comes with its CUDA libraries: some gigabytes. Left out: what torch 2.8 has no CPU kernel for, and a
 # model class that transformers 5.10 does not have.
@@ -56,6 +70,9 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 demo: setup
 	$(BIN)/python examples/demo.py
 
@@ -66,4 +83,4 @@ families: setup
 	$(BIN)/python benchmarks/architectures $(ARGS)
 
 clean:
-	rm -rf $(VENV) .cache demo
+	rm -rf $(VENV) .cache demo site

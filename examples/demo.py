@@ -33,7 +33,7 @@ from transformers import AutoModel, AutoTokenizer, BatchEncoding
 from wid_hf import WidConfig, WidError
 from wid_hf.atomic_write import atomic_write
 from wid_hf.hub.own_files import CALIBRATION_PICTURE, FILE_NAME
-from wid_hf.tools.compress import OF_CALIBRATION, CompressSettings, compress
+from wid_hf.tools.compress import CompressSettings, compress
 from wid_hf.tools.data import load_texts
 from wid_hf.tools.evaluation import latency
 from wid_hf.tools.output_folder import OutputFolder, write_folder
@@ -196,7 +196,7 @@ def was_made_with(
         "requested": config.requested,
         "start": f"{config.init}, {config.selection}",
     }
-    trained = asdict(settings) | {"train": str(train)} | {name: getattr(config, name) for name in OF_CALIBRATION}
+    trained = asdict(settings) | {"train": str(train)} | config.calibration_config.flat()
     same_heads = config.head_strategy in ("auto", report.get("head_strategy"))
     return same_heads and wanted.items() <= report.items() and trained.items() <= report["settings"].items()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of programs that tests start, too
+
 import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM

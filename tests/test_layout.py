@@ -10,9 +10,9 @@ import wid_hf
 SOURCE = Path(wid_hf.__file__).parent
 # Each part may import those above it. A part is a folder or a file of src/wid_hf; those of tools/ count one by one.
 FLOW = (
-    "errors", "atomic_write", "stored_inputs", "coupling", "layers", "calibration", "progressive", "config", "planning",
-    "adapter", "tools.methods", "hub", "tools.plots", "training", "tools.progress_bar", "tools.stops", "tools.staging",
-    "tools.output_folder", "tools.teachers", "tools.data", "tools.evaluation", "tools.reports",
+    "errors", "atomic_write", "stored_inputs", "progress", "coupling", "layers", "calibration", "progressive", "config",
+    "planning", "adapter", "tools.methods", "hub", "tools.plots", "training", "tools.progress_bar", "tools.stops",
+    "tools.staging", "tools.output_folder", "tools.teachers", "tools.data", "tools.evaluation", "tools.reports",
     "tools.export", "tools.evaluate", "tools.compress", "tools.commands",
 )  # fmt: skip
 MATHEMATICS = {"coupling", "layers", "calibration", "progressive"}

@@ -10,10 +10,10 @@ import wid_hf
 
 def test_the_public_names_are_those_promised() -> None:
     assert sorted(wid_hf.__all__) == [
-        "ConfigError", "DataError", "DistillingTrainer", "FollowingTrainer", "OutputError", "Plan", "PlanError",
-        "ProofError", "StudentTrainer", "TeacherError", "TrainingError", "WidCallback", "WidConfig", "WidError",
-        "WidModel", "WidSchedule", "WidSeq2SeqTrainingArguments", "WidTrainer", "WidTrainingArguments", "get_wid_model",
-        "plan_student",
+        "CalibrationConfig", "ConfigError", "DataError", "DistillingTrainer", "FollowingTrainer", "OutputError", "Plan",
+        "PlanError", "ProofError", "StudentTrainer", "TeacherError", "TrainingError", "WidCallback", "WidConfig",
+        "WidError", "WidModel", "WidSchedule", "WidSeq2SeqTrainingArguments", "WidTrainer", "WidTrainingArguments",
+        "get_wid_model", "plan_student",
     ]  # fmt: skip
     assert all(hasattr(wid_hf, name) for name in wid_hf.__all__)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from store import ROOT
 
-from wid_hf import WidConfig
+from wid_hf import CalibrationConfig, WidConfig
 from wid_hf.tools.methods import METHODS, Method
 
 TEACHERS = Path(os.environ.get("WID_HF_TEACHERS", ROOT / ".cache" / "teachers"))
@@ -90,7 +90,7 @@ class Contest:
 
     def config(self, width: str) -> WidConfig:
         """Return the student's sizes."""
-        return WidConfig(**self.sizes[width], calibration_samples=self.calibration_samples)
+        return WidConfig(**self.sizes[width], calibration_config=CalibrationConfig(samples=self.calibration_samples))
 
 
 def _widths(hidden: int, intermediate: int) -> dict[str, dict[str, int]]:

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer, TrainingArguments
 
-from wid_hf import WidConfig, WidTrainingArguments, get_wid_model
+from wid_hf import CalibrationConfig, WidConfig, WidTrainingArguments, get_wid_model
 from wid_hf.tools.compress import CompressSettings, compress
 from wid_hf.tools.reports.wid_report import Report
 
@@ -102,7 +102,7 @@ def save_teacher(
 def compressed(teacher: Path, output: str | Path, *, steps: int = 2, overwrite: bool = False, **sizes: int) -> Report:
     """Compress a saved teacher to half its width as a user of the library does."""
     settings = CompressSettings(steps=steps, batch_size=8, max_length=16, validation_texts=8)
-    config = WidConfig(**sizes or HALF, calibration_samples=32)
+    config = WidConfig(**sizes or HALF, calibration_config=CalibrationConfig(samples=32))
     texts = teacher.resolve().parent / "texts.txt"
     return compress(str(teacher), str(texts), output, config, settings, overwrite=overwrite)
 

@@ -10,7 +10,7 @@ from case import case
 from small import arguments, batches, bert, half_bert, rows, same_outputs
 from transformers import Trainer, TrainingArguments
 
-from wid_hf import WidCallback, WidConfig, WidSchedule, WidTrainer, get_wid_model
+from wid_hf import CalibrationConfig, WidCallback, WidConfig, WidSchedule, WidTrainer, get_wid_model
 
 KIND = "The start and the schedule"
 SHORT = WidSchedule(mask_interval=1, mask_increments=2, decay_to_zero_steps=2)  # narrow after step 4
@@ -37,7 +37,9 @@ def own_loop_without_a_start(folder: Path) -> None:
 
 @case(KIND, "peft#1327", "`Trainer` with `WidCallback`: the start is made before the first step")
 def callback_makes_the_start(folder: Path) -> None:
-    model = get_wid_model(bert(), WidConfig(hidden_size=12, calibration_samples=32, calibration_batch_size=8))
+    model = get_wid_model(
+        bert(), WidConfig(hidden_size=12, calibration_config=CalibrationConfig(samples=32, batch_size=8))
+    )
     by_hand = get_wid_model(bert(), WidConfig(hidden_size=12), calibration_data=batches())
     settings = arguments(folder, TrainingArguments, learning_rate=1e-6)
     Trainer(model=model, args=settings, train_dataset=rows(), callbacks=[WidCallback()]).train()

@@ -13,7 +13,7 @@ from peft import PeftModel
 from small import arguments, bert, gradient_norms, half_bert, losses, rows, same_outputs
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from wid_hf import WidConfig, WidSchedule, WidTrainer, get_wid_model
+from wid_hf import CalibrationConfig, WidConfig, WidSchedule, WidTrainer, get_wid_model
 
 KIND = "Trainers"
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # so that two runs can be compared
@@ -121,7 +121,7 @@ def model_init(folder: Path) -> None:
     made = []
 
     def make() -> PeftModel:
-        made.append(get_wid_model(bert(), WidConfig(hidden_size=12, calibration_samples=32)))
+        made.append(get_wid_model(bert(), WidConfig(hidden_size=12, calibration_config=CalibrationConfig(samples=32))))
         return made[-1]
 
     trainer = WidTrainer(args=arguments(folder), train_dataset=rows(), model_init=make)
@@ -139,7 +139,7 @@ def trials(folder: Path) -> None:
 
     def make() -> PeftModel:
         size = trial.get("hidden_size", 8)
-        return get_wid_model(bert(), WidConfig(hidden_size=size, calibration_samples=32))
+        return get_wid_model(bert(), WidConfig(hidden_size=size, calibration_config=CalibrationConfig(samples=32)))
 
     trainer = WidTrainer(args=arguments(folder), train_dataset=rows(), eval_dataset=rows(), model_init=make)
     found = []

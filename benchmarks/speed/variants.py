@@ -17,8 +17,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from wid_hf import get_wid_model
-from wid_hf.layers import FoldedWeight
-from wid_hf.layers.held import HeldFolds
+from wid_hf.layers import FoldCache, FoldedWeight, FoldPolicy
 from wid_hf.training.labelled_positions import LabelledPositions
 
 LEARNING_RATE = 1e-5
@@ -35,7 +34,7 @@ class Variant:
     """
 
     def __init__(
-        self, case: Case, model: nn.Module, *, folds: HeldFolds | None = None, after: Callable[[int], Any] | None = None
+        self, case: Case, model: nn.Module, *, folds: FoldCache | None = None, after: Callable[[int], Any] | None = None
     ) -> None:
         self.case, self.model, self.folds, self.after = case, model, folds, after
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -47,7 +46,7 @@ class Variant:
     def step(self, batches: Sequence[Batch]) -> None:
         """Take one optimizer step on micro-batches."""
         if self.folds is not None:
-            self.folds.hold(None if self.case.compiled else self.case.tokens)
+            self.folds.keep(FoldPolicy.for_step(None if self.case.compiled else self.case.tokens))
         for at, batch in enumerate(batches, 1):
             if self.folds is not None and at == len(batches):
                 self.folds.open()
@@ -87,13 +86,13 @@ def bare(case: Case, device: torch.device) -> Variant:
 def narrow(case: Case, device: torch.device) -> Variant:
     """The student, folded from the teacher."""
     model = _narrow(case, device)
-    return Variant(case, model, folds=HeldFolds(model.base_model.model))
+    return Variant(case, model, folds=FoldCache(model.base_model.model))
 
 
 def wide(case: Case, device: torch.device) -> Variant:
     """The progressive training's wide phase, all choices made and rows fading."""
     model = _wid(case, device, schedule=WIDE)
-    variant = Variant(case, model, folds=HeldFolds(model.base_model.model), after=model.base_model.wid_step)
+    variant = Variant(case, model, folds=FoldCache(model.base_model.model), after=model.base_model.wid_step)
     model.base_model.wid_begin(optimizer=variant.optimizer)
     return variant
 

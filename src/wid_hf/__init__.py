@@ -4,7 +4,7 @@ from .adapter import compat  # noqa: F401  before the others: it refuses a PEFT 
 from .adapter.get_wid_model import get_wid_model
 from .adapter.registration import register
 from .adapter.tuner import WidModel
-from .config import WidConfig
+from .config import CalibrationConfig, WidConfig
 from .coupling import Plan
 from .errors import (
     ConfigError,
@@ -18,16 +18,18 @@ from .errors import (
 )
 from .planning.student_plan import plan_student
 from .progressive.schedule import WidSchedule
+from .training.arguments import WidSeq2SeqTrainingArguments, WidTrainingArguments
 from .training.baselines import DistillingTrainer
 from .training.callbacks import WidCallback
 from .training.following_trainer import FollowingTrainer
 from .training.student_trainer import StudentTrainer
-from .training.trainer import WidSeq2SeqTrainingArguments, WidTrainer, WidTrainingArguments
+from .training.trainer import WidTrainer
 
 register()
 
 __version__ = "0.1.0"
 __all__ = [
+    "CalibrationConfig",
     "ConfigError",
     "DataError",
     "DistillingTrainer",

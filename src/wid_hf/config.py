@@ -1,13 +1,14 @@
-"""`WidConfig`: which student to make, in the teacher's own words.
+"""`WidConfig`: which student to make, by the names of the teacher's own config; `CalibrationConfig`: by which data.
 
-Takes what a user wants; checks what can be checked without a model. `student` turns it into the student's
+Takes what a user asks for; checks what can be checked without a model. `student` turns it into the student's
 transformers config, PEFT saves it as `adapter_config.json`.
 """
 
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator
+from dataclasses import InitVar, asdict, dataclass, field, fields, replace
 from enum import Enum
 from math import inf
 from pathlib import Path
@@ -31,12 +32,57 @@ class PeftType(str, Enum):
     WID = "WID"
 
 
+@dataclass(frozen=True)
+class CalibrationConfig:
+    """How the start is made from calibration data: how much of it, and how strongly fits are regularised.
+
+    Args:
+        samples: how many rows of the training set `WidTrainer` and `WidCallback` calibrate on, if nobody did before.
+        batch_size: rows per batch then.
+        ridge: ridge strength of the least-squares fit of each weight's input, relative to the mean input variance;
+            more for few texts.
+
+    Raises:
+        ConfigError: a count that is no positive integer, or a ridge that is not above 0.
+    """
+
+    samples: int = field(default=256, metadata={"help": "Training rows to calibrate on."})
+    batch_size: int = field(default=32, metadata={"help": "Rows per batch of calibration."})
+    ridge: float = field(default=1e-4, metadata={"help": "Ridge strength of the least-squares fit."})
+
+    def __post_init__(self) -> None:
+        problems = _not_sizes({"samples": self.samples, "batch_size": self.batch_size})
+        if isinstance(self.ridge, bool) or not isinstance(self.ridge, (int, float)) or not 0 < self.ridge < inf:
+            problems.append(f"ridge={self.ridge!r} is not a number above 0")
+        if problems:
+            raise ConfigError("CalibrationConfig: " + "; ".join(problems))
+
+    @classmethod
+    def from_dict(cls, stated: dict[str, Any]) -> CalibrationConfig:
+        """Return the config that `dataclasses.asdict` made `stated` of.
+
+        Raises:
+            ConfigError: an unknown name, or what the constructor refuses.
+        """
+        names = [field.name for field in fields(cls)]
+        if unknown := sorted(set(stated) - set(names)):
+            raise ConfigError(f"CalibrationConfig has no {', '.join(unknown)}; it has {', '.join(names)}.")
+        return cls(**stated)
+
+    def flat(self) -> dict[str, float]:
+        """Return the settings under the names that `wid_report.json` has for them."""
+        values = asdict(self)
+        return {flat: values[name] for flat, name in FLAT.items()}
+
+
+# Fields of WidConfig in version 0.1, and so in its adapters; reports name the settings so to this day.
+FLAT = {"calibration_samples": "samples", "calibration_batch_size": "batch_size", "ridge": "ridge"}
 SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
 
 
 @dataclass
 class WidConfig(PeftConfig):
-    """The student's sizes and how its compactors start.
+    """The student's sizes, how its compactors start, and whether it becomes narrow at once or step by step.
 
     Sizes that are None stay the teacher's, except what follows from `hidden_size` by `head_strategy`.
 
@@ -60,9 +106,7 @@ class WidConfig(PeftConfig):
         selection: which indices are selected: the `"first"`, those with the largest `"variance"` of activations,
             or a choice by pivoted Cholesky of their covariances, `"pivots"`. By default pivots for a calibrated
             start and the first for identity.
-        calibration_samples: how many rows of the training set `WidTrainer` calibrates on, if nobody did before.
-        calibration_batch_size: rows per batch then.
-        ridge: ridge strength of the least-squares fit of what each weight reads, relative to the mean input variance.
+        calibration_config: how much data a start is made from, and how; see `CalibrationConfig`.
         schedule: `"narrow"` trains the student's sizes from the first step; `"progressive"` begins at the teacher's
             widths and drops ever more, by the proportions of the paper; a `WidSchedule` says how exactly. A progressive
             training starts at the identity.
@@ -72,6 +116,9 @@ class WidConfig(PeftConfig):
             whose own config states every size.
         teacher_fingerprint: of the teacher's weights; filled in when a wid model is made. A config that has one, as
             those of saved adapters do, is refused by any other teacher.
+        calibration_samples: deprecated, `CalibrationConfig.samples`.
+        calibration_batch_size: deprecated, `CalibrationConfig.batch_size`.
+        ridge: deprecated, `CalibrationConfig.ridge`.
 
     Raises:
         ConfigError: an unknown word, a size that is neither a positive integer nor a list of them, a count that is
@@ -91,12 +138,14 @@ class WidConfig(PeftConfig):
         default_factory=dict, metadata={"help": "Other sizes under the teacher's own config names."}
     )
     init: Init | None = field(default=None, metadata={"help": "How compactors start: 'calibrated' or 'identity'."})
+    # Here and not in CalibrationConfig: with `init` it is what a start is, decides whether there is to be calibration
+    # data at all, and is the rule of identity starts as well.
     selection: Selection | None = field(
         default=None, metadata={"help": "Which indices the start selects: 'first', 'variance' or 'pivots'."}
     )
-    calibration_samples: int = field(default=256, metadata={"help": "Training rows to calibrate on."})
-    calibration_batch_size: int = field(default=32, metadata={"help": "Rows per batch of calibration."})
-    ridge: float = field(default=1e-4, metadata={"help": "Ridge strength of the least-squares fit."})
+    calibration_config: CalibrationConfig = field(
+        default_factory=CalibrationConfig, metadata={"help": "How much data a start is made from, and how."}
+    )
     schedule: Literal["narrow", "progressive"] | WidSchedule = field(
         default="narrow", metadata={"help": "'narrow', 'progressive', or a WidSchedule."}
     )
@@ -106,52 +155,88 @@ class WidConfig(PeftConfig):
     settled: str | None = field(default=None, metadata={"help": "What head_strategy='auto' came to mean, and why."})
     teacher_fingerprint: str | None = field(default=None, metadata={"help": "Fingerprint of the teacher's weights."})
 
-    def __post_init__(self) -> None:
+    # Fields of version 0.1, taken as arguments until 0.3.
+    calibration_samples: InitVar[int | None] = None
+    calibration_batch_size: InitVar[int | None] = None
+    ridge: InitVar[float | None] = None
+
+    def __post_init__(
+        self, calibration_samples: int | None, calibration_batch_size: int | None, ridge: float | None
+    ) -> None:
         super().__post_init__()
+        # PEFT states its type when it reads adapter_config.json, users never do.
+        is_saved = getattr(self, "peft_type", None) is not None
         self.peft_type = PeftType.WID
-        if self.schedule == "progressive":
-            self.schedule = WidSchedule()
-        elif isinstance(self.schedule, dict):  # from adapter_config.json
-            self.schedule = WidSchedule.from_dict(self.schedule)
-        progressive = isinstance(self.schedule, WidSchedule)
-        if self.init is None:
-            self.init = "identity" if progressive else "calibrated"
-        if self.selection is None:
-            self.selection = "pivots" if self.init == "calibrated" else "first"
         if not isinstance(self.overrides, dict):
             raise ConfigError(f"WidConfig: overrides={self.overrides!r} is not a dictionary of sizes by name")
+        self._restore()
+        flat = dict(zip(FLAT, (calibration_samples, calibration_batch_size, ridge), strict=True))
+        self._take_flat({name: value for name, value in flat.items() if value is not None}, warn=not is_saved)
+        self._fill_in_start()
+        if problems := [*self._word_problems(), *self._schedule_problems(), *self._size_problems()]:
+            raise ConfigError("WidConfig: " + "; ".join(problems))
+
+    def _restore(self) -> None:
+        """Make objects of what adapter_config.json holds as dictionaries, and what it can hold of example inputs."""
+        if isinstance(self.calibration_config, dict):
+            self.calibration_config = CalibrationConfig.from_dict(self.calibration_config)
+        elif not isinstance(self.calibration_config, CalibrationConfig):
+            raise ConfigError(
+                f"WidConfig: calibration_config={self.calibration_config!r} is not a CalibrationConfig; leave it out "
+                "for the defaults"
+            )
+        if isinstance(self.schedule, dict):
+            self.schedule = WidSchedule.from_dict(self.schedule)
         if self.example_inputs is not None:
             self.example_inputs = packed(self.example_inputs)
-        problems = [
-            f"{name}={getattr(self, name)!r} is not one of {', '.join(map(repr, get_args(words)))}"
-            for name, words in (("head_strategy", HeadStrategy), ("init", Init), ("selection", Selection))
-            if getattr(self, name) not in get_args(words)
-        ]
-        if not progressive and self.schedule != "narrow":
-            problems.append(f"schedule={self.schedule!r} is not 'narrow', 'progressive' or a WidSchedule")
-        if progressive and (self.init, self.selection) != ("identity", "first"):
-            problems.append(
-                "a progressive schedule starts at the full width and chooses as it trains: leave init and selection "
-                f"out, got init={self.init!r}, selection={self.selection!r}"
+
+    def _take_flat(self, given: dict[str, Any], warn: bool) -> None:
+        """Take the fields of version 0.1 into `calibration_config`."""
+        if given and warn:
+            old = ", ".join(f"{name}={value!r}" for name, value in given.items())
+            new = ", ".join(f"{FLAT[name]}={value!r}" for name, value in given.items())
+            warnings.warn(
+                f"WidConfig({old}) is deprecated and goes in 0.3: use calibration_config=CalibrationConfig({new})",
+                FutureWarning,
+                stacklevel=4,
             )
-        named = {name: size for name in SIZES if (size := getattr(self, name)) is not None}
-        problems += [
-            f"{name} is {named[name]!r} and, in overrides, {self.overrides[name]!r}; give it once"
-            for name in named
-            if self.overrides.get(name, named[name]) != named[name]
-        ]
-        problems += list(_not_sizes(named))
-        problems += list(_not_sizes(self.overrides))
-        counts = ("calibration_samples", "calibration_batch_size")
-        problems += list(_not_sizes({name: getattr(self, name) for name in counts}))
-        if isinstance(self.ridge, bool) or not isinstance(self.ridge, (int, float)) or not 0 < self.ridge < inf:
-            problems.append(f"ridge={self.ridge!r} is not a number above 0")
+        self.calibration_config = replace(self.calibration_config, **{FLAT[name]: given[name] for name in given})
+
+    def _fill_in_start(self) -> None:
+        """Fill in what schedule, init and selection mean where they are left open."""
+        if self.schedule == "progressive":
+            self.schedule = WidSchedule()
+        if self.init is None:
+            self.init = "identity" if isinstance(self.schedule, WidSchedule) else "calibrated"
+        if self.selection is None:
+            self.selection = "pivots" if self.init == "calibrated" else "first"
+
+    def _word_problems(self) -> Iterator[str]:
+        for name, words in (("head_strategy", HeadStrategy), ("init", Init), ("selection", Selection)):
+            if getattr(self, name) not in get_args(words):
+                yield f"{name}={getattr(self, name)!r} is not one of {', '.join(map(repr, get_args(words)))}"
         if not isinstance(self.settled, (str, type(None))):
-            problems.append(f"settled={self.settled!r} is no text; leave it out")
+            yield f"settled={self.settled!r} is no text; leave it out"
+
+    def _schedule_problems(self) -> Iterator[str]:
+        if isinstance(self.schedule, WidSchedule):
+            if (self.init, self.selection) != ("identity", "first"):
+                yield (
+                    "a progressive schedule starts at the full width and chooses indices during training: leave init "
+                    f"and selection out, got init={self.init!r}, selection={self.selection!r}"
+                )
+        elif self.schedule != "narrow":
+            yield f"schedule={self.schedule!r} is not 'narrow', 'progressive' or a WidSchedule"
+
+    def _size_problems(self) -> Iterator[str]:
+        named = {name: size for name in SIZES if (size := getattr(self, name)) is not None}
+        for name, size in named.items():
+            if self.overrides.get(name, size) != size:
+                yield f"{name} is {size!r} and, in overrides, {self.overrides[name]!r}; give it once"
+        yield from _not_sizes(named)
+        yield from _not_sizes(self.overrides)
         if not self.requested:
-            problems.append("no size is given; set hidden_size, intermediate_size or another size to shrink")
-        if problems:
-            raise ConfigError("WidConfig: " + "; ".join(problems))
+            yield "no size is given; set hidden_size, intermediate_size or another size to shrink"
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Save as PEFT does; a warning tells where a model lies in the folder already, which the adapter would hide."""
@@ -165,7 +250,7 @@ class WidConfig(PeftConfig):
 
     @property
     def needs_data(self) -> bool:
-        """Return whether the start is made from activations."""
+        """Whether the start is made from calibration data."""
         return self.init == "calibrated" or self.selection != "first"
 
     @property

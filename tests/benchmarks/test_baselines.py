@@ -23,10 +23,11 @@ from transformers import (
     TrainingArguments,
 )
 
-from wid_hf import DistillingTrainer, TeacherError, TrainingError, WidConfig, get_wid_model
+from wid_hf import ConfigError, DistillingTrainer, TeacherError, TrainingError, WidConfig, get_wid_model
 from wid_hf.training.baselines import stock_student
-from wid_hf.training.losses.distillation import watch
+from wid_hf.training.losses import registry
 from wid_hf.training.losses.matching import LOSSES, LayersLoss, relation_heads
+from wid_hf.training.losses.watching import watch
 
 SIZES: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "init": "identity"}
 HALF = WidConfig(**SIZES)
@@ -196,6 +197,12 @@ def trainer_of(folder: Path, loss: str, *, double: bool = False, **given: Any) -
         model=stock_student(model, random=True, seed=0), args=TrainingArguments(**{**defaults, **given}),
         train_dataset=labelled_rows(), wid_model=model, loss=loss,
     )  # fmt: skip
+
+
+def test_an_unknown_loss_is_refused_with_all_that_are_legal(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r'loss=\[.hidden.\] is unknown.*"logits".*"relations".*"layers".*"states"'):
+        trainer_of(tmp_path, "hidden")
+    assert LOSSES.keys() <= registry.LOSSES.keys()
 
 
 @pytest.mark.parametrize("loss", ["logits", "relations", "layers"])

@@ -15,7 +15,7 @@ from toys import save_teacher, write_texts
 from transformers import AutoModel, AutoModelForMaskedLM, BertForMaskedLM, BertModel, PreTrainedModel
 from typer.testing import CliRunner
 
-from wid_hf import ConfigError, StudentTrainer, TeacherError, TrainingError, WidConfig, WidSchedule
+from wid_hf import CalibrationConfig, ConfigError, StudentTrainer, TeacherError, TrainingError, WidConfig, WidSchedule
 from wid_hf.tools.commands.main import app
 from wid_hf.tools.compress import CompressSettings, compress
 from wid_hf.tools.methods import METHODS, find_method
@@ -23,7 +23,7 @@ from wid_hf.tools.reports.wid_report import Report
 from wid_hf.tools.teachers import load_teacher
 
 SIZES: dict[str, Any] = {"hidden_size": 12, "intermediate_size": 24}
-CONFIG = WidConfig(**SIZES, calibration_samples=40)
+CONFIG = WidConfig(**SIZES, calibration_config=CalibrationConfig(samples=40))
 QUICK = CompressSettings(steps=30, batch_size=16, max_length=12, validation_texts=32)
 UNTRAINED = replace(QUICK, steps=0)
 # A schedule whose shares of 30 steps come to an end; the paper's shares are of many more.
@@ -59,7 +59,7 @@ def settings_of(name: str, **given: Any) -> CompressSettings:
 
 def config_of(name: str, **given: Any) -> WidConfig:
     schedule = {"schedule": SOON} if name == "wid-progressive" else {}
-    return WidConfig(**SIZES, calibration_samples=40, **schedule, **given)
+    return WidConfig(**SIZES, calibration_config=CalibrationConfig(samples=40), **schedule, **given)
 
 
 def run(name: str, teacher: Path, train_file: Path, output: Path, **given: Any) -> Report:

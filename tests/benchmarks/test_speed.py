@@ -156,7 +156,7 @@ def test_products_of_the_fold_are_counted_once_a_step_and_those_of_tokens_with_e
 
     from wid_hf.layers import Compactor
     from wid_hf.layers.fold import cheapest_order, multiplications
-    from wid_hf.layers.held import _originals
+    from wid_hf.layers.folded_weight import places
 
     once, twice = (
         measure_steps(a_case(rows=40, micro_batches=count), ["bare", "narrow"], rounds=1, warm_up=0) for count in (1, 2)
@@ -164,8 +164,9 @@ def test_products_of_the_fold_are_counted_once_a_step_and_those_of_tokens_with_e
     assert twice["bare"]["step_flops"] == 2 * once["bare"]["step_flops"] > 0
     assert once["narrow"]["fold_flops"] == twice["narrow"]["fold_flops"]
     forward = 0
-    for compaction, original in _originals(made("narrow", a_case()).model):
-        maps = {int(axis): len(map.matrix) for axis, map in compaction.maps.items() if isinstance(map, Compactor)}
+    originals = {place.weight: place.original for place in places(made("narrow", a_case()).model)}
+    for weight, original in originals.items():
+        maps = {int(axis): len(map.matrix) for axis, map in weight.maps.items() if isinstance(map, Compactor)}
         if original.ndim > 1:  # a matrix times a vector is not counted
             forward += multiplications(original.shape, maps, cheapest_order(original.shape, maps))
     # Forward once; backward the first of two products anew, and two products for each of them.

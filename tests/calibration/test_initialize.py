@@ -14,7 +14,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, PreTrainedModel
 
-from wid_hf import DataError, WidConfig, get_wid_model
+from wid_hf import CalibrationConfig, DataError, WidConfig, get_wid_model
 from wid_hf.calibration.moments import Regression
 from wid_hf.calibration.norm_scale import divergence
 from wid_hf.layers import folded_weights
@@ -116,7 +116,7 @@ def test_every_lift_is_the_least_squares_fit_of_what_the_finished_student_reads(
 ) -> None:
     teacher = teacher.double()
     data = [batch(seed=seed) for seed in range(3)]
-    model = calibrated(teacher, data, head_strategy=strategy, ridge=1e-13)
+    model = calibrated(teacher, data, head_strategy=strategy, calibration_config=CalibrationConfig(ridge=1e-13))
     student = model.base_model.model
     made = folded_weights(student)
     records = [site for site in model.base_model.calibration.sites if site.weight != TABLE]
@@ -143,7 +143,10 @@ def test_what_a_tied_decoder_reads_is_scaled_so_that_its_logits_are_the_best(fam
     teacher = row.build().double()
     data = data_for(row, 3)
     model = get_wid_model(
-        teacher, row.config("dim", init="calibrated", ridge=1e-13), example_inputs=row.inputs, calibration_data=data
+        teacher,
+        row.config("dim", init="calibrated", calibration_config=CalibrationConfig(ridge=1e-13)),
+        example_inputs=row.inputs,
+        calibration_data=data,
     )
     *_, site = model.base_model.calibration.sites
     student = model.merge_and_unload()
@@ -161,7 +164,7 @@ def test_what_a_tied_decoder_reads_is_scaled_so_that_its_logits_are_the_best(fam
 
 def test_a_scale_that_takes_the_softmax_away_from_the_teachers_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter([1.0, 2.0])  # without, with the scale
-    monkeypatch.setattr("wid_hf.calibration.reconstruction.divergence", lambda *_: next(answers))
+    monkeypatch.setattr("wid_hf.calibration.norm_scale.divergence", lambda *_: next(answers))
     row = ARCHITECTURES["bert"]
     model = get_wid_model(
         row.build(), row.config("dim", init="calibrated"), example_inputs=row.inputs, calibration_data=data_for(row, 3)
@@ -401,9 +404,9 @@ def test_forwards_run_in_the_autocast_of_the_caller_and_statistics_do_not(
     assert {tensor.dtype for tensor in matrices(model).values()} == {torch.float32}
 
 
-def test_the_record_becomes_a_table_and_a_dictionary(teacher: BertForMaskedLM) -> None:
+def test_the_record_becomes_rows_and_a_dictionary(teacher: BertForMaskedLM) -> None:
     found = calibrated(teacher, [batch()]).base_model.calibration
-    assert found.table().row_count == len(found.sites) == 14
+    assert len(found.rows()) - 1 == len(found.sites) == 14
     assert found.to_dict()["sites"][0]["weight"] == "bert.encoder.layer.0.attention.self.query.weight"
     assert 0 < found.seconds < 60
 

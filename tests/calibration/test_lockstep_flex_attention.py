@@ -10,9 +10,15 @@ from wid_hf import WidConfig, get_wid_model
 
 def test_a_teacher_with_flex_attention_starts_as_one_with_the_usual_attention_and_keeps_it() -> None:
     config = LlamaConfig(
-        vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, head_dim=16,
-        num_key_value_heads=2, max_position_embeddings=32,
-    )  # fmt: skip
+        vocab_size=60,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        head_dim=16,
+        num_key_value_heads=2,
+        max_position_embeddings=32,
+    )
     ids = torch.randint(5, 60, (8, 12), generator=torch.Generator().manual_seed(1))
     outputs = []
     for kind in ("sdpa", "flex_attention"):

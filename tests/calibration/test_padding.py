@@ -80,11 +80,18 @@ SMALL = {"vocab_size": 60, "hidden_size": 24, "num_hidden_layers": 1, "num_atten
 def test_wav2vec2_is_fitted_to_the_frames_that_are_heard() -> None:
     teacher = Wav2Vec2ForCTC(
         Wav2Vec2Config(
-            **{**SMALL, "vocab_size": 20}, conv_dim=(8, 8), conv_stride=(5, 4), conv_kernel=(10, 8),
-            num_feat_extract_layers=2, num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2, pad_token_id=0,
-            feat_extract_norm="layer", do_stable_layer_norm=True,
+            **{**SMALL, "vocab_size": 20},
+            conv_dim=(8, 8),
+            conv_stride=(5, 4),
+            conv_kernel=(10, 8),
+            num_feat_extract_layers=2,
+            num_conv_pos_embeddings=8,
+            num_conv_pos_embedding_groups=2,
+            pad_token_id=0,
+            feat_extract_norm="layer",
+            do_stable_layer_norm=True,
         )
-    ).eval()  # fmt: skip
+    ).eval()
     lengths = torch.tensor([800, 480, 260, 140])
     mask = (torch.arange(800) < lengths[:, None]).long()
     data = [{"input_values": torch.randn(4, 800) * mask, "attention_mask": mask} for _ in range(4)]
@@ -96,10 +103,19 @@ def test_wav2vec2_is_fitted_to_the_frames_that_are_heard() -> None:
 
 def seq2seq(kind: str) -> tuple[PreTrainedModel, dict[str, Any]]:
     sizes = {
-        "vocab_size": 60, "d_model": 24, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4,
-        "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "pad_token_id": 0,
-        "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1,
-    }  # fmt: skip
+        "vocab_size": 60,
+        "d_model": 24,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 48,
+        "decoder_ffn_dim": 48,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "decoder_start_token_id": 1,
+    }
     if kind == "whisper":
         more = {"suppress_tokens": None, "begin_suppress_tokens": None}
         config = WhisperConfig(**sizes, **more, num_mel_bins=8, max_source_positions=16, max_target_positions=16)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel, PreTrainedModel
 
 from wid_hf import WidConfig, get_wid_model
-from wid_hf.calibration.rotation import turnable_stream
+from wid_hf.calibration.rotation import rotatable_stream
 
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
 
@@ -17,9 +17,16 @@ SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 4, "
 def llama(kind: type[PreTrainedModel] = LlamaForCausalLM, tied: bool = True) -> PreTrainedModel:
     """A teacher whose norms scale every index by another number."""
     config = LlamaConfig(
-        vocab_size=60, hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, tie_word_embeddings=tied, rms_norm_eps=1e-12,
-    )  # fmt: skip
+        vocab_size=60,
+        hidden_size=24,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        tie_word_embeddings=tied,
+        rms_norm_eps=1e-12,
+    )
     teacher = kind(config).eval()
     g = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -36,7 +43,7 @@ def batches(seed: int = 1) -> list[dict[str, Tensor]]:
 def found(model: PreTrainedModel, sizes: dict[str, int] = SIZES):
     wid = get_wid_model(model, WidConfig(**sizes))
     planned, teacher = wid.base_model.student_plan, wid.base_model.teacher
-    return turnable_stream(teacher, planned.trace, planned.plan)
+    return rotatable_stream(teacher, planned.trace, planned.plan)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -55,7 +62,7 @@ def test_a_stream_that_meets_layer_norms_is_not_turned(family: str) -> None:
         row.build(), WidConfig(**row.halved, head_strategy=row.strategies[0]), example_inputs=row.inputs
     )
     planned, teacher = wid.base_model.student_plan, wid.base_model.teacher
-    assert turnable_stream(teacher, planned.trace, planned.plan) is None
+    assert rotatable_stream(teacher, planned.trace, planned.plan) is None
 
 
 def test_a_norm_that_also_subtracts_the_mean_fails_the_proof() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from wid_hf.calibration.moments import Regression
-from wid_hf.calibration.small_sample import Known, few_lift
+from wid_hf.calibration.small_sample import Known, fit_few
 
 READER = torch.eye(9, dtype=torch.float64)
 
@@ -29,7 +29,7 @@ def missed(columns: Tensor, seed: int = 99) -> float:
 def test_positions_that_tell_something_bring_a_start_nearer(seed: int) -> None:
     teacher, student, true = made(30, 0.1, seed)
     start = true + 0.5 * torch.randn(true.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    lift = few_lift(teacher, student, READER, Known(start, None, 1e-4, 40), True)
+    lift = fit_few(teacher, student, READER, Known(start, None, 1e-4, 40), True)
     assert lift is not None
     assert missed(lift.columns) < 0.6 * missed(start)
 
@@ -42,22 +42,22 @@ def test_positions_lean_on_the_moments_of_the_latest_lift(seed: int) -> None:
     prior.add(many + 0.3 * student[:, :9], student)  # related almost as the few are
     teacher, few, _ = made(30, 0.1, seed)
     known = Known(torch.zeros_like(true), prior, 1e-4, 40)
-    lift = few_lift(teacher, few, READER, known, True)
+    lift = fit_few(teacher, few, READER, known, True)
     assert lift is not None
-    assert missed(lift.columns) < 0.8 * missed(known.lift(True).columns)
+    assert missed(lift.columns) < 0.8 * missed(known.alone(True).columns)
 
 
 def test_positions_that_tell_nothing_leave_the_known_alone() -> None:
     kept = 0
     for seed in range(10):
         teacher, student, true = made(30, 5.0, seed)
-        kept += few_lift(teacher, student, READER, Known(true, None, 1e-4, 40), True) is None
+        kept += fit_few(teacher, student, READER, Known(true, None, 1e-4, 40), True) is None
     assert kept >= 8
 
 
 def test_one_position_decides_nothing() -> None:
     teacher, student, true = made(1, 0.1, 0)
-    assert few_lift(teacher, student, READER, Known(true, None, 1e-4, 40), True) is None
+    assert fit_few(teacher, student, READER, Known(true, None, 1e-4, 40), True) is None
 
 
 def test_only_what_the_weight_reads_counts() -> None:
@@ -67,5 +67,5 @@ def test_only_what_the_weight_reads_counts() -> None:
     start[5:] += 3
     blind = READER.clone()
     blind[5:] = 0
-    assert few_lift(teacher, student, blind, Known(start, None, 1e-4, 40), True) is None
-    assert few_lift(teacher, student, READER, Known(start, None, 1e-4, 40), True) is not None
+    assert fit_few(teacher, student, blind, Known(start, None, 1e-4, 40), True) is None
+    assert fit_few(teacher, student, READER, Known(start, None, 1e-4, 40), True) is not None

@@ -9,7 +9,7 @@ from transformers import BertForMaskedLM
 
 from wid_hf import DataError, Plan, WidConfig, get_wid_model, plan_student
 from wid_hf.calibration import variance_indices
-from wid_hf.calibration.lockstep import Precision
+from wid_hf.calibration.precision import Precision
 from wid_hf.coupling import Trace
 
 PLAIN = Precision.of_caller(torch.device("cpu"))

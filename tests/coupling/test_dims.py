@@ -232,12 +232,12 @@ def test_unified_trees_share_every_leaf_that_may_shrink(pair: tuple[Dim, Dim]) -
 def test_unify_is_symmetric_in_its_effect(seeded: tuple) -> None:
     random, size = seeded
 
-    def twins() -> tuple[Dim, Dim]:
+    def pair() -> tuple[Dim, Dim]:
         return copy_of(blueprint_a), copy_of(blueprint_b)
 
     blueprint_a, blueprint_b = blueprint(size, random), blueprint(size, random)
-    a, b = twins()
-    c, d = twins()
+    a, b = pair()
+    c, d = pair()
     unify(a, b, WHY)
     unify(d, c, WHY)
     assert signature(a, b) == signature(c, d)

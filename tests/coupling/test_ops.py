@@ -78,8 +78,10 @@ def test_a_linear_layer_freezes_the_width_of_the_inputs_data() -> None:
 def test_a_residual_stream_is_one_dimension_for_readers_and_writers() -> None:
     seen = traced(
         lambda m, x: (h := m.enter(x)) + m.down(m.up(h)),
-        enter=nn.Linear(WIDTH, 16), up=nn.Linear(16, 20), down=nn.Linear(20, 16),
-    )  # fmt: skip
+        enter=nn.Linear(WIDTH, 16),
+        up=nn.Linear(16, 20),
+        down=nn.Linear(20, 16),
+    )
     assert same(seen, ("enter.weight", 0), ("up.weight", 1), ("down.weight", 0), ("down.bias", 0))
 
 
@@ -180,8 +182,12 @@ def test_a_pointwise_operation_of_two_tensors_makes_them_one_dimension() -> None
 
 
 def test_an_operation_that_draws_random_numbers_is_no_pointwise_one() -> None:
-    seen = traced(lambda m, x: m.out(torch.rrelu(m.up(x), training=True)), prove=False, up=nn.Linear(WIDTH, 20),
-                  out=nn.Linear(20, 6))  # fmt: skip
+    seen = traced(
+        lambda m, x: m.out(torch.rrelu(m.up(x), training=True)),
+        prove=False,
+        up=nn.Linear(WIDTH, 20),
+        out=nn.Linear(20, 6),
+    )
     assert not free(seen, "up.weight", 0)
 
 
@@ -246,8 +252,9 @@ def test_a_rule_that_cannot_follow_freezes_its_inputs() -> None:
 def test_a_convolution_contracts_channels_and_freezes_its_kernel() -> None:
     seen = traced(
         lambda m, x: m.second(m.first(x.transpose(1, 2))),
-        first=nn.Conv1d(WIDTH, 16, 3, padding=1), second=nn.Conv1d(16, 6, 1),
-    )  # fmt: skip
+        first=nn.Conv1d(WIDTH, 16, 3, padding=1),
+        second=nn.Conv1d(16, 6, 1),
+    )
     assert same(seen, ("first.weight", 0), ("first.bias", 0), ("second.weight", 1))
     assert reason(seen, "first.weight", 2).text == "is a position inside a convolution kernel"
 
@@ -255,8 +262,10 @@ def test_a_convolution_contracts_channels_and_freezes_its_kernel() -> None:
 def test_a_depthwise_convolution_keeps_in_and_out_one_dimension() -> None:
     seen = traced(
         lambda m, x: m.out(m.deep(m.up(x).transpose(1, 2)).transpose(1, 2)),
-        up=nn.Linear(WIDTH, 16), deep=nn.Conv1d(16, 16, 3, padding=1, groups=16), out=nn.Linear(16, 6),
-    )  # fmt: skip
+        up=nn.Linear(WIDTH, 16),
+        deep=nn.Conv1d(16, 16, 3, padding=1, groups=16),
+        out=nn.Linear(16, 6),
+    )
     assert same(seen, ("up.weight", 0), ("deep.weight", 0), ("deep.bias", 0), ("out.weight", 1))
     assert free(seen, "up.weight", 0)
 
@@ -294,7 +303,7 @@ def test_repeating_keys_for_grouped_queries_makes_query_heads_a_product() -> Non
 
 def test_taking_one_index_freezes_the_dimension_and_says_which() -> None:
     seen = traced(lambda m, x: m.up(x)[..., 3], up=nn.Linear(WIDTH, 20))
-    assert reason(seen, "up.weight", 0).text == "has its index 3 taken"
+    assert reason(seen, "up.weight", 0).text == "is indexed at 3"
 
 
 @pytest.mark.parametrize(
@@ -315,7 +324,7 @@ def test_taking_one_index_freezes_the_dimension_and_says_which() -> None:
         pytest.param(lambda h: h.gather(2, torch.zeros(3, TOKENS, 2, dtype=torch.long)), id="gather"),
         pytest.param(lambda h: h.tril(), id="tril"),
     ],
-)  # fmt: skip
+)
 def test_reading_indices_by_number_freezes_the_dimension(read: Callable[[Tensor], Tensor]) -> None:
     seen = traced(lambda m, x: read(m.up(x)), up=nn.Linear(WIDTH, 20))
     assert not free(seen, "up.weight", 0)
@@ -338,7 +347,7 @@ def test_sorting_a_middle_dimension_freezes_that_one() -> None:
         pytest.param(lambda h: h.roll(1, dims=1).sum(-1), id="roll of another"),
         pytest.param(lambda h: h.index_select(-2, torch.tensor([1, 0])).sum(-1), id="select of another"),
     ],
-)  # fmt: skip
+)
 def test_what_treats_all_indices_alike_leaves_the_dimension_free(read: Callable[[Tensor], Tensor]) -> None:
     seen = traced(lambda m, x: read(m.up(x)), up=nn.Linear(WIDTH, 20))
     assert free(seen, "up.weight", 0)
@@ -388,8 +397,10 @@ def test_copying_in_place_into_slices_couples_each_slice_with_its_source() -> No
 def test_stacked_tensors_lie_along_a_frozen_dimension() -> None:
     seen = traced(
         lambda m, x: torch.einsum("nbtc,nc->bt", torch.stack([m.a(x), m.b(x)]), m.mix),
-        a=nn.Linear(WIDTH, 16), b=nn.Linear(WIDTH, 16), mix=(2, 16),
-    )  # fmt: skip
+        a=nn.Linear(WIDTH, 16),
+        b=nn.Linear(WIDTH, 16),
+        mix=(2, 16),
+    )
     assert same(seen, ("a.weight", 0), ("b.weight", 0), ("mix", 1))
     assert reason(seen, "mix", 0).text == "counts stacked tensors"
 
@@ -607,7 +618,7 @@ def test_addresses_that_mix_indices_of_a_width_freeze_it(sizes: tuple[int, ...],
         pytest.param(lambda h: F.max_pool2d(h[:, None], (2, 1), stride=(2, 1))[:, 0], id="maximum"),
         pytest.param(lambda h: F.avg_pool1d(h.transpose(1, 2), 2).transpose(1, 2), id="channels"),
     ],
-)  # fmt: skip
+)
 def test_pooling_over_positions_passes_the_width_by(pool: Callable[[Tensor], Tensor]) -> None:
     seen = traced(lambda m, x: m.out(pool(m.up(x))), up=nn.Linear(WIDTH, 16), out=nn.Linear(16, 6))
     assert same(seen, ("up.weight", 0), ("out.weight", 1))
@@ -623,9 +634,7 @@ def test_a_convolution_passes_by_what_its_kernel_does_not_walk() -> None:
     def forward(m: Model, x: Tensor) -> Tensor:
         return m.out(m.conv(m.up(x)[:, None])[:, 0])
 
-    seen = traced(
-        forward, up=nn.Linear(WIDTH, 16), conv=nn.Conv2d(1, 1, (3, 1), padding=(1, 0)), out=nn.Linear(16, 6)
-    )  # fmt: skip
+    seen = traced(forward, up=nn.Linear(WIDTH, 16), conv=nn.Conv2d(1, 1, (3, 1), padding=(1, 0)), out=nn.Linear(16, 6))
     assert same(seen, ("up.weight", 0), ("out.weight", 1))
     assert free(seen, "up.weight", 0)
 
@@ -635,8 +644,10 @@ def test_a_transposed_convolution_contracts_the_rows_of_its_kernel(groups: int) 
     conv = nn.ConvTranspose1d(8, 12, 2, stride=2, groups=groups)
     seen = traced(
         lambda m, x: m.out(m.conv(m.up(x).transpose(1, 2)).transpose(1, 2)),
-        up=nn.Linear(WIDTH, 8), conv=conv, out=nn.Linear(12, 6),
-    )  # fmt: skip
+        up=nn.Linear(WIDTH, 8),
+        conv=conv,
+        out=nn.Linear(12, 6),
+    )
     assert same(seen, ("up.weight", 0), ("conv.weight", 0))
     assert same(seen, ("conv.bias", 0), ("out.weight", 1))
     assert free(seen, "up.weight", 0) and free(seen, "out.weight", 1)
@@ -730,3 +741,101 @@ def test_heads_taken_from_the_end_leave_those_before_them_free() -> None:
 def test_numbers_from_the_end_that_are_data_freeze_the_whole_dimension() -> None:
     seen = traced(lambda m, x: m.up(x)[..., -1 - x[0, :2, 0].abs().long()], up=nn.Linear(WIDTH, 20))
     assert reason(seen, "up.weight", 0).text == "is looked up by number"
+
+
+def test_a_fused_attention_kernel_couples_heads_and_widths_of_queries_keys_and_values() -> None:
+    def forward(m: Model, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).unflatten(-1, (2, -1)).transpose(1, 2) for layer in (m.q, m.k, m.v))
+        mixed, *_ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
+        return m.out(mixed.transpose(1, 2).flatten(2))
+
+    seen = traced(forward, q=nn.Linear(WIDTH, 16), k=nn.Linear(WIDTH, 16), v=nn.Linear(WIDTH, 16), out=nn.Linear(16, 6))
+    assert same(seen, ("q.weight", 0), ("k.weight", 0))
+    assert same(seen, ("v.weight", 0), ("out.weight", 1))
+    assert structure(seen, "q.weight", 0) == "2 x 8"
+    of_queries, of_values = (find(find(seen.weight_dims[name][0]).factors[0]) for name in ("q.weight", "v.weight"))
+    assert of_queries is of_values
+
+
+@pytest.mark.skipif(not hasattr(torch.ops.aten, "_fused_rms_norm"), reason="this torch has no fused kernel")
+def test_a_fused_rms_norm_lies_along_the_width() -> None:
+    seen = traced(
+        lambda m, x: m.out(torch.ops.aten._fused_rms_norm(m.up(x), [20], m.scale, 1e-6)[0]),
+        up=nn.Linear(WIDTH, 20),
+        scale=(20,),
+        out=nn.Linear(20, 6),
+    )
+    assert same(seen, ("up.weight", 0), ("scale", 0), ("out.weight", 1))
+    assert free(seen, "up.weight", 0)
+
+
+def test_a_sum_with_a_scaled_product_couples_both_and_carries_its_number() -> None:
+    def forward(m: Model, x: Tensor) -> Tensor:
+        flat = x.flatten(0, 1)
+        return torch.addmm(flat @ m.skip, flat @ m.up, m.down, alpha=0.5)
+
+    seen = traced(forward, skip=(WIDTH, 8), up=(WIDTH, 20), down=(20, 8))
+    assert same(seen, ("up", 1), ("down", 0))
+    assert same(seen, ("skip", 1), ("down", 1))
+    assert [step.factor for steps in seen.steps.values() for step in steps if step.factor] == [0.5]
+
+
+def test_a_part_that_gather_reads_of_another_dimension_is_frozen() -> None:
+    seen = traced(
+        lambda m, x: m.up(x).gather(1, torch.zeros(3, 2, 4, dtype=torch.long)), up=nn.Linear(WIDTH, 20), prove=False
+    )
+    assert reason(seen, "up.weight", 0).text == "is read in part"
+
+
+def test_a_mask_that_stands_behind_other_dimensions_freezes_what_it_meets() -> None:
+    def forward(m: Model, x: Tensor) -> Tensor:
+        h = m.up(x)
+        h[:, torch.ones(TOKENS, dtype=torch.bool)] = 0.0
+        return m.out(h)
+
+    seen = traced(forward, up=nn.Linear(WIDTH, 20), out=nn.Linear(20, 6))
+    assert not free(seen, "up.weight", 0)
+
+
+def test_a_mask_that_takes_parts_of_rows_freezes_their_width() -> None:
+    def forward(m: Model, x: Tensor) -> Tensor:
+        h = m.up(x)
+        return m.out(h.masked_scatter(torch.arange(20) < 10, h * 2))
+
+    seen = traced(forward, up=nn.Linear(WIDTH, 20), out=nn.Linear(20, 6))
+    assert not free(seen, "up.weight", 0)
+
+
+def test_an_empty_slice_freezes_the_dimension_it_is_taken_of() -> None:
+    seen = traced(lambda m, x: torch.cat([m.up(x), m.up(x)[..., :0]], -1), up=nn.Linear(WIDTH, 20))
+    assert reason(seen, "up.weight", 0).text == "is read in part"
+
+
+def test_filling_in_place_and_log_sigmoid_keep_the_dimension() -> None:
+    def forward(m: Model, x: Tensor) -> Tensor:
+        h = m.up(x)
+        return m.out(F.logsigmoid(h) + h.clone().fill_(1.0))
+
+    seen = traced(forward, up=nn.Linear(WIDTH, 20), out=nn.Linear(20, 6))
+    assert same(seen, ("up.weight", 0), ("out.weight", 1))
+    assert free(seen, "up.weight", 0)
+
+
+def test_a_constant_times_a_projection_is_carried_by_the_projections_weight() -> None:
+    seen = traced(lambda m, x: (torch.ones(3, TOKENS, 1) * m.up(x)) * 0.5, up=nn.Linear(WIDTH, 20, bias=False))
+    assert carriers(seen) == {0.5: "up.weight"}
+
+
+def test_a_triangular_system_is_solved_in_order() -> None:
+    seen = traced(
+        lambda m, x: torch.linalg.solve_triangular(m.a.expand(3, -1, -1), m.up(x).transpose(1, 2), upper=True),
+        a=(20, 20),
+        up=nn.Linear(WIDTH, 20),
+    )
+    assert reason(seen, "up.weight", 0).text == reason(seen, "a", 0).text == "is order-dependent"
+
+
+def test_a_reason_without_a_rule_names_the_operation_and_the_module() -> None:
+    assert str(Reason("encoder", "aten.foo.default", NO_RULE)) == (
+        "reaches aten.foo.default in `encoder`, which has no propagation rule"
+    )

@@ -58,20 +58,32 @@ def test_bert_has_one_residual_group_with_all_readers_and_writers() -> None:
         f"bert.encoder.layer.{n}.{member}"
         for n in (0, 1)
         for member in (
-            "attention.self.query.weight[1]", "attention.self.key.weight[1]", "attention.self.value.weight[1]",
-            "attention.output.dense.weight[0]", "attention.output.dense.bias[0]",
-            "attention.output.LayerNorm.weight[0]", "attention.output.LayerNorm.bias[0]",
-            "intermediate.dense.weight[1]", "output.dense.weight[0]", "output.dense.bias[0]",
-            "output.LayerNorm.weight[0]", "output.LayerNorm.bias[0]",
+            "attention.self.query.weight[1]",
+            "attention.self.key.weight[1]",
+            "attention.self.value.weight[1]",
+            "attention.output.dense.weight[0]",
+            "attention.output.dense.bias[0]",
+            "attention.output.LayerNorm.weight[0]",
+            "attention.output.LayerNorm.bias[0]",
+            "intermediate.dense.weight[1]",
+            "output.dense.weight[0]",
+            "output.dense.bias[0]",
+            "output.LayerNorm.weight[0]",
+            "output.LayerNorm.bias[0]",
         )
-    }  # fmt: skip
+    }
     ends = {
-        "bert.embeddings.word_embeddings.weight[1]", "bert.embeddings.position_embeddings.weight[1]",
-        "bert.embeddings.token_type_embeddings.weight[1]", "bert.embeddings.LayerNorm.weight[0]",
-        "bert.embeddings.LayerNorm.bias[0]", "cls.predictions.transform.dense.weight[1]",
-        "cls.predictions.transform.dense.weight[0]", "cls.predictions.transform.dense.bias[0]",
-        "cls.predictions.transform.LayerNorm.weight[0]", "cls.predictions.transform.LayerNorm.bias[0]",
-    }  # fmt: skip
+        "bert.embeddings.word_embeddings.weight[1]",
+        "bert.embeddings.position_embeddings.weight[1]",
+        "bert.embeddings.token_type_embeddings.weight[1]",
+        "bert.embeddings.LayerNorm.weight[0]",
+        "bert.embeddings.LayerNorm.bias[0]",
+        "cls.predictions.transform.dense.weight[1]",
+        "cls.predictions.transform.dense.weight[0]",
+        "cls.predictions.transform.dense.bias[0]",
+        "cls.predictions.transform.LayerNorm.weight[0]",
+        "cls.predictions.transform.LayerNorm.bias[0]",
+    }
     assert set(residual.members) == layers | ends
 
 
@@ -84,8 +96,10 @@ def test_bert_couples_queries_with_keys_and_values_with_the_output_separately(st
         f"{layer}.self.{name}[0]" for name in ("query.weight", "query.bias", "key.weight", "key.bias")
     }
     assert set(values.members) == {
-        f"{layer}.self.value.weight[0]", f"{layer}.self.value.bias[0]", f"{layer}.output.dense.weight[1]",
-    }  # fmt: skip
+        f"{layer}.self.value.weight[0]",
+        f"{layer}.self.value.bias[0]",
+        f"{layer}.output.dense.weight[1]",
+    }
     assert (queries.structure, queries.student_structure) == ("4 x 12", student)
     assert (values.structure, values.student_structure) == ("4 x 12", student)
 
@@ -95,9 +109,10 @@ def test_bert_feed_forward_widths_are_one_group_per_layer() -> None:
     for layer in ("bert.encoder.layer.0", "bert.encoder.layer.1"):
         inner = group(plan, f"{layer}.intermediate.dense.weight[0]")
         assert set(inner.members) == {
-            f"{layer}.intermediate.dense.weight[0]", f"{layer}.intermediate.dense.bias[0]",
+            f"{layer}.intermediate.dense.weight[0]",
+            f"{layer}.intermediate.dense.bias[0]",
             f"{layer}.output.dense.weight[1]",
-        }  # fmt: skip
+        }
         assert (inner.teacher_size, inner.student_size) == (96, 48)
 
 

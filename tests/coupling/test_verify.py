@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, BertForMaskedLM
 
 from wid_hf import ProofError, WidConfig, get_wid_model
-from wid_hf.coupling import Dim, Trace, op_registry, trace, verify
+from wid_hf.coupling import Dim, Example, Trace, op_registry, trace, verify
+from wid_hf.coupling.dims import find
 from wid_hf.planning.example_inputs import example_inputs
 
 aten = torch.ops.aten
@@ -134,3 +135,21 @@ def test_real_teachers_are_proved_on_their_real_weights(
     inputs = example_inputs(model)
     layers = model.config.num_hidden_layers
     assert verify(model, trace(model, inputs)) >= 1 + 4 * layers
+
+
+def test_hidden_states_from_outside_shrink_with_the_weights_whose_input_they_are() -> None:
+    class Crossed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mine, self.theirs = nn.Linear(12, 6), nn.Linear(8, 6)
+
+        def forward(self, x: Tensor, states: Tensor) -> Tensor:
+            return self.mine(x) + self.theirs(states)
+
+    model = Crossed()
+    states = torch.randn(3, 5, 8)
+    seen = Trace(model)
+    seen.run(Example({"x": torch.randn(3, 5, 12), "states": states}, streams=frozenset({"states"})))
+    seen.finish()
+    assert find(seen.weight_dims["theirs.weight"][1]).frozen is None
+    assert verify(model, seen) == 2

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import IterableDataset
 from transformers import BertConfig, BertForMaskedLM, Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from wid_hf import WidCallback, WidConfig, get_wid_model
+from wid_hf import CalibrationConfig, WidCallback, WidConfig, get_wid_model
 
 
 class Stream(IterableDataset):
@@ -52,7 +52,9 @@ def main(folder: Path) -> None:
         vocab_size=60, hidden_size=24, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48,
         max_position_embeddings=32,
     )  # fmt: skip
-    model = get_wid_model(BertForMaskedLM(config).eval(), WidConfig(hidden_size=12, calibration_samples=32))
+    model = get_wid_model(
+        BertForMaskedLM(config).eval(), WidConfig(hidden_size=12, calibration_config=CalibrationConfig(samples=32))
+    )
     note = Note()
     Trainer(model=model, args=args, train_dataset=Stream(args.process_index), callbacks=[WidCallback(), note]).train()
     found = {"processes": args.world_size, "start": note.start, "end": note.end}

@@ -127,7 +127,7 @@ def test_calibration_data_with_too_few_tokens() -> None:
     assert message(lambda: wid.base_model.calibrate([batch])) == (
         "The calibration data holds 20 tokens that are not padding, but the student's widest layer input has 48 "
         "indices: at least 49 tokens are needed, ten times as many are better. Give more texts, or raise "
-        "calibration_samples."
+        "CalibrationConfig.samples (--calibration-samples)."
     )
 
 

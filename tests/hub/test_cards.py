@@ -14,11 +14,11 @@ from peft import PeftModel
 from toys import save_teacher, write_texts
 from transformers import AutoModelForMaskedLM, BertForMaskedLM, BertModel
 
-from wid_hf import WidConfig, WidError, get_wid_model
+from wid_hf import CalibrationConfig, WidConfig, WidError, get_wid_model
 from wid_hf.hub.cards import adapter_card, hub_id, student_card
 from wid_hf.tools.compress import CompressSettings, compress
 
-CONFIG = WidConfig(hidden_size=12, intermediate_size=24, calibration_samples=40)
+CONFIG = WidConfig(hidden_size=12, intermediate_size=24, calibration_config=CalibrationConfig(samples=40))
 QUICK = CompressSettings(steps=2, batch_size=8, max_length=12, validation_texts=16)
 TEACHERS_CARD = "---\nlicense: apache-2.0\nlanguage: en\ndatasets: [secret-of-the-teacher]\n---\n# Teacher\n"
 

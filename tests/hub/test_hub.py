@@ -22,13 +22,14 @@ import sys
 import torch
 from huggingface_hub import HfApi
 from transformers import AutoModelForMaskedLM
-from wid_hf import WidConfig, get_wid_model
+from wid_hf import CalibrationConfig, WidConfig, get_wid_model
 from wid_hf.tools.compress import CompressSettings, compress
 
 home, ids = sys.argv[1], {IDS}
 HfApi().create_repo("me/teacher", private=True)
 HfApi().upload_folder(repo_id="me/teacher", folder_path=home + "/teacher")
-config = WidConfig(hidden_size=12, intermediate_size=24, calibration_samples=40, revision="main")
+calibration = CalibrationConfig(samples=40)
+config = WidConfig(hidden_size=12, intermediate_size=24, calibration_config=calibration, revision="main")
 settings = CompressSettings(steps=0, batch_size=8, max_length=12, validation_texts=8)
 compress("me/teacher", home + "/train.txt", home + "/student", config, settings, revision="main")
 

@@ -172,8 +172,8 @@ def test_the_hint_is_for_rotary_positions_only() -> None:
     [
         ("bert", {"text_config": {"hidden_size": 24}}, "BertConfig has no text_config; its sizes are"),
         ("bert", {"hidden_size": {"hidden_size": 24}}, "hidden_size is not a nested config of BertConfig"),
-        ("bert", {"hidden_act": 3}, "hidden_act is no size: the teacher's value is 'gelu'"),
-        ("bert", {"is_decoder": 1}, "is_decoder is no size: the teacher's value is False"),
+        ("bert", {"hidden_act": 3}, "hidden_act is not a size: the teacher's value is 'gelu'"),
+        ("bert", {"is_decoder": 1}, "is_decoder is not a size: the teacher's value is False"),
     ],
 )
 def test_overrides_that_are_no_sizes_are_refused(family: str, overrides: dict, message: str) -> None:
@@ -305,7 +305,7 @@ def test_a_list_of_sizes_narrows_every_stage(staged: ConvNextForImageClassificat
         ({"hidden_sizes": 8}, "hidden_sizes=8 is not a list of 2 sizes, as the teacher's [16, 24] is"),
         ({"hidden_sizes": [8, 32]}, "hidden_sizes[1]=32 is wider than the teacher's 24"),
         ({"hidden_sizes": [16, 24]}, "every size equals the teacher's"),
-        ({"stage_names": [8, 8, 8]}, "stage_names is no list of sizes"),
+        ({"stage_names": [8, 8, 8]}, "stage_names is not a list of sizes"),
         ({"num_channels": [1]}, "num_channels=[1] is a list, the teacher's is 3; give one number"),
     ],
 )
@@ -428,8 +428,8 @@ def test_a_size_that_a_layer_cannot_have_is_refused(layers: dict[int, Any], mess
         get_wid_model(teacher, WidConfig(overrides={"per_layer_config": layers}))
 
 
-def test_layers_without_sizes_of_their_own_are_told(tiny_bert: BertForMaskedLM) -> None:
-    with pytest.raises(ConfigError, match="the layers of this BertConfig have no sizes of their own"):
+def test_sizes_for_single_layers_are_refused_where_all_are_alike(tiny_bert: BertForMaskedLM) -> None:
+    with pytest.raises(ConfigError, match="all layers of this BertConfig have the same sizes; leave it out"):
         get_wid_model(tiny_bert, WidConfig(overrides={"per_layer_config": {0: {"intermediate_size": 24}}}))
 
 

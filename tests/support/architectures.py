@@ -162,8 +162,23 @@ def planned(family: str, strategy: str) -> Plan:
     return plan_student(row.build(), row.config(strategy), inputs=row.inputs).plan
 
 
-FAMILIES = list(ARCHITECTURES)
-CASES = [(row.name, strategy) for row in ARCHITECTURES.values() for strategy in row.strategies]
+# What each of these has and no other: an encoder, fused projections, grouped heads under RMS norms, shared layers with a
+# projected embedding, two stacks of layers, heads that only drop whole. The other families are `slow`.
+QUICK = {("bert", "dim"), ("gpt2", "dim"), ("llama", "head"), ("albert", "head"), ("t5", "dim"), ("modernbert", "head")}
 
-every_family = pytest.mark.parametrize("family", FAMILIES)
-every_case = pytest.mark.parametrize(("family", "strategy"), CASES)
+
+def _row(*values: str, quick: bool) -> Any:
+    return pytest.param(*values, marks=() if quick else pytest.mark.slow)
+
+
+every_family = pytest.mark.parametrize(
+    "family", [_row(name, quick=any(name == quick for quick, _ in QUICK)) for name in ARCHITECTURES]
+)
+every_case = pytest.mark.parametrize(
+    ("family", "strategy"),
+    [
+        _row(row.name, strategy, quick=(row.name, strategy) in QUICK)
+        for row in ARCHITECTURES.values()
+        for strategy in row.strategies
+    ],
+)

@@ -32,6 +32,7 @@ from transformers import (
 )
 
 from wid_hf import (
+    CalibrationConfig,
     ConfigError,
     DataError,
     OutputError,
@@ -51,7 +52,7 @@ from wid_hf.tools.reports.wid_report import Report
 from wid_hf.training.student_trainer import StudentTrainer
 
 HALF = WidConfig(hidden_size=12, intermediate_size=24, selection="variance", init="identity")
-CALIBRATED = WidConfig(hidden_size=12, intermediate_size=24, calibration_samples=40, calibration_batch_size=16)
+CALIBRATED = WidConfig(hidden_size=12, intermediate_size=24, calibration_config=CalibrationConfig(40, 16))
 QUICK = CompressSettings(steps=3, batch_size=8, max_length=12, validation_texts=16)
 UNTRAINED = replace(QUICK, steps=0)
 
@@ -190,7 +191,7 @@ def test_a_calibrated_start_is_the_default_and_told_in_report_and_picture(
     assert report.calibration is not None and written["calibration"]["seconds"] == report.calibration.seconds > 0
     # 40 of the 64 texts that are not held out, each of 5 to 12 tokens
     assert 5 * 40 <= written["calibration"]["positions"] <= 12 * 40
-    assert written["settings"]["calibration_samples"] == 40 and written["settings"]["ridge"] == CALIBRATED.ridge
+    assert written["settings"]["calibration_samples"] == 40 and written["settings"]["ridge"] == 1e-4
     assert (tmp_path / "student" / "calibration.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -242,9 +243,9 @@ def test_texts_that_do_not_tokenize_are_refused_before_any_work(
 
 def test_too_few_texts_for_the_students_width_are_refused(tmp_path: Path, masked_teacher: Path) -> None:
     train = write_texts(tmp_path / "train.txt", count=4)
+    config = replace(CALIBRATED, calibration_config=CalibrationConfig(samples=2))
     with pytest.raises(DataError, match=r"widest layer input has 24 indices: at least 25 tokens .* Give more texts"):
-        compress(str(masked_teacher), str(train), tmp_path / "student", replace(CALIBRATED, calibration_samples=2),
-                 UNTRAINED)  # fmt: skip
+        compress(str(masked_teacher), str(train), tmp_path / "student", config, UNTRAINED)
     assert entries(tmp_path) == {"teacher", "train.txt"}
 
 

@@ -16,9 +16,9 @@ from torch.utils.data import Dataset, IterableDataset
 from toys import labelled_rows
 from transformers import BertForMaskedLM, Trainer, TrainerCallback, TrainingArguments
 
-from wid_hf import DataError, WidCallback, WidConfig, WidTrainer, get_wid_model
+from wid_hf import CalibrationConfig, DataError, WidCallback, WidConfig, WidTrainer, get_wid_model
 
-SIZES = {"hidden_size": 12, "intermediate_size": 24, "calibration_samples": 32, "calibration_batch_size": 12}
+SIZES = {"hidden_size": 12, "intermediate_size": 24, "calibration_config": CalibrationConfig(32, 12)}
 
 
 class Rows(Dataset):
@@ -158,7 +158,7 @@ def test_batches_that_the_model_does_not_take_are_refused(tiny_bert: BertForMask
     model = uncalibrated(tiny_bert)
     args = arguments(tmp_path, remove_unused_columns=False)
     trainer = Trainer(model=model, args=args, train_dataset=Pairs(), callbacks=[WidCallback()])
-    words = r"forward does not take a batch of chosen_input_ids, rejected_input_ids.*model\.calibrate\(batches\)"
+    words = "with the arguments chosen_input_ids, rejected_input_ids.*model\\.calibrate\\(batches\\)"
     with pytest.raises(DataError, match=words):
         trainer.train()
     assert not model.base_model.calibrated

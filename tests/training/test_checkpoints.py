@@ -183,7 +183,7 @@ def test_a_checkpoint_that_is_not_whole_is_skipped_with_a_warning_and_written_an
     said = [str(warning.message) for warning in caught if "is skipped" in str(warning.message)]
     assert ["checkpoint-6 is not whole" in said[0], "trainer_state.json is missing" in said[0]] == [True, True]
     assert ["checkpoint-4 is not whole" in said[1], "optimizer.pt is cut off" in said[1]] == [True, True]
-    assert all(f"training goes on from {copy / 'checkpoint-2'}" in line for line in said)
+    assert all(f"training resumes from {copy / 'checkpoint-2'}" in line for line in said)
     for step in (4, 6):
         assert_same_state(run / f"checkpoint-{step}", copy / f"checkpoint-{step}")
 
@@ -205,7 +205,7 @@ def test_a_run_without_a_whole_checkpoint_says_so(copy: Path, tmp_path: Path) ->
     words = r"no checkpoint to resume from.*checkpoint-6 is not.*checkpoint-2 is not whole.*rng_state\.pth is missing"
     with pytest.raises(WidError, match=words):
         make_trainer(copy).train(resume_from_checkpoint=True)
-    with pytest.raises(WidError, match=r"nowhere has no folder checkpoint-<step>\. Start anew"):
+    with pytest.raises(WidError, match=r"nowhere has no folder checkpoint-<step>\. Leave resume_from_checkpoint out"):
         last_whole_checkpoint(tmp_path / "nowhere")
 
 
@@ -316,5 +316,5 @@ def test_a_run_killed_while_it_writes_a_file_goes_on_from_the_checkpoint_before(
     missing = missing_parts(folder / "checkpoint-12")
     assert missing and (written == "README.md" or any(line.startswith(written) for line in missing))
     output = finish(start(folder, CONFIGS["calibrated"], "--resume"))
-    assert "checkpoint-12 is not whole" in output and f"training goes on from {folder / 'checkpoint-9'}" in output
+    assert "checkpoint-12 is not whole" in output and f"training resumes from {folder / 'checkpoint-9'}" in output
     assert_same_state(whole / "checkpoint-24", folder / "checkpoint-24")

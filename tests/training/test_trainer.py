@@ -14,7 +14,7 @@ from torch import nn
 from training_runs import HALF, arguments, logits, masked_rows
 from transformers import BertForMaskedLM, TrainerCallback, TrainingArguments
 
-from wid_hf import TrainingError, WidConfig, WidError, WidTrainer, get_wid_model
+from wid_hf import CalibrationConfig, TrainingError, WidConfig, WidError, WidTrainer, get_wid_model
 from wid_hf.layers import Compactor
 
 
@@ -172,7 +172,7 @@ def test_learning_rates_that_cannot_be_are_refused(
         arguments(tmp_path, compactor_learning_rate=compactors, teacher_learning_rate=teacher)
 
 
-CALIBRATED = WidConfig(hidden_size=12, intermediate_size=24, calibration_samples=48, calibration_batch_size=16)
+CALIBRATED = WidConfig(hidden_size=12, intermediate_size=24, calibration_config=CalibrationConfig(48, 16))
 
 
 def test_a_start_that_nobody_calibrated_is_calibrated_on_the_training_set(

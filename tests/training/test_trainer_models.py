@@ -28,6 +28,7 @@ from transformers import (
 from transformers.trainer_utils import HPSearchBackend
 
 from wid_hf import (
+    CalibrationConfig,
     DistillingTrainer,
     FollowingTrainer,
     StudentTrainer,
@@ -144,7 +145,7 @@ def test_what_hangs_on_the_model_follows_it(tmp_path: Path) -> None:
 
 
 def test_a_new_model_is_calibrated(tmp_path: Path) -> None:
-    config = WidConfig(hidden_size=12, calibration_samples=16)
+    config = WidConfig(hidden_size=12, calibration_config=CalibrationConfig(samples=16))
     trainer = WidTrainer(
         args=arguments(tmp_path), train_dataset=labelled_rows(), model_init=lambda: get_wid_model(teacher(), config)
     )
@@ -241,7 +242,7 @@ def test_hyperparameter_search_with_optuna(tmp_path: Path) -> None:
 def test_a_full_evaluation_in_half_is_that_of_the_merged_student(name: str, config: str, tmp_path: Path) -> None:
     configs = {
         "identity": HALF,
-        "calibrated": WidConfig(hidden_size=12, calibration_samples=16),
+        "calibrated": WidConfig(hidden_size=12, calibration_config=CalibrationConfig(samples=16)),
         "progressive": PROGRESSIVE,
     }
     rows = labelled_rows()

@@ -15,7 +15,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ..calibration import Calibration, calibrated_start
+from ..calibration import Calibration, initialize
 from ..config import WidConfig
 from ..coupling import Plan
 from ..coupling.index_sets import IndexSets, axis_indices
@@ -283,10 +283,18 @@ class WidModel(OneAdapterTuner):
         solved = config.init == "calibrated"
         assert config.selection is not None  # the config has filled it in
         with plain_attention(teacher), plain_attention(self.model):
-            sets, found = calibrated_start(
-                teacher, self.model, self.student_plan.trace, self.plan, batches, selection=config.selection,
-                lifts=lifts and solved, spectra=spectra and solved, basis=basis and solved, ridge=config.ridge,
-            )  # fmt: skip
+            sets, found = initialize(
+                teacher,
+                self.model,
+                self.student_plan.trace,
+                self.plan,
+                batches,
+                selection=config.selection,
+                head_svd=spectra and solved,
+                pca=basis and solved,
+                reconstruction=lifts and solved,
+                ridge=config.calibration_config.ridge,
+            )
         self.calibration = found if solved else None
         self.kept.copy_(self._kept(sets))
         self.calibrated.fill_(True)

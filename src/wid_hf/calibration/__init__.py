@@ -1,7 +1,7 @@
-"""What a teacher does with real inputs, and the start of a student that follows from it in closed form."""
+"""The calibrated start: moments of the teacher's activations, and the student's weights that follow in closed form."""
 
-from .initialize import calibrated_start
-from .report import Calibration, Site
+from .initialize import initialize
+from .report import Calibration, InputReconstruction
 from .variance import variance_indices
 
-__all__ = ["Calibration", "Site", "calibrated_start", "variance_indices"]
+__all__ = ["Calibration", "InputReconstruction", "initialize", "variance_indices"]

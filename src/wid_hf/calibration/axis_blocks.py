@@ -1,6 +1,6 @@
-"""Covariances of whole axes taken apart along their trees, and maps of heads put together again.
+"""Covariances of whole axes cut into blocks of their leaves, and maps of heads joined to block-diagonal ones.
 
-Takes a plan's trees and matrices over their flat indices. Called by `survey`.
+Takes a plan's trees and matrices over their flat indices. Called by `select` and `head_rotation`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def stretch(dim: Dim, start: int, stop: int) -> list[Dim]:
 def by_leaf(plan: Plan, dim: Dim, matrix: Tensor) -> Iterator[tuple[Dim, Tensor]]:
     """Yield each leaf of an axis with its blocks of a `(size, size)` matrix, summed over everything else.
 
-    `(n, n)`, or `(n_outer, n, n)` where a leaf's indices may be chosen anew for each index of the one around it.
+    `(n, n)`, or `(n_outer, n, n)` where a leaf's indices may differ for each index of the leaf around it.
     """
     for start, part in pieces(dim):
         block = matrix[start : start + part.size, start : start + part.size]
@@ -63,7 +63,7 @@ def spread(plan: Plan, factors: list[Dim], outer: Dim | None, sets: IndexSets, m
     Args:
         plan: sizes.
         factors: of the stretch, all of them leaves.
-        outer: the factor that tells which map; None where there is one map.
+        outer: the factor whose index selects the map; None where there is one map.
         sets: which indices of the factors around the last are kept.
         maps: for each index of `outer`, `k` from `n`.
 

@@ -1,6 +1,6 @@
 """Which indices of a dimension explain the others best: column subset selection, greedily.
 
-Takes covariances, gives kept indices in ascending order; ties go to the lower index. Called by `survey`.
+Takes covariances, gives kept indices in ascending order; ties go to the lower index. Called by `select`.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ def pivots(covariance: Tensor, count: int) -> Tensor:
     return torch.tensor(sorted(kept))
 
 
-def blocks(covariances: Sequence[Tensor], readers: Sequence[Tensor], size: int, count: int) -> Tensor:
+def blocks(covariances: Sequence[Tensor], grams: Sequence[Tensor], size: int, count: int) -> Tensor:
     """Return the `count` of `size` blocks (heads) whose indices explain what all blocks contribute best.
 
     Greedy: each step keeps the block that, together with those kept, regresses the largest share of the
-    energy `tr(W S W^T)` of the reading matrices' outputs, summed over the readers.
+    energy `tr(W S W^T)` of the outputs, summed over the weights.
 
     Args:
-        covariances: S `(n, n)` of what each reader reads, blocks outermost.
-        readers: `W^T W (n, n)` of the matrices that read it.
+        covariances: S `(n, n)` of the input of each weight, blocks outermost.
+        grams: `W^T W (n, n)` of each weight.
         size: number of blocks.
         count: how many are kept.
 
@@ -63,14 +63,14 @@ def blocks(covariances: Sequence[Tensor], readers: Sequence[Tensor], size: int, 
         gains = torch.full((size,), -torch.inf, dtype=torch.float64)
         for block in sorted(set(range(size)) - set(kept)):
             gains[block] = sum(
-                _explained(covariance, reader, [*kept, block], size)
-                for covariance, reader in zip(covariances, readers, strict=True)
+                _explained(covariance, gram, [*kept, block], size)
+                for covariance, gram in zip(covariances, grams, strict=True)
             )
         kept.append(_first_largest(gains))
     return torch.tensor(sorted(kept))
 
 
-def _explained(covariance: Tensor, reader: Tensor, chosen: list[int], size: int) -> float:
+def _explained(covariance: Tensor, gram: Tensor, chosen: list[int], size: int) -> float:
     """Return the share of `tr(W S W^T)` that regression on the chosen blocks explains."""
     width = len(covariance) // size
     inside = torch.cat([torch.arange(block * width, (block + 1) * width) for block in chosen])
@@ -78,8 +78,8 @@ def _explained(covariance: Tensor, reader: Tensor, chosen: list[int], size: int)
     own = across[:, inside]
     ridge = RELATIVE_EPS * own.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny)
     factor = torch.linalg.cholesky_ex(own + ridge * torch.eye(len(own), dtype=own.dtype, device=own.device)).L
-    explained = (torch.cholesky_solve(across @ reader, factor) * across).sum()
-    return float(explained / (reader * covariance).sum().clamp(min=torch.finfo(torch.float64).tiny))
+    explained = (torch.cholesky_solve(across @ gram, factor) * across).sum()
+    return float(explained / (gram * covariance).sum().clamp(min=torch.finfo(torch.float64).tiny))
 
 
 def _first_largest(values: Tensor) -> int:

@@ -1,6 +1,6 @@
-"""Maps inside attention heads from singular values: what a head may be turned into without anyone noticing.
+"""Head SVD: maps inside attention heads that keep logits and contexts best.
 
-Takes second moments per head, gives dense row maps `(heads, k, n)`. Called by `survey`.
+Takes second moments per head, gives dense row maps `(heads, k, n)`. Called by `head_rotation`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-RIDGE = 1e-8  # of the mean variance: keeps square roots and solutions finite where a head never moves
+RIDGE = 1e-8  # of the mean variance: keeps square roots and solutions finite where a head's activations never vary
 
 
 def logit_maps(left: Tensor, right: Tensor, kept: int) -> tuple[Tensor, Tensor]:
@@ -29,7 +29,7 @@ def logit_maps(left: Tensor, right: Tensor, kept: int) -> tuple[Tensor, Tensor]:
     return shrink * (vh[:, :kept] @ b), shrink * (u[:, :, :kept].mT @ a)
 
 
-def context_maps(moments: Tensor, readers: Tensor, kept: int) -> tuple[Tensor, Tensor]:
+def context_maps(moments: Tensor, grams: Tensor, kept: int) -> tuple[Tensor, Tensor]:
     """Return `R (heads, k, n)` and `C (heads, n, k)` that keep `W x ~ W C R x` best, the rows of R orthonormal.
 
     The span of R is that of the leading left singular vectors of `W S^(1/2)`, pulled back through W; C is the
@@ -37,21 +37,21 @@ def context_maps(moments: Tensor, readers: Tensor, kept: int) -> tuple[Tensor, T
 
     Args:
         moments: second moments S of x, `(heads, n, n)`.
-        readers: `W^T W (heads, n, n)` of the matrices that read x.
+        grams: `W^T W (heads, n, n)` of the weights that x is contracted with.
         kept: k.
     """
-    moments, readers = _regular(moments), _regular(readers)
+    moments, grams = _regular(moments), _regular(grams)
     root = _root(moments)
     # The right singular vectors V of W S^(1/2) are the eigenvectors of S^(1/2) W^T W S^(1/2); R = V^T S^(-1/2)
     # spans the same rows as V^T S^(1/2) W^T W, which needs no inverse.
-    vectors = torch.linalg.eigh(root @ readers @ root).eigenvectors.flip(-1)[..., :kept]
-    rows = torch.linalg.qr((vectors.mT @ root @ readers).mT).Q.mT
+    vectors = torch.linalg.eigh(root @ grams @ root).eigenvectors.flip(-1)[..., :kept]
+    rows = torch.linalg.qr((vectors.mT @ root @ grams).mT).Q.mT
     across = moments @ rows.mT
     return rows, torch.linalg.solve(rows @ across, across.mT).mT
 
 
 def _regular(moments: Tensor) -> Tensor:
-    """Return moments that are positive definite; those of a head that never moves become the identity."""
+    """Return positive definite moments; those of a head whose activations are all zero become the identity."""
     energy = moments.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
     identity = torch.eye(moments.shape[-1], dtype=moments.dtype, device=moments.device)
     return torch.where(energy > 0, moments + RIDGE * energy * identity, identity)

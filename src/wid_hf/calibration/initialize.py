@@ -1,6 +1,7 @@
-"""The whole start of a student from calibration data: select or turn, then lift.
+"""The calibrated start of a student, from the first batch to the report.
 
-Takes an installed student with its teacher, trace and plan; sets its compactors. Called by the tuner.
+Takes an installed student with its teacher, trace, plan and calibration data; sets its compactors in closed form,
+without gradients. Called by the tuner's `calibrate`.
 """
 
 from __future__ import annotations
@@ -14,32 +15,45 @@ from torch import Tensor, nn
 from ..coupling.dims import Dim
 from ..coupling.plan import Plan
 from ..coupling.trace import Trace
-from ..layers import first_indices, folded_weights, restart
-from .lockstep import Batch, Precision
-from .reconstruction import lift_reads
-from .report import Calibration
-from .rotation import turnable_stream
-from .select import Survey, survey
+from ..layers import first_indices, restart
+from .batches import Batch
+from .head_products import rotatable_heads
+from .head_rotation import HeadRotation
+from .moment_pass import Gatherer, gather_moments
+from .precision import Precision
+from .reconstruction import reconstruct
+from .report import Calibration, InputReconstruction
+from .rotation import StreamRotation, rotatable_stream
+from .select import SubsetSelection
 from .variance import variance_indices
 
 
-def calibrated_start(
-    teacher: nn.Module, student: nn.Module, trace: Trace, plan: Plan, batches: Iterable[Batch], *,
-    selection: str = "pivots", spectra: bool = True, lifts: bool = True, basis: bool = True, ridge: float = 1e-4,
-) -> tuple[dict[Dim, Tensor], Calibration]:  # fmt: skip
-    """Set the compactors of `student` to their start and return the index sets with a record.
+def initialize(
+    teacher: nn.Module,
+    student: nn.Module,
+    trace: Trace,
+    plan: Plan,
+    batches: Iterable[Batch],
+    *,
+    selection: str = "pivots",
+    head_svd: bool = True,
+    pca: bool = True,
+    reconstruction: bool = True,
+    ridge: float = 1e-4,
+) -> tuple[dict[Dim, Tensor], Calibration]:
+    """Set the compactors of `student` to their start; return the index sets and what calibration found.
 
     Args:
         teacher: runs as it is, in evaluation mode, without gradients.
-        student: installed by `compaction.install`.
+        student: installed by `layers.install`.
         trace: the teacher's.
         plan: sizes.
         batches: keyword dictionaries for the teacher's forward; held in memory until the end.
-        selection: how indices are chosen: `"first"`, `"variance"` or `"pivots"`.
-        spectra: whether the inside of attention heads is turned, instead of selected.
-        lifts: whether what is read is fitted to what the teacher reads.
-        basis: whether a stream that meets nothing but RMS norms and matrices is turned, instead of selected.
-        ridge: strength of the regularisation of lifts.
+        selection: the rule by which indices are chosen: `"first"`, `"variance"` or `"pivots"` (column subsets).
+        head_svd: whether the inside of attention heads is rotated by head SVD, in place of selected indices.
+        pca: whether a stream that meets RMS norms and matrices only is rotated by PCA, in place of selected indices.
+        reconstruction: whether every weight input is fitted to the teacher's.
+        ridge: ridge strength of these fits, relative to the mean variance of the input.
 
     Raises:
         DataError: no batch or nothing but padding, too few positions, or activations that are not finite.
@@ -48,19 +62,35 @@ def calibrated_start(
     batches = list(batches)
     precision = Precision.of_caller(next(teacher.parameters()).device)
     with torch.inference_mode(False), torch.no_grad(), precision.full():
-        given = first_indices(plan) if selection == "first" else None
-        if selection == "variance":
-            given = variance_indices(teacher, trace, plan, batches, precision)
-        if given is not None and not spectra:
-            seen = Survey(given)
-        else:
-            stream = turnable_stream(teacher, trace, plan) if basis and given is None else None
-            seen = survey(
-                teacher, trace, plan, batches, precision=precision, given=given, spectra=spectra, stream=stream
-            )
-        restart(student, trace.weights, plan, seen.sets, seen.rotations, seen.vectors)
-        sites = []
-        if lifts:
-            own = {name: module for name, module in folded_weights(student).items() if name in trace.weights}
-            sites = lift_reads(teacher, student, own, trace, plan, batches, precision=precision, ridge=ridge)
-    return seen.sets, Calibration(tuple(sites), seen.positions, time.monotonic() - began)
+        # Simple rules choose index sets without knowing which weights the indices go into.
+        index_sets = None
+        if selection == "first":
+            index_sets = first_indices(plan)
+        elif selection == "variance":
+            index_sets = variance_indices(teacher, trace, plan, batches, precision)
+
+        # A dimension that any matrix may rotate keeps combinations of its indices, every other one keeps indices.
+        heads = rotatable_heads(trace, plan) if head_svd else {}
+        stream = rotatable_stream(teacher, trace, plan) if pca and index_sets is None else None
+        rotated = set(heads) | ({stream.leaf} if stream is not None else set())
+        subsets = SubsetSelection(plan, rotated)
+        head_rotation = HeadRotation(trace, plan, heads)
+        stream_rotation = StreamRotation(trace, plan, stream)
+
+        # Run the teacher in lockstep over the batches and gather the moments of every weight input.
+        positions = 0
+        if index_sets is None or head_svd:
+            gatherers: list[Gatherer] = [subsets, head_rotation, stream_rotation]
+            positions = gather_moments(teacher, trace, plan, batches, precision, gatherers)
+
+        # Column subset selection by pivoted Cholesky, head SVD and PCA of the stream, into the compactors.
+        index_sets = subsets.index_sets(index_sets)
+        stream_maps, norm_weights = stream_rotation.maps()
+        rotations = {**head_rotation.maps(index_sets), **stream_maps}
+        restart(student, trace.weights, plan, index_sets, rotations, norm_weights)
+
+        # Layer-wise least squares, in the order of the forward: columns, bias shifts, scales before tied decoders.
+        found: list[InputReconstruction] = []
+        if reconstruction:
+            found = reconstruct(teacher, student, trace, plan, batches, precision=precision, ridge=ridge)
+    return index_sets, Calibration(tuple(found), positions, time.monotonic() - began)

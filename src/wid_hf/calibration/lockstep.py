@@ -1,265 +1,147 @@
-"""Many forwards that advance together and stop wherever a weight is read.
+"""Forwards of several models on several batches that advance together and stop at inputs of weights.
 
-Takes models and batches; gives, read by read in the order of the forward, the tensors that all forwards read
-there. Nothing is run twice and nothing is stored but what each paused forward holds. Called by `survey` (the
-teacher alone) and `lifts` (teacher and student side by side).
+Takes models and batches; gives, in the order of the forward, the tensors that all forwards are about to contract with
+one weight. No forward runs twice, and nothing is stored but what each paused forward holds. How a forward is paused is
+told in `forward_thread` and known here only.
 """
 
 from __future__ import annotations
 
-import inspect
 import threading
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from queue import SimpleQueue
-from typing import Any, NoReturn
-from weakref import ref
+from types import TracebackType
+from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch._ops import OpOverload
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.weak import WeakIdKeyDictionary
 
 from ..coupling.plan import Plan
-from ..coupling.weight_inputs import WHOLE, contraction
-from ..errors import DataError
-from .padding import Padding
+from ..coupling.trace import quiet_forward
+from .batches import Batch, prepared
+from .forward_thread import ForwardThread, Operand
+from .precision import Precision
 
-Batch = Mapping[str, Any]
-DECODER_INPUTS = {"decoder_input_ids", "decoder_inputs_embeds"}
-
-
-@dataclass(frozen=True)
-class Stop:
-    """A forward paused before its read number `at` of the plan; `tensor` has `axis` contracted there."""
-
-    at: int
-    tensor: Tensor
-    axis: int
+Operands = Sequence[Operand | None]
+"""What each batch's forward of one model contracts with the weight; None for a forward that does not reach it."""
 
 
-@dataclass(frozen=True)
-class Precision:
-    """The autocast that calibration was called in: forwards keep it, statistics and solutions do without."""
+@dataclass(frozen=True, eq=False)
+class Watched:
+    """A model and its weights by the plan's names: tensors, or modules that return the weight when it is used."""
 
-    device: str
-    enabled: bool
-    dtype: torch.dtype | None
-
-    @classmethod
-    def of_caller(cls, device: torch.device) -> Precision:
-        """Return what is on now, in this thread."""
-        kind = device.type
-        if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
-            return cls(kind, False, None)
-        return cls(kind, True, torch.get_autocast_dtype(kind))
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """Return a context in which a forward runs as the caller's would."""
-        # Without its cache of cast weights: all threads share that one, so that only the first would see a weight cast.
-        return torch.autocast(self.device, self.dtype, cache_enabled=False) if self.enabled else nullcontext()
-
-    def full(self) -> AbstractContextManager[Any]:
-        """Return a context for statistics."""
-        return torch.autocast(self.device, enabled=False) if self.enabled else nullcontext()
+    model: nn.Module
+    weights: Mapping[str, Tensor] | Mapping[str, nn.Module]
 
 
-class _Closed(BaseException):
-    """Ends a forward that nobody waits for; no `except Exception` in a model can hold it up."""
+class Lockstep:
+    """One forward per model and batch, all of which stop at the same inputs of weights.
 
-
-class Forward:
-    """One forward of a model in a thread of its own, which runs only while `advance` waits for it.
-
-    Grad mode, autocast and dispatch modes belong to a thread; all else about the forward is as if it were called.
+    A context manager and, inside, an iterator of `(at, operands)`: the number of the weight input in the plan, and the
+    `Operands` of each model. Weight inputs come in the plan's order, each once all forwards that reach it are there.
+    What is done to operands and weights before the next step is what the forwards go on with. At the end, and when
+    anything is raised, all forwards are ended where they stand.
 
     Args:
-        model: whose forward it is.
-        batch: keyword arguments of the forward, as `prepared` makes them.
-        plan: knows the reads.
-        stops: numbers of the reads before which it pauses.
-        precision: autocast of the forward.
+        models: run in evaluation mode, without gradients.
+        batches: keyword arguments of the forwards.
+        plan: has the weight inputs.
+        stops: numbers of the weight inputs to stop at; after the last one no forward goes on.
+        precision: of the forwards.
+
+    Raises:
+        DataError: the forward of a model raised on a batch.
     """
 
     def __init__(
-        self, model: nn.Module, batch: Batch, plan: Plan, stops: Collection[int], precision: Precision
+        self,
+        models: Sequence[Watched],
+        batches: Sequence[Batch],
+        plan: Plan,
+        stops: Collection[int],
+        precision: Precision,
     ) -> None:
-        self._batch = batch
-        self._padding = Padding(batch)
-        self._precision = precision
-        self._model = model
-        self._reader = _Reader(plan, stops, self._pause)
-        # No semaphores: those of `threading` are Python, and a Ctrl-C in the middle of one loses a wake-up for good.
-        self._go: SimpleQueue[None] = SimpleQueue()
-        self._arrived: SimpleQueue[None] = SimpleQueue()
-        self._here: Stop | None = None
-        self._error: BaseException | None = None
-        self._closing = False
-        self._thread = threading.Thread(target=self._run, daemon=True, name="wid_hf calibration")
-
-    def advance(self) -> Stop | None:
-        """Run to the next stop and return it, or None at the end.
-
-        Raises:
-            DataError: the model's forward raised on this batch.
-        """
-        if self._thread.ident is None:
-            self._thread.start()
-        self._go.put(None)
-        self._arrived.get()
-        if self._error is not None:
-            refuse_batch(self._model, self._batch, self._error)
-        return self._here
-
-    def close(self) -> None:
-        """End the forward where it stands."""
-        self._closing = True
-        self._go.put(None)
-        if self._thread.ident is not None:
-            self._thread.join()
-
-    def watch(self, weight: str, fold: nn.Module) -> Callable[[], None]:
-        """Know what `fold` returns in this forward as `weight`; call the result to stop that."""
-
-        def hook(module: nn.Module, args: Any, out: Tensor) -> None:
-            if threading.current_thread() is self._thread:
-                self._reader.name(out, weight)
-
-        return fold.register_forward_hook(hook).remove
-
-    def know(self, weight: str, tensor: Tensor) -> None:
-        """Know `tensor` as `weight`."""
-        self._reader.name(tensor, weight)
-
-    def replace(self, weight: str, value: Tensor) -> None:
-        """Give the next operation `value` as `weight`, even though the model has taken hold of the old one."""
-        old = self._reader.latest.get(weight, lambda: None)()
-        if old is not None:
-            old.copy_(value)
-
-    def rows(self, stop: Stop) -> Tensor:
-        """Return what is read as `(positions, indices)`, positions of padding left out."""
-        return self._padding.rows(stop.tensor.movedim(stop.axis, -1))
-
-    def _run(self) -> None:
-        self._go.get()
-        try:
-            if not self._closing:
-                with torch.no_grad(), self._precision.autocast(), self._reader:
-                    # Past `__call__`: hooks on the whole model are for whole forwards that run one at a time.
-                    self._model.forward(**self._batch)
-        except _Closed:
-            pass
-        except BaseException as error:  # handed to the thread that waits
-            self._error = error
-        finally:
-            self._here = None
-            self._arrived.put(None)
-
-    def _pause(self, stop: Stop) -> None:
-        self._here = stop
-        self._arrived.put(None)
-        self._go.get()
-        if self._closing:
-            raise _Closed
-
-
-class _Reader(TorchDispatchMode):
-    """Knows weights among the operands of products, and pauses before the reads that are asked for."""
-
-    def __init__(self, plan: Plan, stops: Collection[int], pause: Callable[[Stop], None]) -> None:
-        super().__init__()
-        self.latest: dict[str, ref[Tensor]] = {}
-        self._names = WeakIdKeyDictionary()
-        self._times_read: Counter[str] = Counter()
-        self._reads: dict[str, list[int]] = defaultdict(list)
+        self._models = models
+        self._batches = batches
+        self._plan = plan
         self._stops = frozenset(stops)
-        self._pause = pause
-        for at, read in enumerate(plan.weight_inputs):
-            self._reads[read.weight].append(at)
+        self._precision = precision
+        self._forwards: list[tuple[Watched, ForwardThread]] = []
+        self._ends = ExitStack()
 
-    def name(self, tensor: Tensor, weight: str) -> None:
-        """Know `tensor` as `weight`."""
-        self._names[tensor] = weight
-        self.latest[weight] = ref(tensor)
+    def __enter__(self) -> Lockstep:
+        with ExitStack() as ends:
+            for watched in self._models:
+                ends.enter_context(quiet_forward(watched.model))
+                for name, weight in watched.weights.items():
+                    if isinstance(weight, nn.Module):
+                        ends.callback(weight.register_forward_hook(_Made(name)).remove)
+            self._forwards = [(each, self._forward(each, batch)) for each in self._models for batch in self._batches]
+            for _, forward in self._forwards:
+                ends.callback(forward.close)
+            self._ends = ends.pop_all()
+        return self
 
-    def __torch_dispatch__(
-        self, func: OpOverload, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        if (stop := self._stop(func, args)) is not None:
-            self._pause(stop)
-        out = func(*args, **(kwargs or {}))
-        if func.overloadpacket in WHOLE and args[0] in self._names and out.numel() == args[0].numel():
-            self._names[out] = self._names[args[0]]
-        return out
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._ends.close()
 
-    def _stop(self, func: OpOverload, args: Sequence[Any]) -> Stop | None:
-        if (product := contraction(func, args)) is None:
-            return None
-        for (tensor, axis), (weight, _) in (product.operands, product.operands[::-1]):
-            if (name := self._names.get(weight)) is None or tensor in self._names:
-                continue
-            times = self._times_read[name]
-            self._times_read[name] += 1
-            if times < len(self._reads[name]) and (at := self._reads[name][times]) in self._stops:
-                return Stop(at, tensor, axis)
-        return None
-
-
-def walk(forwards: Sequence[Forward], stops: Collection[int]) -> Iterator[tuple[int, list[Stop | None]]]:
-    """Yield each read that some forward makes, and where every forward stands: None for one that does not make it.
-
-    The reads come in the plan's order, each once all forwards that make it have reached it. After the last of `stops`,
-    when the caller stops asking or when anything is raised, all forwards are ended where they stand.
-    """
-    left = set(stops)
-    with ExitStack() as stack:
-        for forward in forwards:
-            stack.callback(forward.close)
-        here = [forward.advance() for forward in forwards]
-        while any(here):
-            at = min(stop.at for stop in here if stop is not None)
-            present = [stop if stop is not None and stop.at == at else None for stop in here]
-            yield at, present
+    def __iter__(self) -> Iterator[tuple[int, list[Operands]]]:
+        left = set(self._stops)
+        here = [forward.advance() for _, forward in self._forwards]
+        while left and any(here):
+            at = min(operand.at for operand in here if operand is not None)
+            present = [operand if operand is not None and operand.at == at else None for operand in here]
+            yield at, self._by_model(present)
             left.discard(at)
-            if not left:
-                return
-            # Forwards that stand elsewhere stay; a read that came earlier in another order is not waited for.
-            for index, stop in enumerate(present):
-                if stop is not None:
-                    here[index] = forwards[index].advance()
+            if left:
+                here = self._advanced(here, present)
+
+    def replace(self, model: Watched, name: str, value: Tensor) -> None:
+        """Let the forwards of a model go on with `value` as a weight, though they hold the old one already."""
+        for owner, forward in self._forwards:
+            if owner is model:
+                forward.replace(name, value)
+
+    def _advanced(self, here: Operands, present: Operands) -> list[Operand | None]:
+        """Let the forwards that are present at this step go on, and return where all of them are now.
+
+        Those that wait elsewhere stay; an input that comes earlier in another order is not waited for.
+        """
+        return [
+            forward.advance() if there is not None else waiting
+            for (_, forward), there, waiting in zip(self._forwards, present, here, strict=True)
+        ]
+
+    def _forward(self, watched: Watched, batch: Batch) -> ForwardThread:
+        given = prepared(watched.model, batch)
+        forward = ForwardThread(watched.model, given, self._plan.weight_inputs, self._stops, self._precision)
+        for name, weight in watched.weights.items():
+            if isinstance(weight, Tensor):
+                forward.know(name, weight)
+        return forward
+
+    def _by_model(self, operands: Operands) -> list[Operands]:
+        count = len(self._batches)
+        return [operands[at : at + count] for at in range(0, len(operands), count)]
 
 
-def refuse_batch(model: nn.Module, batch: Batch, error: BaseException) -> NoReturn:
-    """Raise what a forward raised, as a refusal of its batch where the batch may be at fault.
+class _Made:
+    """A forward hook by which the forward in whose thread it runs knows the weight that was made."""
 
-    Raises:
-        DataError: names the arguments of the batch.
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __call__(self, module: nn.Module, args: Any, made: Tensor) -> None:
+        forward = threading.current_thread()
+        if isinstance(forward, ForwardThread):
+            forward.know(self._name, made)
+
+
+def are_same(before: Sequence[Operand | None], now: Sequence[Operand | None]) -> bool:
+    """Return whether all forwards contract again what they contracted before, as for queries, keys and values.
+
+    The operands of before must still be held, so that their memory is not another tensor's by now.
     """
-    if not isinstance(error, Exception) or isinstance(error, torch.OutOfMemoryError):
-        raise error
-    raise DataError(
-        f"{type(model).__name__}.forward does not take a batch of the calibration data, with arguments "
-        f"{', '.join(batch) or 'none'} ({type(error).__name__}: {error}). A batch is a dictionary of keyword arguments."
-    ) from error
-
-
-def prepared(model: nn.Module, batch: Batch) -> dict[str, Any]:
-    """Return `batch` for one forward: on the model's device, without labels where they are not needed, never caching.
-
-    A sequence-to-sequence model keeps its labels where it is given nothing else for its decoder: it shifts them itself.
-    """
-    device = next(model.parameters()).device
-    given = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-    accepted = inspect.signature(model.forward).parameters
-    if DECODER_INPUTS & given.keys() or "labels" not in accepted or not DECODER_INPUTS & accepted.keys():
-        labels = given.pop("labels", None)
-        shift = getattr(model, "prepare_decoder_input_ids_from_labels", None)
-        if labels is not None and shift is not None and "labels" not in accepted and not DECODER_INPUTS & given.keys():
-            given["decoder_input_ids"] = shift(labels=labels)
-    if "use_cache" in accepted:
-        given.setdefault("use_cache", False)
-    return given
+    return [operand and operand.identity for operand in before] == [operand and operand.identity for operand in now]

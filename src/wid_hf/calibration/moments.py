@@ -20,6 +20,11 @@ def place_of(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type == "mps" else device
 
 
+def as_matrix(weight: Tensor, axis: int) -> Tensor:
+    """Return a weight as `(everything else, n)` for its axis of n indices."""
+    return weight.movedim(axis, -1).reshape(-1, weight.shape[axis])
+
+
 class Covariance:
     """Mean and second moments of `n` indices."""
 
@@ -47,7 +52,7 @@ class Covariance:
 
 
 @dataclass(frozen=True)
-class Lift:
+class LinearFit:
     """The affine map `x_teacher = columns @ x_student + offset`: `(n, k)` and `(n,)`."""
 
     columns: Tensor
@@ -99,11 +104,11 @@ class Regression:
         """Return whether all that was observed of the teacher, and of the student, is finite."""
         return bool(self.energy.isfinite()), bool(self.second.isfinite().all())
 
-    def solve(self, start: Tensor, ridge: float, intercept: bool) -> Lift:
+    def solve(self, start: Tensor, ridge: float, intercept: bool) -> LinearFit:
         """Return `argmin E|x_teacher - C x_student - c0|^2 + r |C - start|^2`, Tikhonov's ridge regression.
 
-        `r` is `ridge` times the mean variance of the student's indices, so where the student's stream says
-        nothing (constant features, directions never seen) the lift stays what it was.
+        `r` is `ridge` times the mean variance of the student's indices, so where the student's activations say
+        nothing (constant features, directions never seen) the fit stays at `start`.
 
         Args:
             start: `(n, k)`, towards which the solution shrinks.
@@ -114,10 +119,10 @@ class Regression:
         start = start.to(second)
         strength = ridge * second.diagonal().mean()
         columns = start
-        if strength > TINY:  # else a stream that never moves
+        if strength > TINY:  # else activations that never vary
             columns = start + _ridged(second, float(strength), (cross - start @ second).T).T
         offset = self.teacher - columns @ self.student if intercept else torch.zeros_like(self.teacher)
-        return Lift(columns, offset)
+        return LinearFit(columns, offset)
 
     def filled(self, prior: Regression, count: int) -> Regression:
         """Return these moments as if `count` more positions had been seen that are related as those of `prior` are.
@@ -148,7 +153,7 @@ class Regression:
         normal = (columns.T @ columns) * second
         strength = ridge * normal.diagonal().mean()
         ones = torch.ones_like(second[0])
-        if strength <= TINY:  # a stream that never moves
+        if strength <= TINY:  # activations that never vary
             return ones
         missed = (columns * cross).sum(0) - normal @ ones
         return ones + _ridged(normal, float(strength), missed[:, None])[:, 0]
@@ -156,7 +161,7 @@ class Regression:
     def error(self, columns: Tensor, intercept: bool) -> float:
         """Return `E|x_teacher - C x_student - c0|^2 / E|x_teacher|^2` with the best `c0`, or none.
 
-        With an intercept both are taken about the mean. 0 where the teacher's stream never moves.
+        With an intercept both are taken about the mean. 0 where the teacher's activations never vary.
         """
         cross, second, energy = self._moments(intercept)
         columns = columns.to(second)

@@ -1,68 +1,150 @@
-"""The vectors that scale what a tied decoder reads: the last normalisation's weight, and its bias.
+"""The scale of a tied decoder's input: the weight of the last normalisation, and its bias.
 
-Takes a plan and the student's folded weights, tells which vectors stand before which read, and how far what a table
-makes is from the teacher's. Called by `lifts`.
+The table of a tied decoder is also looked up: it writes along the axis with which its input is contracted, so its
+columns stay as they are. Fitted instead is the vector that scales its input. Called by `reconstruction`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import nan
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from ..coupling.carrier import Carrier
+from ..coupling.dims import Dim
 from ..coupling.plan import Plan, key
-from ..layers import Compactor, FoldedWeight, IndexSelect
-from .moments import place_of
+from ..coupling.trace import Trace
+from ..coupling.weight_inputs import WeightInput
+from ..layers import Compactor, FoldCache, FoldedWeight, IndexSelect
+from .lockstep import Operands
+from .moments import as_matrix, place_of
+from .pairing import ENOUGH, paired_moments
+from .report import FEW, ROUTED, UNSCALED, InputReconstruction
+
+COMPARED = 256  # positions whose scores are compared: enough for a mean, and few enough for a large vocabulary
 
 
-def scaled_reads(plan: Plan, folded_weights: Mapping[str, FoldedWeight]) -> dict[int, tuple[str, ...]]:
-    """Return each read of a table that is also looked up, with the vectors that scale what it reads, by name.
+class NormScale:
+    """Fits the vectors that scale the inputs of tied decoders.
 
-    Left out is what a compactor turns, and a vector whose products some other weight reads as well.
+    The factors are `f = argmin E|W x_teacher - W C (f * x_student)|^2`, since logits are what the table is for. They
+    are kept if their softmax comes nearer to the teacher's as well.
+
+    Args:
+        trace: has the teacher's weights.
+        plan: sizes and weight inputs.
+        folded_weights: of the student.
+        folds: keeps the student's folds, and forgets those of weights that are written.
+        ridge: ridge strength of the factors towards one.
+
+    Attributes:
+        vectors: for the number of each tied decoder's weight input the names of the vectors that scale it.
+    """
+
+    def __init__(
+        self, trace: Trace, plan: Plan, folded_weights: Mapping[str, FoldedWeight], folds: FoldCache, ridge: float
+    ) -> None:
+        self._weights = {name: weight.detach() for name, weight in trace.weights.items()}
+        self._plan = plan
+        self._folded = folded_weights
+        self._folds = folds
+        self._ridge = ridge
+        self.vectors = scaled_inputs(plan, folded_weights)
+
+    @torch.no_grad()
+    def fit(self, at: int, teacher: Operands, student: Operands) -> InputReconstruction:
+        """Set the vectors before weight input number `at`; the student's operands are scaled along."""
+        weight_input = self._plan.weight_inputs[at]
+        size = self._plan.size(self._plan.axes[weight_input.weight][weight_input.axis])
+        root, columns = self._root(weight_input)
+        paired = None if weight_input.routed else paired_moments(teacher, student, size=size, root=root)
+        if paired is None:
+            return InputReconstruction.of(self._plan, at, 0, nan, nan, ROUTED)
+        moments = paired.regression
+        before = moments.error(columns, intercept=False)
+        if moments.count < ENOUGH * size:
+            return InputReconstruction.of(self._plan, at, moments.count, before, before, FEW)
+        factors = moments.scales(columns, self._ridge)
+        # Squares weigh every score alike, a softmax the high ones: what is nearer by squares may be farther off.
+        if not self._is_nearer(weight_input, teacher, student, factors):
+            return InputReconstruction.of(self._plan, at, moments.count, before, before, UNSCALED)
+        self._scale(at, student, factors)
+        after = moments.error(columns * factors, intercept=False)
+        return InputReconstruction.of(self._plan, at, moments.count, before, after)
+
+    def _scale(self, at: int, student: Operands, factors: Tensor) -> None:
+        for name in self.vectors[at]:
+            for selection in self._folded[name].maps.values():
+                assert isinstance(selection, IndexSelect)  # `scaled_inputs` asked
+                selection.factors.mul_(factors.to(selection.factors))
+            self._folds.forget(self._folded[name])
+        for operand in student:
+            if operand is not None:  # scaled already, with the factors of before
+                operand.scale_(factors)
+
+    def _root(self, weight_input: WeightInput) -> tuple[Tensor, Tensor]:
+        """Return `V (n, n)` with `V^T V = W^T W` of a table, and `V C (n, k)` for the student's columns C.
+
+        What W makes of x has the length of `V x`, so a fit of the table's outputs needs no more than n rows. W is taken
+        about the mean of its rows: a softmax does not change when all scores move alike.
+        """
+        table = as_matrix(self._weights[weight_input.weight], weight_input.axis)
+        table = table.to(torch.promote_types(table.dtype, torch.float32))
+        table = table - table.mean(0)
+        values, vectors = torch.linalg.eigh((table.T @ table).to(place_of(table.device), torch.float64))
+        root = values.clamp(min=0).sqrt()[:, None] * vectors.T
+        return root.to(table), root @ self._columns(weight_input).to(root)
+
+    def _is_nearer(self, weight_input: WeightInput, teacher: Operands, student: Operands, factors: Tensor) -> bool:
+        """Return whether a table's scores become more like the teacher's by `factors (k,)`, on some positions."""
+        table = as_matrix(self._weights[weight_input.weight], weight_input.axis)
+        bias = self._weights[weight_input.bias] if weight_input.bias is not None else None
+        columns = self._columns(weight_input)
+        x, y = (
+            torch.cat([operand.rows for operand in operands if operand is not None]) for operands in (teacher, student)
+        )
+        count = min(len(x), COMPARED)
+        some = torch.arange(count, device=x.device) * (len(x) - 1) // max(count - 1, 1)  # evenly, both ends included
+        without, scaled = (
+            divergence(table, bias, x[some], y[some], each) for each in (columns, columns * factors.to(columns))
+        )
+        return scaled < without
+
+    def _columns(self, weight_input: WeightInput) -> Tensor:
+        compactor = _compactor(self._folded, weight_input)
+        assert compactor is not None  # `scaled_inputs` asked
+        return compactor.matrix.detach().T
+
+
+def scaled_inputs(plan: Plan, folded_weights: Mapping[str, FoldedWeight]) -> dict[int, tuple[str, ...]]:
+    """Return the number of each weight input of a table that is also looked up, with the vectors that scale it.
+
+    Left out are vectors that go through a compactor, and those whose products another weight is contracted with too.
     """
     found = {}
-    for at, read in enumerate(plan.weight_inputs):
-        dim, made = plan.axes[read.weight][read.axis], read.carrier
-        if made is None or read.weight not in plan.looked_up or plan.size(dim) == dim.size:
+    for at, weight_input in enumerate(plan.weight_inputs):
+        dim = plan.axes[weight_input.weight][weight_input.axis]
+        if weight_input.weight not in plan.looked_up or plan.size(dim) == dim.size:
             continue
-        if made != Carrier(made.parameter, 0, 0, dim.size) or len(plan.axes[made.parameter]) != 1:
+        vector = scaling_vector(plan, weight_input)
+        if vector is None or not _scales_only(plan, vector, weight_input.weight):
             continue
-        if any(
-            other.carrier is not None and other.carrier.parameter == made.parameter and other.weight != read.weight
-            for other in plan.weight_inputs
-        ):
-            continue
-        module = made.parameter.rpartition(".")[0]
-        names = tuple(
-            name
-            for name, axes in plan.axes.items()
-            if name.rpartition(".")[0] == module
-            and [key(each) for each in axes] == [key(dim)]
-            and name in folded_weights
-        )
-        chosen = all(isinstance(map_, IndexSelect) for name in names for map_ in folded_weights[name].maps.values())
-        if made.parameter in names and chosen and _columns(folded_weights, read.weight, read.axis) is not None:
+        names = _beside(plan, vector, dim, folded_weights)
+        if vector in names and _compactor(folded_weights, weight_input) is not None:
             found[at] = names
     return found
 
 
-def seen_through(weight: Tensor, axis: int, compaction: FoldedWeight) -> tuple[Tensor, Tensor]:
-    """Return `V (n, n)` with `V^T V = W^T W` of a reading table, and `V C (n, k)` for the student's columns C.
-
-    What W makes of x has the length of `V x`, so a fit of the table's outputs needs no more than n rows. W is taken
-    about the mean of its rows: a table of tokens makes scores for a softmax, which their common height does not change.
-    """
-    rows = weight.detach().movedim(axis, -1).flatten(0, -2)
-    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-    rows = rows - rows.mean(0)
-    values, vectors = torch.linalg.eigh((rows.T @ rows).to(place_of(rows.device), torch.float64))
-    root = values.clamp(min=0).sqrt()[:, None] * vectors.T
-    compactor = compaction.maps[str(axis)]
-    assert isinstance(compactor, Compactor)  # `scaled_reads` asked
-    return root.to(rows), root @ compactor.matrix.detach().T.to(root)
+def scaling_vector(plan: Plan, weight_input: WeightInput) -> str | None:
+    """Return the name of the vector, a normalisation's weight, that scales all of a weight input last, or None."""
+    carrier = weight_input.carrier
+    size = plan.axes[weight_input.weight][weight_input.axis].size
+    if carrier is None or carrier != Carrier(carrier.parameter, 0, 0, size) or len(plan.axes[carrier.parameter]) != 1:
+        return None
+    return carrier.parameter
 
 
 def divergence(table: Tensor, bias: Tensor | None, x: Tensor, y: Tensor, columns: Tensor) -> float:
@@ -71,8 +153,8 @@ def divergence(table: Tensor, bias: Tensor | None, x: Tensor, y: Tensor, columns
     Args:
         table: W `(m, n)`.
         bias: b `(m,)`, or none.
-        x: what the teacher reads `(p, n)`.
-        y: what the student reads `(p, k)`.
+        x: the teacher's inputs of the table `(p, n)`.
+        y: the student's `(p, k)`.
         columns: C `(n, k)`.
     """
     rows = table.detach().float()
@@ -82,6 +164,30 @@ def divergence(table: Tensor, bias: Tensor | None, x: Tensor, y: Tensor, columns
     return float(functional.kl_div(found, wanted, reduction="batchmean", log_target=True))
 
 
-def _columns(folded_weights: Mapping[str, FoldedWeight], weight: str, axis: int) -> Compactor | None:
-    found = folded_weights[weight].maps[str(axis)] if weight in folded_weights else None
+def _scales_only(plan: Plan, vector: str, weight: str) -> bool:
+    """Return whether `weight` is the only one whose input is scaled by `vector`."""
+    return all(
+        other.weight == weight
+        for other in plan.weight_inputs
+        if other.carrier is not None and other.carrier.parameter == vector
+    )
+
+
+def _beside(plan: Plan, vector: str, dim: Dim, folded_weights: Mapping[str, FoldedWeight]) -> tuple[str, ...]:
+    """Return the vectors along `dim` of the module that has `vector`; none if one of them goes through a compactor."""
+    module = vector.rpartition(".")[0]
+    names = tuple(
+        name
+        for name, axes in plan.axes.items()
+        if name.rpartition(".")[0] == module and [key(each) for each in axes] == [key(dim)] and name in folded_weights
+    )
+    maps = [map_ for name in names for map_ in folded_weights[name].maps.values()]
+    return names if all(isinstance(map_, IndexSelect) for map_ in maps) else ()
+
+
+def _compactor(folded_weights: Mapping[str, FoldedWeight], weight_input: WeightInput) -> Compactor | None:
+    """Return the compactor of the axis that the input is contracted with, if that has one."""
+    if weight_input.weight not in folded_weights:
+        return None
+    found = folded_weights[weight_input.weight].maps[str(weight_input.axis)]
     return found if isinstance(found, Compactor) else None

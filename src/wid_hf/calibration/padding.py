@@ -1,12 +1,12 @@
 """Which positions of a tensor are padding, as far as a batch says.
 
 Takes the keyword arguments of a forward; tells, for a tensor somewhere in that forward, which of its rows count. Called
-by `walk` and `variance`.
+by `lockstep` and `variance`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -22,27 +22,17 @@ class Padding:
 
     A mask goes with every tensor whose leading axes are those of the mask: `(batch, positions)` or their product,
     positions first or batch first. Where a text has several rows, as in multiple choice with `(batch, choices,
-    positions)`, each row is a text of its own. Sound is read by convolutions that make one frame of many samples: there
-    the mask of the samples is stretched to the frames.
+    positions)`, each row counts as a text. Convolutions make one frame of many samples of sound: there the mask of the
+    samples is stretched to the frames.
 
     Args:
-        batch: keyword arguments of the forward. `labels` stand for the mask of a decoder that gets its inputs of them.
+        batch: keyword arguments of the forward. Its `labels` are the mask of a decoder whose inputs are made from them.
     """
 
     def __init__(self, batch: Mapping[str, Any]) -> None:
         given = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
-        masks = [given[name] for name in MASKS if name in given]
-        if "labels" in given and "decoder_attention_mask" not in given:
-            masks.append(given["labels"].ne(NO_LABEL))
-        self._masks: list[Tensor] = []
-        for mask in (mask.reshape(-1, mask.shape[-1]).bool() for mask in masks if mask.ndim in (2, 3)):
-            # Of two masks of one shape (encoder and decoder) nobody knows whose a tensor is: what both have counts.
-            alike = next((at for at, each in enumerate(self._masks) if each.shape == mask.shape), None)
-            if alike is None:
-                self._masks.append(mask)
-            else:
-                self._masks[alike] = self._masks[alike] & mask
-        self._samples = self._of_samples(given)
+        self._masks = _one_of_each_shape(_masks(given))
+        self._samples = _mask_of_samples(given)
         lengths = {value.shape[-1] for name, value in given.items() if name.endswith("input_ids")}
         self._lengths = lengths | {mask.shape[-1] for mask in self._masks}
 
@@ -65,24 +55,50 @@ class Padding:
                     return _repeated(each, tensor)
                 if len(shape) == 1 and len(tensor) == each.numel():
                     return each.reshape(-1)
+        return self._attended_frames(tensor)
+
+    def _attended_frames(self, tensor: Tensor) -> Tensor | None:
+        """Return which rows of `tensor` are frames of sound that is heard, or None where they are no frames."""
         if self._samples is None:
             return None
+        shape = tensor.shape[:-1]
         sounds, samples = self._samples.shape
-        frames = (
-            shape[1] if len(shape) > 1 and shape[0] == sounds else shape.numel() // sounds if len(shape) == 1 else 0
-        )
+        frames = 0
+        if len(shape) == 1:
+            frames = shape.numel() // sounds
+        elif len(shape) > 1 and shape[0] == sounds:
+            frames = shape[1]
         if not 1 < frames < samples or frames in self._lengths or sounds * frames != shape[:2].numel():
             return None
         heard = functional.interpolate(self._samples[:, None].float(), size=frames, mode="area")[:, 0] > 0.5
         return _repeated(heard, tensor) if len(shape) > 1 else heard.reshape(-1)
 
-    def _of_samples(self, given: Mapping[str, Tensor]) -> Tensor | None:
-        """Return the mask `(batch, samples)` of sound that nothing but the forward shortens."""
-        mask = given.get("attention_mask")
-        sound = next((given[name] for name in SOUND if name in given), None)
-        if mask is None or sound is None or mask.ndim != 2 or len(mask) != len(sound):
-            return None
-        return mask.bool() if mask.shape[1] in sound.shape[1:] else None
+
+def _masks(given: Mapping[str, Tensor]) -> Iterator[Tensor]:
+    """Yield the masks `(texts, positions)` of a batch; every choice of a text counts as one."""
+    masks = [given[name] for name in MASKS if name in given]
+    if "labels" in given and "decoder_attention_mask" not in given:
+        masks.append(given["labels"].ne(NO_LABEL))
+    for mask in masks:
+        if mask.ndim in (2, 3):
+            yield mask.reshape(-1, mask.shape[-1]).bool()
+
+
+def _one_of_each_shape(masks: Iterable[Tensor]) -> list[Tensor]:
+    """Return one mask of each shape: of several (encoder and decoder) nobody knows whose a tensor is, so all count."""
+    found: dict[tuple[int, ...], Tensor] = {}
+    for mask in masks:
+        found[mask.shape] = found[mask.shape] & mask if mask.shape in found else mask
+    return list(found.values())
+
+
+def _mask_of_samples(given: Mapping[str, Tensor]) -> Tensor | None:
+    """Return the mask `(batch, samples)` of sound that nothing but the forward shortens."""
+    mask = given.get("attention_mask")
+    sound = next((given[name] for name in SOUND if name in given), None)
+    if mask is None or sound is None or mask.ndim != 2 or len(mask) != len(sound):
+        return None
+    return mask.bool() if mask.shape[1] in sound.shape[1:] else None
 
 
 def _repeated(mask: Tensor, tensor: Tensor) -> Tensor:

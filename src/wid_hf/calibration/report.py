@@ -1,6 +1,7 @@
-"""What calibration found: how well each read of the student restores what the teacher reads there.
+"""What calibration found: the reconstruction error of every weight input of the student.
 
-Takes one `Site` per read, gives a table and a dictionary for `wid_report.json`; `picture` draws it.
+Takes one `InputReconstruction` per weight input; gives rows of text and a dictionary for `wid_report.json`. Tables and
+pictures are made of these in `tools`.
 """
 
 from __future__ import annotations
@@ -10,26 +11,33 @@ from dataclasses import asdict, dataclass
 from math import isfinite, nan
 from typing import Any
 
-from rich.table import Table
+from ..coupling.plan import Plan
 
-LONG = 24  # reads; more than these are shown layer by layer
+LONG = 24  # weight inputs; more than these are shown layer by layer
+ERRORS = ("before", "after")
+BY_INPUT = ("input of", "teacher", "student", "start", "fitted")
+BY_LAYER = ("layer", "start", "fitted", "worst", "where")
+
+FEW = "too few positions"
+ROUTED = "positions of teacher and student differ"
+UNSCALED = "scores are nearer without scaling"
 
 
 @dataclass(frozen=True)
-class Site:
-    """One read of a weight along an axis that shrinks.
+class InputReconstruction:
+    """How well the student's input of one weight restores the teacher's.
 
     Attributes:
-        weight: which weight reads.
-        axis: along which axis.
-        teacher_size: indices of what the teacher reads.
-        student_size: indices of what the student reads.
+        weight: the weight's name.
+        axis: its axis that the input is contracted with.
+        teacher_size: indices of the teacher's input.
+        student_size: indices of the student's.
         positions: how many positions were compared.
-        before: share of the teacher's energy that the start misses, `E|x_t - C x_s|^2 / E|x_t|^2`; about the
-            mean where the module has a bias. `C` selects, or undoes the rotation inside heads. Of a table that is also
-            looked up it is the share of its outputs. NaN where nothing could be compared.
-        after: the same with the lift; equal to `before` where nothing could be fitted.
-        note: why nothing was fitted, or empty.
+        before: reconstruction error of the start, `E|x_t - C x_s|^2 / E|x_t|^2`, a share of the teacher's energy; about
+            the mean where the module has a bias. `C` selects, or undoes the rotation inside heads. For a table that is
+            also looked up it is the error of its outputs. NaN where nothing could be compared.
+        after: the same with the fitted columns; equal to `before` where nothing could be fitted.
+        note: why there is no plain fit, or empty.
     """
 
     weight: str
@@ -41,6 +49,16 @@ class Site:
     after: float
     note: str = ""
 
+    @classmethod
+    def of(
+        cls, plan: Plan, at: int, positions: int, before: float, after: float, note: str = ""
+    ) -> InputReconstruction:
+        """Return what was found at weight input number `at` of the plan."""
+        weight_input = plan.weight_inputs[at]
+        dim = plan.axes[weight_input.weight][weight_input.axis]
+        sizes = dim.size, plan.size(dim)
+        return cls(weight_input.weight, weight_input.axis, *sizes, positions, before, after, note)
+
     @property
     def layer(self) -> str:
         """The name up to the first number in it, `bert.encoder.layer.3`; empty where there is none."""
@@ -50,7 +68,7 @@ class Site:
 
     @property
     def place(self) -> str:
-        """The reading module's name inside its layer, `attention.self.query`; the whole name outside of layers."""
+        """The module's name inside its layer, `attention.self.query`; the whole name outside of layers."""
         return self.weight.removeprefix(f"{self.layer}.").removesuffix(".weight")
 
 
@@ -59,39 +77,40 @@ class Calibration:
     """One calibration.
 
     Attributes:
-        sites: every read that was looked at, in the order of the forward.
-        positions: positions of the data that were not padding, as the widest read counted them.
+        sites: every weight input that was looked at, in the order of the forward.
+        positions: positions of the data that were not padding, at the weight input with the most.
         seconds: wall time.
     """
 
-    sites: tuple[Site, ...]
+    sites: tuple[InputReconstruction, ...]
     positions: int
     seconds: float
 
-    def table(self) -> Table:
-        """Return the shares that start and lift miss: a row per read, or per layer if there are many."""
-        by_layer = len(self.sites) > LONG
-        table = Table(title=f"Calibrated on {self.positions:,} positions in {self.seconds:.0f} s: energy missed by")
-        table.add_column("layer" if by_layer else "read by", no_wrap=by_layer, overflow="fold")
-        for title in (*(() if by_layer else ("teacher", "student")), "start", "lift"):
-            table.add_column(title, justify="right")
-        if by_layer:
-            table.add_column("worst", justify="right")
-            table.add_column("where", overflow="fold")
-        for row in _layer_rows(self.sites) if by_layer else map(_site_row, self.sites):
-            table.add_row(*row)
-        return table
+    @property
+    def title(self) -> str:
+        """What the rows show, in a line."""
+        return f"Calibrated on {self.positions:,} positions in {self.seconds:.0f} s: reconstruction error"
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Return the reconstruction errors as text, the head first: a row per weight input, or per layer if many."""
+        if len(self.sites) > LONG:
+            return [BY_LAYER, *_layer_rows(self.sites)]
+        return [BY_INPUT, *map(_input_row, self.sites)]
+
+    def __str__(self) -> str:
+        """Return the title and the rows as text."""
+        rows = self.rows()
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        return "\n".join([self.title, *lines])
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON, which has no NaN: None stands for it."""
         sites = [
-            asdict(site) | {name: value if isfinite(value := getattr(site, name)) else None for name in MISSED}
-            for site in self.sites
+            asdict(entry) | {name: value if isfinite(value := getattr(entry, name)) else None for name in ERRORS}
+            for entry in self.sites
         ]
         return asdict(self) | {"sites": sites}
-
-
-MISSED = ("before", "after")
 
 
 def percent(share: float) -> str:
@@ -99,24 +118,29 @@ def percent(share: float) -> str:
     return f"{share:.1%}" if isfinite(share) else "-"
 
 
-def _site_row(site: Site) -> tuple[str, ...]:
-    after = site.note or percent(site.after)
-    return site.weight, str(site.teacher_size), str(site.student_size), percent(site.before), after
+def _input_row(entry: InputReconstruction) -> tuple[str, ...]:
+    after = entry.note or percent(entry.after)
+    return entry.weight, str(entry.teacher_size), str(entry.student_size), percent(entry.before), after
 
 
-def _layer_rows(sites: Sequence[Site]) -> Iterator[tuple[str, ...]]:
-    """Yield each layer with its mean shares and its worst read; reads outside of layers count as one."""
-    layers: dict[str, list[Site]] = {}
-    for site in sites:
-        layers.setdefault(site.layer or "outside", []).append(site)
+def _layer_rows(sites: Sequence[InputReconstruction]) -> Iterator[tuple[str, ...]]:
+    """Yield a row for each layer; weight inputs outside of layers count as one."""
+    layers: dict[str, list[InputReconstruction]] = {}
+    for entry in sites:
+        layers.setdefault(entry.layer or "outside", []).append(entry)
     for name, members in layers.items():
-        fitted = [site for site in members if not site.note]
-        before, after = (_mean([getattr(site, which) for site in fitted]) for which in MISSED)
-        worst = max(fitted, key=lambda site: site.after, default=None)
-        where = [worst.place] if worst is not None else []
-        if notes := {site.note: None for site in members if site.note}:
-            where.append(f"{len(members) - len(fitted)} not fitted ({', '.join(notes)})")
-        yield name, percent(before), percent(after), percent(worst.after if worst else nan), "; ".join(where)
+        yield _layer_row(name, members)
+
+
+def _layer_row(name: str, members: Sequence[InputReconstruction]) -> tuple[str, ...]:
+    """Return the mean errors of a layer, its worst weight input, and how many were not fitted."""
+    fitted = [entry for entry in members if not entry.note]
+    before, after = (_mean([getattr(entry, which) for entry in fitted]) for which in ERRORS)
+    worst = max(fitted, key=lambda entry: entry.after, default=None)
+    where = [worst.place] if worst is not None else []
+    if notes := {entry.note: None for entry in members if entry.note}:
+        where.append(f"{len(members) - len(fitted)} not fitted ({', '.join(notes)})")
+    return name, percent(before), percent(after), percent(worst.after if worst else nan), "; ".join(where)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -1,14 +1,14 @@
-"""An orthogonal basis for the stream of a model with RMS norms, in place of selected indices.
+"""PCA rotation of the residual stream of a model with RMS norms, in place of selected indices.
 
-The norm of a vector is the same in every orthogonal basis, so an RMS norm without a weight commutes with it: the
-norm's weight goes into what reads, and the student's stream is `Q^T x` with `Q (n, k)` orthonormal (SliceGPT, Ashkboos
-and others 2024, section 3). Takes a teacher with its trace and plan, finds the stream that may be turned and proves
-it; `survey` gathers the moments and takes the maps.
+The norm of a vector is the same in every orthogonal basis, so an RMS norm without a weight commutes with a rotation:
+the norm's weight goes into the matrices after it, and the student's stream is `Q^T x` with `Q (n, k)` orthonormal
+(SliceGPT, Ashkboos and others 2024, section 3). Takes a teacher with its trace and plan, finds the stream that may be
+rotated and proves it, gathers its moments, and gives the maps. Called by `initialize`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,18 +19,21 @@ from ..coupling.dims import Dim, leaves
 from ..coupling.plan import Plan, key
 from ..coupling.trace import Trace, quiet_forward
 from ..coupling.verify import outputs_with
+from ..coupling.weight_inputs import WeightInput
+from .moment_pass import InputMoments
+from .norm_scale import scaling_vector
 
 TOLERANCE = 1e-3  # of the largest output, in float32: rounding of a deep model, far below what another norm changes
 
 
 @dataclass(frozen=True)
 class Stream:
-    """A coupled dimension that any orthogonal matrix may turn.
+    """A coupled dimension that any orthogonal matrix may rotate.
 
     Attributes:
         leaf: the dimension.
-        norms: the weight of the norm that makes what is read, for each read `(weight, axis)`.
-        unfolded: that norm's weight which a table does not take over, because its rows are looked up as well.
+        norms: for each weight contracted along it, `(weight, axis)`, the weight of the norm that makes its input.
+        unfolded: the norm weight that a table does not take over, because its rows are looked up as well.
     """
 
     leaf: Dim
@@ -42,7 +45,7 @@ class Stream:
         found = {}
         for name, axes in plan.axes.items():
             for axis, dim in enumerate(axes):
-                if dim.size == self.leaf.size and key(dim) == key(self.leaf) and name not in self.norms.values():
+                if key(dim) == key(self.leaf) and name not in self.norms.values():
                     norm = self.norms.get((name, axis))
                     columns = basis
                     if norm is not None and norm != self.unfolded:
@@ -50,87 +53,135 @@ class Stream:
                     found[Carrier(name, axis, 0, dim.size)] = columns.T
         return found
 
-    def start(
-        self, plan: Plan, weights: Mapping[str, Tensor], moments: Tensor
-    ) -> tuple[dict[Carrier, Tensor], dict[str, Tensor]]:
-        """Return the maps of the leading eigenvectors of `moments (n, n)`, and what each norm's weight `(k,)` becomes.
 
-        The student's norm divides by the mean of k squares, the teacher's by that of n.
+class StreamRotation:
+    """Second moments of a stream as its norms make it, their weights aside, all norms counting alike.
+
+    Args:
+        trace: has the weights.
+        plan: how wide the stream becomes.
+        stream: the stream; None where none may be rotated, and nothing is gathered.
+    """
+
+    def __init__(self, trace: Trace, plan: Plan, stream: Stream | None) -> None:
+        self._weights = {name: weight.detach() for name, weight in trace.weights.items()}
+        self._plan = plan
+        self._stream = stream
+        self._normed: dict[str, Tensor] = {}
+
+    def needs(self, at: int) -> bool:
+        """Return whether one of the stream's norms makes the weight input."""
+        return self._norm(self._plan.weight_inputs[at]) is not None
+
+    def add(self, moments: InputMoments) -> None:
+        """Keep the moments of the weight input if it is the first after its norm."""
+        norm = self._norm(moments.weight_input)
+        if norm is None or norm in self._normed:
+            return
+        weight = self._weights[norm].to(moments.covariance.mean)
+        inverse = torch.where(weight == 0, 0, 1 / weight)
+        normed = inverse[:, None] * moments.covariance.matrix(centred=False) * inverse
+        self._normed[norm] = (normed / normed.trace().clamp(min=torch.finfo(torch.float64).tiny)).cpu()
+
+    def maps(self) -> tuple[dict[Carrier, Tensor], dict[str, Tensor]]:
+        """Return the maps `(k, n)` of all axes along the stream, and what each norm's weight `(k,)` becomes.
+
+        The basis is the leading eigenvectors of the moments. The student's norm divides by the mean of k squares, the
+        teacher's by that of n.
         """
-        n, k = self.leaf.size, plan.targets[self.leaf]
+        stream = self._stream
+        if stream is None:
+            return {}, {}
+        n, k = stream.leaf.size, self._plan.targets[stream.leaf]
+        moments = torch.stack(list(self._normed.values())).sum(0)
         basis = torch.linalg.eigh(moments).eigenvectors.flip(1)[:, :k]
         ones = torch.ones(k, dtype=basis.dtype, device=basis.device)
-        vectors = dict.fromkeys(self.norms.values(), ones)
-        if self.unfolded is not None:
-            # Turned within its span the basis is as good: let this weight be as diagonal there as a weight must be.
-            scale = weights[self.unfolded].detach().to(basis)
-            vectors[self.unfolded], turn = torch.linalg.eigh(basis.T @ (scale[:, None] * basis))
-            basis = basis @ turn
-        maps = self.maps(plan, {name: weight.detach() for name, weight in weights.items()}, basis)
-        return maps, {name: vector * (n / k) ** 0.5 for name, vector in vectors.items()}
+        norm_weights = dict.fromkeys(stream.norms.values(), ones)
+        if stream.unfolded is not None:
+            # Rotated within its span the basis is as good: let this weight be as diagonal there as a weight must be.
+            scale = self._weights[stream.unfolded].to(basis)
+            norm_weights[stream.unfolded], within = torch.linalg.eigh(basis.T @ (scale[:, None] * basis))
+            basis = basis @ within
+        maps = stream.maps(self._plan, self._weights, basis)
+        return maps, {name: weight * (n / k) ** 0.5 for name, weight in norm_weights.items()}
+
+    def _norm(self, weight_input: WeightInput) -> str | None:
+        return self._stream.norms.get((weight_input.weight, weight_input.axis)) if self._stream is not None else None
 
 
 @torch.no_grad()
-def turnable_stream(teacher: nn.Module, trace: Trace, plan: Plan) -> Stream | None:
-    """Return the stream that may be turned, or None.
+def rotatable_stream(teacher: nn.Module, trace: Trace, plan: Plan) -> Stream | None:
+    """Return the stream that may be rotated, or None.
 
     A candidate is a shrinking leaf that is an axis by itself wherever it stands, whose vectors are either beside a
-    matrix or the weights of norms that make what is read. It is proved: with every weight along it turned by a random
+    matrix or the weights of norms that make weight inputs. It is proved: with every weight along it rotated by a random
     orthogonal matrix, and norm weights folded, the teacher gives the same outputs for the examples that were traced.
-    For the proof there is a second copy of the teacher's weights, in float32 at least.
+    The proof holds a second copy of the teacher's weights, in float32 at least.
     """
     sized = [leaf for leaf, size in plan.targets.items() if size < leaf.size and leaf not in plan.matched]
     candidates = [stream for leaf in sized if (stream := _candidate(plan, trace, leaf)) is not None]
-    return next((stream for stream in candidates if _turns(teacher, trace, plan, stream)), None)
+    return next((stream for stream in candidates if _keeps_outputs(teacher, trace, plan, stream)), None)
 
 
 def _candidate(plan: Plan, trace: Trace, leaf: Dim) -> Stream | None:
     if any(leaf in leaves(dim) for dims in trace.output_dims for dim in dims):
         return None  # whoever takes this output expects the teacher's indices
-    norms, unfolded = {}, set()
-    for read in plan.weight_inputs:
-        if read.carrier is not None and key(plan.axes[read.weight][read.axis]) == key(leaf):
-            name = read.carrier.parameter
-            if len(plan.axes[name]) != 1 or read.carrier != Carrier(name, 0, 0, leaf.size):
-                continue
-            norms[read.weight, read.axis] = name
-            if read.weight in plan.looked_up:
-                unfolded.add(name)
-    if not norms or len(unfolded) > 1:
+    scaled = list(_scaled_inputs(plan, leaf))
+    norms = dict(scaled)
+    unfolded = {norm for (weight, _), norm in scaled if weight in plan.looked_up}
+    if not norms or len(unfolded) > 1 or not _rotates_whole(plan, leaf, set(norms.values())):
         return None
-    beside = {name.rpartition(".")[0] for name, axes in plan.axes.items() if sum(dim.size > 1 for dim in axes) > 1}
-    for name, axes in plan.axes.items():
-        along = [dim for dim in axes if leaf in leaves(dim)]
-        if any(key(dim) != key(leaf) for dim in along):
-            return None
-        if along and len(axes) == 1 and name not in norms.values() and name.rpartition(".")[0] not in beside:
-            return None
     return Stream(leaf, norms, next(iter(unfolded), None))
 
 
-def _turns(teacher: nn.Module, trace: Trace, plan: Plan, stream: Stream) -> bool:
-    """Return whether a random turn of the whole stream leaves the outputs as they are."""
-    weights = {
-        name: weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
-        if weight.is_floating_point() else weight.detach()
-        for name, weight in trace.weights.items()
-    }  # fmt: skip
+def _scaled_inputs(plan: Plan, leaf: Dim) -> Iterator[tuple[tuple[str, int], str]]:
+    """Yield each `(weight, axis)` contracted along `leaf` whose input a vector scales last, with that vector's name."""
+    for weight_input in plan.weight_inputs:
+        vector = scaling_vector(plan, weight_input)
+        if vector is not None and key(plan.axes[weight_input.weight][weight_input.axis]) == key(leaf):
+            yield (weight_input.weight, weight_input.axis), vector
+
+
+def _rotates_whole(plan: Plan, leaf: Dim, norms: Collection[str]) -> bool:
+    """Return whether `leaf` is a whole axis wherever it stands, and every vector a norm's weight or beside a matrix."""
+    along = {name: [dim for dim in axes if leaf in leaves(dim)] for name, axes in plan.axes.items()}
+    lone = {name for name, dims in along.items() if dims and len(plan.axes[name]) == 1}.difference(norms)
+    is_whole = all(key(dim) == key(leaf) for dims in along.values() for dim in dims)
+    return is_whole and {_module(name) for name in lone} <= _modules_of_matrices(plan)
+
+
+def _modules_of_matrices(plan: Plan) -> set[str]:
+    return {_module(name) for name, axes in plan.axes.items() if sum(dim.size > 1 for dim in axes) > 1}
+
+
+def _module(weight: str) -> str:
+    return weight.rpartition(".")[0]
+
+
+def _keeps_outputs(teacher: nn.Module, trace: Trace, plan: Plan, stream: Stream) -> bool:
+    """Return whether a random rotation of the whole stream leaves the outputs as they are."""
+    weights = {name: _full(weight.detach()) for name, weight in trace.weights.items()}
     if stream.unfolded is not None:  # what no table takes over is no part of the question
         weights[stream.unfolded] = torch.ones_like(weights[stream.unfolded])
     generator = torch.Generator().manual_seed(0)
     basis = torch.linalg.qr(torch.randn(stream.leaf.size, stream.leaf.size, dtype=torch.float32, generator=generator)).Q
-    turned = dict(weights)
+    rotated = dict(weights)
     device = weights[next(iter(stream.norms.values()))].device
     for place, map_ in stream.maps(plan, weights, basis.to(device)).items():
-        turned[place.parameter] = torch.tensordot(
-            turned[place.parameter], map_.to(turned[place.parameter].dtype), dims=([place.axis], [1])
-        ).movedim(-1, place.axis)
+        weight = rotated[place.parameter]
+        along = torch.tensordot(weight, map_.to(weight.dtype), dims=([place.axis], [1]))
+        rotated[place.parameter] = along.movedim(-1, place.axis)
     for name in stream.norms.values():
-        turned[name] = torch.ones_like(turned[name])
+        rotated[name] = torch.ones_like(rotated[name])
     with quiet_forward(teacher):
-        before, after = (outputs_with(teacher, plan, trace, each, {}) for each in (weights, turned))
+        before, after = (outputs_with(teacher, plan, trace, each, {}) for each in (weights, rotated))
     return all(
         torch.allclose(old, new, rtol=0, atol=TOLERANCE * float(old.abs().max()))
         for old, new in zip(before, after, strict=True)
         if old.is_floating_point()
     )
+
+
+def _full(weight: Tensor) -> Tensor:
+    """Return a weight in float32 at least; numbers that are no floats stay."""
+    return weight.to(torch.promote_types(weight.dtype, torch.float32)) if weight.is_floating_point() else weight

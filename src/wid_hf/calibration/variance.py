@@ -1,7 +1,7 @@
 """Index sets by the variance of activations.
 
 Takes the teacher, its trace and batches; gives for every shrinking leaf the indices that vary most. Called by
-the tuner's `calibrate`.
+`initialize`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -22,16 +20,18 @@ from ..coupling.index_sets import leaf_sums
 from ..coupling.plan import Plan
 from ..coupling.trace import Dims, Trace, quiet_forward
 from ..errors import DataError
-from .lockstep import Batch, Precision, prepared, refuse_batch
+from ..progress import progress_bar
+from .batches import NOT_FINITE, NOTHING_BUT_PADDING, Batch, prepared, refuse_batch
+from .moments import place_of
 from .padding import Padding
+from .precision import Precision
 
 
-class Moments:
+class Variance:
     """Running first and second moments of the indices of one axis, in float64."""
 
     def __init__(self, size: int, device: torch.device) -> None:
-        # MPS has no float64; moments are small, so they live on the CPU there.
-        place = torch.device("cpu") if device.type == "mps" else device
+        place = place_of(device)
         self.count = 0
         self.sum = torch.zeros(size, dtype=torch.float64, device=place)
         self.square = torch.zeros(size, dtype=torch.float64, device=place)
@@ -59,7 +59,7 @@ def variance_indices(
 
     Args:
         teacher: runs on the batches as it is, in evaluation mode, without gradients.
-        trace: its trace; tells which leaf lies where in each module's output.
+        trace: its trace; has the tree of each module's output.
         plan: how many indices each leaf keeps.
         batches: keyword dictionaries for its forward; padding does not count.
         precision: of its forwards.
@@ -68,12 +68,11 @@ def variance_indices(
         DataError: there is no batch, nothing but padding, or an activation that is not finite.
     """
     wanted = {leaf for leaf, size in plan.targets.items() if size < leaf.size}
-    moments = _observe(teacher, trace, wanted, batches, precision)
     scores: dict[Dim, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
-    for dim, site in moments.values():
-        variance = site.variance()
+    for dim, seen in _observe(teacher, trace, wanted, batches, precision):
+        variance = seen.variance()
         if not torch.isfinite(variance).all():
-            raise DataError("The teacher's activations on the calibration data are not finite; check its dtype.")
+            raise DataError(NOT_FINITE.format("teacher"))
         for leaf, score in leaf_sums(plan, dim, variance / variance.mean().clamp(min=1e-30)):
             scores[leaf] = scores[leaf] + score
     return {leaf: _largest(scores[leaf], leaf, plan) for leaf in wanted} | dict(plan.matched)
@@ -81,44 +80,53 @@ def variance_indices(
 
 def _observe(
     teacher: nn.Module, trace: Trace, wanted: set[Dim], batches: Iterable[Batch], precision: Precision
-) -> dict[tuple[str, int], tuple[Dim, Moments]]:
-    """Run the teacher and collect moments for every axis of a module output that holds a wanted leaf."""
-    device = next(teacher.parameters()).device
-    sites: dict[tuple[str, int], tuple[Dim, Moments]] = {}
-    padding = Padding({})
+) -> list[tuple[Dim, Variance]]:
+    """Run the teacher; return the moments of every axis of a module output that holds a wanted leaf."""
+    outputs = _ModuleOutputs(next(teacher.parameters()).device)
     holds_any = False
-
-    def watcher(name: str, dims: Dims) -> Callable[..., None]:
-        axes = [axis for axis, dim in enumerate(dims) if wanted & set(leaves(dim))]
-
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            tensor = next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
-            for axis in axes:
-                _, site = sites.setdefault((name, axis), (dims[axis], Moments(dims[axis].size, device)))
-                site.add(padding.rows(tensor.movedim(axis, -1)))
-
-        return hook
-
     with quiet_forward(teacher), ExitStack() as stack:
         for name, module in teacher.named_modules():
-            dims = trace.module_outputs.get(name)
-            if dims is not None and any(wanted & set(leaves(dim)) for dim in dims):
-                stack.callback(module.register_forward_hook(watcher(name, dims)).remove)
-        for batch in track(batches, "Calibrating", transient=True, console=Console(stderr=True)):
+            dims = trace.module_outputs.get(name, ())
+            if axes := [axis for axis, dim in enumerate(dims) if wanted & set(leaves(dim))]:
+                stack.callback(outputs.watch(name, module, dims, axes))
+        for batch in progress_bar(batches, "Calibrating"):
             given = prepared(teacher, batch)
-            padding = Padding(given)
-            holds_any |= padding.leaves_any
+            outputs.padding = Padding(given)
+            holds_any |= outputs.padding.leaves_any
             try:
                 with precision.autocast():
                     teacher(**given)
             except Exception as error:  # whatever a forward raises on arguments that it does not take
                 refuse_batch(teacher, given, error)
     if not holds_any:
-        raise DataError(
-            "The calibration data holds no batch, or nothing but padding. Pass an iterable of keyword "
-            "dictionaries for the model's forward, such as a DataLoader."
-        )
-    return sites
+        raise DataError(NOTHING_BUT_PADDING)
+    return list(outputs.seen.values())
+
+
+class _ModuleOutputs:
+    """Gathers the moments of module outputs while a model runs.
+
+    Attributes:
+        padding: of the batch that runs now.
+        seen: for each module and axis its tree and its moments.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.padding = Padding({})
+        self.seen: dict[tuple[str, int], tuple[Dim, Variance]] = {}
+        self._device = device
+
+    def watch(self, name: str, module: nn.Module, dims: Dims, axes: list[int]) -> Callable[[], None]:
+        """Add what `module` returns along `axes` from now on; call the result to stop that."""
+
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            tensor = next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+            for axis in axes:
+                fresh = (dims[axis], Variance(dims[axis].size, self._device))
+                _, moments = self.seen.setdefault((name, axis), fresh)
+                moments.add(self.padding.rows(tensor.movedim(axis, -1)))
+
+        return module.register_forward_hook(hook).remove
 
 
 def _largest(score: Tensor, leaf: Dim, plan: Plan) -> Tensor:

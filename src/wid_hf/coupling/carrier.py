@@ -1,6 +1,6 @@
 """Which weights must be rescaled where the student's own code multiplies by another number than the teacher's.
 
-A value that `rules` attach to tensors, `trace` records and `plan` turns into factors (the attention scale).
+A value that the rules of `ops` attach to tensors, `trace` records and `plan` turns into factors (the attention scale).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Symbolic dimensions: leaves, products and concatenations that are unified, split and frozen.
 
-Takes sizes and demands ("these two are one dimension"), gives trees. Knows nothing of tensors or models.
-`trace` creates dimensions, the `rules` unify them, `plan` reads them.
+Takes sizes and statements ("these two are one dimension"), gives trees. Knows nothing of tensors or models.
+`trace` creates dimensions, the rules of `ops` unify them, `plan` reads them.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from itertools import accumulate
 from math import prod
 
 NO_RULE = "has no propagation rule"
+Key = tuple  # of leaf identities, nested like the tree
 
 
 @dataclass(frozen=True)
 class Reason:
-    """Why a dimension cannot shrink: the operation that says so, the module it ran in, and what happened."""
+    """Why a dimension cannot shrink: the operation that forbids it, the module it ran in, and what happened."""
 
     module: str
     operation: str
@@ -105,6 +106,22 @@ def parts_of(dim: Dim) -> list[Dim]:
     return [piece for part in dim.parts for piece in parts_of(part)] if dim.parts else [dim]
 
 
+def children_of(dim: Dim) -> list[Dim]:
+    """Return the flat list of `dim`'s factors or, of a concatenation, of its parts; none of a leaf."""
+    dim = find(dim)
+    if dim.is_leaf:
+        return []
+    return factors_of(dim) if dim.factors else parts_of(dim)
+
+
+def key(dim: Dim) -> Key:
+    """Return the identity of a tree: equal for two axes whose indices are the same thing."""
+    dim = find(dim)
+    if dim.is_leaf:
+        return (id(dim),)
+    return ("x" if dim.factors else "+", *map(key, children_of(dim)))
+
+
 def leaves(dim: Dim) -> Iterator[Dim]:
     """Yield the leaves below `dim`, in order, repeated where they stand in several places."""
     dim = find(dim)
@@ -115,7 +132,7 @@ def leaves(dim: Dim) -> Iterator[Dim]:
 
 
 def freeze(dim: Dim, reason: Reason) -> None:
-    """Forbid every leaf below `dim` to shrink; the first reason is the one that is kept."""
+    """Forbid every leaf below `dim` to shrink; the first reason stays."""
     for leaf in leaves(dim):
         if leaf.frozen is None:
             leaf.frozen = reason
@@ -177,7 +194,7 @@ def regroup(dims: Sequence[Dim], sizes: Sequence[int], why: Reason) -> list[Dim]
 
 
 def describe(dim: Dim, size_of: Callable[[Dim], int] = lambda leaf: leaf.size) -> str:
-    """Return the structure in words: `12 x 64`, `768 + 768 + 768`, `64`; `size_of` tells a leaf's size."""
+    """Return the structure in words: `12 x 64`, `768 + 768 + 768`, `64`; `size_of` gives a leaf's size."""
     dim = find(dim)
     if dim.factors:
         words = [(f, describe(f, size_of)) for f in map(find, dim.factors)]

@@ -1,7 +1,7 @@
 """Which weights the outputs of a forward were computed from.
 
-Takes the operands and results of each operation; knows nothing of dimensions or rules. `trace` asks it which weights
-an example has reached: a weight that was touched for a value that was then dropped is not reached.
+Takes the operands and results of each operation; knows nothing of dimensions or rules. It says which
+weights an example has reached: a weight that was touched for a value that was then dropped is not reached.
 """
 
 from __future__ import annotations
@@ -14,10 +14,22 @@ from torch._ops import OpOverload
 from torch.utils.weak import WeakIdKeyDictionary
 
 # Results that hold nothing of their operand but its shape, type and device.
-_BLANKS = frozenset({
-    "aten.new_full", "aten.new_zeros", "aten.new_ones", "aten.new_empty", "aten.new_empty_strided", "aten.full_like",
-    "aten.zeros_like", "aten.ones_like", "aten.empty_like", "aten.rand_like", "aten.randn_like", "aten.randint_like",
-})  # fmt: skip
+_BLANKS = frozenset(
+    {
+        "aten.new_full",
+        "aten.new_zeros",
+        "aten.new_ones",
+        "aten.new_empty",
+        "aten.new_empty_strided",
+        "aten.full_like",
+        "aten.zeros_like",
+        "aten.ones_like",
+        "aten.empty_like",
+        "aten.rand_like",
+        "aten.randn_like",
+        "aten.randint_like",
+    }
+)
 
 
 @dataclass(frozen=True, eq=False)

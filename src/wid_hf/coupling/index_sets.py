@@ -1,8 +1,8 @@
 """From the leaves of an axis to the axis and back: indices, factors, sums.
 
 Takes a tree and something for each leaf (an index set, factors), gives the same for the whole axis; or takes values of
-an axis and gives their sums for each leaf. Called by `verify` (all indices, permuted), `compaction`, `calibration`
-and `progress`.
+an axis and gives their sums for each leaf. Called by `verify` (all indices, permuted), `layers`, `calibration`
+and `progressive`.
 """
 
 from __future__ import annotations

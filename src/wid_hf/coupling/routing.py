@@ -1,7 +1,6 @@
-"""Which rows of which routers to move round so that experts are reached that got no token.
+"""Which rows of which routers to move round, so that experts without a token get some.
 
-Takes a trace, gives what `Example.rolled` takes. Called by `trace_teacher`; nothing is assumed of an expert because a
-sibling of it was seen.
+Takes a trace, gives what `Example.rolled` takes. Called by `trace_teacher`. No expert is assumed to be like another.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ TRIES = 16
 def rolled_routers(trace: Trace) -> Iterator[dict[str, int]]:
     """Yield rows to move round, as long as there are lists of modules of which some were reached and some were not.
 
-    A router is told by its shape and by what became of it: as many rows as the list has entries, and these rows
-    frozen, since they were chosen by number. A router with its rows moved round is a router of the same model.
+    A router has as many rows as the list has entries, and these rows are frozen, since they were chosen by number. A
+    router with its rows moved round is a router of the same model.
     """
     for number in range(1, TRIES + 1):
         missing = set(trace.unreached)

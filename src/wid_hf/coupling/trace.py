@@ -1,13 +1,13 @@
 """Watch tiny forwards of a model and give every tensor symbolic dimensions.
 
 Takes a model and example inputs, gives a `Trace`: the dimension trees of all weights, of all module
-outputs and of the model's outputs. `plan` reads it; `rules` write it while the forwards run.
+outputs and of the model's outputs. `plan` reads it; the rules of `ops` write it while the forwards run.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
@@ -34,7 +34,7 @@ NOT_REACHED = Reason("", "", "was not reached by the example inputs")
 # What a table may meet: sums, and products in which its indices are summed over.
 ADDITIVE = {"aten.add.Tensor", "aten.add_.Tensor", "aten.mm.default", "aten.addmm.default", "aten.bmm.default"}
 Dims = tuple[Dim, ...]
-Call = tuple[str, int]  # a module's name and the how-manieth call of it in this trace
+Call = tuple[str, int]  # a module's name and the number of this call of it in the trace, from 1
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Example:
         inputs: keyword arguments of the forward.
         part: name of the submodule that runs; "" is the model itself.
         streams: names of inputs that are hidden states of another model, such as an encoder's: their last
-            axis may shrink together with the weights that read it.
+            axis may shrink together with the weights whose input it is.
         rolled: weights whose rows are moved round by so many places during this forward: a router's, so that other
             experts are chosen.
     """
@@ -85,6 +85,8 @@ class Trace:
         stream_dims: for each `Example.streams` input, by example and name, the tree of each axis.
         carried_by: carriers that stand in for others.
         tables: groups of embedding tables whose rows are summed.
+        weight_inputs: every product of a weight with a tensor that is none, in the order of the forwards.
+        looked_up_tables: names of the weights whose rows are taken by number.
         reached: names of the weights from which some example's outputs were computed.
         reduced: for each module every dimension that one of its own operations sums up or takes statistics over.
     """
@@ -113,7 +115,7 @@ class Trace:
         self._waiting = WeakIdKeyDictionary()
         self._flow = Flow(())
         self._touched: set[str] = set()
-        self._told: list[Tensor] = []
+        self._noted: list[Tensor] = []
         self._decomposing: list[str] = []
         self._computed = WeakIdKeyDictionary()
         self._calls: list[Call] = [("", 1)]
@@ -146,17 +148,31 @@ class Trace:
         """Demand that `a` and `b` are one dimension."""
         unify(a, b, self.reason("has two structures that cannot be reconciled"))
 
+    def unify_each(self, a: Iterable[Dim], b: Iterable[Dim]) -> None:
+        """Demand that each dimension of `a` is the one of `b` in the same place; both are equally long."""
+        for dim, other in zip(a, b, strict=True):
+            self.unify(dim, other)
+
     def freeze(self, dim: Dim, text: str) -> None:
         """Forbid `dim` to shrink because of the current operation."""
         freeze(dim, self.reason(text))
 
+    def freeze_each(self, dims: Iterable[Dim], text: str) -> None:
+        """Forbid all of `dims` to shrink because of the current operation."""
+        for dim in dims:
+            self.freeze(dim, text)
+
     def freeze_if_used(self, result: Tensor, dim: Dim, text: str) -> None:
-        """Forbid `dim` to shrink as soon as anything is computed from `result` (some models ask for its shape only)."""
+        """Forbid `dim` to shrink as soon as anything is computed from `result` (some models read its shape only)."""
         self._waiting.setdefault(result, []).append((dim, self.reason(text)))
 
     def frozen(self, size: int, text: str) -> Dim:
         """Return a new dimension of `size` that cannot shrink."""
         return Dim(size, self.reason(text))
+
+    def frozen_each(self, sizes: Iterable[int], text: str) -> Dims:
+        """Return new dimensions of `sizes` that cannot shrink."""
+        return tuple(self.frozen(size, text) for size in sizes)
 
     def reason(self, text: str) -> Reason:
         """Return `text` with the current module and operation."""
@@ -183,7 +199,7 @@ class Trace:
         """Remember that scaling `carrier` scales `tensor`."""
         if carrier is not None:
             self._carriers[tensor] = carrier
-            self._told.append(tensor)
+            self._noted.append(tensor)
 
     def scaled(self, factor: float, source: Tensor) -> None:
         """Record that the current operation multiplies `source` by `factor`."""
@@ -197,7 +213,7 @@ class Trace:
     def looked_up(self, tensor: Tensor, tables: set[str]) -> None:
         """Record that `tensor` is a sum of rows looked up in `tables`."""
         self._sums[tensor] = tables
-        self._told.append(tensor)
+        self._noted.append(tensor)
         self.looked_up_tables |= tables
 
     def lookups(self, tensor: Tensor) -> set[str]:
@@ -206,7 +222,7 @@ class Trace:
 
     @property
     def aligned(self) -> set[Dim]:
-        """Every leaf whose indices mean something by themselves: a non-linear or element-wise operation met it."""
+        """Every leaf that a non-linear or element-wise operation met: its indices must not be mixed by a rotation."""
         return {leaf for dim in self._aligned for leaf in leaves(dim)}
 
     # What the dispatch mode and the module hooks use.
@@ -215,40 +231,47 @@ class Trace:
         """Apply the rule of `operation` to its result, or those of its decomposition, or freeze all that it touches."""
         self._operation = str(operation)
         self._pending_factor = (None, None)
-        self._told = []
-        operands = [tensor for tensor in tree_leaves((args, dict(kwargs))) if isinstance(tensor, Tensor)]
-        self._used(operands)
-        of_weights = any(self.depends_on_weights(tensor) for tensor in operands)
-        tables = [name for tensor in operands if (name := self._from_tables.get(tensor)) is not None]
-        if tables and of_weights and str(operation) not in ADDITIVE:
+        self._noted = []
+        operands, results = _tensors_in((args, dict(kwargs))), _tensors_in(out)
+        self._freeze_waiting(operands)
+        of_weights = any(map(self.depends_on_weights, operands))
+        table = next((name for tensor in operands if (name := self._from_tables.get(tensor)) is not None), None)
+        if of_weights and self._operation not in ADDITIVE:
             self._freeze_tables(operands)
-        results = [tensor for tensor in tree_leaves(out) if isinstance(tensor, Tensor)]
         self._flow.note(operation, operands, results)
-        rule = rule_for(operation)
-        given = rule(self, out, *args, **kwargs) if rule is not None else None
-        dims = self._checked(given, results)
-        if dims is None:
-            dims = self._decomposed(operation, args, kwargs, results)
-        if dims is None:
-            text = NO_RULE if rule is None else "has a structure the rule cannot follow"
-            for tensor in operands:
-                for dim in self.dims(tensor):
-                    self.freeze(dim, text)
-            dims = [tuple(self.frozen(size, text) for size in tensor.shape) for tensor in results]
+        dims = self._result_dims(operation, args, kwargs, out)
         if operation._schema.is_mutable:
             self._forget_what_was(results)
         for tensor, its_dims in zip(results, dims, strict=True):
             self._dims[tensor] = its_dims
-        self._note_read(operation, args)
+            self._note_origin(tensor, of_weights, table)
+        self._note_weight_input(operation, args)
         if not is_linear(operation, args):
             self._aligned += [dim for tensor in operands for dim in self.dims(tensor) if dim.size > 1]
-        for tensor in results:
-            if of_weights:
-                self._computed[tensor] = True
-                self._from_tables.pop(tensor, None)
-            elif tables:
-                self._from_tables[tensor] = tables[0]
-        self.steps[self._calls[-1]].append(Step(str(operation), tuple(dims), *self._pending_factor))
+        self.steps[self._calls[-1]].append(Step(self._operation, tuple(dims), *self._pending_factor))
+
+    def _result_dims(
+        self, operation: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any
+    ) -> Sequence[Dims]:
+        """Return the dimensions of each tensor in `out`, by the rule of `operation`, its decomposition, or frozen."""
+        results = _tensors_in(out)
+        rule = rule_for(operation)
+        given = _fitting(rule(self, out, *args, **kwargs), results) if rule is not None else None
+        dims = given if given is not None else self._decomposed(operation, args, kwargs, results)
+        if dims is not None:
+            return dims
+        text = NO_RULE if rule is None else "has a structure the rule cannot follow"
+        for tensor in _tensors_in((args, dict(kwargs))):
+            self.freeze_each(self.dims(tensor), text)
+        return [self.frozen_each(tensor.shape, text) for tensor in results]
+
+    def _note_origin(self, result: Tensor, of_weights: bool, table: str | None) -> None:
+        """Remember that `result` was computed from weights, or from computed tables alone, of which one is `table`."""
+        if of_weights:
+            self._computed[result] = True
+            self._from_tables.pop(result, None)
+        elif table is not None:
+            self._from_tables[result] = table
 
     def _decomposed(
         self, operation: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], results: Sequence[Tensor]
@@ -269,7 +292,7 @@ class Trace:
         finally:
             self._operation = self._decomposing.pop()
             self._pending_factor = (None, None)
-        found = [tensor for tensor in tree_leaves(again) if isinstance(tensor, Tensor)]
+        found = _tensors_in(again)
         if [tensor.shape for tensor in found] != [tensor.shape for tensor in results]:
             return None
         for tensor, other in zip(results, found, strict=True):
@@ -277,55 +300,45 @@ class Trace:
         return [self.dims(tensor) for tensor in found]
 
     def _forget_what_was(self, results: Sequence[Tensor]) -> None:
-        """Drop what was known of tensors before an operation wrote into them, unless its rule has said it anew."""
+        """Drop what was known of tensors before an operation wrote into them, unless its rule has just said it."""
         for tensor in results:
-            if not any(tensor is told for told in self._told):
+            if not any(tensor is noted for noted in self._noted):
                 self._carriers.pop(tensor, None)
                 self._sums.pop(tensor, None)
 
-    def _note_read(self, operation: OpOverload, args: Sequence[Any]) -> None:
+    def _note_weight_input(self, operation: OpOverload, args: Sequence[Any]) -> None:
         """Remember a product of a weight with a tensor that is none."""
         if (product := contraction(operation, args)) is None:
             return
-        for (read, _), (weight, place) in (product.operands, product.operands[::-1]):
+        for (given, _), (weight, place) in (product.operands, product.operands[::-1]):
             name = self.weight_name(weight)
-            if name is None or self.weight_name(read) is not None:
+            if name is None or self.weight_name(given) is not None:
                 continue
-            axis = next((at for at, dim in enumerate(self.weight_dims[name]) if dim is self.dims(weight)[place]), None)
+            dim = self.dims(weight)[place]
+            axis = next((at for at, own in enumerate(self.weight_dims[name]) if own is dim), None)
             bias = self.weight_name(product.bias) if product.bias is not None else None
             if axis is not None:
-                self.weight_inputs.append(WeightInput(name, axis, bias, self.carrier(read), product.routed))
+                self.weight_inputs.append(WeightInput(name, axis, bias, self.carrier(given), product.routed))
 
     def _freeze_tables(self, operands: Sequence[Tensor]) -> None:
         """Forbid computed tables to shrink: the student's own, narrower one holds other numbers.
 
-        Only a sum forgives that: the student's table is added in its place, or read by a weight, at indices
-        chosen to suit. A product of entries (rotary positions) or a look-up by them does not.
+        Sums are free of that: the student adds its own table, or contracts it with a weight, at indices chosen to
+        suit. Products of entries (rotary positions) and look-ups by them are not.
         """
         for tensor in operands:
             if (name := self._from_tables.get(tensor)) is not None:
-                for dim in self.dims(tensor):
-                    self.freeze(dim, f"meets buffer `{name}`")
+                self.freeze_each(self.dims(tensor), f"meets buffer `{name}`")
 
-    def _used(self, tensors: Sequence[Tensor]) -> None:
-        for tensor in tensors:
-            if tensor in self._waiting:
-                for dim, why in self._waiting.pop(tensor):
-                    freeze(dim, why)
-
-    def _checked(self, given: Any, results: list[Tensor]) -> list[Dims] | None:
-        """Return one tuple of dimensions per result, or None where the rule gave none that fit."""
-        if given is None:
-            return None
-        listed = [dims for dims in given if dims is not None] if isinstance(given, list) else [given]
-        fits = len(listed) == len(results) and all(
-            tuple(dim.size for dim in dims) == tuple(tensor.shape) for dims, tensor in zip(listed, results, strict=True)
-        )
-        return listed if fits else None
+    def _freeze_waiting(self, used: Sequence[Tensor]) -> None:
+        """Freeze what was to be frozen as soon as one of `used` is used."""
+        for tensor in used:
+            for dim, why in self._waiting.pop(tensor, ()):
+                freeze(dim, why)
 
     @contextmanager
     def following_modules(self, model: nn.Module) -> Iterator[None]:
-        """Keep the name of the module that runs, so that reasons can tell where.
+        """Keep the name of the module that runs, so that reasons can name it.
 
         The hooks are global because a forward may put other modules in place (BigBird swaps its attention).
         """
@@ -344,7 +357,7 @@ class Trace:
         def leave(module: nn.Module, args: Any, output: Any) -> None:
             if (name := name_of(module)) is not None:
                 self._calls.pop()
-                tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+                tensors = _tensors_in(output)
                 if tensors and tensors[0] in self._dims:
                     self.module_outputs[name] = self._dims[tensors[0]]
 
@@ -365,16 +378,10 @@ class Trace:
                 that it reached count as not reached.
         """
         called = Counter(self._times_called)
-        rolled = {name: self.weights[name].detach().roll(by, 0) for name, by in example.rolled.items()}
-        for name, tensor in rolled.items():
-            self._dims[tensor] = self.weight_dims[name]
-            self._names[tensor] = name
+        rolled = self._rolled(example)
         self._flow = Flow(chain(self.weights.items(), rolled.items()))
         for name in example.streams:
-            stream = example.inputs[name]
-            dims = [self.frozen(size, "is the batch or the length of an input") for size in stream.shape[:-1]]
-            self._dims[stream] = (*dims, Dim(stream.shape[-1]))
-            self._computed[stream] = True
+            self._note_stream(example.inputs[name])
         try:
             with (
                 quiet_forward(self.model),
@@ -394,12 +401,25 @@ class Trace:
             return False
         self.stream_dims |= {(len(self.examples), name): self._dims[example.inputs[name]] for name in example.streams}
         self.examples.append(example)
-        self._used(outputs)
+        self._freeze_waiting(outputs)
         self.output_dims += [self.dims(tensor) for tensor in outputs]
         if example.part:
             self._freeze_loose_ends(outputs)
         self.reached |= reached
         return True
+
+    def _rolled(self, example: Example) -> dict[str, Tensor]:
+        """Return the weights whose rows are moved round: the same weights, with the same dimensions."""
+        rolled = {name: self.weights[name].detach().roll(by, 0) for name, by in example.rolled.items()}
+        for name, tensor in rolled.items():
+            self._dims[tensor] = self.weight_dims[name]
+            self._names[tensor] = name
+        return rolled
+
+    def _note_stream(self, stream: Tensor) -> None:
+        outer = self.frozen_each(stream.shape[:-1], "is the batch or the length of an input")
+        self._dims[stream] = (*outer, Dim(stream.shape[-1]))
+        self._computed[stream] = True
 
     def _forget_calls(self, called: Counter[str]) -> None:
         """Drop the steps of a forward that does not count, so that the next one's calls have their numbers."""
@@ -409,7 +429,7 @@ class Trace:
 
     def _freeze_loose_ends(self, outputs: Sequence[Tensor]) -> None:
         """Freeze what a part returns that no earlier forward knows: where the whole model uses it was not seen."""
-        known = {leaf for name in self.reached for dim in self.weight_dims[name] for leaf in leaves(dim)}
+        known = self._leaves_of(self.reached)
         for tensor in outputs:
             for dim in self.dims(tensor):
                 if known.isdisjoint(leaves(dim)):
@@ -437,23 +457,42 @@ class Trace:
         for dims in self._unknown().values():
             for leaf in dims:
                 freeze(leaf, NOT_REACHED)
-        self._told, self._flow = [], Flow(())
+        self._noted, self._flow = [], Flow(())
 
     def _unknown(self) -> dict[str, set[Dim]]:
         """Return for each weight that no example reached the leaves that no other weight has."""
-        known = {leaf for name in self.reached for dim in self.weight_dims[name] for leaf in leaves(dim)}
-        inside = {
-            name: {*chain.from_iterable(map(leaves, self.weight_dims[name]))}
-            for name, weight in self.weights.items()
-            if name not in self.reached and weight.numel() > 1 and not _is_uniform_buffer(weight)
-        }
+        known = self._leaves_of(self.reached)
+        inside = {name: self._leaves_of([name]) for name in self._missed()}
         holders = Counter(chain.from_iterable(inside.values()))
         shared = {leaf for leaf, count in holders.items() if count > 1 or leaf.size == 1}
         alone = {name: own - known - (shared if name in self._touched else set()) for name, own in inside.items()}
         return {name: own for name, own in alone.items() if own}
 
+    def _missed(self) -> list[str]:
+        """Return the names of the weights that no example reached, apart from numbers and uniform buffers."""
+        missed = {name: weight for name, weight in self.weights.items() if name not in self.reached}
+        return [name for name, weight in missed.items() if weight.numel() > 1 and not _is_uniform_buffer(weight)]
+
+    def _leaves_of(self, weights: Iterable[str]) -> set[Dim]:
+        return {leaf for name in weights for dim in self.weight_dims[name] for leaf in leaves(dim)}
+
+
+def _tensors_in(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _fitting(given: Any, results: Sequence[Tensor]) -> list[Dims] | None:
+    """Return one tuple of dimensions per result, or None where the rule gave none that fit."""
+    if given is None:
+        return None
+    listed = [dims for dims in given if dims is not None] if isinstance(given, list) else [given]
+    sizes = [tuple(dim.size for dim in dims) for dims in listed]
+    return listed if sizes == [tuple(tensor.shape) for tensor in results] else None
+
 
 class _Watch(TorchDispatchMode):
+    """Shows a trace every operation that runs."""
+
     def __init__(self, trace: Trace) -> None:
         super().__init__()
         self.trace = trace
@@ -533,7 +572,7 @@ def _is_uniform_buffer(weight: Tensor) -> bool:
 
 def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return every tensor of `model` under every name that a checkpoint has for it."""
-    # What transformers computes anew on loading (Marian's positions) is a constant; it says so only here.
+    # What transformers recomputes on loading (Marian's positions) is a constant; only this list says so.
     computed = getattr(model, "_keys_to_ignore_on_save", None) or ()
     tensors = model.state_dict(keep_vars=True).items()
     return {name: t for name, t in tensors if isinstance(t, Tensor) and name not in computed}
@@ -553,7 +592,7 @@ def aliases(model: nn.Module) -> dict[str, str]:
 
 def output_tensors(output: Any) -> list[Tensor]:
     """Return all tensors in a model's output, in a fixed order."""
-    return [leaf for leaf in tree_leaves(_plain(output)) if isinstance(leaf, Tensor)]
+    return _tensors_in(_plain(output))
 
 
 def _plain(output: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,18 +41,21 @@ def verify(model: nn.Module, trace: Trace, seed: int = 0) -> int:
     plan = replace(plan, under=nesting([*plan.axes.values(), *trace.output_dims]))
     generator = torch.Generator().manual_seed(seed)
     weights = {name: _jittered(weight, generator) for name, weight in trace.weights.items()}
-    wanted = _free_leaves(plan)
-    permutations = {leaf: _permutation(plan, leaf, generator) for leaf in wanted}
+    permutations = {leaf: _permutation(plan, leaf, generator) for leaf in _free_leaves(plan)}
     wrong = _culprits(model, plan, trace, weights, permutations)
     if wrong and next(iter(weights.values())).dtype != torch.float64:
         # A deep model can blow rounding up beyond any tolerance; what is wrong is wrong in float64 too.
-        wide = {name: weight.double() if weight.is_floating_point() else weight for name, weight in weights.items()}
+        wide = {name: _cast(weight, torch.float64) for name, weight in weights.items()}
         wrong = _culprits(deepcopy(model).double(), plan, trace, wide, permutations)
-    if not wrong:
-        return len(wanted)
+    if wrong:
+        raise ProofError(_refusal(model, plan, wrong))
+    return len(permutations)
+
+
+def _refusal(model: nn.Module, plan: Plan, wrong: Sequence[Dim]) -> str:
     unknown = [name for name, axes in plan.axes.items() if any(d.frozen == NOT_REACHED for d in axes)]
     hint = f"\nNot reached by the example inputs, pass others: {', '.join(unknown[:3])}" if unknown else ""
-    raise ProofError(
+    return (
         f"The permutation proof failed for {type(model).__name__}: renaming indices changed the outputs, so "
         "a rule of the coupling inference is wrong. Please report it. Dimensions:\n"
         + "\n".join(f"- {_members(plan, leaf)}" for leaf in wrong)
@@ -105,24 +109,30 @@ def _permuted(plan: Plan, tensor: Tensor, dims: Sequence[Dim], sets: IndexSets) 
 def outputs_with(
     model: nn.Module, plan: Plan, trace: Trace, weights: Mapping[str, Tensor], sets: IndexSets
 ) -> list[Tensor]:
-    """Return the outputs of all examples with everything permuted by `sets` that has such a leaf."""
+    """Return the outputs of all examples with everything permuted by `sets` that has such a leaf.
+
+    In float64, computed tables and inputs are cast as well; other precisions leave them as they are.
+    """
     dtype = next(weight.dtype for weight in weights.values() if weight.is_floating_point())
     tensors = {name: _permuted(plan, weight, plan.axes[name], sets) for name, weight in weights.items()}
     for name, table in trace.computed.items():
-        given = table.detach().to(dtype) if table.is_floating_point() and dtype == torch.float64 else table.detach()
-        tensors[name] = _permuted(plan, given, trace.computed_dims[name], sets)
+        tensors[name] = _permuted(plan, _cast(table.detach(), dtype), trace.computed_dims[name], sets)
     outputs = []
     for number, example in enumerate(trace.examples):
         forget(model)
         torch.manual_seed(0)  # a forward that draws numbers (ViLT chooses patches) draws the same each time
-        inputs = dict(example.inputs)
+        inputs = {name: _cast(value, dtype) for name, value in example.inputs.items()}
         for name in example.streams:
             inputs[name] = _permuted(plan, inputs[name], trace.stream_dims[number, name], sets)
-        if dtype == torch.float64:
-            inputs |= {n: v.double() for n, v in inputs.items() if isinstance(v, Tensor) and v.is_floating_point()}
         rolled = {name: tensors[name].roll(by, 0) for name, by in example.rolled.items()}
         outputs += output_tensors(call(model, example.part, inputs, {**tensors, **rolled}))
     return outputs
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """Return a tensor of numbers in float64, if that is `dtype`; all else as it is."""
+    is_number = isinstance(value, Tensor) and value.is_floating_point()
+    return value.double() if is_number and dtype == torch.float64 else value
 
 
 def _changes(

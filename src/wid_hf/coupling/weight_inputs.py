@@ -1,6 +1,6 @@
 """Which operations contract a tensor with a weight, and which leave a dimension free to be rotated.
 
-Facts about operations only: `trace` notes by them where weights are read, `calibration` stops there.
+Facts about operations only: `trace` notes the inputs of weights by them, `calibration` stops there.
 """
 
 from __future__ import annotations
@@ -18,17 +18,46 @@ from .carrier import Carrier
 aten = torch.ops.aten
 
 # The result holds all of the operand, its axes in another order or with axes of size 1 more or fewer.
-WHOLE = frozenset({
-    aten.t, aten.transpose, aten.permute, aten.unsqueeze, aten.squeeze, aten.slice, aten.detach, aten.alias,
-    aten.clone, aten._to_copy, aten.contiguous,
-})  # fmt: skip
+WHOLE = frozenset(
+    {
+        aten.t,
+        aten.transpose,
+        aten.permute,
+        aten.unsqueeze,
+        aten.squeeze,
+        aten.slice,
+        aten.detach,
+        aten.alias,
+        aten.clone,
+        aten._to_copy,
+        aten.contiguous,
+    }
+)
 
 # If a dimension meets nothing else, any invertible matrix may turn its indices, undone where it is contracted.
 _LINEAR = WHOLE | {
-    aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias,
-    aten.expand, aten.split, aten.split_with_sizes, aten.select, aten.unbind, aten.cat, aten.stack, aten.embedding,
-    aten.add, aten.sub, aten.neg, aten.dropout, aten.lift_fresh,
-}  # fmt: skip
+    aten.mm,
+    aten.addmm,
+    aten.bmm,
+    aten.baddbmm,
+    aten.view,
+    aten._unsafe_view,
+    aten.reshape,
+    aten._reshape_alias,
+    aten.expand,
+    aten.split,
+    aten.split_with_sizes,
+    aten.select,
+    aten.unbind,
+    aten.cat,
+    aten.stack,
+    aten.embedding,
+    aten.add,
+    aten.sub,
+    aten.neg,
+    aten.dropout,
+    aten.lift_fresh,
+}
 _GROUPED = getattr(aten, "_grouped_mm", None)  # torch 2.8
 _SCALING = frozenset({aten.mul, aten.mul_, aten.div, aten.div_})
 
@@ -41,7 +70,7 @@ class WeightInput:
         weight: the weight's name.
         axis: which of its axes is contracted.
         bias: the vector that the same operation adds, if any.
-        carrier: the rows of another weight that make what is read, up to mixing of positions, if known.
+        carrier: the rows of another weight that make the input, up to mixing of positions, if known.
         routed: whether positions come in an order that depends on the data (experts), so that those of two
             models cannot be compared one by one.
     """
@@ -76,7 +105,7 @@ def contraction(operation: OpOverload, args: Sequence[Any]) -> Contraction | Non
     if packet is _GROUPED and (args[0].ndim, args[1].ndim) == (2, 3):
         return Contraction(((args[0], 1), (args[1], 1)), routed=True)
     if packet is aten.convolution and not args[6] and args[8] == 1:  # neither transposed nor grouped
-        # Where the border is padded with zeros no constant was read, so none may be made up for there.
+        # Where the border is padded with zeros no constant came in, so none may be compensated there.
         return Contraction(((args[0], 1), (args[1], 1)), None if any(args[4]) else args[2])
     return None
 
@@ -86,5 +115,5 @@ def is_linear(operation: OpOverload, args: Sequence[Any]) -> bool:
     if operation.overloadpacket in _SCALING:
         return any(not isinstance(arg, Tensor) or arg.numel() == 1 for arg in args[:2])
     if operation.overloadpacket is aten.convolution:
-        return args[8] == 1  # with groups each channel, or each few, has a kernel of its own
+        return args[8] == 1  # with groups each channel, or each few, has a separate kernel
     return operation.overloadpacket in _LINEAR

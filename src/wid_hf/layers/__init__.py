@@ -1,12 +1,11 @@
-"""The student's weights as a function of the teacher's: compactors, their folds, and folds that serve a whole step."""
+"""The student's weights as a function of the teacher's: maps of axes, folded weights, and how long folds are kept."""
 
-from .compactors import (
-    Compactor,
-    FoldedWeight,
-    IndexSelect,
+from .compactor import Compactor, IndexSelect
+from .fold_cache import FoldCache, FoldPolicy
+from .folded_weight import FoldedWeight, folded_weights
+from .install import (
     compactor_axes,
     first_indices,
-    folded_weights,
     install,
     is_at_start,
     restart,
@@ -16,6 +15,8 @@ from .compactors import (
 
 __all__ = [
     "Compactor",
+    "FoldCache",
+    "FoldPolicy",
     "FoldedWeight",
     "IndexSelect",
     "compactor_axes",

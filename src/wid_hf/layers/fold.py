@@ -1,6 +1,6 @@
 """The arithmetic of a fold: a tensor mapped along several of its axes, with its gradients.
 
-Pure functions of tensors; `compactors` calls `fold` for every weight of a student.
+Pure functions of tensors; `FoldedWeight` calls `fold` for every weight of a student.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class _Fold(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        # Whoever asks for gradients inside of autocast would have them formed in half precision.
+        # A backward pass that is called inside of autocast would form them in half precision.
         with torch.autocast(gradient.device.type, enabled=False):
             return _gradients(gradient, *ctx.saved_tensors, order=ctx.order, needed=ctx.needs_input_grad)
 

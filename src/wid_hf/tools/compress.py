@@ -42,10 +42,11 @@ from ..hub.paths import expanded
 from ..hub.sentence_transformers import save_sentence_modules
 from ..planning.student_plan import empty_student
 from ..progressive.schedule import WidSchedule
+from ..training.arguments import WidTrainingArguments
 from ..training.baselines import DistillingTrainer, stock_student
 from ..training.following_trainer import FollowingTrainer
 from ..training.student_trainer import StudentTrainer
-from ..training.trainer import WidTrainer, WidTrainingArguments
+from ..training.trainer import WidTrainer
 from .data import batches, hold_out, load_texts, tokenize
 from .evaluation import embed, latency, masked_batches, masked_lm_score, sentence_score
 from .methods import Method, find_method, learning_rates
@@ -100,7 +101,6 @@ class CompressSettings:
 
 
 TIMED = 5  # forwards per model
-OF_CALIBRATION = ("calibration_samples", "calibration_batch_size", "ridge")  # what the report tells of the config
 
 
 def compress(
@@ -178,7 +178,7 @@ def compress(
         objective=objective,
         sizes={"teacher": model_size(model)},
         settings=asdict(settings)
-        | {name: getattr(config, name) for name in OF_CALIBRATION}
+        | config.calibration_config.flat()
         | {"train": train, "learning_rates": rates}
         | {"hub": {"teacher": hub_id(teacher), "revision": revision, "dataset": hub_id(train)}},
         seed=settings.seed,
@@ -420,7 +420,7 @@ def _tokens(
     else:
         texts, held_out = hold_out(texts, min(settings.validation_texts, max(len(texts) // 5, 1)), settings.seed)
     if not settings.steps:
-        texts = texts.shuffle(seed=settings.seed).select(range(min(config.calibration_samples, len(texts))))
+        texts = texts.shuffle(seed=settings.seed).select(range(min(config.calibration_config.samples, len(texts))))
     return tuple(tokenize(part, tokenizer, settings.max_length) for part in (texts, held_out))
 
 

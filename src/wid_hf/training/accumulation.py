@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from ..coupling.trace import quiet_forward
 from .labelled_positions import NO_LABEL
-from .losses.distillation import counted_positions, rows_of
+from .losses.counting import counted_positions, rows_of
 
 # "items": the model itself divides by the `num_items_in_batch` that it is given; "labels", "rows": a mean over labels
 # or over rows; "sum": a sum over rows.

@@ -19,11 +19,12 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..calibration.lockstep import prepared
+from ..calibration.batches import prepared
 from ..errors import TrainingError
 from .accumulation import Reduction
-from .losses.distillation import watch
 from .losses.matching import LOSSES, TeacherLoss
+from .losses.registry import refuse_unknown
+from .losses.watching import watch
 from .student_trainer import StudentTrainer
 
 
@@ -61,6 +62,7 @@ class DistillingTrainer(StudentTrainer):
         **kwargs: what else `Trainer` takes.
 
     Raises:
+        ConfigError: an unknown loss.
         TeacherError: the teacher shows nothing that the loss could compare.
         TrainingError: several processes, or `nn.DataParallel`; a run to resume whose loss has weights of its own.
     """
@@ -69,6 +71,7 @@ class DistillingTrainer(StudentTrainer):
         self, model: PreTrainedModel | None = None, args: TrainingArguments | None = None, *others: Any,
         wid_model: PeftModel, loss: str, own_loss: bool = True, **kwargs: Any,
     ) -> None:  # fmt: skip
+        refuse_unknown([loss], LOSSES, "loss")
         super().__init__(model, args, *others, **kwargs)
         if self.args.world_size > 1 or self.args.n_gpu > 1:
             raise TrainingError(

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import TrainingArguments
 from transformers.trainer_pt_utils import IterableDatasetShard as TrainersIterableDatasetShard
 
-from ..calibration.lockstep import prepared
+from ..calibration.batches import prepared
 from ..coupling.trace import quiet_forward
 from ..errors import DataError
 from .collation import random_state
@@ -42,7 +42,7 @@ def calibrate_first(model: PeftModel, loader: DataLoader | None, args: TrainingA
 
 
 def calibration_batches(model: PeftModel, loader: DataLoader | None, args: TrainingArguments) -> list[dict[str, Any]]:
-    """Return batches of `calibration_samples` training rows, the same in every process of a run.
+    """Return batches of `CalibrationConfig.samples` training rows, the same in every process of a run.
 
     Rows are taken from the loader's dataset and put together by its `collate_fn`. The loader is not iterated, and
     random states stay as they are, so training goes on as if nothing had been drawn.
@@ -55,13 +55,11 @@ def calibration_batches(model: PeftModel, loader: DataLoader | None, args: Train
     Raises:
         DataError: there is no training data, or batches are no dictionaries.
     """
-    if loader is None or not hasattr(loader, "dataset") or not hasattr(loader, "collate_fn"):
-        what = "no training data" if loader is None else f"no dataset in a {type(loader).__name__}"
-        raise DataError(f"There is {what} to calibrate on: pass train_dataset, or {BY_HAND}.")
-    config = model.peft_config[model.active_adapter]
+    loader = _with_data(loader)
+    config = model.peft_config[model.active_adapter].calibration_config
     with random_state(args.seed):
-        rows = _rows(loader.dataset, config.calibration_samples, args.seed)
-        chunks = iter(lambda: list(islice(rows, config.calibration_batch_size)), [])
+        rows = _rows(loader.dataset, config.samples, args.seed)
+        chunks = iter(lambda: list(islice(rows, config.batch_size)), [])
         batches = [loader.collate_fn(chunk) for chunk in chunks]
     if strange := [batch for batch in batches if not isinstance(batch, Mapping)]:
         raise DataError(
@@ -71,6 +69,14 @@ def calibration_batches(model: PeftModel, loader: DataLoader | None, args: Train
     made = [dict(batch) for batch in batches]
     # A dataset may be split among processes already; with starts of their own they would train different students.
     return broadcast_object_list(made) if args.world_size > 1 else made
+
+
+def _with_data(loader: DataLoader | None) -> DataLoader:
+    """Refuse what has no rows to calibrate on."""
+    if loader is None or not hasattr(loader, "dataset") or not hasattr(loader, "collate_fn"):
+        what = "no training data" if loader is None else f"no dataset in a {type(loader).__name__}"
+        raise DataError(f"There is {what} to calibrate on: pass train_dataset, or {BY_HAND}.")
+    return loader
 
 
 def _rows(dataset: Any, samples: int, seed: int) -> Iterator[Any]:
@@ -95,6 +101,6 @@ def _refuse_unfit(teacher: Any, batch: Mapping[str, Any]) -> None:
     except Exception as error:  # whatever a forward raises on arguments that are not its own
         raise DataError(
             f"The model is not calibrated, and the training data cannot calibrate it: "
-            f"{type(teacher).__name__}.forward does not take a batch of {', '.join(batch)} "
+            f"{type(teacher).__name__}.forward does not accept a batch with the arguments {', '.join(batch)} "
             f"({type(error).__name__}: {error}). Instead, {BY_HAND}."
         ) from error

@@ -25,7 +25,7 @@ class WidCallback(TrainerCallback):
     """Prepares a wid model for training: `Trainer(model=wid_model, ..., callbacks=[WidCallback()])`.
 
     Before the first step a model that is not calibrated yet is calibrated on rows of the training data, of which
-    `WidConfig.calibration_samples` says how many; a run that is resumed keeps its own start. Then a progressive model
+    `CalibrationConfig.samples` says how many; a run that is resumed keeps its own start. Then a progressive model
     is taken through its schedule. A training that begins on a model that is in the middle of its schedule goes on with
     it; where the schedule is done, it trains the narrow model.
 

@@ -36,18 +36,19 @@ def last_whole_checkpoint(run: Path, *, processes: int = 1, model_only: bool = F
     Raises:
         WidError: there is none.
     """
-    folders = [path for path in run.iterdir() if path.is_dir()] if run.is_dir() else []
-    steps = {int(match[1]): path for path in folders if (match := NUMBERED.fullmatch(path.name))}
+    steps = _by_step(run)
     torn: list[str] = []
     for step in sorted(steps, reverse=True):
         missing = missing_parts(steps[step], processes=processes, model_only=model_only)
         if not missing:
             for line in torn if warn else []:
-                warnings.warn(f"{line} It is skipped; training goes on from {steps[step]}.", stacklevel=3)
+                warnings.warn(f"{line} It is skipped; training resumes from {steps[step]}.", stacklevel=3)
             return steps[step]
         torn.append(_not_whole(steps[step], missing))
     found = " ".join(torn) or f"{run} has no folder {PREFIX_CHECKPOINT_DIR}-<step>."
-    raise WidError(f"There is no checkpoint to resume from. {found} Start anew, without resume_from_checkpoint.")
+    raise WidError(
+        f"There is no checkpoint to resume from. {found} Leave resume_from_checkpoint out to train from the start."
+    )
 
 
 def refuse_torn_checkpoint(folder: Path, *, processes: int = 1, model_only: bool = False) -> None:
@@ -94,6 +95,12 @@ def begin_checkpoint(folder: Path) -> None:
     """Take from a folder what would make a checkpoint look whole that is written over an older one."""
     for path in (folder / TRAINER_STATE_NAME, *folder.glob("rng_state*.pth")):
         path.unlink(missing_ok=True)
+
+
+def _by_step(run: Path) -> dict[int, Path]:
+    """Return the checkpoints of a run by their step."""
+    folders = [path for path in run.iterdir() if path.is_dir()] if run.is_dir() else []
+    return {int(match[1]): path for path in folders if (match := NUMBERED.fullmatch(path.name))}
 
 
 def _not_whole(folder: Path, missing: list[str]) -> str:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from ..errors import ConfigError, TeacherError
 from .accumulation import Reduction
 from .losses.following import following_loss
+from .losses.registry import FOLLOWED, LOSSES
 from .trainer import WidTrainer
 
 
@@ -38,11 +39,14 @@ class FollowingTrainer(WidTrainer):
     ) -> None:  # fmt: skip
         if getattr(args, "teacher_learning_rate", None) != 0:
             raise ConfigError(
-                "FollowingTrainer follows the teacher's own weights, so they must stay as they are: "
-                "pass WidTrainingArguments(teacher_learning_rate=0, ...)."
+                f'FollowingTrainer compares the student with its teacher (loss "{FOLLOWED}": {LOSSES[FOLLOWED]}). The '
+                "teacher's weights must stay as they are: pass WidTrainingArguments(teacher_learning_rate=0, ...)."
             )
         if getattr(args, "distillation", []):
-            raise ConfigError("FollowingTrainer has its own loss from the teacher: use WidTrainer for distillation.")
+            raise ConfigError(
+                f'FollowingTrainer trains with the loss "{FOLLOWED}" ({LOSSES[FOLLOWED]}) alone. Leave distillation '
+                "out, or use WidTrainer."
+            )
         super().__init__(model, args, *others, **kwargs)
         self.cosine_weight = cosine_weight
 
@@ -63,7 +67,10 @@ class FollowingTrainer(WidTrainer):
         with torch.no_grad():
             target = self.teacher.eval()(**given)
         if not hasattr(target, "last_hidden_state"):
-            raise TeacherError(f"{type(self.teacher).__name__} returns no last_hidden_state to follow.")
+            raise TeacherError(
+                f'{type(self.teacher).__name__} returns no last_hidden_state, which the loss "{FOLLOWED}" compares. '
+                "Give FollowingTrainer an encoder without a head, or use WidTrainer."
+            )
         output = model(**given)
         kept = torch.tensor(self.model.base_model.kept_outputs(), device=target.last_hidden_state.device)
         mask = given.get("attention_mask", torch.ones(target.last_hidden_state.shape[:2], device=kept.device))

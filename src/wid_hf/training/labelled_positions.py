@@ -42,7 +42,7 @@ class LabelledPositions:
     """Lets the head of a model run on labelled positions only.
 
     The model's forward is its own. While it runs, hooks hand its head the hidden states `(1, m, hidden)` of the `m`
-    positions that have a label in the place of all `(b, s, hidden)`, with the labels `(1, m)` of these. Where that
+    positions that have a label instead of all `(b, s, hidden)`, with the labels `(1, m)` of these. Where that
     makes too many logits, or those of more than half of all positions, the head takes the positions in pieces, and the
     gradients of each piece are formed before the next one's logits. Both ways are tried on a part of the first batch
     that needs them; where the loss is not that of the stock forward, or the trial fails, a line in the log says so and
@@ -205,15 +205,16 @@ class LabelledPositions:
         row = int(mask.sum(1).argmax())
         kept = length // 2 if length >= 6 else length
         start = 0 if mask[row, 0] else length - kept
-        part = dict(inputs)
-        for name, value in inputs.items():
-            if isinstance(value, Tensor) and value.ndim and len(value) == size:
-                of_row = value[row : row + 1]
-                per_position = of_row.ndim > 1 and of_row.shape[1] == length
-                part[name] = of_row[:, start : start + kept] if per_position else of_row
+
+        def cut(value: Any) -> Any:
+            if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != size:
+                return value
+            per_position = value.ndim > 1 and value.shape[1] == length
+            return value[row : row + 1, start : start + kept] if per_position else value[row : row + 1]
+
         places = torch.arange(kept, device=inputs["labels"].device)
-        part["labels"] = torch.where(places % 3 == 0, NO_LABEL, places.remainder(self._vocabulary or 1))[None]
-        return part
+        labels = torch.where(places % 3 == 0, NO_LABEL, places.remainder(self._vocabulary or 1))[None]
+        return {name: cut(value) for name, value in inputs.items()} | {"labels": labels}
 
 
 class _Picked:

@@ -119,11 +119,16 @@ class StudentTrainer(GeneratingTrainer):
             if self.args.world_size > 1 and not shifts_labels(self.student):
                 num_items_in_batch = None  # `Trainer` multiplies by the processes what the model did not divide
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        whole = self._step is None  # this batch is the step
-        if whole or self.compute_loss_func is not None or self._reduction == "items":
+        is_whole = self._step is None  # this batch is the step
+        if is_whole or self.compute_loss_func is not None or self._reduction == "items":
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
             loss = self._without_nothing(loss, outputs, inputs)
-            return (loss, outputs) if return_outputs else loss
+        else:
+            loss, outputs = self._loss_of_part(model, inputs)
+        return (loss, outputs) if return_outputs else loss
+
+    def _loss_of_part(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
+        """Return the loss of one micro-batch of several, scaled to its part of the step, and the model's outputs."""
         size = StepSize.of(self.student, inputs)
         given = dict(inputs)
         if self.model_accepts_loss_kwargs and "labels" in inputs and size.counted is not None:
@@ -131,8 +136,7 @@ class StudentTrainer(GeneratingTrainer):
             given["num_items_in_batch"] = torch.as_tensor(size.counted).clamp(min=1)
         loss, outputs = super().compute_loss(model, given, return_outputs=True)
         loss = self._without_nothing(loss, outputs, inputs)
-        loss = self._part(loss, inputs, self._reduction or "labels")
-        return (loss, outputs) if return_outputs else loss
+        return self._part(loss, inputs, self._reduction or "labels"), outputs
 
     def _without_nothing(self, loss: Tensor, outputs: Any, inputs: dict[str, Any]) -> Tensor:
         """Return `loss`, or 0 where it is the mean over no label at all, which is NaN."""

@@ -7,7 +7,6 @@ overridden, so callbacks, checkpoints, distribution and logging are its own.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,79 +14,22 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Seq2SeqTrainingArguments, TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
 
 from ..adapter.tuner import WidModel
-from ..errors import ConfigError, TrainingError, WidError
+from ..errors import TrainingError, WidError
 from ..hub.cards import CARD_NAME, adapter_card
-from ..layers.held import HeldFolds, folded_once
+from ..layers import FoldCache, FoldPolicy
 from .calibrating import calibration_batches
 from .callbacks import WidCallback
 from .checkpoints import begin_checkpoint, last_whole_checkpoint, refuse_torn_checkpoint
 from .half import full_eval_dtype, kept_values
 from .labelled_positions import LabelledPositions
-from .losses.distillation import LOSSES, Distillation
+from .losses.distillation import Distillation
 from .rates import freeze_by_rate, learning_rates, refuse_untrainable, warn_of_rate_without_effect
 from .student_trainer import StudentTrainer
-
-
-@dataclass
-class WidTrainingArguments(TrainingArguments):
-    """`TrainingArguments` with a learning rate for each kind of weight.
-
-    Args:
-        compactor_learning_rate: for compactors; `learning_rate` if None, 0 freezes them.
-        teacher_learning_rate: for the teacher's weights; `learning_rate` if None, 0 freezes them.
-        distillation: losses from the teacher beside the training loss, some of `"logits"`, `"hidden"`, `"relations"`;
-            none by default. The teacher's weights must be frozen.
-        distillation_weight: what their sum is multiplied by.
-        distillation_temperature: of the logits.
-        full_logits: run a language-model head on all positions, also on those without a label.
-
-    Raises:
-        ConfigError: a learning rate below 0, or both 0; an unknown loss, a weight or temperature that is not above 0,
-            or distillation from a teacher that trains.
-    """
-
-    compactor_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of compactors; 0 freezes them."}
-    )
-    teacher_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the teacher's weights; 0 freezes them."}
-    )
-    distillation: list[str] = field(
-        default_factory=list, metadata={"help": "Losses from the frozen teacher: 'logits', 'hidden', 'relations'."}
-    )
-    distillation_weight: float = field(default=1.0, metadata={"help": "Weight of these losses beside the training's."})
-    distillation_temperature: float = field(default=2.0, metadata={"help": "Temperature of distilled logits."})
-    full_logits: bool = field(
-        default=False, metadata={"help": "Run a language-model head on positions without a label as well."}
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        rates = {"compactors": self.compactor_learning_rate, "teacher": self.teacher_learning_rate}
-        if any(rate is not None and rate < 0 for rate in rates.values()):
-            raise ConfigError(f"learning rates must be 0 or more, got {rates}")
-        if all(rate == 0 for rate in rates.values()):
-            raise ConfigError("both learning rates are 0, so nothing would train; set one above 0")
-        if unknown := [name for name in self.distillation if name not in LOSSES]:
-            raise ConfigError(f"distillation={unknown} is unknown; it takes some of {', '.join(LOSSES)}")
-        for name in ("distillation_weight", "distillation_temperature"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name}={getattr(self, name)} must be above 0")
-        if self.distillation and self.teacher_learning_rate != 0:
-            raise ConfigError(
-                "distillation follows the teacher's own weights, so they must stay as they are: set "
-                f"teacher_learning_rate=0 (it is {self.teacher_learning_rate}), or leave distillation out"
-            )
-
-
-@dataclass
-class WidSeq2SeqTrainingArguments(WidTrainingArguments, Seq2SeqTrainingArguments):
-    """`WidTrainingArguments` with those of `Seq2SeqTrainingArguments`, such as `predict_with_generate`."""
 
 
 class WidTrainer(StudentTrainer):
@@ -96,9 +38,9 @@ class WidTrainer(StudentTrainer):
     It takes what `Trainer` takes, in the same order, and with `Seq2SeqTrainingArguments` what `Seq2SeqTrainer` does.
     With plain `TrainingArguments` compactors and teacher both learn at `learning_rate`. A rate of 0 freezes; weights
     that were frozen before, with `requires_grad_(False)`, stay frozen. The student's weights are folded once per
-    optimizer step, however many micro-batches it has, and once per evaluation; only where parameters are sharded or
-    replicated (FSDP, DeepSpeed, `nn.DataParallel`) does each forward fold for itself. A model that is not calibrated
-    yet is calibrated before the first step, see `WidCallback`. Where the loss stops being finite, training stops before
+    optimizer step, however many micro-batches it has, and once per evaluation; where parameters are sharded or
+    replicated (FSDP, DeepSpeed, `nn.DataParallel`), each forward folds. An uncalibrated model is calibrated on training
+    rows before step 1, see `WidCallback`. Where the loss stops being finite, training stops before
     the step is taken, the weights go back to the last ones whose loss was finite, and `TrainingError` says so. They are
     kept in memory every `logging_steps` steps.
 
@@ -117,7 +59,7 @@ class WidTrainer(StudentTrainer):
         super().__init__(model, args, *others, **kwargs)
         freeze_by_rate(self.model, self.args)
         self.add_callback(WidCallback(self))
-        self._folds: HeldFolds | None = None
+        self._folds: FoldCache | None = None
         self._labelled: LabelledPositions | None = None
         self._wants_loss_only = False
         self._distillation: Distillation | None = None
@@ -196,7 +138,7 @@ class WidTrainer(StudentTrainer):
         super().save_model(output_dir, _internal_call)
 
     def _load_best_model(self) -> None:
-        """Load the best checkpoint, also of an adapter that is not named "default", which lies in a folder of its own.
+        """Load the best checkpoint, also of an adapter that is not named "default", which lies in its own folder.
 
         `Trainer` overlooks that folder, and would go on with the last weights.
         """
@@ -208,7 +150,7 @@ class WidTrainer(StudentTrainer):
             super()._load_best_model()
 
     def calibration_batches(self) -> list[dict[str, Any]]:
-        """Return batches of `calibration_samples` rows of the training set, the same in every process of a run.
+        """Return batches of `CalibrationConfig.samples` rows of the training set, the same in every process of a run.
 
         Raises:
             DataError: there is no training set.
@@ -284,8 +226,8 @@ class WidTrainer(StudentTrainer):
     def _micro_batch(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None) -> Tensor:
         """Run one micro-batch on weights that were folded at the step's first, and go through the folds at its last."""
         if self._folds is None and self._may_hold_folds() and not self._folds_compiled:
-            self._folds = HeldFolds(self.model.base_model.model)
-            self._folds.hold(self._tokens_of_step(inputs))
+            self._folds = FoldCache(self.student)
+            self._folds.keep(FoldPolicy.for_step(self._tokens_of_step(inputs)))
         is_last = self.accelerator.sync_gradients
         if self._folds is not None and is_last:
             self._folds.open()
@@ -336,12 +278,12 @@ class WidTrainer(StudentTrainer):
             return super().evaluation_loop(*args, **kwargs)
         half = None if self.is_in_train else full_eval_dtype(self.args)
         if half is None:
-            with folded_once(self.student):
+            with FoldCache(self.student).keeping(FoldPolicy.for_evaluation()):
                 return super().evaluation_loop(*args, **kwargs)
         if not self.is_model_parallel:
             self.model.to(self.args.device)
         self._place_teacher()
-        with folded_once(self.student, half), kept_values(self.model):
+        with FoldCache(self.student).keeping(FoldPolicy.for_evaluation(half)), kept_values(self.model):
             return super().evaluation_loop(*args, **kwargs)
 
     def create_model_card(self, *, tags: str | list[str] | None = None, **metadata: Any) -> None:

@@ -9,15 +9,15 @@ import pytest
 from matplotlib import image
 from matplotlib.figure import Figure
 
-from wid_hf.calibration import Calibration, Site
+from wid_hf.calibration import Calibration, InputReconstruction
 from wid_hf.tools.plots.calibration import draw
 
 
-def site(weight: str, before: float, after: float, note: str = "") -> Site:
-    return Site(weight, 1, 24, 12, 100, before, after, note)
+def site(weight: str, before: float, after: float, note: str = "") -> InputReconstruction:
+    return InputReconstruction(weight, 1, 24, 12, 100, before, after, note)
 
 
-def drawn(sites: list[Site], path: Path, monkeypatch: pytest.MonkeyPatch) -> Figure:
+def drawn(sites: list[InputReconstruction], path: Path, monkeypatch: pytest.MonkeyPatch) -> Figure:
     """Draw `sites` and return the figure that was saved."""
     kept: list[Figure] = []
     save = Figure.savefig
@@ -37,7 +37,7 @@ def numbers(figure: Figure, at: int) -> list[list[float]]:
     return figure.axes[at].images[0].get_array().filled(nan).round(6).tolist()
 
 
-def bert(layers: int) -> list[Site]:
+def bert(layers: int) -> list[InputReconstruction]:
     sites = []
     for layer in range(layers):
         for name in ("query", "key"):

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..dims import Dim
 from ..op_registry import rule
 
 if TYPE_CHECKING:
@@ -25,19 +24,7 @@ def fused_attention(
     """`(b, heads, q, d), (b, heads, k, d), (b, heads, k, v) -> (b, heads, q, v)` and bookkeeping."""
     (batch, heads, q, width), (batch_k, heads_k, k, width_k) = trace.dims(query), trace.dims(key)
     batch_v, heads_v, k_again, v = trace.dims(value)
-    pairs = [
-        (batch, batch_k),
-        (batch, batch_v),
-        (heads, heads_k),
-        (heads, heads_v),
-        (width, width_k),
-        (k, k_again),
-    ]
-    for a, b in pairs:
-        trace.unify(a, b)
-    rest: list[Dims | None] = [
-        tuple(Dim(size, trace.reason("is bookkeeping")) for size in extra.shape)
-        for extra in out[1:]
-        if isinstance(extra, Tensor)
-    ]
+    trace.unify_each((batch, batch, heads, heads, width, k), (batch_k, batch_v, heads_k, heads_v, width_k, k_again))
+    extras = [extra for extra in out[1:] if isinstance(extra, Tensor)]
+    rest: list[Dims | None] = [trace.frozen_each(extra.shape, "is bookkeeping") for extra in extras]
     return [(batch, heads, q, v), *rest]

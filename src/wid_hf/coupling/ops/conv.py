@@ -18,32 +18,46 @@ SPACE = "is a position in space"
 
 @rule("aten.convolution.default")
 def convolution(
-    trace: Trace, out: Tensor, a: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int],
-    padding: Sequence[int], dilation: Sequence[int], transposed: bool, output_padding: Sequence[int], groups: int,
-) -> Dims | None:  # fmt: skip
+    trace: Trace,
+    out: Tensor,
+    a: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> Dims | None:
     """`(b, in, space) * (out, in, kernel) -> (b, out, space)`; grouped: both are groups x rest.
 
     The kernel of a transposed convolution is `(in, out, kernel)`.
     """
-    batch, channels, *walked = trace.dims(a)
+    batch, channels, *spatial = trace.dims(a)
     out_channels, in_channels, *kernel = trace.dims(weight)
     if transposed:
         out_channels = _transposed_channels(trace, channels, out_channels, in_channels, groups)
     elif groups == 1:
         trace.unify(channels, in_channels)
-    elif groups == a.shape[1] == out.shape[1]:
-        trace.unify(channels, out_channels)
     else:
-        why = trace.reason("does not divide into the groups of a convolution")
-        group, inner = split_product(channels, [groups, a.shape[1] // groups], why)
-        group_again, _ = split_product(out_channels, [groups, out.shape[1] // groups], why)
-        trace.unify(inner, in_channels)
-        trace.unify(group, group_again)
-    for dim in kernel:
-        trace.freeze(dim, "is a position inside a convolution kernel")
+        _unify_grouped(trace, channels, out_channels, in_channels, groups)
+    trace.freeze_each(kernel, "is a position inside a convolution kernel")
     if bias is not None:
         trace.unify(trace.dims(bias)[0], out_channels)
-    return (batch, out_channels, *_space(trace, out, walked, weight.shape[2:], stride, padding))
+    return (batch, out_channels, *_space(trace, out, spatial, weight.shape[2:], stride, padding))
+
+
+def _unify_grouped(trace: Trace, channels: Dim, rows: Dim, columns: Dim, groups: int) -> None:
+    """Unify what a grouped kernel `(out, in / groups, kernel)` couples; with as many groups as channels, all of it."""
+    if groups == channels.size == rows.size:
+        trace.unify(channels, rows)
+        return
+    why = trace.reason("does not divide into the groups of a convolution")
+    group, inner = split_product(channels, [groups, channels.size // groups], why)
+    group_again, _ = split_product(rows, [groups, rows.size // groups], why)
+    trace.unify(inner, columns)
+    trace.unify(group, group_again)
 
 
 def _transposed_channels(trace: Trace, channels: Dim, rows: Dim, columns: Dim, groups: int) -> Dim:
@@ -56,14 +70,18 @@ def _transposed_channels(trace: Trace, channels: Dim, rows: Dim, columns: Dim, g
 
 
 def _space(
-    trace: Trace, out: Tensor, walked: Sequence[Dim], kernel: Sequence[int], stride: Sequence[int],
+    trace: Trace,
+    out: Tensor,
+    spatial: Sequence[Dim],
+    kernel: Sequence[int],
+    stride: Sequence[int],
     padding: Sequence[int],
-) -> list[Dim]:  # fmt: skip
+) -> list[Dim]:
     """Return the space of `out`: windows of one step pass a dimension by, any others freeze it."""
-    n = len(walked)
+    n = len(spatial)
     kernel, stride, padding = (list(given) * n if len(given) == 1 else given for given in (kernel, stride, padding))
     result = []
-    for dim, size, *window in zip(walked, out.shape[-n:], kernel, stride, padding, strict=True):
+    for dim, size, *window in zip(spatial, out.shape[-n:], kernel, stride, padding, strict=True):
         if window == [1, 1, 0]:
             result.append(dim)
         else:
@@ -74,9 +92,15 @@ def _space(
 
 @rule("aten.avg_pool2d.default", "aten.avg_pool3d.default")
 def average_pooling(
-    trace: Trace, out: Tensor, a: Tensor, kernel: Sequence[int], stride: Sequence[int] = (),
-    padding: Sequence[int] = (0,), *args: object, **kwargs: object,
-) -> Dims:  # fmt: skip
+    trace: Trace,
+    out: Tensor,
+    a: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0,),
+    *args: object,
+    **kwargs: object,
+) -> Dims:
     """`(b, channels, space) -> (b, channels, coarser space)`; without `b` where space has one dimension more."""
     dims = trace.dims(a)
     n = int(trace.reason("").operation.partition("pool")[2][0])
@@ -85,9 +109,15 @@ def average_pooling(
 
 @rule("aten.max_pool2d_with_indices.default", "aten.max_pool3d_with_indices.default")
 def maximum_pooling(
-    trace: Trace, out: Sequence[Tensor], a: Tensor, kernel: Sequence[int], stride: Sequence[int] = (),
-    padding: Sequence[int] = (0,), *args: object, **kwargs: object,
-) -> list[Dims]:  # fmt: skip
+    trace: Trace,
+    out: Sequence[Tensor],
+    a: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0,),
+    *args: object,
+    **kwargs: object,
+) -> list[Dims]:
     """As for averages, and where each largest element stood."""
     dims = average_pooling(trace, out[0], a, kernel, stride, padding)
     return [dims, dims]
@@ -96,9 +126,8 @@ def maximum_pooling(
 @rule("aten.im2col.default")
 def patches(trace: Trace, out: Tensor, a: Tensor, *args: Sequence[int]) -> Dims:
     """`(b, channels, space) -> (b, channels x kernel, positions)`."""
-    batch, channels, *walked = trace.dims(a)
-    for dim in walked:
-        trace.freeze(dim, SPACE)
+    batch, channels, *spatial = trace.dims(a)
+    trace.freeze_each(spatial, SPACE)
     kernel = trace.frozen(out.shape[1] // a.shape[1], "is a position inside a kernel")
     return batch, product([channels, kernel]), trace.frozen(out.shape[2], SPACE)
 
@@ -112,7 +141,7 @@ def from_patches(trace: Trace, out: Tensor, a: Tensor, *args: Sequence[int]) -> 
     own, kernel = split_product(rows, [channels, rows.size // channels], why)
     trace.freeze(kernel, "is a position inside a kernel")
     trace.freeze(positions, SPACE)
-    return (*batch, own, *(trace.frozen(size, SPACE) for size in out.shape[-2:]))
+    return (*batch, own, *trace.frozen_each(out.shape[-2:], SPACE))
 
 
 @rule("aten.pixel_shuffle.default")
@@ -121,8 +150,7 @@ def into_space(trace: Trace, out: Tensor, a: Tensor, factor: int) -> Dims:
     *batch, rows, height, width = trace.dims(a)
     why = trace.reason("does not divide into channels and positions")
     channels, y, x = split_product(rows, [out.shape[-3], factor, factor], why)
-    for dim in (y, x):
-        trace.freeze(dim, SPACE)
+    trace.freeze_each((y, x), SPACE)
     return (*batch, channels, product([height, y]), product([width, x]))
 
 
@@ -132,32 +160,36 @@ def out_of_space(trace: Trace, out: Tensor, a: Tensor, factor: int) -> Dims:
     *batch, channels, height, width = trace.dims(a)
     why = trace.reason("does not divide into blocks")
     (h, y), (w, x) = (split_product(dim, [dim.size // factor, factor], why) for dim in (height, width))
-    for dim in (y, x):
-        trace.freeze(dim, SPACE)
+    trace.freeze_each((y, x), SPACE)
     return (*batch, product([channels, y, x]), h, w)
 
 
 @rule("aten.grid_sampler_2d.default", "aten.grid_sampler_3d.default")
 def sampled(trace: Trace, out: Tensor, a: Tensor, grid: Tensor, *args: object) -> Dims:
     """`(b, channels, space)` read between its points where `grid (b, space, 2)` says."""
-    batch, channels, *walked = trace.dims(a)
+    batch, channels, *spatial = trace.dims(a)
     batch_again, *space, coordinates = trace.dims(grid)
     trace.unify(batch, batch_again)
-    for dim in (*walked, coordinates):
-        trace.freeze(dim, SPACE)
+    trace.freeze_each((*spatial, coordinates), SPACE)
     return (batch, channels, *space)
 
 
 @rule(
-    "aten._adaptive_avg_pool2d.default", "aten._adaptive_avg_pool3d.default",
-    "aten._upsample_bilinear2d_aa.default", "aten._upsample_bicubic2d_aa.default",
-    "aten.upsample_nearest1d.default", "aten.upsample_nearest2d.default",
-    "aten.upsample_bilinear2d.default", "aten.upsample_bicubic2d.default", "aten.upsample_linear1d.default",
-    "aten.reflection_pad1d.default", "aten.reflection_pad2d.default", "aten.replication_pad2d.default",
-)  # fmt: skip
+    "aten._adaptive_avg_pool2d.default",
+    "aten._adaptive_avg_pool3d.default",
+    "aten._upsample_bilinear2d_aa.default",
+    "aten._upsample_bicubic2d_aa.default",
+    "aten.upsample_nearest1d.default",
+    "aten.upsample_nearest2d.default",
+    "aten.upsample_bilinear2d.default",
+    "aten.upsample_bicubic2d.default",
+    "aten.upsample_linear1d.default",
+    "aten.reflection_pad1d.default",
+    "aten.reflection_pad2d.default",
+    "aten.replication_pad2d.default",
+)
 def resampled(trace: Trace, out: Tensor, a: Tensor, *args: object, **kwargs: object) -> Dims:
     """`(b, channels, space) -> (b, channels, other space)`."""
     kept = [dim for dim, size in zip(trace.dims(a)[:2], out.shape[:2], strict=True) if dim.size == size]
-    for dim in trace.dims(a)[len(kept) :]:
-        trace.freeze(dim, SPACE)
-    return (*kept, *(trace.frozen(size, SPACE) for size in out.shape[len(kept) :]))
+    trace.freeze_each(trace.dims(a)[len(kept) :], SPACE)
+    return (*kept, *trace.frozen_each(out.shape[len(kept) :], SPACE))

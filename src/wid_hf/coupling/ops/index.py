@@ -16,11 +16,14 @@ if TYPE_CHECKING:
     from ..trace import Dims, Trace
 
 
+LOOKED_UP = "is looked up by number"
+
+
 @rule("aten.embedding.default")
 def embedding(trace: Trace, out: Tensor, table: Tensor, indices: Tensor, *args: Any, **kwargs: Any) -> Dims:
     """`table (rows, width)[indices (b, s)] -> (b, s, width)`."""
     rows, width = trace.dims(table)
-    trace.freeze(rows, "is looked up by number")
+    trace.freeze(rows, LOOKED_UP)
     if (name := trace.weight_name(table)) is not None:
         trace.looked_up(out, {name})
     return (*trace.dims(indices), width)
@@ -30,25 +33,27 @@ def embedding(trace: Trace, out: Tensor, table: Tensor, indices: Tensor, *args: 
 def advanced_index(trace: Trace, out: Tensor, a: Tensor, indices: Sequence[Tensor | None]) -> Dims | None:
     """`a[i, j]`: the indexed dimensions become one broadcast block, in place if they are neighbours."""
     dims = trace.dims(a)
-    places = [place for place, index in enumerate(indices) if index is not None]
-    given = [index for index in indices if index is not None]
-    if any(index.dtype in (torch.bool, torch.uint8) for index in given):
-        return _read_where(trace, out, dims, given) if places == [0] else None
-    for place, index in zip(places, given, strict=True):
+    given = {place: index for place, index in enumerate(indices) if index is not None}
+    if _has_mask(indices):
+        return _read_where(trace, out, dims, given[0]) if [*given] == [0] else None
+    for place, index in given.items():
         _freeze_looked_up(trace, dims[place], index)
-    shape = torch.broadcast_shapes(*(index.shape for index in given))
-    block = broadcast(trace, torch.empty(shape, device="meta"), *given)
-    rest = [dim for place, dim in enumerate(dims) if place not in places]
-    together = places == list(range(places[0], places[-1] + 1))
-    at = places[0] if together else 0
+    shape = torch.broadcast_shapes(*(index.shape for index in given.values()))
+    block = broadcast(trace, torch.empty(shape, device="meta"), *given.values())
+    rest = [dim for place, dim in enumerate(dims) if place not in given]
+    first, last = min(given), max(given)
+    at = first if len(given) == last - first + 1 else 0
     return (*rest[:at], *block, *rest[at:])
 
 
-def _read_where(trace: Trace, out: Tensor, dims: Dims, given: Sequence[Tensor]) -> Dims:
+def _has_mask(indices: Sequence[Tensor | None]) -> bool:
+    return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices)
+
+
+def _read_where(trace: Trace, out: Tensor, dims: Dims, mask: Tensor) -> Dims:
     """`a[mask]`, where the mask covers the first dimensions: `(b, s, width) -> (n, width)`."""
-    (mask,) = given
     for dim in dims[: mask.ndim]:
-        trace.freeze_if_used(out, dim, "is looked up by number")
+        trace.freeze_if_used(out, dim, LOOKED_UP)
     return (trace.frozen(out.shape[0], "counts what a mask selects"), *dims[mask.ndim :])
 
 
@@ -57,12 +62,11 @@ def _freeze_looked_up(trace: Trace, dim: Dim, index: Tensor) -> None:
 
     Falcon takes its one key and one value head from behind all query heads in this way.
     """
-    text = "is looked up by number"
     why = find(trace.dims(index)[0]).frozen if index.ndim == 1 and index.numel() else None
     is_literal = why is not None and why.operation == "aten.lift_fresh.default"
     if is_literal and int(index.max()) < 0 and (end := -int(index.min())) < dim.size:
-        dim = split_concat(dim, [dim.size - end, end], trace.reason(text))[1]
-    trace.freeze(dim, text)
+        dim = split_concat(dim, [dim.size - end, end], trace.reason(LOOKED_UP))[1]
+    trace.freeze(dim, LOOKED_UP)
 
 
 @rule("aten.index_select.default")
@@ -70,7 +74,7 @@ def index_select(trace: Trace, out: Tensor, a: Tensor, place: int, indices: Tens
     """Pick indices of one dimension by number."""
     dims = trace.dims(a)
     place %= a.ndim
-    trace.freeze(dims[place], "is looked up by number")
+    trace.freeze(dims[place], LOOKED_UP)
     return (*dims[:place], *trace.dims(indices), *dims[place + 1 :])
 
 
@@ -80,7 +84,7 @@ def gather(trace: Trace, out: Tensor, a: Tensor, place: int, indices: Tensor, **
     dims, chosen = trace.dims(a), trace.dims(indices)
     for at, (dim, index_dim) in enumerate(zip(dims, chosen, strict=True)):
         if at == place % a.ndim:
-            trace.freeze(dim, "is looked up by number")
+            trace.freeze(dim, LOOKED_UP)
         elif dim.size == index_dim.size:
             trace.unify(dim, index_dim)
         else:
@@ -91,7 +95,7 @@ def gather(trace: Trace, out: Tensor, a: Tensor, place: int, indices: Tensor, **
 @rule("aten.arange.default", "aten.arange.start", "aten.arange.start_step", "aten.linspace.default")
 def positions(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> Dims:
     """Numbers that count: a constant."""
-    return tuple(trace.frozen(size, "counts positions") for size in out.shape)
+    return trace.frozen_each(out.shape, "counts positions")
 
 
 @rule("aten.topk.default")
@@ -118,13 +122,18 @@ def write_at(
     trace: Trace, out: Tensor, a: Tensor, indices: Sequence[Tensor | None], values: Tensor, *args: Any
 ) -> Dims | None:
     """`a[i, j] = values`, or `a[mask] = values` where the mask covers the first dimensions."""
-    if any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices):
+    if _has_mask(indices):
         return _write_where(trace, a, indices, values)
-    read = advanced_index(trace, torch.empty(a.shape, device="meta")[tuple(_blanks(a, indices))], a, indices)
-    for dim, given in zip((read or ())[::-1], trace.dims(values)[::-1], strict=False):
+    written = torch.empty(a.shape, device="meta")[tuple(_blanks(a, indices))]
+    _unify_written(trace, advanced_index(trace, written, a, indices) or (), values)
+    return trace.dims(a)
+
+
+def _unify_written(trace: Trace, into: Dims, values: Tensor) -> None:
+    """Unify the places that are written with what is written, from the right; broadcast dimensions pass."""
+    for dim, given in zip(into[::-1], trace.dims(values)[::-1], strict=False):
         if dim.size == given.size:
             trace.unify(dim, given)
-    return trace.dims(a)
 
 
 def _write_where(trace: Trace, a: Tensor, indices: Sequence[Tensor | None], values: Tensor) -> Dims | None:
@@ -132,11 +141,8 @@ def _write_where(trace: Trace, a: Tensor, indices: Sequence[Tensor | None], valu
     if mask is None or any(other is not None for other in others):
         return None
     dims = trace.dims(a)
-    for dim in dims[: mask.ndim]:
-        trace.freeze(dim, "is looked up by number")
-    for dim, given in zip(dims[mask.ndim :][::-1], trace.dims(values)[::-1], strict=False):
-        if dim.size == given.size:
-            trace.unify(dim, given)
+    trace.freeze_each(dims[: mask.ndim], LOOKED_UP)
+    _unify_written(trace, dims[mask.ndim :], values)
     return dims
 
 
@@ -150,10 +156,8 @@ def fill_where(trace: Trace, out: Tensor, a: Tensor, mask: Tensor, source: Tenso
     if not whole_rows or source.shape[-1] != a.shape[-1]:
         return None
     dims = trace.dims(a)
-    for dim in dims[:-1]:
-        trace.freeze(dim, "is filled in the order of a mask")
-    for dim in trace.dims(source)[:-1]:
-        trace.freeze(dim, "is read in the order of a mask")
+    trace.freeze_each(dims[:-1], "is filled in the order of a mask")
+    trace.freeze_each(trace.dims(source)[:-1], "is read in the order of a mask")
     trace.unify(dims[-1], trace.dims(source)[-1])
     return dims
 
@@ -163,17 +167,19 @@ def _blanks(a: Tensor, indices: Sequence[Tensor | None]) -> list[Any]:
 
 
 @rule(
-    "aten.scatter.src", "aten.scatter.value", "aten.scatter_.src", "aten.scatter_.value",
-    "aten.scatter_add.default", "aten.scatter_add_.default",
-)  # fmt: skip
+    "aten.scatter.src",
+    "aten.scatter.value",
+    "aten.scatter_.src",
+    "aten.scatter_.value",
+    "aten.scatter_add.default",
+    "aten.scatter_add_.default",
+)
 def scatter(trace: Trace, out: Tensor, a: Tensor, place: int, indices: Tensor, source: Any, **kwargs: Any) -> Dims:
     """Write an index of one dimension for each element of `indices`."""
     dims = trace.dims(a)
     gather(trace, indices, a, place, indices)
     if isinstance(source, Tensor):
-        for dim, given in zip(trace.dims(indices), trace.dims(source), strict=True):
-            if dim.size == given.size:
-                trace.unify(dim, given)
+        _unify_written(trace, trace.dims(indices), source)
     return dims
 
 
@@ -184,7 +190,7 @@ def write_rows(
     """Write or add whole slices at indices of one dimension."""
     dims = trace.dims(a)
     place %= a.ndim
-    trace.freeze(dims[place], "is looked up by number")
+    trace.freeze(dims[place], LOOKED_UP)
     for at, (dim, given) in enumerate(zip(dims, trace.dims(source), strict=True)):
         if at != place:
             trace.unify(dim, given)

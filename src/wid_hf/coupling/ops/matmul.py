@@ -93,11 +93,10 @@ def expert_products(trace: Trace, out: Tensor, a: Tensor, b: Tensor, *args: Any,
 
 @rule("aten.linalg_solve_triangular.default")
 def triangular_solution(trace: Trace, out: Tensor, a: Tensor, b: Tensor, *, left: bool = True, **kwargs: Any) -> Dims:
-    """`x` in `a (n, n) @ x = b (n, k)`, or `x @ a = b (k, n)`: n is walked in order."""
+    """`x` in `a (n, n) @ x = b (n, k)`, or `x @ a = b (k, n)`: n is order-dependent."""
     *batch, n, n_again = trace.dims(a)
     result = trace.dims(b)
-    for dim in (n, n_again, result[-2 if left else -1]):
-        trace.freeze(dim, "is order-dependent")
+    trace.freeze_each((n, n_again, result[-2 if left else -1]), "is order-dependent")
     for mine, theirs in zip(batch[::-1], result[:-2][::-1], strict=False):
         trace.unify(mine, theirs)
     return result

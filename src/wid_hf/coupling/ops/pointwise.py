@@ -28,24 +28,36 @@ def broadcast(trace: Trace, out: Tensor, *tensors: Tensor) -> Dims:
 
 
 # What decompositions end in.
-_PRIMITIVES = (
-    "acos", "acosh", "add", "asin", "asinh", "atan", "atan2", "atanh", "ceil", "cos", "cosh", "div", "eq", "erf",
-    "erf_inv", "erfc", "exp", "expm1", "floor", "fmod", "ge", "gt", "isfinite", "le", "lgamma", "log", "log10", "log1p",
-    "lt", "mul", "ne", "neg", "pow", "remainder", "round", "sin", "sinh", "sqrt", "sub", "tan", "tanh", "where",
-)  # fmt: skip
+_PRIMITIVES = """
+    acos acosh add asin asinh atan atan2 atanh ceil cos cosh div eq erf erf_inv erfc exp expm1 floor fmod ge gt isfinite
+    le lgamma log log10 log1p lt mul ne neg pow remainder round sin sinh sqrt sub tan tanh where
+"""
 
 
 # The names are those that torch, or an older torch, does not tag.
 @rule(
     torch.Tag.pointwise,
-    "aten.rsub.Tensor", "aten.hardswish.default",
-    "aten.where.self", "aten.where.ScalarOther", "aten.where.ScalarSelf", "aten.where.Scalar",
-    "aten.masked_fill.Scalar", "aten.masked_fill.Tensor",
-    "aten.floor_divide.default", "aten.floor_divide.Scalar", "aten.floor_divide_.Tensor",
-    "aten.__and__.Tensor", "aten.__and__.Scalar", "aten.__or__.Tensor", "aten.__or__.Scalar",
-    "aten.polar.default", "aten.complex.default", "aten._conj.default", "aten._prelu_kernel.default",
-    *(f"prims.{name}.default" for name in _PRIMITIVES),
-)  # fmt: skip
+    "aten.rsub.Tensor",
+    "aten.hardswish.default",
+    "aten.where.self",
+    "aten.where.ScalarOther",
+    "aten.where.ScalarSelf",
+    "aten.where.Scalar",
+    "aten.masked_fill.Scalar",
+    "aten.masked_fill.Tensor",
+    "aten.floor_divide.default",
+    "aten.floor_divide.Scalar",
+    "aten.floor_divide_.Tensor",
+    "aten.__and__.Tensor",
+    "aten.__and__.Scalar",
+    "aten.__or__.Tensor",
+    "aten.__or__.Scalar",
+    "aten.polar.default",
+    "aten.complex.default",
+    "aten._conj.default",
+    "aten._prelu_kernel.default",
+    *(f"prims.{name}.default" for name in _PRIMITIVES.split()),
+)
 def elementwise(trace: Trace, out: Any, /, *args: Any, **kwargs: Any) -> Dims | list[Dims]:
     """`f(x, y, ...)` on each element; operands may be given by name, and there may be several results."""
     operands = [tensor for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)]
@@ -84,26 +96,40 @@ def scaling(trace: Trace, out: Tensor, a: Any, b: Any) -> Dims:
     """`a * b` or `a / b`; products with a number are recorded, since a student's number may differ."""
     divides = "div" in trace.reason("").operation
     number = _number(b)
-    if isinstance(a, Tensor) and number is not None:
+    tensors = [tensor for tensor in (a, b) if isinstance(tensor, Tensor)]
+    if number is not None and isinstance(a, Tensor):
         trace.scaled(1.0 / number if divides and number else number, a)
         trace.carry(out, trace.carrier(a))
-    elif isinstance(a, Tensor) and isinstance(b, Tensor):
-        if trace.weight_name(a) is None and trace.weight_name(b) is None:
-            # Only a product with a constant surely scales along: `x * f(x)` may not scale as x does.
-            if not trace.depends_on_weights(b):
-                trace.carry(out, trace.carrier(a))
-            elif not divides and not trace.depends_on_weights(a):
-                trace.carry(out, trace.carrier(b))
-        elif not divides:
+    elif len(tensors) == 2:
+        _carry_product(trace, out, a, b, divides)
+    return broadcast(trace, out, *tensors)
+
+
+def _carry_product(trace: Trace, out: Tensor, a: Tensor, b: Tensor, divides: bool) -> None:
+    """Say what scales `a * b` or `a / b`.
+
+    Only a product with a constant surely scales along: `x * f(x)` may not scale as x does.
+    """
+    if trace.weight_name(a) is not None or trace.weight_name(b) is not None:
+        if not divides:
             _carry_norm_weight(trace, out, a, b)
-    return broadcast(trace, out, *(tensor for tensor in (a, b) if isinstance(tensor, Tensor)))
+    elif not trace.depends_on_weights(b):
+        trace.carry(out, trace.carrier(a))
+    elif not divides and not trace.depends_on_weights(a):
+        trace.carry(out, trace.carrier(b))
 
 
 @rule(
-    "aten.clone.default", "aten.detach.default", "aten.alias.default", "aten.lift_fresh.default",
-    "aten._to_copy.default", "aten.contiguous.default", "aten.neg.default", "aten.positive.default",
+    "aten.clone.default",
+    "aten.detach.default",
+    "aten.alias.default",
+    "aten.lift_fresh.default",
+    "aten._to_copy.default",
+    "aten.contiguous.default",
+    "aten.neg.default",
+    "aten.positive.default",
     "aten.dropout.default",
-)  # fmt: skip
+)
 def same_dims(trace: Trace, out: Tensor, a: Tensor, *args: Any, **kwargs: Any) -> Dims:
     """A copy, or a linear operation on each element."""
     trace.carry(out, trace.carrier(a))
@@ -115,17 +141,25 @@ def same_dims(trace: Trace, out: Tensor, a: Tensor, *args: Any, **kwargs: Any) -
 @rule("aten.copy_.default")
 def copy(trace: Trace, out: Tensor, into: Tensor, source: Tensor, *args: Any) -> Dims:
     """`into.copy_(source)`, broadcasting."""
-    for dim, again in zip(broadcast(trace, out, source), trace.dims(into), strict=True):
-        trace.unify(dim, again)
+    trace.unify_each(broadcast(trace, out, source), trace.dims(into))
     return trace.dims(into)
 
 
 @rule(
-    "aten.full.default", "aten.zeros.default", "aten.ones.default", "aten.empty.memory_format",
-    "aten.new_full.default", "aten.new_zeros.default", "aten.new_ones.default", "aten.new_empty.default",
-    "aten.full_like.default", "aten.zeros_like.default", "aten.ones_like.default", "aten.empty_like.default",
+    "aten.full.default",
+    "aten.zeros.default",
+    "aten.ones.default",
+    "aten.empty.memory_format",
+    "aten.new_full.default",
+    "aten.new_zeros.default",
+    "aten.new_ones.default",
+    "aten.new_empty.default",
+    "aten.full_like.default",
+    "aten.zeros_like.default",
+    "aten.ones_like.default",
+    "aten.empty_like.default",
     "aten.scalar_tensor.default",
-)  # fmt: skip
+)
 def uniform(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> Dims:
     """One value everywhere: any choice of indices is the same, so nothing is frozen."""
     return tuple(Dim(size) for size in out.shape)
@@ -145,7 +179,7 @@ def _number(value: Any) -> float | None:
 
 
 def _carry_norm_weight(trace: Trace, out: Tensor, a: Tensor, b: Tensor) -> None:
-    for tensor in tree_leaves((a, b)):
+    for tensor in (a, b):
         name = trace.weight_name(tensor)
         if name is not None and tensor.ndim == 1:
             trace.carry(out, Carrier(name, 0, 0, tensor.shape[0]))

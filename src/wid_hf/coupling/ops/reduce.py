@@ -9,14 +9,14 @@ from torch import Tensor
 
 from ..dims import Dim
 from ..op_registry import rule
+from .view import places_among
 
 if TYPE_CHECKING:
     from ..trace import Dims, Trace
 
 
 def _reduced(trace: Trace, out: Tensor, a: Tensor, places: int | Sequence[int] | None, keep: bool) -> Dims:
-    chosen = range(a.ndim) if places is None or places == [] else [places] if isinstance(places, int) else places
-    gone = {place % a.ndim for place in chosen} if a.ndim else set()
+    gone = places_among(a.ndim, None if places == [] else places)
     for place in gone:
         trace.note_reduction(trace.dims(a)[place])
     kept = [Dim(1) if place in gone else dim for place, dim in enumerate(trace.dims(a))]
@@ -24,17 +24,27 @@ def _reduced(trace: Trace, out: Tensor, a: Tensor, places: int | Sequence[int] |
 
 
 @rule(
-    "aten.mean.dim", "aten.sum.dim_IntList", "aten.amax.default", "aten.amin.default", "aten.prod.dim_int",
-    "aten.any.dim", "aten.all.dim", "aten.logsumexp.default",
-)  # fmt: skip
+    "aten.mean.dim",
+    "aten.sum.dim_IntList",
+    "aten.amax.default",
+    "aten.amin.default",
+    "aten.prod.dim_int",
+    "aten.any.dim",
+    "aten.all.dim",
+    "aten.logsumexp.default",
+)
 def reduction(trace: Trace, out: Tensor, a: Tensor, places: Any = None, keep: bool = False, **kwargs: Any) -> Dims:
     """A symmetric function of all indices of some dimensions."""
     return _reduced(trace, out, a, places, keep)
 
 
 @rule(
-    "prims.sum.default", "prims.prod.default", "prims.amax.default", "prims.amin.default", "prims.var.default",
-)  # fmt: skip
+    "prims.sum.default",
+    "prims.prod.default",
+    "prims.amax.default",
+    "prims.amin.default",
+    "prims.var.default",
+)
 def primitive_reduction(trace: Trace, out: Tensor, a: Tensor, places: Any = None, *args: Any, **kwargs: Any) -> Dims:
     """What decompositions end in: the dimensions are gone."""
     return _reduced(trace, out, a, places, keep=False)
@@ -42,15 +52,20 @@ def primitive_reduction(trace: Trace, out: Tensor, a: Tensor, places: Any = None
 
 @rule("aten.var.correction", "aten.std.correction", "aten.linalg_vector_norm.default")
 def spread(trace: Trace, out: Tensor, a: Tensor, *args: Any, keepdim: bool = False, **kwargs: Any) -> Dims:
-    """Variance, deviation or norm: told by the result's rank which dimensions went."""
+    """Variance, deviation or norm; the result's rank says whether reduced dimensions stay with size 1."""
     places = next((arg for arg in args if isinstance(arg, (list, tuple))), kwargs.get("dim"))
     return _reduced(trace, out, a, places, out.ndim == a.ndim)
 
 
 @rule(
-    "aten.sum.default", "aten.mean.default", "aten.max.default", "aten.min.default",
-    "aten.any.default", "aten.all.default", "aten.prod.default",
-)  # fmt: skip
+    "aten.sum.default",
+    "aten.mean.default",
+    "aten.max.default",
+    "aten.min.default",
+    "aten.any.default",
+    "aten.all.default",
+    "aten.prod.default",
+)
 def total(trace: Trace, out: Tensor, a: Tensor, *args: Any, **kwargs: Any) -> Dims:
     """A symmetric function of everything."""
     return ()
@@ -73,8 +88,7 @@ def extreme(trace: Trace, out: Sequence[Tensor], a: Tensor, place: int, keep: bo
 @rule("aten.argmax.default", "aten.argmin.default")
 def position(trace: Trace, out: Tensor, a: Tensor, place: int | None = None, keep: bool = False) -> Dims:
     """Where the largest element stands."""
-    for dim in trace.dims(a) if place is None else [trace.dims(a)[place]]:
-        trace.freeze(dim, "is reduced by argmax")
+    trace.freeze_each([trace.dims(a)[at] for at in places_among(a.ndim, place)], "is reduced by argmax")
     return _reduced(trace, out, a, place, keep)
 
 
@@ -83,16 +97,14 @@ def roll(
     trace: Trace, out: Tensor, a: Tensor, shifts: Sequence[int], places: Sequence[int] = (), **kwargs: Any
 ) -> Dims:
     """Indices move round: those dimensions are frozen, all of them where none is named."""
-    for place in places or range(a.ndim):
-        trace.freeze(trace.dims(a)[place], "is order-dependent")
+    trace.freeze_each([trace.dims(a)[place] for place in places or range(a.ndim)], "is order-dependent")
     return trace.dims(a)
 
 
 @rule("aten.cumsum.default", "aten.cumprod.default", "aten.flip.default", "aten.tril.default", "aten.triu.default")
 def ordered(trace: Trace, out: Tensor, a: Tensor, places: int | Sequence[int] = 0, *args: Any, **kwargs: Any) -> Dims:
-    """Neighbours matter: the dimension that is walked (for triangles, the last two) is frozen."""
+    """Neighbours matter: the dimension along which it runs (for triangles, the last two) is frozen."""
     is_triangle = "tri" in trace.reason("").operation
-    chosen = [-2, -1] if is_triangle else [places] if isinstance(places, int) else places
-    for place in chosen:
-        trace.freeze(trace.dims(a)[place], "is order-dependent")
+    chosen = places_among(a.ndim, (-2, -1) if is_triangle else places)
+    trace.freeze_each([trace.dims(a)[place] for place in chosen], "is order-dependent")
     return trace.dims(a)

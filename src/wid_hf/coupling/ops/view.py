@@ -16,7 +16,9 @@ from ..op_registry import rule
 if TYPE_CHECKING:
     from ..trace import Dims, Trace
 
-WINDOW = "is walked in windows"
+WINDOW = "is read in overlapping windows"
+PART = "is read in part"
+CUT = "is cut at a place that does not match its structure"
 
 
 @rule("aten.view.default", "aten._unsafe_view.default", "aten.reshape.default", "aten._reshape_alias.default")
@@ -25,7 +27,7 @@ def reshape(trace: Trace, out: Tensor, a: Tensor, *args: Any) -> Dims:
     trace.carry(out, trace.carrier(a))
     trace.looked_up(out, trace.lookups(a))
     if out.numel() == 0:
-        return tuple(trace.frozen(size, "is empty") for size in out.shape)
+        return trace.frozen_each(out.shape, "is empty")
     why = trace.reason("is split by a reshape into sizes that do not match its structure")
     return tuple(regroup(trace.dims(a), out.shape, why))
 
@@ -72,9 +74,16 @@ def unsqueeze(trace: Trace, out: Tensor, a: Tensor, place: int) -> Dims:
 def squeeze(trace: Trace, out: Tensor, a: Tensor, places: int | Sequence[int] | None = None) -> Dims:
     """Drop dimensions of size 1."""
     _moved(trace, out, a)
-    chosen = range(a.ndim) if places is None else [places] if isinstance(places, int) else places
-    dropped = {place % a.ndim for place in chosen if a.shape[place] == 1} if a.ndim else set()
+    dropped = {place for place in places_among(a.ndim, places) if a.shape[place] == 1}
     return tuple(dim for place, dim in enumerate(trace.dims(a)) if place not in dropped)
+
+
+def places_among(ndim: int, places: int | Sequence[int] | None) -> list[int]:
+    """Return places of dimensions counted from the front, each once; None stands for all of them."""
+    if places is None:
+        return list(range(ndim))
+    listed = [places] if isinstance(places, int) else places
+    return sorted({place % ndim for place in listed}) if ndim else []
 
 
 @rule("aten.expand.default")
@@ -107,8 +116,7 @@ def _cut(carrier: Carrier | None, a: Tensor, place: int, start: int, stop: int) 
 
 def _pieces(trace: Trace, outs: Sequence[Tensor], a: Tensor, place: int, sizes: Sequence[int]) -> list[Dims]:
     dims = trace.dims(a)
-    why = trace.reason("is cut at a place that does not match its structure")
-    cut = split_concat(dims[place], sizes, why)
+    cut = split_concat(dims[place], sizes, trace.reason(CUT))
     start = 0
     for out, size in zip(outs, sizes, strict=True):
         trace.carry(out, _cut(trace.carrier(a), a, place, start, start + size))
@@ -125,28 +133,36 @@ def split(trace: Trace, outs: Sequence[Tensor], a: Tensor, sizes: int | Sequence
 
 @rule("aten.slice.Tensor")
 def slice_(
-    trace: Trace, out: Tensor, a: Tensor, place: int = 0, start: int | None = None, stop: int | None = None,
+    trace: Trace,
+    out: Tensor,
+    a: Tensor,
+    place: int = 0,
+    start: int | None = None,
+    stop: int | None = None,
     step: int = 1,
-) -> Dims:  # fmt: skip
+) -> Dims:
     """Keep a stretch of one dimension, or every step-th index of it: the outer factor of `rest x step`."""
     place %= a.ndim
-    size, kept = a.shape[place], out.shape[place]
-    if kept == size:
+    dims, kept = trace.dims(a), out.shape[place]
+    first = slice(start, None).indices(a.shape[place])[0]
+    if kept == a.shape[place]:
         _moved(trace, out, a)
-        return trace.dims(a)
-    dims = trace.dims(a)
+        return dims
     if kept == 0:
-        trace.freeze(dims[place], "is read in part")
-        return (*dims[:place], trace.frozen(0, "is read in part"), *dims[place + 1 :])
-    first = max(start + size, 0) if start is not None and start < 0 else start or 0
-    if step != 1:
-        return (*dims[:place], _every(trace, dims[place], first, kept, step), *dims[place + 1 :])
-    sizes = [first, kept, size - first - kept]
-    present = [s for s in sizes if s]
-    outs = [out if index == 1 else None for index, s in enumerate(sizes) if s]
-    cut = split_concat(dims[place], present, trace.reason("is cut at a place that does not match its structure"))
-    trace.carry(out, _cut(trace.carrier(a), a, place, first, first + kept))
-    return (*dims[:place], cut[outs.index(out) if len(outs) > 1 else 0], *dims[place + 1 :])
+        trace.freeze(dims[place], PART)
+        piece = trace.frozen(0, PART)
+    elif step != 1:
+        piece = _every(trace, dims[place], first, kept, step)
+    else:
+        piece = _stretch(trace, dims[place], first, kept)
+        trace.carry(out, _cut(trace.carrier(a), a, place, first, first + kept))
+    return (*dims[:place], piece, *dims[place + 1 :])
+
+
+def _stretch(trace: Trace, dim: Dim, first: int, kept: int) -> Dim:
+    """Return the indices `[first, first + kept)` of `dim`."""
+    sizes = [size for size in (first, kept, dim.size - first - kept) if size]
+    return split_concat(dim, sizes, trace.reason(CUT))[1 if first else 0]
 
 
 def _every(trace: Trace, dim: Dim, first: int, kept: int, step: int) -> Dim:
@@ -165,7 +181,7 @@ def select(trace: Trace, out: Tensor, a: Tensor, place: int, index: int) -> Dims
     """Take one index: which one matters, so the dimension is frozen."""
     dims = trace.dims(a)
     place %= a.ndim
-    trace.freeze_if_used(out, dims[place], f"has its index {index} taken")
+    trace.freeze_if_used(out, dims[place], f"is indexed at {index}")
     return dims[:place] + dims[place + 1 :]
 
 
@@ -189,9 +205,7 @@ def cat(trace: Trace, out: Tensor, tensors: Sequence[Tensor], place: int = 0) ->
     place %= out.ndim
     first, *others = (trace.dims(tensor) for tensor in tensors)
     for dims in others:
-        for at, (a, b) in enumerate(zip(first, dims, strict=True)):
-            if at != place:
-                trace.unify(a, b)
+        trace.unify_each(first[:place] + first[place + 1 :], dims[:place] + dims[place + 1 :])
     _rejoin(trace, out, [trace.carrier(tensor) for tensor in tensors])
     joined = concat([dims[place] for dims in (first, *others)]) if others else find(first[place])
     return (*first[:place], joined, *first[place + 1 :])
@@ -202,8 +216,7 @@ def stack(trace: Trace, out: Tensor, tensors: Sequence[Tensor], place: int = 0) 
     """Lay tensors along a new dimension, whose positions differ in meaning: it is frozen."""
     first, *others = (trace.dims(tensor) for tensor in tensors)
     for dims in others:
-        for a, b in zip(first, dims, strict=True):
-            trace.unify(a, b)
+        trace.unify_each(first, dims)
     place %= out.ndim
     return (*first[:place], trace.frozen(len(tensors), "counts stacked tensors"), *first[place:])
 
@@ -232,31 +245,29 @@ def windows(trace: Trace, out: Tensor, a: Tensor, place: int, size: int, step: i
 def strided(
     trace: Trace, out: Tensor, a: Tensor, sizes: Sequence[int], strides: Sequence[int], offset: int | None = None
 ) -> Dims | None:
-    """A view by memory addresses (overlapping windows): dimensions that are walked as before are themselves.
-
-    An address holds an index of such a dimension in a digit of its own where all other steps are multiples
-    of the dimension's whole extent, or are too small to reach its step even together.
-    """
+    """A view by memory addresses (overlapping windows): dimensions that are read as before are themselves."""
     if (offset is not None and offset != a.storage_offset()) or not _dense(a):
         return None
-    own = {a.stride(place): place for place in range(a.ndim) if a.shape[place] > 1}
-    dims: list[Dim] = []
-    for at, (size, stride) in enumerate(zip(sizes, strides, strict=True)):
-        place = own.get(stride)
-        others = [(n, s) for j, (n, s) in enumerate(zip(sizes, strides, strict=True)) if j != at and n > 1]
-        walked_alike = (
-            place is not None
-            and a.shape[place] == size
-            and (
-                all(s % (stride * size) == 0 for _, s in others if s >= stride)
-                and sum((n - 1) * s for n, s in others if s < stride) < stride
-            )
-        )
-        dims.append(trace.dims(a)[place] if walked_alike and place is not None else trace.frozen(size, WINDOW))
-    for dim in trace.dims(a):
-        if dim not in dims:
-            trace.freeze(dim, WINDOW)
+    own = {(a.shape[place], a.stride(place)): dim for place, dim in enumerate(trace.dims(a)) if dim.size > 1}
+    walk = list(zip(sizes, strides, strict=True))
+    dims = [
+        own[step] if step in own and _has_own_digit(step, walk[:at] + walk[at + 1 :]) else trace.frozen(step[0], WINDOW)
+        for at, step in enumerate(walk)
+    ]
+    trace.freeze_each([dim for dim in trace.dims(a) if dim not in dims], WINDOW)
     return tuple(dims)
+
+
+def _has_own_digit(step: tuple[int, int], others: Sequence[tuple[int, int]]) -> bool:
+    """Return whether each address tells the index along a dimension of some (size, stride), whatever the others are.
+
+    So it is where the strides of all others are multiples of the dimension's whole extent, or are too small to reach
+    its stride even together.
+    """
+    size, stride = step
+    moving = [(n, s) for n, s in others if n > 1]
+    whole = all(s % (stride * size) == 0 for _, s in moving if s >= stride)
+    return whole and sum((n - 1) * s for n, s in moving if s < stride) < stride
 
 
 def _dense(a: Tensor) -> bool:
@@ -272,7 +283,7 @@ def _dense(a: Tensor) -> bool:
 
 @rule("aten.as_strided_.default")
 def restrided(trace: Trace, out: Tensor, a: Tensor, sizes: Sequence[int], *args: Any) -> Dims | None:
-    """A tensor that is told its strides anew in place: pooling to one position does so for dimensions of size 1."""
+    """A tensor whose strides are changed in place: pooling to one position does so for dimensions of size 1."""
     dims = trace.dims(a)
     wide = [stride for stride, size in zip(out.stride(), sizes, strict=True) if size > 1]
     same = [dim.size for dim in dims] == list(sizes) and wide == sorted(wide, reverse=True) and _dense(out)
@@ -302,8 +313,7 @@ def diagonal(trace: Trace, out: Tensor, a: Tensor, offset: int = 0, first: int =
     if offset == 0 and a.shape[first] == a.shape[second]:
         trace.unify(dims[first], dims[second])
         return (*rest, dims[first])
-    for place in (first, second):
-        trace.freeze(dims[place], "is order-dependent")
+    trace.freeze_each((dims[first], dims[second]), "is order-dependent")
     return (*rest, trace.frozen(out.shape[-1], "is order-dependent"))
 
 

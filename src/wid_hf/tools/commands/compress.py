@@ -8,13 +8,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ...config import WidConfig
+from ...config import CalibrationConfig
 from ...errors import ConfigError, Stopped
 from ...hub.own_files import CALIBRATION_PICTURE
 from ...hub.paths import expanded
 from ..compress import CompressSettings
 from ..compress import compress as compress_teacher
 from ..methods import METHODS, find_method
+from ..reports.calibration_table import calibration_table
 from . import options
 
 
@@ -41,15 +42,13 @@ def compress(
     selection: Annotated[
         options.Selection | None, typer.Option(help="Which of the teacher's indices the start keeps.")
     ] = None,
-    calibration_samples: Annotated[
-        int, typer.Option(min=1, help="Texts to calibrate on.")
-    ] = WidConfig.calibration_samples,
+    calibration_samples: Annotated[int, typer.Option(min=1, help="Texts to calibrate on.")] = CalibrationConfig.samples,
     calibration_batch_size: Annotated[
         int, typer.Option(min=1, help="Texts per batch of calibration.")
-    ] = WidConfig.calibration_batch_size,
+    ] = CalibrationConfig.batch_size,
     ridge: Annotated[
-        float, typer.Option(help="How strongly lifts are held at selection, above 0; more for few texts.")
-    ] = WidConfig.ridge,
+        float, typer.Option(help="Ridge strength of the least-squares fits, above 0; more for few texts.")
+    ] = CalibrationConfig.ridge,
     schedule: Annotated[
         options.Schedule,
         typer.Option(help="Narrow from the first step, or from full width by the paper's proportions or step counts."),
@@ -83,9 +82,7 @@ def compress(
         overrides,
         init=init.value if init is not None else None,
         selection=selection.value if selection is not None else None,
-        calibration_samples=calibration_samples,
-        calibration_batch_size=calibration_batch_size,
-        ridge=ridge,
+        calibration_config=CalibrationConfig(calibration_samples, calibration_batch_size, ridge),
         schedule=schedule.stated,
     )
     if not find_method(method, config).folds and (init is not None or selection is not None):
@@ -114,9 +111,9 @@ def compress(
     console = Console()
     output = Path(expanded(output))
     if report.calibration is not None and report.calibration.sites:
-        console.print(report.calibration.table())
+        console.print(calibration_table(report.calibration))
         console.print(
-            f"The same as a picture, read by read: {output / CALIBRATION_PICTURE}", soft_wrap=True, markup=False
+            f"The same as a picture, input by input: {output / CALIBRATION_PICTURE}", soft_wrap=True, markup=False
         )
     if report.settled:
         console.print(report.settled, markup=False)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...atomic_write import atomic_write
-from ...calibration.report import Calibration, Site, percent
+from ...calibration.report import Calibration, InputReconstruction, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +32,7 @@ class _Grid:
     """Layers x reads: for each name in `columns` one site per row, None where a layer has no such read."""
 
     rows: Sequence[str]
-    columns: dict[str, list[Site | None]]
+    columns: dict[str, list[InputReconstruction | None]]
 
 
 def draw(calibration: Calibration, path: Path) -> None:
@@ -78,10 +78,10 @@ def draw(calibration: Calibration, path: Path) -> None:
         figure.savefig(unfinished, format="png", dpi=110)
 
 
-def _grid(sites: Sequence[Site]) -> _Grid:
+def _grid(sites: Sequence[InputReconstruction]) -> _Grid:
     """Return the sites of layers in rows and columns; a weight that is read again is a row of its own."""
     stacks = {site.layer.rpartition(".")[0] for site in sites}
-    cells: dict[str, dict[tuple[int, int], Site]] = {}
+    cells: dict[str, dict[tuple[int, int], InputReconstruction]] = {}
     times: Counter[str] = Counter()
     for site in sites:
         stack, _, number = site.layer.rpartition(".")
@@ -119,7 +119,7 @@ def _draw_layers(axes: Axes, grid: _Grid, which: str, style: dict[str, Any], num
                 _number(axes, x, y, site, which, style["vmax"])
 
 
-def _draw_outside(axes: Axes, sites: Sequence[Site], which: str, style: dict[str, Any]) -> None:
+def _draw_outside(axes: Axes, sites: Sequence[InputReconstruction], which: str, style: dict[str, Any]) -> None:
     axes.imshow([[_share(site, which)] for site in sites], **style)
     axes.set_xticks([])
     axes.set_yticks([])
@@ -138,7 +138,9 @@ def _ticks(axes: Axes, grid: _Grid) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _number(axes: Axes, x: int, y: int, site: Site | None, which: str, most: float, name: str = "") -> None:
+def _number(
+    axes: Axes, x: int, y: int, site: InputReconstruction | None, which: str, most: float, name: str = ""
+) -> None:
     if site is None:
         return
     share = _share(site, which)
@@ -147,5 +149,5 @@ def _number(axes: Axes, x: int, y: int, site: Site | None, which: str, most: flo
     axes.text(x, y, f"{name}{percent(share)}{star}", ha="center", va="center", fontsize="small", color=colour)
 
 
-def _share(site: Site | None, which: str) -> float:
+def _share(site: InputReconstruction | None, which: str) -> float:
     return nan if site is None else float(getattr(site, which))

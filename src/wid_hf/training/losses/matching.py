@@ -18,25 +18,15 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ...calibration.lockstep import prepared
+from ...calibration.batches import prepared
 from ...coupling.trace import quiet_forward
 from ...errors import TeacherError
-from .distillation import (
-    Seen,
-    attended_positions,
-    counted_logits_loss,
-    counted_positions,
-    full,
-    mean_of,
-    pairs,
-    refuse_detached,
-    relation_loss,
-    rows_of,
-    shares,
-    watch,
-)
+from .counting import attended_positions, counted_positions, full, mean_of, rows_of, shares
 from .following import following_loss
 from .heads import Heads, Rows, query_and_key_rows, value_rows
+from .logits import counted_logits_loss
+from .relations import relation_loss
+from .watching import Seen, pairs, refuse_detached, watch
 
 RELATION_WIDTH = 8  # of a relation head in the student, at least: MiniLMv2 has 48 for 384 numbers
 

@@ -1,12 +1,11 @@
-"""The student's weights as a function of the teacher's: `W_student = R @ W_teacher @ C`.
+"""Makes every weight of a stock student a function of its teacher's, and sets the maps to a start.
 
-Takes a plan, index sets and the teacher's weights; installs a parametrization on every weight of the stock
-student that shrinks. `adapter/tuner.py` calls `install` and `student_weights`.
+Takes a plan, index sets and the teacher's weights; puts a `FoldedWeight` on every weight of the student that shrinks.
+`adapter/tuner.py` calls `install` and `student_weights`, calibration calls `restart`.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -19,111 +18,9 @@ from ..coupling.carrier import Carrier
 from ..coupling.dims import leaves
 from ..coupling.index_sets import IndexSets, axis_indices
 from ..coupling.plan import key
-from .fold import along, fold
-
-
-class Compactor(nn.Module):
-    """A learned linear map from `n` teacher indices to `k` student indices of one axis.
-
-    On the rows of a weight `W (d_out, d_in)` it is `R (k_out, d_out)`; on its columns it is the transpose of
-    `C (d_in, k_in)`. Its matrix is float32, or float64 for a float64 teacher.
-    """
-
-    def __init__(self, start: Tensor) -> None:
-        super().__init__()
-        self.matrix = nn.Parameter(start)
-
-    def forward(self, tensor: Tensor, axis: int) -> Tensor:
-        """Map `axis` of `tensor` from n to k."""
-        return along(tensor, self.matrix, axis)
-
-    def extra_repr(self) -> str:
-        """Return `n -> k` for the printed module."""
-        return f"{self.matrix.shape[1]} -> {self.matrix.shape[0]}"
-
-
-class IndexSelect(nn.Module):
-    """A fixed selection of `k` of `n` indices of one axis, each with a fixed factor.
-
-    Vectors without a matrix beside them, such as normalisation weights, follow the index set of their
-    dimension; they have no direction that a compactor could turn.
-    """
-
-    indices: Tensor
-    factors: Tensor
-
-    def __init__(self, indices: Tensor, factors: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("indices", indices)
-        self.register_buffer("factors", factors)
-
-    def forward(self, tensor: Tensor, axis: int) -> Tensor:
-        """Select along `axis` and scale."""
-        shape = [-1 if at == axis else 1 for at in range(tensor.ndim)]
-        return tensor.index_select(axis, self.indices) * self.factors.view(shape)
-
-    def extra_repr(self) -> str:
-        """Return `keeps k` for the printed module."""
-        return f"keeps {self.indices.numel()}"
-
-
-class FoldedWeight(nn.Module):
-    """One weight of the student computed from the teacher's: a map for each axis that shrinks.
-
-    Args:
-        maps: for each shrinking axis its `Compactor` or `IndexSelect`; modules may be shared between weights.
-        shift: a learned vector `(k,)` that is added in the end: what a bias takes over from the dropped indices
-            that the weight beside it reads.
-    """
-
-    def __init__(self, maps: Mapping[int, Compactor | IndexSelect], shift: Tensor | None = None) -> None:
-        super().__init__()
-        self.maps = nn.ModuleDict({str(axis): module for axis, module in maps.items()})
-        self.shift = nn.Parameter(shift) if shift is not None else None
-        self.held: Tensor | None = None  # what stands for the fold until it is None again
-        self.rows: Tensor | None = None  # which rows of a table to fold, in this order, until it is None again
-        self._memo: dict[bool, Tensor] | None = None  # by whether gradients are recorded
-
-    def forward(self, original: Tensor) -> Tensor:
-        """Return the student's weight `(k_out, k_in)`, folded anew unless a fold is held or shared."""
-        if self.held is not None:
-            return self.held
-        if self.rows is not None:
-            return self.fold(original[self.rows])
-        memo, recording = self._memo, torch.is_grad_enabled()
-        if memo is not None and _inside_checkpoint():
-            memo = None  # the checkpoint repeats this part later, when the memo is gone: fold here as well
-        if memo is not None and recording in memo:
-            return memo[recording]
-        folded = self.fold(original)
-        if not recording and _may_look_trained():
-            # Torch picks its way through a product by this even where nothing is recorded: round as a parameter does.
-            folded.requires_grad_(original.requires_grad)
-        if memo is not None:
-            memo[recording] = folded
-        return folded
-
-    def fold(self, original: Tensor) -> Tensor:
-        """Fold `(d_out, d_in) -> (k_out, k_in)`: never in less than float32, returned in the teacher's dtype."""
-        with torch.autocast(original.device.type, enabled=False):
-            folded = original
-            for axis, module in self.maps.items():
-                if isinstance(module, IndexSelect):
-                    folded = module(folded, int(axis))
-            matrices = {int(axis): module.matrix for axis, module in self.maps.items() if isinstance(module, Compactor)}
-            if matrices:
-                folded = fold(folded, matrices)
-            if self.shift is not None:
-                folded = folded + self.shift
-            return folded.to(original.dtype).contiguous()  # as a loaded weight is
-
-    def start_memo(self) -> None:
-        """Keep the next fold and reuse it: for weights that several modules share, during one forward."""
-        self._memo = {}
-
-    def drop_memo(self) -> None:
-        """Forget the kept fold; every use folds again."""
-        self._memo = None
+from .compactor import Compactor, IndexSelect
+from .fold_cache import FoldCache, FoldPolicy
+from .folded_weight import FoldedWeight, folded_weights
 
 
 def install(
@@ -163,8 +60,7 @@ def install(
         _set_tensor(module, attribute, teacher_weights[first])
         if first in made:
             parametrize.register_parametrization(module, attribute, made[first], unsafe=True)
-    users = Counter(names.values())
-    _fold_shared_once(student, [first for first in made if users[first] > 1])
+    FoldCache(student).keep(FoldPolicy.for_forwards())
 
 
 def restart(
@@ -181,28 +77,23 @@ def restart(
     `vectors (k,)` start at these values.
     """
     maps = _Maps(plan, sets, teacher_weights, rotations, vectors)
-    for name, compaction in folded_weights(student).items():
+    for name, weight in folded_weights(student).items():
         if name in teacher_weights:
             for axis, fresh in maps.of(name).items():
-                compaction.maps[str(axis)].load_state_dict(fresh.state_dict())
-            if compaction.shift is not None:
-                compaction.shift.detach().zero_()
+                weight.maps[str(axis)].load_state_dict(fresh.state_dict())
+            if weight.shift is not None:
+                weight.shift.detach().zero_()
 
 
 def is_at_start(student: nn.Module, teacher_weights: Mapping[str, Tensor], plan: Plan, sets: IndexSets) -> bool:
     """Return whether every map of an installed student still selects `sets`, and every shift is zero."""
     maps = _Maps(plan, sets, teacher_weights)
-    for name, compaction in folded_weights(student).items():
-        if name in teacher_weights:
-            if compaction.shift is not None and bool(compaction.shift.any()):
-                return False
-            for axis, fresh in maps.of(name).items():
-                now = compaction.maps[str(axis)].state_dict()
-                if any(
-                    not torch.equal(now[entry], tensor.to(now[entry])) for entry, tensor in fresh.state_dict().items()
-                ):
-                    return False
-    return True
+    own = {name: weight for name, weight in folded_weights(student).items() if name in teacher_weights}
+    if any(weight.shift is not None and bool(weight.shift.any()) for weight in own.values()):
+        return False
+    return all(
+        _is_same(weight.maps[str(axis)], fresh) for name, weight in own.items() for axis, fresh in maps.of(name).items()
+    )
 
 
 def student_weights(student: nn.Module, names: Mapping[str, str]) -> dict[str, Tensor]:
@@ -211,22 +102,11 @@ def student_weights(student: nn.Module, names: Mapping[str, str]) -> dict[str, T
         return {first: getattr(*_owner(student, first)).detach().clone() for first in dict.fromkeys(names.values())}
 
 
-def folded_weights(student: nn.Module) -> dict[str, FoldedWeight]:
-    """Return every `FoldedWeight` under the name of the weight that it makes."""
-    found = {}
-    for name, module in student.named_modules():
-        if parametrize.is_parametrized(module):
-            for attribute, (step, *_) in module.parametrizations.items():
-                if isinstance(step, FoldedWeight):  # a stock model's own may be weight norm
-                    found[f"{name}.{attribute}" if name else attribute] = step
-    return found
-
-
 def compactor_axes(model: nn.Module, plan: Plan) -> Iterator[tuple[Compactor, Dim]]:
     """Yield every compactor of an installed model once, with the tree of the axis that it acts on."""
     seen = set()
-    for name, compaction in folded_weights(model).items():
-        for axis, module in compaction.maps.items():
+    for name, weight in folded_weights(model).items():
+        for axis, module in weight.maps.items():
             if name in plan.axes and isinstance(module, Compactor) and module not in seen:
                 seen.add(module)
                 yield module, plan.axes[name][int(axis)]
@@ -278,9 +158,9 @@ class _Maps:
             factors = torch.ones(dim.size, dtype=torch.float64) if self.square else self._factors(weight, axis)[indices]
             device, dtype = self.weights[weight].device, self.weights[weight].dtype
             factors = factors.to(torch.promote_types(dtype, torch.float32))
-            if place[0] == "choice" and weight in self.vectors:
+            if place[0] == "select" and weight in self.vectors:
                 self.shared[place] = self._index_select_of(weight, axis)
-            elif place[0] == "choice":
+            elif place[0] == "select":
                 self.shared[place] = IndexSelect(indices.to(device), factors.to(device))
             else:
                 start = torch.zeros(len(indices), dim.size, dtype=factors.dtype)
@@ -312,13 +192,13 @@ class _Maps:
                 return ("tables", group)
         if _is_matrix(self.plan.axes[weight]):
             return ("axis", weight, axis)
-        for sibling in _siblings(self.plan, weight):
+        for sibling in filter(lambda name: _is_matrix(self.plan.axes[name]), _siblings(self.plan, weight)):
             read = {read.axis for read in self.plan.weight_inputs if read.weight == sibling}
             for at, other in enumerate(self.plan.axes[sibling]):
                 # A vector beside a square weight goes with what the weight writes, not with what it reads.
-                if _is_matrix(self.plan.axes[sibling]) and key(other) == key(dim) and read != {at}:
+                if key(other) == key(dim) and read != {at}:
                     return ("axis", sibling, at)
-        return ("choice", weight, axis)
+        return ("select", weight, axis)
 
     def _scaled(self, weight: str, axis: int) -> bool:
         return bool((self._factors(weight, axis) != 1.0).any())
@@ -345,15 +225,9 @@ def shrinking_leaves(plan: Plan) -> list[Dim]:
     return [leaf for leaf in found if plan.targets.get(leaf, leaf.size) < leaf.size]
 
 
-def _may_look_trained() -> bool:
-    return not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled()
-
-
-def _inside_checkpoint() -> bool:
-    """Return whether saved tensors are being intercepted, as `torch.utils.checkpoint` does."""
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+def _is_same(one: nn.Module, other: nn.Module) -> bool:
+    now = one.state_dict()
+    return all(torch.equal(now[entry], tensor.to(now[entry])) for entry, tensor in other.state_dict().items())
 
 
 def _is_matrix(dims: tuple[Dim, ...]) -> bool:
@@ -381,27 +255,3 @@ def _set_tensor(module: nn.Module, attribute: str, tensor: Tensor) -> None:
         module.register_parameter(attribute, tensor)
     else:
         module.register_buffer(attribute, tensor)
-
-
-def _fold_shared_once(student: nn.Module, shared: list[str]) -> None:
-    """Let weights with several users fold once per forward of the whole model."""
-
-    def made(model: nn.Module) -> Iterator[FoldedWeight]:
-        # Looked up at every forward: a model that shrinks gets others, and so does a copy of it.
-        for name in shared:
-            module, attribute = _owner(model, name)
-            if parametrize.is_parametrized(module, attribute):  # no more where its parametrization was removed
-                steps: Any = module.parametrizations
-                yield steps[attribute][0]
-
-    def start(model: nn.Module, *_: Any) -> None:
-        for compaction in made(model):
-            compaction.start_memo()
-
-    def drop(model: nn.Module, *_: Any) -> None:
-        for compaction in made(model):
-            compaction.drop_memo()
-
-    if shared:
-        student.register_forward_pre_hook(start)
-        student.register_forward_hook(drop, always_call=True)

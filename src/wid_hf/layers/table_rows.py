@@ -1,7 +1,7 @@
 """Embedding tables of which only the rows that a batch looks up are folded.
 
 A table of 30,522 rows costs more to fold than a small encoder's whole step; a batch looks up a few hundred. Used by
-`held` while a step is trained; outputs of everything else come from whole tables.
+`FoldCache` during a training step; all outputs without gradients come from whole tables.
 """
 
 from __future__ import annotations
@@ -12,9 +12,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
-from .compactors import Compactor, FoldedWeight
+from .compactor import Compactor
+from .folded_weight import FoldedWeight, KeptFold, places
+
+
+class _Rows(KeptFold):
+    """The fold of some rows of a table, in the order given."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+
+    def of(self, weight: FoldedWeight, original: Tensor) -> Tensor:
+        return weight.fold(original[self.rows])
 
 
 def lookups(student: nn.Module) -> dict[FoldedWeight, nn.Embedding]:
@@ -22,43 +32,43 @@ def lookups(student: nn.Module) -> dict[FoldedWeight, nn.Embedding]:
 
     Such a table is looked up by one stock `nn.Embedding` and used nowhere else (no tied decoder), and keeps its rows.
     """
-    found, users = {}, Counter[FoldedWeight]()
-    for module in student.modules():
-        if not parametrize.is_parametrized(module):
-            continue
-        lists: Any = module.parametrizations
-        made = {name: steps[0] for name, steps in lists.items() if isinstance(steps[0], FoldedWeight)}
-        users.update(made.values())
-        if isinstance(module, nn.Embedding) and _is_plain(module) and "weight" in made:
-            table = made["weight"]
-            if set(table.maps) == {"1"} and isinstance(table.maps["1"], Compactor) and table.shift is None:
-                found[table] = module
-    return {table: module for table, module in found.items() if users[table] == 1}
+    everything = list(places(student))
+    users = Counter(place.weight for place in everything)
+    return {
+        place.weight: place.module
+        for place in everything
+        if isinstance(place.module, nn.Embedding)
+        and _is_plain(place.module)
+        and users[place.weight] == 1
+        and _keeps_its_rows(place.weight)
+    }
 
 
 def fold_by_rows(table: FoldedWeight, module: nn.Embedding) -> Callable[[], None]:
     """Let `module` fold only the rows that it looks up, until the function that is returned is called.
 
     Its own forward still looks them up: in a table of one row per looked-up number, in their order. The number of
-    padding has a row of its own below these, so that it gets no gradient, as ever.
+    padding has its own row below these, so that it gets no gradient, as in the stock module.
     """
     padding = module.padding_idx
     first = 0 if padding is None else padding + 1
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         numbers: Tensor = args[0] if args else kwargs["input"]
-        if not torch.is_grad_enabled() or numbers.numel() + first >= module.num_embeddings:
+        is_small = numbers.numel() + first < module.num_embeddings
+        if not is_small or not torch.is_grad_enabled() or table.kept is not None:
             return args, kwargs
         places = torch.arange(first, first + numbers.numel(), device=numbers.device).view(numbers.shape)
         rows = numbers.flatten()
         if padding is not None:
             places = torch.where(numbers == padding, padding, places)
             rows = torch.cat([rows.new_full((first,), padding), rows])
-        table.rows = rows
+        table.kept = _Rows(rows)
         return (places,), {}
 
     def after(*_: Any) -> None:
-        table.rows = None
+        if isinstance(table.kept, _Rows):
+            table.kept = None
 
     handles = [
         module.register_forward_pre_hook(before, with_kwargs=True),
@@ -66,14 +76,18 @@ def fold_by_rows(table: FoldedWeight, module: nn.Embedding) -> Callable[[], None
     ]
 
     def stop() -> None:
-        table.rows = None
+        after()
         for handle in handles:
             handle.remove()
 
     return stop
 
 
+def _keeps_its_rows(table: FoldedWeight) -> bool:
+    return set(table.maps) == {"1"} and isinstance(table.maps["1"], Compactor) and table.shift is None
+
+
 def _is_plain(module: nn.Embedding) -> bool:
-    # Parametrizing gives the module a class of its own, a subclass that inherits the forward.
+    # Parametrizing gives the module its own class, a subclass that inherits the forward.
     stock = type(module).forward is nn.Embedding.forward
     return stock and module.max_norm is None and not module.scale_grad_by_freq and not module.sparse

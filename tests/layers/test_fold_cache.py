@@ -1,22 +1,23 @@
-"""Folds held over an optimizer step: the same gradients, one fold, nothing left behind."""
+"""Kept folds: the same outputs and gradients as folding at each use, one fold, nothing left behind."""
 
 from __future__ import annotations
 
 from collections import Counter
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from architectures import ARCHITECTURES, every_case
+from folded_bert import IDS, encoder, gradients, maps
 from torch import Tensor, nn
 from training_runs import HALF, arguments, masked_rows
-from transformers import BertConfig, BertForMaskedLM, BertModel
+from transformers import BertConfig, BertForMaskedLM
 
 from wid_hf import TrainingError, WidConfig, WidTrainer, get_wid_model
-from wid_hf.layers import FoldedWeight
-from wid_hf.layers.held import HeldFolds, folded_once
-from wid_hf.layers.rows import lookups
+from wid_hf.layers import FoldCache, FoldedWeight, FoldPolicy, folded_weights
 
 
 @pytest.fixture
@@ -33,14 +34,8 @@ def folds(monkeypatch: pytest.MonkeyPatch) -> Counter[FoldedWeight]:
     return counts
 
 
-def gradients(model: nn.Module) -> dict[str, Tensor]:
-    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad()
-    return found
-
-
 @every_case
-def test_held_folds_give_the_gradients_of_folding_each_time(family: str, strategy: str) -> None:
+def test_folds_kept_for_a_step_give_the_gradients_of_folding_each_time(family: str, strategy: str) -> None:
     row = ARCHITECTURES[family]
     config = WidConfig(**row.halved, head_strategy=strategy, init="identity")
     wid = get_wid_model(row.build(), config, example_inputs=row.inputs).eval()
@@ -52,18 +47,18 @@ def test_held_folds_give_the_gradients_of_folding_each_time(family: str, strateg
     for shift in (1.0, 2.0, 3.0):
         micro_batch(shift)
     wanted = gradients(wid)
-    held = HeldFolds(wid.base_model.model)
-    held.hold()
+    cache = FoldCache(wid.base_model.model)
+    cache.keep(FoldPolicy.for_step())
     micro_batch(1.0)
     micro_batch(2.0)
-    held.open()
+    cache.open()
     micro_batch(3.0)
-    held.release()
+    cache.release()
     found = gradients(wid)
     assert found.keys() == wanted.keys()
     for name, gradient in wanted.items():
         assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-8, name
-    assert all(made.held is None for made in wid.modules() if isinstance(made, FoldedWeight))
+    assert all(made.kept is None for made in wid.modules() if isinstance(made, FoldedWeight))
 
 
 def test_gradients_of_a_weight_that_the_last_micro_batch_does_not_use_are_not_lost() -> None:
@@ -79,12 +74,12 @@ def test_gradients_of_a_weight_that_the_last_micro_batch_does_not_use_are_not_lo
     first()
     last()
     wanted = gradients(wid)
-    held = HeldFolds(wid.base_model.model)
-    held.hold()
+    cache = FoldCache(wid.base_model.model)
+    cache.keep(FoldPolicy.for_step())
     first()
-    held.open()
+    cache.open()
     last()
-    held.release()
+    cache.release()
     found = gradients(wid)
     assert found.keys() == wanted.keys()
     assert any("pooler" in name for name in found)
@@ -150,7 +145,7 @@ def test_a_step_that_fails_lets_go_of_its_folds(tiny_bert: BertForMaskedLM, tmp_
     trainer = Breaks(model=get_wid_model(tiny_bert, HALF), args=args, train_dataset=masked_rows())
     with pytest.raises(RuntimeError, match="no more"):
         trainer.train()
-    assert all(made.held is None for made in trainer.model.modules() if isinstance(made, FoldedWeight))
+    assert all(made.kept is None for made in trainer.model.modules() if isinstance(made, FoldedWeight))
 
 
 def test_an_infinite_loss_lets_go_of_the_folds(tiny_bert: BertForMaskedLM, tmp_path: Path) -> None:
@@ -158,7 +153,7 @@ def test_an_infinite_loss_lets_go_of_the_folds(tiny_bert: BertForMaskedLM, tmp_p
     trainer = WidTrainer(model=get_wid_model(tiny_bert, HALF), args=args, train_dataset=masked_rows())
     with pytest.raises(TrainingError, match="finite"):
         trainer.train()
-    assert all(made.held is None for made in trainer.model.modules() if isinstance(made, FoldedWeight))
+    assert all(made.kept is None for made in trainer.model.modules() if isinstance(made, FoldedWeight))
 
 
 def test_folding_once_for_several_forwards_changes_no_output(tiny_bert: BertForMaskedLM) -> None:
@@ -166,64 +161,107 @@ def test_folding_once_for_several_forwards_changes_no_output(tiny_bert: BertForM
     ids = torch.arange(21).view(3, 7) + 5
     with torch.no_grad():
         wanted = wid(input_ids=ids).logits
-        with folded_once(wid.base_model.model):
+        with FoldCache(wid.base_model.model).keeping(FoldPolicy.for_evaluation()):
             assert torch.equal(wid(input_ids=ids).logits, wanted)
             assert torch.equal(wid(input_ids=ids).logits, wanted)
 
 
-def encoder(padding: int | None = 0) -> BertModel:
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
-    return BertModel(BertConfig(**sizes, vocab_size=200, max_position_embeddings=16, pad_token_id=padding)).eval()
+def test_tied_weights_stay_one_original_and_fold_once_per_forward(
+    wid: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    word, decoder = wid.model.bert.embeddings.word_embeddings, wid.model.cls.predictions.decoder
+    assert word.parametrizations.weight.original is decoder.parametrizations.weight.original
+    assert word.parametrizations.weight[0] is decoder.parametrizations.weight[0]
+    (column,) = maps(wid.model, "bert.embeddings.word_embeddings").values()
+    tables: list[tuple[int, ...]] = []
+    original = FoldedWeight.fold
+
+    def counted(self: FoldedWeight, tensor: Tensor) -> Tensor:
+        if column in self.maps.values():
+            tables.append(tuple(tensor.shape))
+        return original(self, tensor)
+
+    monkeypatch.setattr(FoldedWeight, "fold", counted)
+    for _ in range(2):
+        tables.clear()
+        wid.model(input_ids=IDS)
+        assert sorted(tables) == [(2, 24), (32, 24), (60, 24)]  # each table once, the decoder's use included
+    with torch.no_grad():
+        column.matrix.zero_()
+    assert word.weight.abs().max() == 0  # outside a forward nothing old is remembered
 
 
-@pytest.mark.parametrize("padding", [0, 3, None])
-@pytest.mark.parametrize("frozen", [True, False])
-def test_folding_only_the_rows_of_a_batch_gives_the_same_gradients(padding: int | None, frozen: bool) -> None:
-    wid = get_wid_model(encoder(padding), HALF)
-    for name, weight in wid.named_parameters():
-        weight.requires_grad_(name.endswith("matrix") or not frozen)
-    ids = torch.tensor([[7, 3, 0, 7, 199], [3, 3, 12, 0, 5]])
+def test_a_forward_that_fails_forgets_its_folds(wid: nn.Module) -> None:
+    with pytest.raises(IndexError, match="index out of range"):
+        wid.model(input_ids=torch.full((1, 3), 10_000))
+    assert all(m.kept is None for m in wid.model.modules() if isinstance(m, FoldedWeight))
 
-    def backward() -> dict[str, Tensor]:
-        wid(input_ids=ids).last_hidden_state.pow(3).sum().backward()
-        return gradients(wid)
 
-    wanted = backward()
-    shapes: list[torch.Size] = []
-    table = wid.base_model.model.embeddings.word_embeddings.parametrizations.weight[0]
-    original = table.fold
-    table.fold = lambda tensor: shapes.append(tensor.shape) or original(tensor)
-    held = HeldFolds(wid.base_model.model)
-    held.hold(tokens=ids.numel())
-    held.open()
-    wid(input_ids=ids).last_hidden_state.pow(3).sum().backward()
-    held.release()
-    found = gradients(wid)
-    assert [len(shape) for shape in shapes] == [2]
-    assert shapes[0][0] == ids.numel() + (0 if padding is None else padding + 1)
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpointed_part_folds_a_shared_weight_for_itself(
+    wid: nn.Module, folds: Counter[FoldedWeight], reentrant: bool
+) -> None:
+    table = wid.model.bert.embeddings.word_embeddings.parametrizations.weight[0]
+
+    def backward(checkpointed: bool) -> tuple[dict[str, Tensor], int]:
+        def twice(states: Tensor) -> Tensor:
+            return states @ wid.model.cls.predictions.decoder.weight.T
+
+        def patched(states: Tensor) -> Tensor:
+            return torch.utils.checkpoint.checkpoint(twice, states, use_reentrant=reentrant)
+
+        wid.model.cls.predictions.decoder.forward = patched if checkpointed else twice
+        folds.clear()
+        wid.model(input_ids=IDS).logits.square().sum().backward()
+        return gradients(wid.model), folds[table]
+
+    (wanted, once), (found, again) = backward(False), backward(True)
+    assert once == 1
+    # A reentrant checkpoint runs without gradients first, which is a fold of its own; both fold in the backward pass.
+    assert again == 3
     assert found.keys() == wanted.keys()
     for name, gradient in wanted.items():
-        assert torch.allclose(found[name], gradient, rtol=1e-4, atol=1e-4 * float(gradient.abs().max())), name
+        assert torch.allclose(found[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max())), name
 
 
-def test_whole_tables_are_folded_for_a_batch_of_more_tokens_than_rows_and_for_outputs() -> None:
-    wid = get_wid_model(encoder(), HALF)
-    ids = torch.arange(15).view(1, 15).expand(20, 15)
-    table = wid.base_model.model.embeddings.word_embeddings.parametrizations.weight[0]
-    held = HeldFolds(wid.base_model.model)
-    held.hold(tokens=ids.numel())
-    assert table.held is not None
-    held.drop()
-    held.hold(tokens=15)
+def test_a_fold_for_calibration_is_formed_at_its_first_use_and_again_when_it_is_forgotten(
+    wid: nn.Module, folds: Counter[FoldedWeight]
+) -> None:
+    name = "bert.encoder.layer.0.output.dense.weight"
+    weight = folded_weights(wid.model)[name]
+    with torch.no_grad(), FoldCache(wid.model).keeping(FoldPolicy.for_calibration()) as cache:
+        assert not folds
+        for _ in range(2):
+            wid.model.forward(input_ids=IDS)
+        assert set(folds.values()) == {1}
+        before = wid.model.get_submodule(name.removesuffix(".weight")).weight
+        weight.maps["1"].matrix.mul_(2)
+        cache.forget(weight)
+        assert torch.allclose(wid.model.get_submodule(name.removesuffix(".weight")).weight, 2 * before)
+        wid.model.forward(input_ids=IDS)
+    assert {made: count for made, count in folds.items() if count != 1} == {weight: 2}
+    assert all(made.kept is None for made in wid.modules() if isinstance(made, FoldedWeight))
+
+
+def test_folds_for_an_evaluation_have_its_dtype_and_no_gradients(wid: nn.Module) -> None:
+    with FoldCache(wid.model).keeping(FoldPolicy.for_evaluation(torch.bfloat16)):
+        weights = [weight.kept.of(weight, torch.empty(0)) for weight in folded_weights(wid.model).values()]
+        assert {weight.dtype for weight in weights} == {torch.bfloat16}
+        sum(weight.float().sum() for weight in weights).backward()
+    compactors = [p for name, p in wid.model.named_parameters() if name.endswith(".matrix")]
+    assert compactors and all(p.grad is None for p in compactors)
+
+
+def test_a_copy_of_a_student_keeps_no_fold(wid: nn.Module) -> None:
+    cache = FoldCache(wid.model)
+    cache.keep(FoldPolicy.for_step())
+    cache.open()
+    copied = deepcopy(wid.model)
+    assert all(weight.kept is not None for weight in folded_weights(wid.model).values())
+    assert all(weight.kept is None for weight in folded_weights(copied).values())
+    cache.drop()
     with torch.no_grad():
-        wanted = wid.merge_and_unload()(input_ids=ids[:1]).last_hidden_state
-        assert torch.equal(wid(input_ids=ids[:1]).last_hidden_state, wanted)
-    held.drop()
-
-
-def test_a_table_that_a_decoder_shares_is_folded_as_a_whole(tiny_bert: BertForMaskedLM) -> None:
-    wid = get_wid_model(tiny_bert, HALF)
-    tables = [module.num_embeddings for module in lookups(wid.base_model.model).values()]
-    assert tiny_bert.config.vocab_size not in tables
-    assert tiny_bert.config.max_position_embeddings in tables
+        assert torch.equal(copied(input_ids=IDS).logits, wid.model(input_ids=IDS).logits)
+        for matrix in (p for name, p in copied.named_parameters() if name.endswith(".matrix")):
+            matrix.zero_()
+        assert not torch.equal(copied(input_ids=IDS).logits, wid.model(input_ids=IDS).logits)

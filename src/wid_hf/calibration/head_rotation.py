@@ -1,0 +1,115 @@
+"""The rotations inside attention heads, from the moments of weight inputs by head SVD.
+
+Takes the leaves that may be rotated, gathers the moments of what meets inside heads, and gives dense maps of stretches
+of axes. Called by `initialize`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from ..coupling.carrier import Carrier
+from ..coupling.dims import Dim
+from ..coupling.index_sets import IndexSets
+from ..coupling.plan import Plan
+from ..coupling.trace import Trace
+from .axis_blocks import by_leaf, spread, stretch
+from .head_products import HeadProducts, whole_axis
+from .head_svd import context_maps, logit_maps
+from .moment_pass import InputMoments
+
+
+class HeadRotation:
+    """Second moments of queries, keys and values per head.
+
+    Args:
+        trace: has the weights.
+        plan: how wide each head becomes.
+        heads: the leaves that may be rotated.
+    """
+
+    def __init__(self, trace: Trace, plan: Plan, heads: Mapping[Dim, HeadProducts]) -> None:
+        self._trace = trace
+        self._plan = plan
+        self._heads = heads
+        self._factors = {carrier for products in heads.values() for carrier in products.left | products.right}
+        self._outputs: dict[Carrier, Tensor] = {}
+        self._contexts: dict[Dim, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+
+    def needs(self, at: int) -> bool:
+        """Return whether queries or keys are made from the weight input, or values arrive there."""
+        weight = self._plan.weight_inputs[at].weight
+        return any(carrier.parameter == weight for carrier in self._factors) or any(
+            at in products.weight_inputs for products in self._heads.values()
+        )
+
+    def add(self, moments: InputMoments) -> None:
+        """Add the moments of the outputs of queries and keys, and of the inputs of output projections."""
+        for leaf, products in self._heads.items():
+            if moments.at in products.weight_inputs:
+                self._contexts[leaf] += self._context(leaf, moments)
+            for carrier in products.left | products.right:
+                if carrier.parameter == moments.weight_input.weight:
+                    # A softmax does not change when all keys move by the same vector.
+                    output = self._output_moments(carrier, moments, centred=carrier in products.right)
+                    self._outputs[carrier] = self._outputs.get(carrier, 0) + output
+
+    def maps(self, sets: IndexSets) -> dict[Carrier, Tensor]:
+        """Return for every stretch of an axis along a rotated leaf its map `(k, n)`, block-diagonal over heads.
+
+        Args:
+            sets: which heads, and which indices of anything else around the leaf, are kept.
+        """
+        found = {}
+        for leaf, products in self._heads.items():
+            for carriers, maps in self._maps_per_head(leaf, products):
+                for carrier in carriers:
+                    factors = stretch(self._plan.axes[carrier.parameter][carrier.axis], carrier.start, carrier.stop)
+                    found[carrier] = spread(self._plan, factors, self._plan.under.get(leaf), sets, maps.cpu())
+        return found
+
+    def _maps_per_head(self, leaf: Dim, products: HeadProducts) -> Iterator[tuple[Iterable[Carrier], Tensor]]:
+        """Yield the maps `(heads, k, n)` of each side of the products, with the stretches that they are for."""
+        count = self._plan.targets[leaf]
+        if products.left:
+            sides = products.left, products.right
+            left, right = (torch.stack([self._outputs[carrier] for carrier in side]).sum(0) for side in sides)
+            yield from zip(sides, logit_maps(left, right, count), strict=True)
+            return
+        both = zip(*self._contexts[leaf], strict=True)
+        moments, grams = (torch.stack(each).sum(0).view(-1, leaf.size, leaf.size) for each in both)
+        rows, columns = context_maps(moments, grams, count)
+        yield products.written, rows
+        yield {whole_axis(self._plan, at) for at in products.weight_inputs}, columns.mT
+
+    def _context(self, leaf: Dim, moments: InputMoments) -> list[tuple[Tensor, Tensor]]:
+        """Return the blocks of `leaf` in the second moments of a weight input and in `W^T W` of its weight."""
+        blocks = zip(
+            by_leaf(self._plan, moments.dim, moments.matrix),
+            by_leaf(self._plan, moments.dim, moments.gram),
+            strict=True,
+        )
+        return [(matrix, gram) for (one, matrix), (_, gram) in blocks if one is leaf]
+
+    def _output_moments(self, carrier: Carrier, moments: InputMoments, centred: bool) -> Tensor:
+        """Return second moments per head `(heads, n, n)` of the outputs of a stretch of rows."""
+        part = slice(carrier.start, carrier.stop)
+        rows = moments.weight[part]
+        bias = moments.weight_input.bias
+        factors = stretch(self._plan.axes[carrier.parameter][carrier.axis], carrier.start, carrier.stop)
+        shape, width = [factor.size for factor in factors[:-1]], factors[-1].size
+        heads = rows.view(-1, width, rows.shape[1])
+        outputs = heads @ moments.covariance.matrix(centred=True) @ heads.mT
+        if not centred:
+            constant = self._trace.weights[bias].detach().to(rows)[part] if bias is not None else 0
+            means = (rows @ moments.covariance.mean + constant).view(-1, width)
+            outputs = outputs + means[:, :, None] * means[:, None, :]
+        outer = self._plan.under.get(factors[-1])
+        outputs = outputs.view(*shape, width, width)
+        others = [at for at, factor in enumerate(factors[:-1]) if factor is not outer]
+        outputs = outputs.sum(others) if others else outputs
+        return outputs.view(-1, width, width)

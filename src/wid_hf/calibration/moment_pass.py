@@ -1,0 +1,131 @@
+"""One pass of the teacher over the calibration data: the second moments of every weight input that someone needs.
+
+Takes the teacher and what gathers moments, each of which says which weight inputs it needs; hands it these one by one
+in the order of the forward. Called by `initialize`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..coupling.dims import Dim
+from ..coupling.plan import Plan
+from ..coupling.trace import Trace
+from ..coupling.weight_inputs import WeightInput
+from ..errors import DataError
+from ..progress import progress_bar
+from .batches import NOT_FINITE, NOTHING_BUT_PADDING, Batch
+from .lockstep import Lockstep, Operands, Watched, are_same
+from .moments import Covariance, as_matrix
+from .precision import Precision
+
+
+@dataclass(frozen=True)
+class InputMoments:
+    """The moments of one weight input, with the weight that it meets.
+
+    Attributes:
+        at: number of the weight input in the plan.
+        weight_input: the weight input.
+        dim: the tree of its axis.
+        covariance: mean and second moments of its `n` indices over all positions.
+        weight: the weight as a matrix `(everything else, n)`, float64.
+    """
+
+    at: int
+    weight_input: WeightInput
+    dim: Dim
+    covariance: Covariance
+    weight: Tensor
+
+    @cached_property
+    def matrix(self) -> Tensor:
+        """Second moments `(n, n)`, about the mean where a bias can take over a constant."""
+        return self.covariance.matrix(centred=self.weight_input.bias is not None)
+
+    @cached_property
+    def gram(self) -> Tensor:
+        """`W^T W (n, n)` of the weight."""
+        return self.weight.T @ self.weight
+
+
+class Gatherer(Protocol):
+    """What keeps something of the moments of some weight inputs."""
+
+    def needs(self, at: int) -> bool:
+        """Return whether it needs the moments of weight input number `at`."""
+
+    def add(self, moments: InputMoments) -> None:
+        """Take the moments of a weight input; of one that it does not need it takes nothing."""
+
+
+def gather_moments(
+    teacher: nn.Module,
+    trace: Trace,
+    plan: Plan,
+    batches: Sequence[Batch],
+    precision: Precision,
+    gatherers: Sequence[Gatherer],
+) -> int:
+    """Run the teacher over all batches, give every gatherer its moments, and return the number of positions.
+
+    Raises:
+        DataError: there is no batch or nothing but padding, fewer positions than the student is wide, or an activation
+            that is not finite.
+    """
+    stops = [at for at in range(len(plan.weight_inputs)) if any(each.needs(at) for each in gatherers)]
+    if not stops:  # no weight input shrinks
+        return 0
+    positions = 0
+    covariance: Covariance | None = None
+    previous: Operands = []
+    with Lockstep([Watched(teacher, trace.weights)], batches, plan, stops, precision) as lockstep:
+        for at, (operands,) in progress_bar(lockstep, "Gathering the teacher's moments", len(stops)):
+            if covariance is None or not are_same(previous, operands):
+                covariance = _covariance(operands)
+                positions = max(positions, covariance.count)
+            previous = operands
+            moments = _input_moments(trace, plan, at, covariance)
+            for gatherer in gatherers:
+                gatherer.add(moments)
+    _refuse_too_few(positions, max(plan.size(_dim(plan, at)) for at in stops))
+    return positions
+
+
+def _covariance(operands: Operands) -> Covariance:
+    present = [operand for operand in operands if operand is not None]
+    first = present[0]
+    covariance = Covariance(first.tensor.shape[first.axis], first.tensor.device)
+    for operand in present:
+        covariance.add(operand.rows)
+    if not covariance.about_mean.isfinite().all():
+        raise DataError(NOT_FINITE.format("teacher"))
+    return covariance
+
+
+def _input_moments(trace: Trace, plan: Plan, at: int, covariance: Covariance) -> InputMoments:
+    weight_input = plan.weight_inputs[at]
+    weight = trace.weights[weight_input.weight].detach().to(covariance.mean.device, torch.float64)
+    return InputMoments(at, weight_input, _dim(plan, at), covariance, as_matrix(weight, weight_input.axis))
+
+
+def _dim(plan: Plan, at: int) -> Dim:
+    weight_input = plan.weight_inputs[at]
+    return plan.axes[weight_input.weight][weight_input.axis]
+
+
+def _refuse_too_few(positions: int, widest: int) -> None:
+    if not positions:
+        raise DataError(NOTHING_BUT_PADDING)
+    if positions <= widest:
+        raise DataError(
+            f"The calibration data holds {positions} tokens that are not padding, but the student's widest layer input "
+            f"has {widest} indices: at least {widest + 1} tokens are needed, ten times as many are better. Give more "
+            "texts, or raise CalibrationConfig.samples (--calibration-samples)."
+        )

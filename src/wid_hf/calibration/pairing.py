@@ -1,0 +1,77 @@
+"""The inputs of one weight in teacher and student, position by position.
+
+Takes what the forwards of both models contract with the weight, batch by batch; gives their joint moments, or nothing
+where positions cannot be paired. Called by `reconstruction` and `norm_scale`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+from .batches import NOT_FINITE
+from .lockstep import Operands
+from .moments import Regression
+
+ENOUGH = 2  # positions per index of the student; below that a fit says more about these positions than others
+
+
+@dataclass(frozen=True)
+class PairedMoments:
+    """Joint moments of the teacher's and the student's input of one weight.
+
+    Attributes:
+        regression: of the teacher's input on the student's.
+        rows: the inputs `(positions, n)` and `(positions, k)` themselves where they are too few for a plain fit.
+    """
+
+    regression: Regression
+    rows: tuple[Tensor, Tensor] | None
+
+
+def paired_moments(
+    teacher: Operands, student: Operands, *, size: int, root: Tensor | None = None
+) -> PairedMoments | None:
+    """Return the joint moments over all batches, or None where positions cannot be paired.
+
+    Args:
+        teacher: the teacher's operands, one per batch.
+        student: the student's.
+        size: number of indices of the student.
+        root: `(m, n)` by which the teacher's input is multiplied first.
+
+    Raises:
+        DataError: activations of either model are not finite.
+    """
+    regression = None
+    rows: list[tuple[Tensor, Tensor]] = []
+    for mine, theirs in zip(teacher, student, strict=True):
+        if mine is None and theirs is None:
+            continue
+        if mine is None or theirs is None:
+            return None
+        x, y = mine.rows, theirs.rows
+        if len(x) != len(y):
+            return None
+        if root is not None:
+            x = x.to(root.dtype) @ root.T
+        regression = regression or Regression(x.shape[1], y.shape[1], x.device)
+        regression.add(x, y)
+        if regression.count < ENOUGH * size:
+            rows.append((x, y))
+    if regression is None:
+        return None
+    _refuse_infinite(regression)
+    if regression.count >= ENOUGH * size:
+        return PairedMoments(regression, None)
+    of_teacher, of_student = zip(*rows, strict=True)
+    return PairedMoments(regression, (torch.cat(of_teacher), torch.cat(of_student)))
+
+
+def _refuse_infinite(regression: Regression) -> None:
+    for who, is_finite in zip(("teacher", "student"), regression.is_finite(), strict=True):
+        if not is_finite:
+            raise DataError(NOT_FINITE.format(who))

@@ -1,0 +1,74 @@
+"""Arguments of `WidTrainer`: transformers' own, with what only a wid model has.
+
+Plain numbers and names, which `HfArgumentParser` reads from a command line or a file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from transformers import Seq2SeqTrainingArguments, TrainingArguments
+
+from ..errors import ConfigError
+from .losses.registry import DISTILLED, refuse_unknown
+
+
+@dataclass
+class WidTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with a learning rate for each kind of weight.
+
+    Args:
+        compactor_learning_rate: for compactors; `learning_rate` if None, 0 freezes them.
+        teacher_learning_rate: for the teacher's weights; `learning_rate` if None, 0 freezes them.
+        distillation: losses between student and teacher that are added to the training loss, some of `"logits"`,
+            `"hidden"`, `"relations"`; none by default. The teacher's weights must be frozen.
+        distillation_weight: the factor of their sum.
+        distillation_temperature: of the logits.
+        full_logits: run a language-model head on all positions, also on those without a label.
+
+    Raises:
+        ConfigError: a learning rate below 0, or both 0; an unknown loss, a weight or temperature that is not above 0,
+            or distillation from a teacher that trains.
+    """
+
+    compactor_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of compactors; 0 freezes them."}
+    )
+    teacher_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the teacher's weights; 0 freezes them."}
+    )
+    distillation: list[str] = field(
+        default_factory=list, metadata={"help": "Losses from the frozen teacher: 'logits', 'hidden', 'relations'."}
+    )
+    distillation_weight: float = field(default=1.0, metadata={"help": "Weight of these losses beside the training's."})
+    distillation_temperature: float = field(default=2.0, metadata={"help": "Temperature of distilled logits."})
+    full_logits: bool = field(
+        default=False, metadata={"help": "Run a language-model head on positions without a label as well."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._refuse_wrong_rates()
+        refuse_unknown(self.distillation, DISTILLED, "distillation")
+        for name in ("distillation_weight", "distillation_temperature"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must be above 0")
+        if self.distillation and self.teacher_learning_rate != 0:
+            raise ConfigError(
+                f"distillation={self.distillation} compares the student with its teacher, whose weights must stay as "
+                f"they are: set teacher_learning_rate=0 (it is {self.teacher_learning_rate}), or leave distillation out"
+            )
+
+    def _refuse_wrong_rates(self) -> None:
+        names = ("compactor_learning_rate", "teacher_learning_rate")
+        rates = {name: getattr(self, name) for name in names}
+        if any(rate is not None and rate < 0 for rate in rates.values()):
+            given = ", ".join(f"{name}={rate}" for name, rate in rates.items())
+            raise ConfigError(f"learning rates must be 0 or more, got {given}")
+        if all(rate == 0 for rate in rates.values()):
+            raise ConfigError(f"{' and '.join(names)} are both 0, so nothing would train: set one of them above 0")
+
+
+@dataclass
+class WidSeq2SeqTrainingArguments(WidTrainingArguments, Seq2SeqTrainingArguments):
+    """`WidTrainingArguments` with those of `Seq2SeqTrainingArguments`, such as `predict_with_generate`."""

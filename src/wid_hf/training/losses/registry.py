@@ -1,0 +1,39 @@
+"""The names of all losses between a student and a teacher, in one place for all trainers and their messages."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from ...errors import ConfigError
+
+# What each loss compares. A name means the same in every trainer that takes it.
+LOSSES = {
+    "logits": "class probabilities, softened by a temperature",
+    "hidden": "all hidden states, the student's lifted by its own compactors",
+    "relations": "which positions the last layer's attention relates (MiniLM)",
+    "layers": "hidden states through learned maps, and attention scores (TinyBERT)",
+    "states": "last hidden states, and the cosines between texts",
+}
+DISTILLED = ("logits", "hidden", "relations")  # what `WidTrainer` adds to the training loss
+FOLLOWED = "states"  # what `FollowingTrainer` trains with
+
+
+def refuse_unknown(given: Iterable[str], legal: Collection[str], argument: str) -> None:
+    """Refuse names of losses that a trainer does not take.
+
+    Args:
+        given: the names.
+        legal: those that the trainer takes.
+        argument: of the trainer, for the message.
+
+    Raises:
+        ConfigError: names what is unknown, and every legal name with what it compares.
+    """
+    if unknown := [name for name in given if name not in legal]:
+        known = "; ".join(f'"{name}" ({LOSSES[name]})' for name in legal)
+        raise ConfigError(f"{argument}={unknown} is unknown; it takes some of {known}.")
+
+
+def quoted(names: Iterable[str]) -> str:
+    """Return names as a message lists them: `"a" and "b"`."""
+    return " and ".join(f'"{name}"' for name in names)
