@@ -17,7 +17,7 @@ from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausa
 
 from wid_hf import WidConfig
 from wid_hf.planning.example_inputs import example_inputs
-from wid_hf.planning.student import plan_student
+from wid_hf.planning.student_plan import plan_student
 
 
 @dataclass(frozen=True)

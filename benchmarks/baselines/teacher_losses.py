@@ -133,7 +133,7 @@ class LayersLoss(_RowLoss):
         super().__init__(wid_model)
         self.rows = [(queries, keys) for queries, keys, _ in _attention_of(wid_model)]
         self.watched = frozenset(name for both in self.rows for name, *_ in both)
-        inputs = wid_model.base_model._planned[0].trace.examples[0].inputs
+        inputs = wid_model.base_model.student_plan.trace.examples[0].inputs
         theirs, mine = (_hidden_widths(model, inputs) for model in (self.teacher[0], student))
         if len(theirs) < 2 or len(set(theirs)) > 1 or len(set(mine)) > 1 or len(theirs) != len(mine):
             raise TeacherError(
@@ -214,7 +214,7 @@ def attention_scores(queries: Tensor, keys: Tensor, of_queries: Heads, of_keys: 
 
 def _attention_of(wid_model: PeftModel) -> list[tuple[Rows, Rows, Rows]]:
     """Return queries, keys and values of every layer that the plan shows, in order."""
-    planned, teacher = wid_model.base_model._planned
+    planned, teacher = wid_model.base_model.student_plan, wid_model.base_model.teacher
     values = list(dict.fromkeys(value_rows(planned.plan)))  # shared layers read theirs several times
     found = [(*both, of) for both, of in zip(query_and_key_rows(planned.plan, planned.trace), values, strict=False)]
     names = {name for rows in found for name, *_ in rows}

@@ -10,8 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .adapter import compat  # noqa: F401  before the others: it refuses a PEFT that they cannot import
+from .adapter.get_wid_model import get_wid_model
 from .adapter.registration import register
-from .adapter.tuner import WidModel, get_wid_model
+from .adapter.tuner import WidModel
 from .config import CalibrationConfig, WidConfig
 from .coupling import Plan
 from .deprecation import find_old_modules, refuse_moved
@@ -27,7 +28,7 @@ from .errors import (
     TrainingError,
     WidError,
 )
-from .planning.student import plan_student
+from .planning.student_plan import plan_student
 from .progressive.schedule import WidSchedule
 
 if TYPE_CHECKING:

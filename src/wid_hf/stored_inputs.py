@@ -20,6 +20,20 @@ from .errors import ConfigError
 _KEYS = {"arguments", "tensors"}
 
 
+def as_arguments(inputs: Any) -> dict[str, Any]:
+    """Return `inputs` as a dictionary.
+
+    Raises:
+        ConfigError: they are no keyword arguments.
+    """
+    if not isinstance(inputs, Mapping):
+        raise ConfigError(
+            f"example_inputs={inputs!r} is not a dictionary of keyword arguments for the model's forward. Pass one, "
+            'such as {"input_ids": tensor}.'
+        )
+    return dict(inputs)
+
+
 def packed(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Return keyword arguments as what JSON can hold; what is packed already stays as it is.
 
@@ -27,12 +41,9 @@ def packed(inputs: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: this is no dictionary, or an argument is neither a tensor, a number, a text, None, nor a list or
             dictionary of such.
     """
-    if not isinstance(inputs, Mapping):
-        raise ConfigError(
-            f"example_inputs={inputs!r} is not a dictionary of keyword arguments for the model's forward."
-        )
+    inputs = as_arguments(inputs)
     if inputs.keys() == _KEYS:
-        return dict(inputs)
+        return inputs
     tensors: dict[str, Tensor] = {}
     arguments = {name: _described(value, name, tensors) for name, value in inputs.items()}
     return {"arguments": arguments, "tensors": b64encode(zlib.compress(save(tensors))).decode("ascii")}
@@ -42,10 +53,13 @@ def unpacked(kept: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Return the keyword arguments that were `packed`, or None where there are none; plain ones stay as they are.
 
     Raises:
-        ConfigError: what is there is not what `packed` gives.
+        ConfigError: this is no dictionary, or not what `packed` gives.
     """
-    if kept is None or kept.keys() != _KEYS:
-        return None if kept is None else dict(kept)
+    if kept is None:
+        return None
+    kept = as_arguments(kept)
+    if kept.keys() != _KEYS:
+        return kept
     try:
         tensors = load(zlib.decompress(b64decode(kept["tensors"])))
         return {name: _restored(value, tensors) for name, value in kept["arguments"].items()}

@@ -27,6 +27,7 @@ def plan(
     """Show the coupled dimensions of a teacher and the sizes of the student."""
     from wid_hf import plan_student
     from wid_hf.hub.model_size import model_size, size_rows
+    from wid_hf.planning.student_plan import empty_student
     from wid_hf.tools.plan_table import plan_table
     from wid_hf.tools.teachers import load_teacher
 
@@ -40,7 +41,7 @@ def plan(
     console.print(plan_table(planned.plan))
     for note in planned.plan.notes:
         console.print(note, markup=False)
-    sizes = {"teacher": model_size(model), "student": model_size(planned.student)}
+    sizes = {"teacher": model_size(model), "student": model_size(empty_student(model, planned.config))}
     table = Table("", *sizes, title="Sizes")
     for row in size_rows(sizes, list(sizes)):
         table.add_row(*row)

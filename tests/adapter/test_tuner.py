@@ -1,15 +1,12 @@
-"""The wid model and the student merged from it are one function; PEFT's own doors lead to the same place."""
+"""The wid model and the student merged from it are one function."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-import warnings
-from copy import deepcopy
 from functools import cache, partial
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -32,10 +29,9 @@ from transformers import (
     Wav2Vec2ForSequenceClassification,
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
+from wid_models import IDS, logits
 
-from wid_hf import ConfigError, DataError, WidConfig, WidError, WidModel, get_wid_model
-
-IDS = {"input_ids": torch.arange(21).view(3, 7) + 2}
+from wid_hf import WidConfig, WidError, get_wid_model
 
 
 @cache
@@ -45,11 +41,6 @@ def pair(family: str, strategy: str) -> tuple[PeftModel, PreTrainedModel]:
     wid = get_wid_model(row.build(), row.config(strategy), example_inputs=row.inputs)
     noisy(wid)
     return wid, wid.merge_and_unload()
-
-
-def logits(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-    with torch.no_grad():
-        return model(**inputs).logits
 
 
 def ties(model: nn.Module) -> set[frozenset[str]]:
@@ -176,24 +167,10 @@ def wid(tiny_bert: BertForMaskedLM) -> PeftModel:
     return get_wid_model(tiny_bert, WidConfig(hidden_size=12, intermediate_size=24, init="identity"))
 
 
-def test_pefts_own_door_gives_the_same_model(tiny_bert: BertForMaskedLM, wid: PeftModel) -> None:
-    again = get_peft_model(tiny_bert, WidConfig(hidden_size=12, intermediate_size=24, init="identity"))
-    assert isinstance(again, PeftModel) and isinstance(again.base_model, WidModel)
-    assert torch.equal(logits(again, IDS), logits(wid, IDS))
-    assert {n: p.shape for n, p in again.named_parameters()} == {n: p.shape for n, p in wid.named_parameters()}
-
-
 def test_trainable_parameters_are_printed(wid: PeftModel, capsys: pytest.CaptureFixture[str]) -> None:
     wid.print_trainable_parameters()
     count = sum(parameter.numel() for parameter in wid.parameters())
     assert f"trainable params: {count:,} || all params: {count:,}" in capsys.readouterr().out
-
-
-def test_the_config_given_is_not_changed(tiny_bert: BertForMaskedLM) -> None:
-    config = WidConfig(hidden_size=12, init="identity")
-    before = dict(vars(config))
-    get_wid_model(tiny_bert, config)
-    assert vars(config) == before
 
 
 def test_unload_gives_the_teacher_back(tiny_bert: BertForMaskedLM) -> None:
@@ -245,25 +222,6 @@ def test_merging_weights_that_are_not_finite_is_refused_on_request(wid: PeftMode
     assert wid.merge_and_unload().config.hidden_size == 12
 
 
-def test_a_merge_without_the_calibration_that_was_asked_for_is_refused(tiny_bert: BertForMaskedLM) -> None:
-    wid = get_peft_model(tiny_bert, WidConfig(hidden_size=12, selection="variance", init="identity"))
-    with pytest.raises(WidError, match="has seen no calibration data"):
-        wid.merge_and_unload()
-    wid.base_model.calibrate([IDS])
-    assert wid.merge_and_unload().config.hidden_size == 12
-
-
-def test_a_model_that_waits_for_calibration_warns_at_its_first_forward(tiny_bert: BertForMaskedLM) -> None:
-    wid = get_peft_model(tiny_bert, WidConfig(hidden_size=12))
-    with pytest.warns(UserWarning, match=r"init='calibrated'.*has seen no calibration data\. Call model\.calibrate"):
-        wid(**IDS)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        wid(**IDS)
-    identity = get_peft_model(tiny_bert, WidConfig(hidden_size=12, init="identity"))
-    assert torch.equal(logits(wid, IDS), logits(identity, IDS))
-
-
 def test_calibrating_restarts_the_same_compactors_at_other_indices(tiny_bert: BertForMaskedLM) -> None:
     with torch.no_grad():
         tiny_bert.bert.embeddings.word_embeddings.weight[:, 12:] *= 50
@@ -276,21 +234,6 @@ def test_calibrating_restarts_the_same_compactors_at_other_indices(tiny_bert: Be
     assert {name: id(parameter) for name, parameter in wid.named_parameters()} == ids
     words = tiny_bert.bert.embeddings.word_embeddings.weight
     assert torch.equal(wid.base_model.model.bert.embeddings.word_embeddings.weight, words[:, 12:])
-
-
-def test_calibration_data_that_nothing_uses_is_refused(tiny_bert: BertForMaskedLM) -> None:
-    identity = WidConfig(hidden_size=12, init="identity")
-    with pytest.raises(ConfigError, match=r'init="identity" with selection="first" does not use it; set init="calib'):
-        get_wid_model(tiny_bert, identity, calibration_data=[IDS])
-    with pytest.raises(ConfigError, match="calibration data is given but"):
-        get_wid_model(tiny_bert, identity).base_model.calibrate([IDS])
-
-
-def test_another_methods_config_is_refused(tiny_bert: BertForMaskedLM) -> None:
-    from peft import LoraConfig
-
-    with pytest.raises(ConfigError, match="takes a WidConfig, not a LoraConfig"):
-        get_wid_model(tiny_bert, LoraConfig())
 
 
 def test_training_moves_compactors_and_the_merge_follows(wid: PeftModel) -> None:
@@ -415,96 +358,3 @@ def test_head_sizes_follow_the_hidden_size_in_a_part_of_a_composite_model() -> N
     ids = torch.tensor([[1, 1, 1, 1, 7, 8, 9]])
     batch = {"input_ids": ids, "pixel_values": torch.randn(1, 3, 16, 16)}
     assert torch.equal(logits(student, batch), logits(wid, batch))
-
-
-# The start is there, or the user hears at once.
-
-
-def loop(model: PeftModel, steps: int = 1) -> None:
-    """A bare training loop."""
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        model(**IDS).logits.square().mean().backward()
-        optimizer.step()
-
-
-BATCHES = [{"input_ids": torch.randint(2, 60, (8, 12), generator=torch.Generator().manual_seed(1))}]
-
-
-def test_an_uncalibrated_model_is_not_trained_in_vain(tiny_bert: BertForMaskedLM) -> None:
-    wid = get_wid_model(tiny_bert, WidConfig(hidden_size=12))
-    wid.train()
-    with pytest.raises(
-        WidError, match=r"calibrate.*calibration_data.*WidTrainer.*WidCallback.*init=\"identity\".*Nothing"
-    ):
-        loop(wid)
-    with torch.no_grad(), pytest.warns(UserWarning, match="only selects indices"):
-        wid(**IDS)
-    wid.base_model.calibrate(BATCHES)
-    loop(wid)
-    assert wid.merge_and_unload().config.hidden_size == 12
-
-
-def test_a_loaded_adapter_that_was_calibrated_trains(tiny_bert: BertForMaskedLM, tmp_path: Path) -> None:
-    get_wid_model(deepcopy(tiny_bert), WidConfig(hidden_size=12), calibration_data=BATCHES).save_pretrained(tmp_path)
-    loop(PeftModel.from_pretrained(tiny_bert, tmp_path, is_trainable=True).train())
-
-
-def test_force_merges_what_is_there(tiny_bert: BertForMaskedLM) -> None:
-    wid = get_wid_model(tiny_bert, WidConfig(hidden_size=12))
-    with pytest.warns(UserWarning, match=r"Merged by force.*no calibration data"):
-        student = wid.merge_and_unload(force=True)
-    identity = get_wid_model(tiny_bert, WidConfig(hidden_size=12, init="identity")).merge_and_unload()
-    assert torch.equal(logits(student, IDS), logits(identity, IDS))
-
-
-@pytest.mark.parametrize("how", ["trained", "trained in evaluation mode", "teacher trained", "loaded"])
-def test_calibration_does_not_undo_what_was_learned_unless_asked(
-    tiny_bert: BertForMaskedLM, tmp_path: Path, how: str
-) -> None:
-    fresh = deepcopy(tiny_bert)
-    wid = get_wid_model(tiny_bert, WidConfig(hidden_size=12), calibration_data=BATCHES)
-    start = {name: p.clone() for name, p in wid.named_parameters()}
-    wid.base_model.calibrate(BATCHES)  # nothing was learned yet
-    assert all(torch.equal(p, start[name]) for name, p in wid.named_parameters())
-    if how == "teacher trained":
-        with torch.no_grad():
-            tiny_bert.cls.predictions.bias.add_(0.1)
-    elif how == "loaded":
-        wid.save_pretrained(tmp_path)
-        wid = PeftModel.from_pretrained(fresh, tmp_path, is_trainable=True)
-    else:
-        loop(wid.train(how == "trained"))
-    before = {name: p.clone() for name, p in wid.named_parameters()}
-    with pytest.raises(WidError, match=r"calibrate\(batches, reset=True\)"):
-        wid.base_model.calibrate(BATCHES)
-    assert all(torch.equal(p, before[name]) for name, p in wid.named_parameters())
-    wid.base_model.calibrate(BATCHES, reset=True)
-    if how != "teacher trained":
-        assert any(not torch.equal(p, before[name]) for name, p in wid.named_parameters()) or how == "loaded"
-
-
-@pytest.mark.parametrize("part", ["", "bert", "bert.encoder.layer.0.output.dense"])
-def test_no_backward_pass_goes_through_an_uncalibrated_model_in_any_mode(tiny_bert: BertForMaskedLM, part: str) -> None:
-    wid = get_wid_model(tiny_bert, WidConfig(hidden_size=12)).eval()
-    module = wid.base_model.model.get_submodule(part)
-    inputs = IDS if "dense" not in part else {"input": torch.randn(2, 48)}
-
-    def backward() -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            output = module(**inputs)
-        (output if isinstance(output, Tensor) else output[0]).square().mean().backward()
-
-    with pytest.raises(WidError, match=r"has seen no calibration data.*Nothing was trained"):
-        backward()
-    wid.base_model.calibrate(BATCHES, reset=True)
-    backward()
-
-
-@pytest.mark.parametrize("data", [IDS, [torch.ones(2, 3)], None, ["text"], 3])
-def test_calibration_data_of_other_kinds_is_refused_in_words(tiny_bert: BertForMaskedLM, data: Any) -> None:
-    wid = get_wid_model(tiny_bert, WidConfig(hidden_size=12))
-    with pytest.raises(DataError, match=r"The calibration data is|A batch of the calibration data is"):
-        wid.base_model.calibrate(data)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from wid_hf import DataError, plan_student
 from wid_hf.calibration.lockstep import Lockstep, Watched, are_same
 from wid_hf.calibration.precision import Precision
-from wid_hf.planning.student import StudentPlan
+from wid_hf.planning.student_plan import StudentPlan
 
 PLAIN = Precision.of_caller(torch.device("cpu"))
 

@@ -42,7 +42,7 @@ def batches(seed: int = 1) -> list[dict[str, Tensor]]:
 
 def found(model: PreTrainedModel, sizes: dict[str, int] = SIZES):
     wid = get_wid_model(model, WidConfig(**sizes))
-    planned, teacher = wid.base_model._planned
+    planned, teacher = wid.base_model.student_plan, wid.base_model.teacher
     return rotatable_stream(teacher, planned.trace, planned.plan)
 
 
@@ -61,7 +61,7 @@ def test_a_stream_that_meets_layer_norms_is_not_turned(family: str) -> None:
     wid = get_wid_model(
         row.build(), WidConfig(**row.halved, head_strategy=row.strategies[0]), example_inputs=row.inputs
     )
-    planned, teacher = wid.base_model._planned
+    planned, teacher = wid.base_model.student_plan, wid.base_model.teacher
     assert rotatable_stream(teacher, planned.trace, planned.plan) is None
 
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from wid_hf import WidConfig, get_wid_model
 from wid_hf.coupling import verify
-from wid_hf.planning.student import trace_teacher
+from wid_hf.planning.student_plan import trace_teacher
 
 SENTENCES = [
     "The city council met on Tuesday to talk about the new bridge over the river.",

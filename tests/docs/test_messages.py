@@ -68,7 +68,8 @@ def test_a_smaller_vocabulary() -> None:
         "- `bert.embeddings.word_embeddings.weight` axis 0: 101 cannot become 50, because it is looked up by "
         f"number {place}\n"
         f"- `cls.predictions.bias` axis 0: 101 cannot become 50, because it is looked up by number {place}\n"
-        "Leave these at the teacher's sizes. docs/architectures.md says how to read this."
+        "Leave the dimensions named here at the teacher's sizes. The page Architectures of the documentation explains "
+        "these reasons."
     )
 
 

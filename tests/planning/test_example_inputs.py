@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from wid_hf.planning.example_inputs import example_inputs, further_example, further_examples
-from wid_hf.planning.student import trace_teacher
+from wid_hf.planning.student_plan import trace_teacher
 
 IMAGE_TOKEN = 3
 SMALL = dict(num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)

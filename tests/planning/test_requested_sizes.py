@@ -16,7 +16,7 @@ from tiny import tiny_model
 from toys import save_teacher, write_texts
 from transformers import PretrainedConfig, PreTrainedModel
 
-import wid_hf.planning.student
+import wid_hf.planning.student_plan
 from wid_hf import ConfigError, PlanError, TeacherError, WidConfig, WidError, get_wid_model, plan_student
 from wid_hf.adapter.adapter_state import _sizes
 from wid_hf.coupling import Trace
@@ -36,7 +36,7 @@ def settled(teacher: PreTrainedModel, inputs: dict[str, Any] | None = None, **si
     """Return the student's config, having made sure that nothing was moved."""
     planned = plan_student(teacher, WidConfig(**sizes), inputs=inputs)
     assert planned.settled.moved == ()
-    return planned.student.config
+    return planned.config
 
 
 @every_family
@@ -118,7 +118,7 @@ def test_heads_that_are_stated_stay_where_neither_narrower_nor_fewer_ones_fit() 
 def test_another_number_of_heads_takes_the_size_that_was_asked_for() -> None:
     row = ARCHITECTURES["bert"]
     planned = plan_student(row.build(), WidConfig(hidden_size=30))
-    assert (planned.student.config.hidden_size, planned.student.config.num_attention_heads) == (30, 3)
+    assert (planned.config.hidden_size, planned.config.num_attention_heads) == (30, 3)
     assert "does not divide into 4 heads" in planned.settled.told
     assert planned.settled.moved == ()
 
@@ -138,7 +138,7 @@ def test_the_nearest_hidden_size_is_taken_loudly(family: str, asked: int, taken:
     row = ARCHITECTURES[family]
     with pytest.warns(UserWarning, match=f"NOT the size asked for: hidden_size={taken} instead of {asked}"):
         planned = plan_student(row.build(), WidConfig(hidden_size=asked), inputs=row.inputs)
-    student = planned.student.config
+    student = planned.config
     assert (student.hidden_size, student.num_attention_heads) == (taken, heads)
     assert f"hidden_size={taken} instead of {asked}" in planned.plan.notes[0]
 
@@ -234,9 +234,9 @@ def test_a_refusal_tells_all_that_was_tried() -> None:
 
 def test_what_fails_for_another_reason_than_heads_is_tried_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[object] = []
-    shapes = wid_hf.planning.student._weight_shapes
+    shapes = wid_hf.planning.student_plan._weight_shapes
     monkeypatch.setattr(
-        wid_hf.planning.student, "_weight_shapes", lambda *args: tried.append(args[1]) or shapes(*args)
+        wid_hf.planning.student_plan, "_weight_shapes", lambda *args: tried.append(args[1]) or shapes(*args)
     )  # fmt: skip
     with pytest.raises(PlanError, match="looked up by number"):
         plan_student(ARCHITECTURES["bert"].build(), WidConfig(hidden_size=24, overrides={"vocab_size": 50}))
@@ -339,7 +339,7 @@ def test_a_class_that_takes_more_than_a_config_is_refused_before_anything_is_tra
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     teacher = TwoArguments(hf.BertConfig(**COMMON), 3).eval()
-    monkeypatch.setattr(wid_hf.planning.student, "trace_teacher", None)
+    monkeypatch.setattr(wid_hf.planning.student_plan, "trace_teacher", None)
     with pytest.raises(
         TeacherError, match=r"TwoArguments\(config\) cannot be made: its constructor also needs extra\."
     ):
@@ -354,14 +354,14 @@ def test_a_student_whose_config_would_refuse_to_be_saved_is_not_planned(tmp_path
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         planned = plan_student(teacher, WidConfig(hidden_size=10))
-    planned.student.save_pretrained(tmp_path)
-    assert planned.student.config.hidden_size % planned.student.config.num_attention_heads == 0
+    planned.config.save_pretrained(tmp_path)
+    assert planned.config.hidden_size % planned.config.num_attention_heads == 0
 
 
 def test_inner_widths_alone_concern_no_heads() -> None:
     planned = plan_student(llama(num_key_value_heads=2), WidConfig(intermediate_size=48))
     assert str(planned.settled) == ""
-    assert planned.student.config.num_attention_heads == 4
+    assert planned.config.num_attention_heads == 4
 
 
 def test_a_hidden_size_that_heads_do_not_fill_stays_out_of_the_arithmetic() -> None:

@@ -224,7 +224,7 @@ def test_flex_attention_is_planned_and_stays_set() -> None:
     teacher = BertForMaskedLM(config).eval()
     planned = plan_student(teacher, HALF, proof=True)
     assert planned.plan.shape("bert.encoder.layer.0.attention.self.query.weight") == (12, 12)
-    assert teacher.config._attn_implementation == planned.student.config._attn_implementation == "flex_attention"
+    assert teacher.config._attn_implementation == planned.config._attn_implementation == "flex_attention"
 
 
 def test_a_forward_that_draws_random_numbers_can_be_proved() -> None:

@@ -1,1 +1,1 @@
-"""The PEFT side: the tuner, what PEFT is told of it, and what a saved adapter holds."""
+"""The PEFT side: the tuner, its registration with PEFT, and what a saved adapter holds."""

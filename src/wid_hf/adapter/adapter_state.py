@@ -29,7 +29,7 @@ AGAIN = "Download or save the adapter again."
 def saved_state(
     model: PeftModel, config: WidConfig, teacher: Fingerprint, state: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Return compactors, choices, and each weight of the teacher that trains or has changed, with their digests.
+    """Return compactors, index sets, and each weight of the teacher that trains or has changed, with their digests.
 
     Args:
         model: the `PeftModel`.
@@ -61,15 +61,18 @@ def proved_state(config: WidConfig, teacher: Fingerprint, state: Mapping[str, Te
     sizes, origin = _origin(config, teacher)
     if sizes not in listed:
         raise WidError(
-            f"The sizes in adapter_config.json ({_sizes(config)}) are not those that the adapter's weights were saved "
-            f"with, or the file is damaged. {AGAIN}"
+            f"The sizes in adapter_config.json ({_sizes(config)}) are not those of the adapter's weights, or one of "
+            f"the two files is damaged. {AGAIN}"
         )
     if origin not in listed:
         refuse_other_teacher(None, teacher)
     # What is not listed was added by others: PEFT's save_embedding_layers=True repeats the teacher's tables.
     held = {key: tensor for key, tensor in state.items() if key != DIGESTS and digest(key, tensor) in listed}
     if lost := len(listed) - 2 - len(held):
-        raise WidError(f"{lost} of the adapter's {len(listed) - 2} tensors are not what was saved. {AGAIN}")
+        raise WidError(
+            f"Checksum mismatch for {lost} of the adapter's {len(listed) - 2} tensors: they were changed or are "
+            f"missing. {AGAIN}"
+        )
     return held
 
 
@@ -90,13 +93,14 @@ def fitting_state(model: PeftModel, teacher: Fingerprint, held: Mapping[str, Ten
     fits = {key for key, tensor in held.items() if key in here and here[key].shape == tensor.shape}
     if unfit := sorted({*own, *held} - fits):
         raise WidError(
-            f"{len(unfit)} tensors do not fit between adapter and student, the first is {unfit[0]}. Either "
-            "adapter_config.json was changed, or wid_hf or the model's code is another version than at saving."
+            f"{len(unfit)} tensors of adapter and student differ in name or shape, the first is {unfit[0]}. Either "
+            "adapter_config.json was changed, or the adapter was saved with another version of wid_hf or of the "
+            "model's code. Use those versions."
         )
     if moved := [name for key, name in teachers.items() if key not in held and teacher.changed(name, here[key])]:
         raise WidError(
-            f"The adapter leaves {len(moved)} weights as the teacher had them, the first is {moved[0]}, but they were "
-            "trained here since. Load it onto a fresh copy of the teacher."
+            f"The adapter leaves {len(moved)} weights as the teacher had them, the first is {moved[0]}, but here they "
+            "were trained. Load it onto a fresh copy of the teacher."
         )
     return dict(held)
 
@@ -118,7 +122,9 @@ def refuse_other_teacher(saved: str | None, teacher: Fingerprint) -> None:
 def _listed(state: Mapping[str, Tensor]) -> set[bytes]:
     rows = state.get(DIGESTS)
     if rows is None or rows.ndim != 2 or rows.dtype != torch.uint8:
-        raise WidError(f"The adapter's file holds no list of digests: it is damaged, or not of wid_hf. {AGAIN}")
+        raise WidError(
+            f"The adapter's file holds no list of checksums: it is damaged, or was not saved by wid_hf. {AGAIN}"
+        )
     return {bytes(row) for row in rows.tolist()}
 
 

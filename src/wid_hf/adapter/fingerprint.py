@@ -1,6 +1,6 @@
 """Digests of weights: which teacher an adapter belongs to, and whether a saved tensor is still what was saved.
 
-Takes tensors, gives SHA-256 digests. They tell accidents from the original; they are no signature.
+Takes tensors, gives SHA-256 digests. They reveal damage and mix-ups, not forgery: they are no signature.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME
 from ..config import PeftType
 from ..coupling.trace import saved_tensors
 from ..errors import OutputError, WidError
-from ..planning.student import empty_student
+from ..planning.student_plan import empty_student
 
 ASIDE = "wid_adapter"
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")

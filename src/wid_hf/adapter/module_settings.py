@@ -1,4 +1,4 @@
-"""What a user set on the modules of a model, which no config tells: dropout rates, checkpointing, patched methods.
+"""What a user set on the modules of a model and no config holds: dropout rates, checkpointing, patched methods.
 
 Takes two models of one class; gives the second what was set on the first. Called by the tuner, when a student is made
 of its teacher and when it is merged.
@@ -16,7 +16,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from ..errors import TeacherError
 
 CHECKPOINTING = ("gradient_checkpointing", "_gradient_checkpointing_func")
-OF_LIBRARIES = ("transformers", "peft", "accelerate", "torch")  # their hooks are set anew where they are needed
+OF_LIBRARIES = ("transformers", "peft", "accelerate", "torch")  # their hooks are registered again where they are needed
 
 
 def take_over_training_settings(source: nn.Module, target: nn.Module) -> None:
@@ -42,37 +42,42 @@ def take_over_patches(teacher: nn.Module, student: nn.Module) -> None:
     """Give modules of `student` the methods that were replaced on single modules of `teacher`.
 
     A method bound to a module of the teacher is bound to the student's module of that name. Hooks stay behind, since
-    they may hold on to the teacher's sizes; a warning tells of those that a user registered.
+    they may depend on the teacher's sizes; a warning names the first of those that a user registered.
 
     Raises:
         TeacherError: the forward of a module is a plain function, which would run the teacher's module.
     """
     names = {module: name for name, module in teacher.named_modules()}
-    left_behind = []
     for module, name in names.items():
-        if any(_is_users(hook) for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())):
-            left_behind.append(name)
-        if hasattr(module, "_hf_hook"):  # accelerate's, which moves inputs to the module's device
-            continue
-        for attribute, value in vars(module).items():
-            if not callable(value) or not callable(getattr(type(module), attribute, None)):
-                continue
+        for attribute, value in _replaced_methods(module).items():
             replaced = value
             if isinstance(value, MethodType) and value.__self__ in names:
                 replaced = MethodType(value.__func__, student.get_submodule(names[value.__self__]))
             elif attribute == "forward":
                 raise TeacherError(
                     f"The forward of `{name or type(teacher).__name__}` was replaced by a function that is not bound "
-                    "to the module, so the student cannot have it as well. Bind it "
+                    "to the module: in the student it would run the teacher's module. Bind it "
                     "(module.forward = types.MethodType(function, module)), or replace it on the student."
                 )
             setattr(student.get_submodule(name), attribute, replaced)
-    if left_behind:
+    if left_behind := [name for module, name in names.items() if any(map(_is_users, _forward_hooks(module)))]:
         warnings.warn(
             f"Hooks on {len(left_behind)} modules of the teacher (the first is `{left_behind[0]}`) do not run in the "
             "student. Register them on model.base_model.model if they should.",
             stacklevel=4,
         )
+
+
+def _replaced_methods(module: nn.Module) -> dict[str, Any]:
+    """Return what was set on `module` itself under the name of a method of its class."""
+    if hasattr(module, "_hf_hook"):  # accelerate's, which moves inputs to the module's device
+        return {}
+    methods = {name: value for name, value in vars(module).items() if callable(value)}
+    return {name: value for name, value in methods.items() if callable(getattr(type(module), name, None))}
+
+
+def _forward_hooks(module: nn.Module) -> list[Any]:
+    return [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
 
 
 def _is_users(hook: Any) -> bool:

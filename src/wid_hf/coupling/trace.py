@@ -450,10 +450,14 @@ class Trace:
         return list(self._unknown())
 
     def finish(self) -> None:
-        """Freeze the dimensions of which no example showed how they are coupled: other inputs may couple them."""
+        """Freeze the dimensions of which no example showed how they are coupled: other inputs may couple them.
+
+        No example can be run after this: the tensors that passed while it watched are let go.
+        """
         for dims in self._unknown().values():
             for leaf in dims:
                 freeze(leaf, NOT_REACHED)
+        self._noted, self._flow = [], Flow(())
 
     def _unknown(self) -> dict[str, set[Dim]]:
         """Return for each weight that no example reached the leaves that no other weight has."""

@@ -18,7 +18,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from ..errors import WidError
 from ..extras import extra
-from ..planning.student import empty_student
+from ..planning.student_plan import empty_student
 from .model_size import ModelSize, model_size, size_rows
 from .own_files import CALIBRATION_PICTURE, FILE_NAME
 from .paths import expanded

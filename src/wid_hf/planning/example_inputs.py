@@ -199,7 +199,7 @@ def _image_and_text(model: Any, inputs: Inputs) -> Inputs:
 
 def _sound_and_text(name: str) -> Callable[[Any, Inputs], Inputs]:
     def make(model: Any, inputs: Inputs) -> Inputs:
-        """Sound, its mask where one is asked for, and as many placeholder tokens as the model makes features of it."""
+        """Sound, its mask if the model takes one, and a placeholder token for each feature made of it."""
         sound: Inputs = {name: _sound(model)}
         features = getattr(model.base_model, "get_audio_features", model.forward)
         for mask in ("input_features_mask", "feature_attention_mask", "padding_mask"):
@@ -231,7 +231,7 @@ def _placeholder(config: Any, kind: str) -> int | None:
 
 
 def _features(model: Any, given: Inputs, guess: Inputs, kind: str) -> int:
-    """Return how many rows of features the model puts in the place of placeholder tokens.
+    """Return how many rows of features the model replaces placeholder tokens by.
 
     Raises:
         Exception: whatever the model raises where it cannot make any of `given`.
@@ -240,21 +240,21 @@ def _features(model: Any, given: Inputs, guess: Inputs, kind: str) -> int:
     with quiet_forward(model):
         try:
             features = getattr(model, f"get_{kind}_features")(**given)
-        except (AttributeError, TypeError):  # it has no such method, or one that asks for the tokens as well
-            return _told_features(model, guess)
+        except (AttributeError, TypeError):  # it has no such method, or one that needs the tokens as well
+            return _features_in_refusal(model, guess)
     pooled = getattr(features, "pooler_output", None)
     tensors = output_tensors(features if pooled is None else pooled)
     return sum(tensor.numel() // tensor.shape[-1] for tensor in tensors)
 
 
-def _told_features(model: Any, guess: Inputs) -> int:
+def _features_in_refusal(model: Any, guess: Inputs) -> int:
     """Return the number that the model names when it refuses a wrong one."""
     try:
         with quiet_forward(model):
             model(**guess)
     except ValueError as refusal:
-        if told := re.search(r"features: (\d+)", str(refusal)):
-            return int(told[1])
+        if number := re.search(r"features: (\d+)", str(refusal)):
+            return int(number[1])
         raise
     return guess["input_ids"].shape[0] * 2
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +20,10 @@ from transformers import PreTrainedModel
 
 from ..errors import TeacherError
 
-PARAMETRIZED = "The teacher's weights are parametrized already; pass a model with plain weights."
+PARAMETRIZED = "The teacher's weights are parametrized already. Pass a model with plain weights."
 PLAIN = (Tensor, nn.Parameter)
 PACKED = ("qweight", "weight_packed", "weight_scale", "_packed_params", "quantization_scheme")
+IRREVERSIBLE = "torch.ao.quantization"
 QUANTIZERS = ("bitsandbytes", "torchao", "quanto", "gptqmodel", "auto_gptq", "awq", "compressed_tensors", "hqq")
 
 
@@ -29,7 +31,7 @@ def check_teacher(teacher: object) -> None:
     """Refuse what is not a stock model with weights.
 
     Raises:
-        TeacherError: says what it is instead, and what to pass.
+        TeacherError: says what it is, and what to pass.
     """
     if hasattr(teacher, "peft_config"):
         raise TeacherError(
@@ -42,7 +44,7 @@ def check_teacher(teacher: object) -> None:
             f"The teacher is a {type(teacher).__name__}; pass "
             + (f"the model that it wraps (.{inside})." if inside else "a transformers PreTrainedModel.")
         )
-    for refusal in (_split, _quantized, _recomputed, _absent, _not_recordable, _needs_more_than_a_config):
+    for refusal in REFUSALS:
         if said := refusal(teacher):
             raise TeacherError(said)
     if any(_is_foreign(step) for module in teacher.modules() for step in _parametrizations(module)):
@@ -55,10 +57,9 @@ def _wrapped(teacher: object) -> str | None:
     return next((name for name in names if isinstance(getattr(teacher, name, None), PreTrainedModel)), None)
 
 
-def _split(teacher: PreTrainedModel) -> str | None:
-    """Weights that lie on several devices, or of which each process has a piece."""
-    tensors = list(_tensors(teacher))
-    for name, tensor in tensors:
+def _shared_among_processes(teacher: PreTrainedModel) -> str | None:
+    """Weights of which each process has a piece."""
+    for name, tensor in _tensors(teacher):
         if type(tensor).__name__ == "DTensor" or isinstance(getattr(tensor, "data", None), _dtensor()):
             return (
                 f"The teacher's weights are spread over processes (`{name}` is a DTensor: tensor parallel or FSDP). "
@@ -76,22 +77,31 @@ def _split(teacher: PreTrainedModel) -> str | None:
         )
     if any(type(module).__name__ == "FullyShardedDataParallel" for module in teacher.modules()):
         return "Parts of the teacher are wrapped by FSDP. Make the wid model first, then wrap that."
-    # Offloaded weights are on the meta device while they are away, so they are asked for first.
-    if (away := _offloaded(teacher)) is not None:
-        return (
-            f"Parts of the teacher are offloaded by accelerate ({away}), so that its weights are not there. Load it "
-            "whole on one device: from_pretrained(..., device_map=None), or device_map={'': 0} where it fits."
-        )
-    places = {str(tensor.device): name for name, tensor in tensors if not tensor.is_meta}
-    mapped = {str(place) for place in (getattr(teacher, "hf_device_map", None) or {}).values()}
-    if len(places) > 1 or len(mapped) > 1:
-        where = ", ".join(f"{device} (`{name}`)" for device, name in places.items()) or ", ".join(sorted(mapped))
-        return (
-            f"The teacher is spread over several devices: {where}. A student is planned and folded on one. Load it "
-            "with device_map=None, or move it: accelerate.hooks.remove_hook_from_submodules(teacher), then "
-            "teacher.to(device)."
-        )
     return None
+
+
+def _offloaded(teacher: PreTrainedModel) -> str | None:
+    """Weights that accelerate keeps elsewhere and fetches for each forward."""
+    if (away := _offloaded_part(teacher)) is None:
+        return None
+    return (
+        f"Parts of the teacher are offloaded by accelerate ({away}), so that its weights are not there. Load it "
+        "whole on one device: from_pretrained(..., device_map=None), or device_map={'': 0} where it fits."
+    )
+
+
+def _on_several_devices(teacher: PreTrainedModel) -> str | None:
+    """Weights that lie on several devices."""
+    places = {str(tensor.device): name for name, tensor in _tensors(teacher) if not tensor.is_meta}
+    mapped = _mapped_places(teacher)
+    if len(places) <= 1 and len(mapped) <= 1:
+        return None
+    where = ", ".join(f"{device} (`{name}`)" for device, name in places.items()) or ", ".join(sorted(mapped))
+    return (
+        f"The teacher is spread over several devices: {where}. A student is planned and folded on one. Load it "
+        "with device_map=None, or move it: accelerate.hooks.remove_hook_from_submodules(teacher), then "
+        "teacher.to(device)."
+    )
 
 
 def _dtensor() -> type:
@@ -102,15 +112,19 @@ def _dtensor() -> type:
     return DTensor
 
 
-def _offloaded(teacher: PreTrainedModel) -> str | None:
-    """Return where accelerate keeps weights that are fetched for each forward, or None."""
+def _offloaded_part(teacher: PreTrainedModel) -> str | None:
+    """Return what accelerate fetches for each forward, or whereto it is offloaded."""
     for name, module in teacher.named_modules():
         hook = getattr(module, "_hf_hook", None)
         for step in getattr(hook, "hooks", (hook,)):
             if getattr(step, "offload", False):
                 return f"`{name}`" if name else "the whole model"
-    places = {str(place) for place in (getattr(teacher, "hf_device_map", None) or {}).values()}
-    return "to disk" if "disk" in places else None
+    return "to disk" if "disk" in _mapped_places(teacher) else None
+
+
+def _mapped_places(teacher: PreTrainedModel) -> set[str]:
+    """Return the devices that `device_map` put parts of the teacher on."""
+    return {str(place) for place in (getattr(teacher, "hf_device_map", None) or {}).values()}
 
 
 def _quantized(teacher: PreTrainedModel) -> str | None:
@@ -118,37 +132,45 @@ def _quantized(teacher: PreTrainedModel) -> str | None:
 
     A model that was dequantized on loading has weights like any other, though its config may still say otherwise.
     """
-    for name, tensor in _tensors(teacher):
-        library = next((word for word in QUANTIZERS if word in _classes(tensor)), None)
-        if library is not None:
-            return _quantized_text(teacher, f"by {library}", f"`{name}` is a {type(tensor).__name__}")
-        if isinstance(tensor, nn.Parameter) and not (tensor.is_floating_point() or tensor.is_complex()):
-            return _quantized_text(teacher, "to integers", f"`{name}` is {tensor.dtype}")
-        if tensor.is_floating_point() and tensor.dtype.itemsize == 1:
-            return _quantized_text(teacher, "to 8 bit", f"`{name}` is {tensor.dtype}")
-    for name, module in teacher.named_modules():
-        kinds = [kind.__module__ for kind in type(module).__mro__]
-        if any(kind.startswith(("torch.ao.nn.", "torch.ao.quantization.")) for kind in kinds):
-            return (
-                f"The teacher is quantized by torch.ao.quantization (`{name}` is a {type(module).__module__}."
-                f"{type(module).__name__}), which cannot be undone. Pass the model as it was before, and quantize the "
-                "student."
-            )
-        packed = next((word for word in PACKED if hasattr(module, word)), None)
-        library = next((word for word in QUANTIZERS for kind in kinds if word in kind.split(".")), None)
-        if library is not None:
-            return _quantized_text(teacher, f"by {library}", f"`{name}` is a {type(module).__name__}")
-        if packed is not None:
-            return _quantized_text(teacher, "", f"`{name}` is a {type(module).__name__} with {packed}")
-    return None
-
-
-def _quantized_text(teacher: PreTrainedModel, by: str, sign: str) -> str:
+    of_tensors = (_quantizer_of_tensor(name, tensor) for name, tensor in _tensors(teacher))
+    of_modules = (_quantizer_of_module(name, module) for name, module in teacher.named_modules())
+    if (found := next(filter(None, chain(of_tensors, of_modules)), None)) is None:
+        return None
+    by, sign = found
+    if by == IRREVERSIBLE:
+        return (
+            f"The teacher is quantized by {by} ({sign}), which cannot be undone. Pass the model as it was before, and "
+            "quantize the student."
+        )
     return (
         f"The teacher is quantized{f' {by}' if by else ''} ({sign}): weights in few bits cannot be narrowed. "
         + ("Call teacher.dequantize(), or load" if getattr(teacher, "hf_quantizer", None) else "Load")
         + " it without quantization_config, as float16, bfloat16 or float32; quantize the student afterwards."
     )
+
+
+def _quantizer_of_tensor(name: str, tensor: Tensor) -> tuple[str, str] | None:
+    """Return how a tensor was quantized, and by what that is seen; None where it was not."""
+    if (library := next((word for word in QUANTIZERS if word in _classes(tensor)), None)) is not None:
+        return f"by {library}", f"`{name}` is a {type(tensor).__name__}"
+    if isinstance(tensor, nn.Parameter) and not (tensor.is_floating_point() or tensor.is_complex()):
+        return "to integers", f"`{name}` is {tensor.dtype}"
+    if tensor.is_floating_point() and tensor.dtype.itemsize == 1:
+        return "to 8 bit", f"`{name}` is {tensor.dtype}"
+    return None
+
+
+def _quantizer_of_module(name: str, module: nn.Module) -> tuple[str, str] | None:
+    """Return by what a module was quantized, and by what that is seen; None where it was not."""
+    kinds = [kind.__module__ for kind in type(module).__mro__]
+    if any(kind.startswith(("torch.ao.nn.", "torch.ao.quantization.")) for kind in kinds):
+        return IRREVERSIBLE, f"`{name}` is a {type(module).__module__}.{type(module).__name__}"
+    words = {word for kind in kinds for word in kind.split(".")}
+    if (library := next((word for word in QUANTIZERS if word in words), None)) is not None:
+        return f"by {library}", f"`{name}` is a {type(module).__name__}"
+    if (packed := next((word for word in PACKED if hasattr(module, word)), None)) is not None:
+        return "", f"`{name}` is a {type(module).__name__} with {packed}"
+    return None
 
 
 def _recomputed(teacher: PreTrainedModel) -> str | None:
@@ -236,3 +258,15 @@ def _parametrizations(module: nn.Module) -> Iterator[nn.Module]:
 def _is_foreign(step: nn.Module) -> bool:
     """Return whether a stock model does not come with this: torch's own weight norm (wav2vec 2.0) it may have."""
     return type(step).__module__ != "torch.nn.utils.parametrizations"
+
+
+REFUSALS = (
+    _shared_among_processes,
+    _offloaded,  # before devices: weights are on the meta device while they are away
+    _on_several_devices,
+    _quantized,
+    _recomputed,
+    _absent,
+    _not_recordable,
+    _needs_more_than_a_config,
+)

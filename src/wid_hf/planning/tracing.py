@@ -1,7 +1,7 @@
 """Runs a teacher, and then its student, on small examples and gives their traces.
 
 Takes a model and, if the user has some, example inputs; gives a `Trace` for `coupling.make_plan`. Whatever a model
-raises on the way is told as a `TeacherError` or a `PlanError`.
+raises meanwhile becomes a `TeacherError` or a `PlanError`.
 """
 
 from __future__ import annotations
@@ -117,9 +117,9 @@ def _run_first(seen: Trace, model: PreTrainedModel, inputs: Mapping[str, Any] | 
     name = type(model).__name__
     what = "the example inputs that were given" if inputs is not None else "example inputs made from its config"
     raise TeacherError(
-        f"{name} does not run on {what}, so that nothing is known of its dimensions:\n"
+        f"{name} does not run on {what}, so its dimensions cannot be found:\n"
         + "\n".join(tried)
-        + "\nPass the keyword arguments of one forward that works, small ones suffice: "
+        + "\nPass the keyword arguments of one forward that works (small ones suffice): "
         "get_wid_model(model, config, example_inputs={...}), plan_student(model, config, inputs={...}), or as "
         "example_inputs of the WidConfig."
     ) from first

@@ -1,13 +1,13 @@
 """The wide phase: a stock model at the teacher's width whose statistics ignore dropped indices.
 
-Takes the wide model, the plan and the trace; `tuner` tells it what is kept. No module is replaced: while a module
+Takes the wide model, the plan and the trace; the controller says what is kept. No module is replaced: while a module
 that sums over a shrinking dimension runs, torch's public function mode lets those sums run over the kept indices.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from ..errors import PlanError
 from ..layers import compactor_axes
 
 NORMS = {torch.norm, Tensor.norm, torch.linalg.vector_norm}
+NORMALISATIONS = {functional.layer_norm, functional.rms_norm}
 REDUCTIONS = NORMS | {
     torch.mean, Tensor.mean, torch.sum, Tensor.sum, torch.var, Tensor.var, torch.std, Tensor.std,
     torch.amax, Tensor.amax, torch.amin, Tensor.amin,
@@ -38,8 +39,8 @@ class KeptStatistics:
         trace: the teacher's, which knows what each module sums over.
 
     Raises:
-        PlanError: one module sums over two different shrinking dimensions of one size, so that they cannot be told
-            apart.
+        PlanError: one module sums over two different shrinking dimensions of one size, so that one
+            cannot be distinguished from the other.
     """
 
     def __init__(self, wide: nn.Module, plan: Plan, trace: Trace) -> None:
@@ -51,8 +52,9 @@ class KeptStatistics:
             sizes = [dim.size for dim in shrinking.values()]
             if len(set(sizes)) < len(sizes):
                 raise PlanError(
-                    f"`{name}` takes statistics over two different dimensions of size {sizes[0]}, so a progressive "
-                    'schedule cannot tell which indices of them count. Use schedule="narrow".'
+                    f"A progressive schedule is not supported here: `{name}` takes statistics over two different "
+                    f"dimensions of size {sizes[0]}, so that one cannot be distinguished from the other. "
+                    'Use schedule="narrow".'
                 )
             if shrinking:
                 modes = [_OverKept(dim.size) for dim in shrinking.values()]
@@ -102,21 +104,30 @@ def check_wide(
         statistics.keep({})
         for square, _ in squares:
             torch.nn.init.eye_(square.matrix)
-    for whole, theirs, dims in zip(of_wide, of_narrow, trace.output_dims, strict=False):
-        ours = whole
-        for axis, dim in enumerate(dims):
-            if plan.size(dim) < dim.size:
-                ours = ours.index_select(axis, torch.tensor(axis_indices(plan, dim, sets), device=ours.device))
-        if ours.is_floating_point():
-            most = float(theirs.abs().max().clamp(min=1e-6))
-            off = float((ours - theirs).abs().max()) / most
-            if not off <= 1e3 * torch.finfo(ours.dtype).eps:
-                raise PlanError(
-                    f"A progressive schedule cannot end where it should: with dropped rows at zero the outputs of the "
-                    f"wide {type(wide).__name__} differ from the narrow one's by {off:.1e} of their largest. "
-                    + ("Its positions are computed from the config. " if plan.matched else "")
-                    + 'Use schedule="narrow".'
-                )
+    for ours, theirs, dims in zip(of_wide, of_narrow, trace.output_dims, strict=False):
+        off = _difference(_kept_part(ours, dims, plan, sets), theirs)
+        if not off <= 1e3 * (torch.finfo(ours.dtype).eps if ours.is_floating_point() else 0):
+            raise PlanError(
+                f"A progressive schedule is not supported for {type(wide).__name__}: with dropped rows at zero its "
+                f"outputs differ from the narrow model's by {off:.1e} of the largest of them. "
+                + ("Its positions are computed from the config. " if plan.matched else "")
+                + 'Use schedule="narrow".'
+            )
+
+
+def _kept_part(output: Tensor, dims: Sequence[Dim], plan: Plan, sets: IndexSets) -> Tensor:
+    """Return the indices of an output of the wide model that the narrow one has as well."""
+    for axis, dim in enumerate(dims):
+        if plan.size(dim) < dim.size:
+            output = output.index_select(axis, torch.tensor(axis_indices(plan, dim, sets), device=output.device))
+    return output
+
+
+def _difference(ours: Tensor, theirs: Tensor) -> float:
+    """Return the largest difference as a share of the largest number; 0 for tensors of integers."""
+    if not ours.is_floating_point():
+        return 0.0
+    return float((ours - theirs).abs().max()) / float(theirs.abs().max().clamp(min=1e-6))
 
 
 class _OverKept(TorchFunctionMode):
@@ -132,15 +143,18 @@ class _OverKept(TorchFunctionMode):
     ) -> Any:
         given = kwargs or {}
         tensor = args[0] if args else given.get("input")
-        if self.kept is None or not isinstance(tensor, Tensor) or tensor.ndim == 0 or tensor.shape[-1] != self.size:
+        if self.kept is None or not self._has_axis(tensor):
             return func(*args, **given)
-        if func in (functional.layer_norm, functional.rms_norm) and len(args[1]) == 1:
+        if func in NORMALISATIONS and len(args[1]) == 1:
             return _normalised(func is functional.layer_norm, self.kept, *args, **given)
         others = args[2:] if func in NORMS else args[1:]  # an order stands before the dimensions
         if func in REDUCTIONS and _reduces_last(tensor, others, given):
             kept = tensor.index_select(-1, self.kept)
             return func(kept, *args[1:], **given) if args else func(**{**given, "input": kept})
         return func(*args, **given)
+
+    def _has_axis(self, tensor: object) -> TypeGuard[Tensor]:
+        return isinstance(tensor, Tensor) and tensor.ndim > 0 and tensor.shape[-1] == self.size
 
 
 def _reduces_last(tensor: Tensor, args: Sequence[Any], given: Mapping[str, Any]) -> bool:

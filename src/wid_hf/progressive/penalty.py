@@ -1,6 +1,6 @@
 """How dropped rows of compactors are pulled to zero, in place on weights, gradients and Adam's moments.
 
-Takes compactor matrices with a factor for each row, or with the rows that are dropped; `progress` knows which.
+Takes compactor matrices with a factor for each row, or with the rows that are dropped; `Progress` knows which.
 """
 
 from __future__ import annotations

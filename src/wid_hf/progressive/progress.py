@@ -1,7 +1,7 @@
 """Where a progressive training stands: what is dropped since when, what is chosen next, how rows fade.
 
-Takes a plan, a `WidSchedule` and the wide model's compactors; the tuner calls `advance` after each optimizer step and
-shrinks the model when `finished`. Everything a resumed run must know is a buffer.
+Takes a plan, a `WidSchedule` and the wide model's compactors. The controller calls `advance` after each optimizer step
+and shrinks the model when `finished`. Everything that a resumed run must know is a buffer.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..layers import Compactor, compactor_axes, shrinking_leaves
 from .penalty import fade, pull_by_moments
 from .schedule import Kind, Timeline, WidSchedule
 
-KEPT = -1  # in the place of the step at which an index was dropped
+KEPT = -1  # stands for the step at which an index was dropped, where it is not
 
 
 class Progress(nn.Module):
@@ -107,7 +107,8 @@ class Progress(nn.Module):
         seen = int(self.steps)
         if step < seen:
             raise WidError(
-                f"Step {step} comes after step {seen}. Call wid_step once after each optimizer step, in order."
+                f"Step {step} comes after step {seen}. Call wid_step once after each optimizer step, with steps that "
+                "count up."
             )
         if step == seen or self.narrow:
             self.steps.fill_(step)
@@ -121,7 +122,7 @@ class Progress(nn.Module):
         return grown
 
     def before_optimizer(self, wide: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Read or edit the gradients of compactors before a step of the optimizer, if the schedule asks for it."""
+        """Read or edit the gradients of compactors before a step of the optimizer, if the schedule needs it."""
         if self.schedule.selection == "importance":
             self._note_importance(wide)
         if self.schedule.penalty == "adam_moment":

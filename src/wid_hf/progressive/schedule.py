@@ -1,13 +1,15 @@
 """When progressive training drops how much: pure arithmetic on steps.
 
 Takes a `WidSchedule` (what a user states) and the number of steps, gives a `Timeline` (what happens at which step).
-`config` holds the one, `progress` asks the other.
+`WidConfig` holds the first, `Progress` reads the second.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from math import isnan
+from functools import partial
+from math import isfinite
 from typing import Any, Literal, get_args
 
 from ..errors import ConfigError
@@ -55,22 +57,19 @@ class WidSchedule:
     total_steps: int | None = None
 
     def __post_init__(self) -> None:
-        problems = [
-            f"{name}={getattr(self, name)!r} is not one of {', '.join(map(repr, get_args(words)))}"
-            for name, words in (("penalty", Penalty), ("selection", Score))
-            if getattr(self, name) not in get_args(words)
-        ]
-        for name in ("mask_interval", "decay_to_zero_steps"):
-            value = getattr(self, name)
-            if not _is_number(value) or value <= 0 or (value >= 1 and value != int(value)):
-                problems.append(f"{name}={value!r} is neither a number of steps nor a share of them between 0 and 1")
-        for name in ("mask_increments", "increments_per_head", "total_steps"):
-            value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < 1):
-                problems.append(f"{name}={value!r} is not a positive integer")
-        if self.penalty_strength is not None and (not _is_number(self.penalty_strength) or self.penalty_strength <= 0):
-            problems.append(f"penalty_strength={self.penalty_strength!r} is not a number above 0")
-        if problems:
+        checks: dict[str, Callable[[Any], str | None]] = {
+            "penalty": partial(_not_a_word, words=get_args(Penalty)),
+            "selection": partial(_not_a_word, words=get_args(Score)),
+            "mask_interval": _not_steps,
+            "decay_to_zero_steps": _not_steps,
+            "mask_increments": _not_a_count,
+            "increments_per_head": _not_a_count,
+            "total_steps": lambda value: None if value is None else _not_a_count(value),
+            "penalty_strength": lambda value: None if value is None else _not_above_zero(value),
+        }
+        found = {name: why for name, check in checks.items() if (why := check(getattr(self, name)))}
+        if found:
+            problems = [f"{name}={getattr(self, name)!r} is {why}" for name, why in found.items()]
             raise ConfigError("WidSchedule: " + "; ".join(problems))
 
     @classmethod
@@ -177,5 +176,23 @@ class Timeline:
         return max(0.0, 1.0 - age / self.decay) ** strength if age < self.decay else 0.0
 
 
+def _not_a_word(value: object, words: tuple[str, ...]) -> str | None:
+    return None if value in words else f"not one of {', '.join(map(repr, words))}"
+
+
+def _not_steps(value: Any) -> str | None:
+    if _is_number(value) and (0 < value < 1 or (value >= 1 and value == int(value))):
+        return None
+    return "neither a number of steps nor a share of them between 0 and 1"
+
+
+def _not_a_count(value: object) -> str | None:
+    return None if type(value) is int and value >= 1 else "not a positive integer"
+
+
+def _not_above_zero(value: Any) -> str | None:
+    return None if _is_number(value) and value > 0 else "not a number above 0"
+
+
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and not isnan(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)

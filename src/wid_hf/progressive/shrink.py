@@ -1,8 +1,8 @@
 """From the wide model to the narrow one in the middle of training: weights, optimizer and wrapper are carried along.
 
-Takes a wide model whose dropped rows are to go and a narrow student installed with the kept index sets; `tuner` calls
-it. The model that trains stays the same object: hooks, patched methods, settings and references that others hold to it
-or its modules go on to work.
+Takes a wide model whose dropped rows are to go and a narrow student installed with the kept index sets; the controller
+calls it. The model that trains stays the same object: hooks, patched methods, settings and references that others hold
+to it or its modules keep working.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def take_over(wide: nn.Module, narrow: nn.Module) -> dict[Tensor, Moved]:
     """
     moved: dict[Tensor, Moved] = {}
     into = folded_weights(narrow)
-    for name, compaction in folded_weights(wide).items():
-        for axis, old in compaction.maps.items():
+    for name, folded in folded_weights(wide).items():
+        for axis, old in folded.maps.items():
             fresh = into[name].maps[axis]
             if not isinstance(old, Compactor) or not isinstance(fresh, Compactor) or old.matrix in moved:
                 continue
@@ -89,10 +89,10 @@ def become(model: nn.Module, made: nn.Module, before: nn.Module, weights: Collec
                 owner._parameters[attribute] = table
             else:
                 owner._buffers[attribute] = table
-    for name, compaction in folded_weights(made).items():
+    for name, folded in folded_weights(made).items():
         path, _, attribute = name.rpartition(".")
         steps: Any = model.get_submodule(path).parametrizations
-        steps[attribute][0] = compaction
+        steps[attribute][0] = folded
 
 
 def _resize(module: nn.Module, attribute: str, value: Any, before: Any) -> None:
@@ -129,9 +129,9 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 
 def carry(optimizer: torch.optim.Optimizer, moved: Mapping[Tensor, Moved]) -> None:
-    """Put narrow compactors in the place of wide ones in `optimizer`, in place, their moments cut alike.
+    """Replace wide compactors by narrow ones in `optimizer`, in place, with the moments of the rows that are kept.
 
-    Moments of a shape that is not understood (of 8-bit optimizers) start anew, with a warning.
+    Moments of an unknown form (of 8-bit optimizers) start from zero, with a warning.
     """
     lost = []
     for group in optimizer.param_groups:
@@ -149,8 +149,8 @@ def carry(optimizer: torch.optim.Optimizer, moved: Mapping[Tensor, Moved]) -> No
                     optimizer.state[to.new] = cut
     if lost:
         warnings.warn(
-            f"{type(optimizer).__name__} keeps its moments in a form that cannot be cut; those of {len(lost)} "
-            "compactors start anew.",
+            f"{type(optimizer).__name__} keeps moments in a form that rows cannot be taken from; those of {len(lost)} "
+            "compactors start from zero.",
             stacklevel=2,
         )
 

@@ -30,7 +30,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from ..adapter.fingerprint import weights_fingerprint
-from ..adapter.tuner import get_wid_model
+from ..adapter.get_wid_model import get_wid_model
 from ..atomic_write import atomic_write
 from ..config import WidConfig
 from ..errors import OutputError, Stopped, TeacherError, TrainingError, WidWarning
@@ -39,7 +39,7 @@ from ..hub.model_size import model_size
 from ..hub.own_files import why_not_ours
 from ..hub.paths import expanded
 from ..hub.sentence_transformers import save_sentence_modules
-from ..planning.student import empty_student
+from ..planning.student_plan import empty_student
 from ..progressive.history import narrow_from, widths_over_steps
 from ..progressive.schedule import WidSchedule
 from ..training.student_trainer import StudentTrainer

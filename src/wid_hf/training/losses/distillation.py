@@ -99,8 +99,8 @@ class Distillation:
 
     def _setup(self, asked: Mapping[str, Any]) -> Setup:
         """Run the teacher once on the smallest example of its trace, and note what every module reads and returns."""
-        planned, teacher = self._wid._planned
-        inputs = prepared(teacher, planned.trace.examples[0].inputs)
+        teacher = self._wid.teacher
+        inputs = prepared(teacher, self._wid.student_plan.trace.examples[0].inputs)
         modules = [path for path, _ in teacher.named_modules() if path]
         with quiet_forward(teacher), watch(teacher, modules, modules) as seen:
             seen.output = teacher(**inputs, **asked)

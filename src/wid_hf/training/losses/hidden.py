@@ -87,7 +87,7 @@ def _in_one_width(by: nn.Module | None, mine: Tensor, theirs: Tensor) -> tuple[T
 
 def _streams(setup: Setup) -> set[Key]:
     """Return the dimensions of the hidden states that the teacher returns."""
-    outputs = setup.wid._planned[0].trace.module_outputs
+    outputs = setup.wid.student_plan.trace.module_outputs
     fields = [value for name, value in setup.seen.output.items() if name.endswith("hidden_states")]
     states = {id(state) for value in fields if isinstance(value, (tuple, list)) for state in value}
     if not states:
@@ -118,7 +118,7 @@ def _readers(wid: WidModel, streams: set[Key]) -> Iterator[tuple[str, Place | No
 def _weight_inputs(wid: WidModel) -> dict[str, WeightInput]:
     """Return what every module that holds a weight multiplies it with, by all names of the module."""
     read = {read.weight: read for read in wid.plan.weight_inputs if not read.routed}
-    names = wid._planned[0].trace.aliases
+    names = wid.student_plan.trace.aliases
     return {name.rpartition(".")[0]: read[first] for name, first in names.items() if first in read}
 
 

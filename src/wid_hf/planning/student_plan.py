@@ -1,15 +1,16 @@
-"""From a teacher and a `WidConfig` to the plan, the student's config and an empty stock student.
+"""From a teacher and a `WidConfig` to a `StudentPlan`: which student to make, and all that making it takes.
 
-`tuner` calls `plan_student` and fills the student; `wid-hf plan` prints what comes out. Everything that can
-be refused is refused before the student is allocated, and the teacher is never touched.
+The tuner calls `plan_student` and makes the student; `wid-hf plan` prints what comes out. Everything that can be
+refused is refused here, and the teacher is never changed.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,6 @@ from .example_inputs import on_device
 from .sizes import Meaning, Request, Sizes, Strategy, Way
 from .teacher_check import PARAMETRIZED, check_teacher
 from .tracing import plain_attention, trace_student, trace_teacher
-
-PAGE = "docs/architectures.md"
 
 
 @dataclass(frozen=True)
@@ -66,18 +65,20 @@ class Settled:
 
 @dataclass(frozen=True)
 class StudentPlan:
-    """A plan together with what it was made from and the student that it describes.
+    """Which student a request means for one teacher: made once, never changed, passed on as an argument.
+
+    It holds no tensors beside the teacher's own and the small example inputs.
 
     Attributes:
-        plan: the coupled dimensions with their sizes.
-        trace: the teacher's trace.
-        student: an instance of the teacher's class with the student's config; its weights are zeros.
+        plan: the coupled dimensions with their sizes; `plan.shape(name)` is the shape of a weight of the student.
+        trace: what small forwards of the teacher showed: its weights by name, their ties, the dimensions of outputs.
+        config: the student's transformers config.
         settled: which sizes the request came to mean, and why.
     """
 
     plan: Plan
     trace: Trace
-    student: PreTrainedModel
+    config: PretrainedConfig
     settled: Settled
 
 
@@ -102,39 +103,79 @@ def plan_student(
         proof: also run the permutation proof on the teacher.
 
     Raises:
-        TeacherError: the teacher is no plain `PreTrainedModel` with weights, or its class takes more than a config.
+        TeacherError: the teacher is no plain `PreTrainedModel` with weights, its class takes more than a config, or it
+            does not run on the example inputs.
         ConfigError: a size or name that its config does not have, or that is not smaller.
         PlanError: sizes that contradict each other or shrink a frozen dimension.
         ProofError: the permutation proof failed.
     """
     check_teacher(teacher)
-    inputs = on_device(teacher, unpacked(config.example_inputs)) if inputs is None else inputs
+    inputs = _inputs(teacher, config) if inputs is None else inputs
     request = Request(teacher.config, config)
-    teacher_trace, further = trace_teacher(teacher, inputs)
+    trace, further = trace_teacher(teacher, inputs)
     if proof:
-        with plain_attention(teacher):
-            verify(teacher, teacher_trace)
+        _prove(teacher, trace)
     refused: dict[Way, PlanError] = {}
     for meaning, candidate in request.configs():
         if meaning.way > Way.AS_THEY_ARE and _is_not_about_heads(refused):
             break
         try:
-            if isinstance(candidate, PlanError):
-                raise candidate
-            shapes = _weight_shapes(type(teacher), candidate, teacher_trace)
-            make_plan(teacher_trace, shapes)  # finds contradictions before anything is allocated
-            student = _allocated(teacher, candidate)
-            plan = make_plan(teacher_trace, shapes, trace_student(student, inputs, further))
-            if all(plan.shape(name) == tuple(w.shape) for name, w in teacher_trace.weights.items()):
-                raise PlanError("- no weight of the student would be smaller than the teacher's")
+            plan, student = _planned(teacher, candidate, trace, partial(trace_student, inputs=inputs, further=further))
         except PlanError as refusal:
             refused.setdefault(meaning.way, refusal)
-        else:
-            settled = _settled(request, meaning, student.config, _against(request, refused))
-            if settled.moved:
-                warnings.warn(str(settled), stacklevel=2)
-            return StudentPlan(replace(plan, settled=str(settled)), teacher_trace, student, settled)
+            continue
+        settled = _settled(request, meaning, student, _against(request, refused))
+        if settled.moved:
+            warnings.warn(str(settled), stacklevel=2)
+        return StudentPlan(replace(plan, settled=str(settled)), trace, student, settled)
     raise PlanError(_refusal_text(teacher, request, refused)) from next(iter(refused.values()))
+
+
+def prove_couplings(teacher: PreTrainedModel, config: WidConfig) -> None:
+    """Run the permutation proof on `teacher`, whatever sizes `config` asks for.
+
+    Args:
+        teacher: a stock transformers model with real weights.
+        config: holds the example inputs, if those made from the teacher's config do not fit.
+
+    Raises:
+        TeacherError: see `plan_student`.
+        ProofError: the permutation proof failed.
+    """
+    check_teacher(teacher)
+    trace, _ = trace_teacher(teacher, _inputs(teacher, config))
+    _prove(teacher, trace)
+
+
+def _prove(teacher: PreTrainedModel, trace: Trace) -> None:
+    with plain_attention(teacher):
+        verify(teacher, trace)
+
+
+def _inputs(teacher: PreTrainedModel, config: WidConfig) -> dict[str, Any] | None:
+    return on_device(teacher, unpacked(config.example_inputs))
+
+
+def _planned(
+    teacher: PreTrainedModel,
+    candidate: PretrainedConfig | PlanError,
+    trace: Trace,
+    trace_student: Callable[[PreTrainedModel], Trace],
+) -> tuple[Plan, PretrainedConfig]:
+    """Return the plan for a student of this config, and the config as the student's class completes it.
+
+    Raises:
+        PlanError: there is no such student.
+    """
+    if isinstance(candidate, PlanError):
+        raise candidate
+    shapes = _weight_shapes(type(teacher), candidate, trace)
+    make_plan(trace, shapes)  # finds contradictions before anything is allocated
+    student = _allocated(teacher, candidate)
+    plan = make_plan(trace, shapes, trace_student(student))
+    if all(plan.shape(name) == tuple(weight.shape) for name, weight in trace.weights.items()):
+        raise PlanError("- no weight of the student would be smaller than the teacher's")
+    return plan, student.config
 
 
 def _settled(request: Request, meaning: Meaning, student: PretrainedConfig, against: Mapping[Way, str]) -> Settled:
@@ -181,7 +222,7 @@ def empty_student(teacher: PreTrainedModel, config: PretrainedConfig) -> PreTrai
         elif parameter.shape == own[name].shape:  # computed from the config, which left its sizes alone
             parameter.data = own[name].data.to(parameter.device)
         else:
-            _compute_anew(student, name)
+            _compute_again(student, name)
             parameter.data = parameter.data.to(own[name].dtype)
     if teacher.can_generate():
         student.generation_config = deepcopy(teacher.generation_config)
@@ -203,7 +244,7 @@ def _zeros(shape: torch.Size, dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(np.zeros(shape.numel() * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)
 
 
-def _compute_anew(student: PreTrainedModel, name: str) -> None:
+def _compute_again(student: PreTrainedModel, name: str) -> None:
     """Let the model fill a parameter that no checkpoint holds, as loading one does (Marian's positions)."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         student._init_weights(student.get_submodule(name.rpartition(".")[0]))
@@ -218,7 +259,7 @@ def _weight_shapes(
             check()
         with no_init_weights(), torch.device("meta"):
             skeleton = model_class(deepcopy(config))
-    except Exception as refusal:  # each class checks its config in its own way, with errors of its own
+    except Exception as refusal:  # each class checks its config in its own way, and raises other errors
         raise PlanError(f"- {model_class.__name__} itself refuses this config: {_line(refusal)}") from refusal
     saved = saved_tensors(skeleton)
     if any(".parametrizations." in name and name not in saved for name in teacher.weights):
@@ -232,7 +273,7 @@ def _line(cause: Exception) -> str:
 
 
 def _refusal_text(teacher: PreTrainedModel, request: Request, refused: Mapping[Way, PlanError]) -> str:
-    """Return all that was tried with the reasons against it; what fails for one reason is told once."""
+    """Return all that was tried with the reasons against it; a reason is given once."""
     config = request.wanted
     sizes = ", ".join(f"{name}={size}" for name, size in config.requested.items())
     against: dict[Way, str] = {way: f"- {text}" for way, text in request.closed.items()}
@@ -251,5 +292,6 @@ def _refusal_text(teacher: PreTrainedModel, request: Request, refused: Mapping[W
     return (
         f"{type(teacher).__name__} cannot become a student with {sizes} and the head strategy "
         f'"{config.head_strategy}":\n'
-        f"{problems}{hint}\nLeave these at the teacher's sizes. {PAGE} says how to read this."
+        f"{problems}{hint}\nLeave the dimensions named here at the teacher's sizes. The page Architectures of the "
+        "documentation explains these reasons."
     )

@@ -26,9 +26,12 @@ from wid_hf import (
     WidSchedule,
     WidTrainer,
     get_wid_model,
+    plan_student,
 )
 from wid_hf.coupling.index_sets import axis_indices
 from wid_hf.layers import Compactor
+from wid_hf.planning.student_plan import empty_student
+from wid_hf.progressive.controller import ProgressiveController
 
 # Choices at steps 2, 4, 6 and 8, all rows zero at step 11, 16 steps in all.
 SHORT = WidSchedule(mask_interval=2, mask_increments=4, decay_to_zero_steps=3)
@@ -92,7 +95,7 @@ def test_once_rows_are_zero_the_wide_model_equals_the_shrunk_one(family: str, st
     assert tuner.is_wide and tuner.progress.finished
     before = outputs(wid, row.inputs)
     student = wid.merge_and_unload()
-    dims, kept = tuner._planned[0].trace.output_dims[0], tuner.progress.kept()
+    dims, kept = tuner.student_plan.trace.output_dims[0], tuner.progress.kept()
     for axis, dim in enumerate(dims):
         before = before.index_select(axis, torch.tensor(axis_indices(tuner.plan, dim, kept)))
     after = outputs(student, row.inputs)
@@ -117,7 +120,7 @@ def test_the_loss_does_not_jump_when_the_model_shrinks(tiny_bert: BertForMaskedL
         optimizer.step()
         optimizer.zero_grad()
         if step == 11:
-            model.base_model._optimizer = None  # so the rows go to zero but the model stays wide
+            model.base_model.controller._optimizer = None  # so the rows go to zero but the model stays wide
             with pytest.warns(UserWarning, match="stays at the teacher's widths"):
                 assert not model.wid_step(step)
             before = float(model.eval()(**rows).loss.detach())
@@ -186,14 +189,14 @@ def test_every_optimizer_goes_on_after_the_shrink(tiny_bert: BertForMaskedLM, ma
     assert torch.isfinite(loss)
 
 
-def test_moments_in_blocks_of_8_bits_start_anew_with_a_warning(tiny_bert: BertForMaskedLM) -> None:
+def test_moments_in_blocks_of_8_bits_start_from_zero_with_a_warning(tiny_bert: BertForMaskedLM) -> None:
     """As bitsandbytes and torchao keep them: rows cannot be cut out of blocks."""
     model = get_wid_model(tiny_bert, half())
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     model.wid_begin(16, optimizer)
     for parameter in model.parameters():
         optimizer.state[parameter] = {"state1": torch.zeros(parameter.numel(), dtype=torch.uint8)}
-    with pytest.warns(UserWarning, match=r"SGD keeps its moments in a form that cannot be cut; those of \d+"):
+    with pytest.warns(UserWarning, match=r"SGD keeps moments in a form that rows cannot be taken from; those of \d+"):
         for step in range(1, 12):
             model.wid_step(step)
     assert not model.base_model.is_wide
@@ -365,7 +368,7 @@ def test_merging_before_the_schedule_is_done_is_refused_with_steps_done_and_due(
         model.wid_step(step)
     with pytest.raises(WidError, match=r"5 of 11 steps of the schedule are done.*Nothing was merged"):
         model.merge_and_unload()
-    with pytest.warns(UserWarning, match=r"Merged by force: 5 of 11 .* with a norm of \d"):
+    with pytest.warns(UserWarning, match=r"Merged by force: 5 of 11 .* have a norm of \d"):
         student = model.merge_and_unload(force=True)
     student.save_pretrained(tmp_path)
     assert torch.equal(outputs(AutoModelForMaskedLM.from_pretrained(tmp_path)), outputs(student))
@@ -519,3 +522,35 @@ def test_a_narrow_schedule_takes_the_same_calls_and_does_nothing(tiny_bert: Bert
     assert not model.wid_step(1)
     assert torch.equal(outputs(model), before)
     assert not any(isinstance(m, Compactor) and m.matrix.shape[0] > 24 for m in model.modules())
+
+
+def test_a_controller_needs_neither_peft_nor_a_trainer(tiny_bert: BertForMaskedLM) -> None:
+    planned = plan_student(tiny_bert, half(BY_NORM))
+    parts = (tiny_bert, planned.config, planned.plan, planned.trace, BY_NORM, empty_student)
+    controller = ProgressiveController(*parts)
+    model = controller.model
+    assert controller.is_wide and controller.index_sets == {}
+    assert torch.allclose(outputs(model), outputs(tiny_bert), atol=1e-5)
+    controller.begin(16, torch.optim.SGD(model.parameters(), lr=0.1), None)
+    assert [step for step in range(1, 17) if controller.step(step)] == [11]
+    assert controller.model is model and model.config.hidden_size == 12
+    assert {leaf: indices.shape[-1] for leaf, indices in controller.index_sets.items()} == {
+        leaf: planned.plan.targets[leaf] for leaf in controller.progress.leaves
+    }
+    other = ProgressiveController(*parts)
+    untouched = deepcopy(other.progress.state_dict())
+    assert other.match(controller.progress.state_dict()) and not other.is_wide
+    assert other.model.config.hidden_size == 12
+    assert not other.match(controller.progress.state_dict())
+    assert other.match(untouched) and other.is_wide
+    assert torch.allclose(outputs(other.model), outputs(tiny_bert), atol=1e-5)
+
+
+def test_a_controller_cuts_off_what_is_left_only_by_force(tiny_bert: BertForMaskedLM) -> None:
+    planned = plan_student(tiny_bert, half(BY_NORM))
+    controller = ProgressiveController(tiny_bert, planned.config, planned.plan, planned.trace, BY_NORM, empty_student)
+    with pytest.raises(WidError, match=r"0 of an unknown number of steps"):
+        controller.finish()
+    with pytest.warns(UserWarning, match="Merged by force"):
+        controller.finish(force=True)
+    assert not controller.is_wide and controller.model.config.hidden_size == 12

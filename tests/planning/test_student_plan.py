@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,8 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, COMMON
 from tiny import tiny_model
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -25,8 +30,10 @@ from transformers import (
     PreTrainedModel,
 )
 
-import wid_hf.planning.student
+import wid_hf.planning.student_plan
 from wid_hf import ConfigError, PlanError, TeacherError, WidConfig, get_wid_model, plan_student
+from wid_hf.coupling import Trace
+from wid_hf.planning.student_plan import empty_student
 
 
 def state(model: PreTrainedModel) -> tuple[Any, ...]:
@@ -53,7 +60,7 @@ def nothing_allocated(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: Any) -> None:
         raise AssertionError("the student was allocated before it was refused")
 
-    monkeypatch.setattr(wid_hf.planning.student, "empty_student", fail)
+    monkeypatch.setattr(wid_hf.planning.student_plan, "empty_student", fail)
 
 
 no_allocation = pytest.mark.usefixtures("nothing_allocated")
@@ -83,8 +90,8 @@ def test_a_common_name_that_the_teacher_lacks_is_refused_with_the_teachers_own()
 def test_the_teachers_own_name_works_in_overrides() -> None:
     row = ARCHITECTURES["distilbert"]
     config = WidConfig(overrides={"hidden_dim": 48, "dim": 24})
-    student = plan_student(row.build(), config, inputs=row.inputs).student
-    assert (student.config.hidden_dim, student.config.dim, student.config.hidden_size) == (48, 24, 24)
+    student = plan_student(row.build(), config, inputs=row.inputs).config
+    assert (student.hidden_dim, student.dim, student.hidden_size) == (48, 24, 24)
 
 
 @no_allocation
@@ -120,9 +127,9 @@ def test_sizes_that_do_not_divide_are_refused_with_the_nearest_that_do(
 def test_the_sizes_named_as_legal_are_legal(strategy: str, size: int) -> None:
     row = ARCHITECTURES["bert"]
     config = WidConfig(hidden_size=size, head_strategy=strategy)
-    student = plan_student(row.build(), config, inputs=row.inputs).student
-    heads = student.config.num_attention_heads
-    assert (student.config.hidden_size, size // heads) == (size, size // 4 if strategy == "dim" else 12)
+    student = plan_student(row.build(), config, inputs=row.inputs).config
+    heads = student.num_attention_heads
+    assert (student.hidden_size, size // heads) == (size, size // 4 if strategy == "dim" else 12)
 
 
 @no_allocation
@@ -242,7 +249,7 @@ def parametrized(teacher: PreTrainedModel) -> Any:
         (wrapped, r"wrapped by PEFT already \(PeftModel\)\. Pass the plain model, or call merge_and_unload\(\)"),
         (lambda teacher: wrapped(teacher).base_model, r"wrapped by PEFT already \(WidModel\)"),
         (lambda teacher: wrapped(teacher).base_model.model, "wrapped by PEFT already|parametrized already"),
-        (parametrized, r"parametrized already; pass a model with plain weights"),
+        (parametrized, r"parametrized already. Pass a model with plain weights"),
         (lambda teacher: torch.nn.Linear(2, 2), "The teacher is a Linear; pass a transformers PreTrainedModel"),
         (lambda teacher: "bert-base", "The teacher is a str; pass a transformers PreTrainedModel"),
     ],
@@ -264,8 +271,8 @@ def test_a_teacher_may_be_used_again_after_its_student_was_made(tiny_bert: BertF
 def test_the_students_config_has_the_new_sizes_and_keeps_the_rest() -> None:
     row = ARCHITECTURES["bert"]
     teacher = row.build()
-    student = plan_student(teacher, row.config("head"), inputs=row.inputs).student
-    old, new = teacher.config.to_dict(), student.config.to_dict()
+    student = plan_student(teacher, row.config("head"), inputs=row.inputs).config
+    old, new = teacher.config.to_dict(), student.to_dict()
     changed = {name: new[name] for name in new if new[name] != old.get(name)}
     assert changed == {"hidden_size": 24, "intermediate_size": 48, "num_attention_heads": 2}
     assert teacher.config.hidden_size == COMMON["hidden_size"]
@@ -273,9 +280,9 @@ def test_the_students_config_has_the_new_sizes_and_keeps_the_rest() -> None:
 
 def test_sizes_may_be_given_under_common_names_that_the_config_maps_to_its_own() -> None:
     row = ARCHITECTURES["gpt2"]
-    student = plan_student(row.build(), WidConfig(hidden_size=24, num_attention_heads=2), inputs=row.inputs).student
-    assert (student.config.n_embd, student.config.n_head) == (24, 2)
-    assert student.transformer.h[0].mlp.c_fc.weight.shape == (24, 96)
+    planned = plan_student(row.build(), WidConfig(hidden_size=24, num_attention_heads=2), inputs=row.inputs)
+    assert (planned.config.n_embd, planned.config.n_head) == (24, 2)
+    assert planned.plan.shape("transformer.h.0.mlp.c_fc.weight") == (24, 96)
 
 
 @pytest.fixture
@@ -285,10 +292,10 @@ def staged() -> ConvNextForImageClassification:
 
 
 def test_a_list_of_sizes_narrows_every_stage(staged: ConvNextForImageClassification) -> None:
-    student = plan_student(staged, WidConfig(overrides={"hidden_sizes": [8, 24]})).student
-    assert list(student.config.hidden_sizes) == [8, 24]
-    assert student.convnext.embeddings.patch_embeddings.weight.shape[0] == 8
-    assert student.classifier.weight.shape == (3, 24)
+    planned = plan_student(staged, WidConfig(overrides={"hidden_sizes": [8, 24]}))
+    assert list(planned.config.hidden_sizes) == [8, 24]
+    assert planned.plan.shape("convnext.embeddings.patch_embeddings.weight")[0] == 8
+    assert planned.plan.shape("classifier.weight") == (3, 24)
 
 
 @pytest.mark.parametrize(
@@ -313,8 +320,7 @@ def test_lists_that_do_not_fit_the_teachers_are_refused(
 def test_llama_keeps_its_stated_head_width_and_drops_key_value_heads_with_query_heads() -> None:
     row = ARCHITECTURES["llama"]
     kept, dropped = (
-        plan_student(row.build(), row.config(strategy), inputs=row.inputs).student.config
-        for strategy in ("dim", "head")
+        plan_student(row.build(), row.config(strategy), inputs=row.inputs).config for strategy in ("dim", "head")
     )
     assert (kept.num_attention_heads, kept.num_key_value_heads, kept.head_dim) == (4, 2, 12)
     assert (dropped.num_attention_heads, dropped.num_key_value_heads, dropped.head_dim) == (2, 1, 12)
@@ -322,23 +328,23 @@ def test_llama_keeps_its_stated_head_width_and_drops_key_value_heads_with_query_
 
 def test_a_single_key_value_head_stays_when_query_heads_are_dropped() -> None:
     teacher = LlamaForCausalLM(LlamaConfig(**COMMON, num_key_value_heads=1)).eval()
-    student = plan_student(teacher, WidConfig(hidden_size=24, head_strategy="head")).student
-    assert (student.config.num_attention_heads, student.config.num_key_value_heads) == (2, 1)
-    assert student.model.layers[0].self_attn.k_proj.weight.shape == (teacher.config.head_dim, 24)
+    planned = plan_student(teacher, WidConfig(hidden_size=24, head_strategy="head"))
+    assert (planned.config.num_attention_heads, planned.config.num_key_value_heads) == (2, 1)
+    assert planned.plan.shape("model.layers.0.self_attn.k_proj.weight") == (teacher.config.head_dim, 24)
 
 
 def test_generation_settings_and_label_names_come_along() -> None:
     row = ARCHITECTURES["gpt2"]
     teacher = row.build()
     teacher.generation_config.max_new_tokens = 17
-    student = plan_student(teacher, row.config("head"), inputs=row.inputs).student
+    student = empty_student(teacher, plan_student(teacher, row.config("head"), inputs=row.inputs).config)
     assert student.generation_config.max_new_tokens == 17
     assert student.generation_config is not teacher.generation_config
     names = {0: "bad", 1: "good", 2: "unsure"}
     config = BertConfig(**COMMON, id2label=names, label2id={name: at for at, name in names.items()})
-    student = plan_student(BertForSequenceClassification(config).eval(), WidConfig(hidden_size=24)).student
-    assert student.config.id2label == names
-    assert student.classifier.weight.shape == (3, 24)
+    planned = plan_student(BertForSequenceClassification(config).eval(), WidConfig(hidden_size=24))
+    assert planned.config.id2label == names
+    assert planned.plan.shape("classifier.weight") == (3, 24)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
@@ -360,7 +366,7 @@ def test_the_student_is_in_the_teachers_mode_and_its_name_is_not_the_teachers(
 ) -> None:
     tiny_bert.config.name_or_path = "someone/teacher"
     tiny_bert.train(training)
-    student = plan_student(tiny_bert, WidConfig(hidden_size=12)).student
+    student = empty_student(tiny_bert, plan_student(tiny_bert, WidConfig(hidden_size=12)).config)
     assert student.training is training
     assert student.config.name_or_path == ""
     assert tiny_bert.config.name_or_path == "someone/teacher"
@@ -377,8 +383,8 @@ def test_an_embedding_size_that_equals_the_hidden_size_follows_it() -> None:
         embedding_size=24, hidden_size=24, num_attention_heads=4, num_hidden_layers=1, intermediate_size=48,
         vocab_size=60, max_position_embeddings=32,
     )  # fmt: skip
-    student = plan_student(ElectraForMaskedLM(config).eval(), WidConfig(hidden_size=12)).student
-    assert (student.config.hidden_size, student.config.embedding_size) == (12, 12)
+    student = plan_student(ElectraForMaskedLM(config).eval(), WidConfig(hidden_size=12)).config
+    assert (student.hidden_size, student.embedding_size) == (12, 12)
 
 
 @pytest.mark.parametrize(("strategy", "heads", "width"), [("dim", 4, 8), ("head", 2, 16)])
@@ -388,7 +394,7 @@ def test_heads_that_fill_the_expanded_hidden_size_follow_it(strategy: str, heads
         num_hidden_layers=2, chunk_size=4,
     )  # fmt: skip
     planned = plan_student(Mamba2ForCausalLM(config).eval(), WidConfig(hidden_size=16, head_strategy=strategy))
-    student = planned.student.config
+    student = planned.config
     assert (student.hidden_size, student.num_heads, student.head_dim) == (16, heads, width)
     (gates,) = {planned.plan.shape(name) for name in planned.plan.axes if name.endswith("0.mixer.norm.weight")}
     assert gates == (heads * width,)
@@ -438,5 +444,27 @@ class DerivedConfig(BertConfig):
 def test_a_size_that_the_config_computes_is_what_loading_the_student_computes(tiny_bert: BertForMaskedLM) -> None:
     teacher = BertForMaskedLM(DerivedConfig(**tiny_bert.config.to_dict()))
     assert teacher.config.half_size == 12
-    student = plan_student(teacher, WidConfig(hidden_size=12)).student
-    assert student.config.half_size == 6
+    student = plan_student(teacher, WidConfig(hidden_size=12)).config
+    assert student.half_size == 6
+
+
+def test_a_plan_cannot_be_changed_and_keeps_no_tensor_that_passed_while_the_teacher_was_watched(
+    tiny_bert: BertForMaskedLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[weakref.ref[Tensor]] = []
+    observe = Trace.observe
+
+    def watched(self: Trace, operation: Any, args: Any, kwargs: Any, out: Any) -> None:
+        seen.extend(weakref.ref(tensor) for tensor in tree_leaves(out) if isinstance(tensor, Tensor))
+        observe(self, operation, args, kwargs, out)
+
+    monkeypatch.setattr(Trace, "observe", watched)
+    planned = plan_student(tiny_bert, WidConfig(hidden_size=12))
+    gc.collect()
+    assert len(seen) > 100 and not [ref for ref in seen if ref() is not None]
+    with pytest.raises(FrozenInstanceError):
+        planned.config = tiny_bert.config
+    made = empty_student(tiny_bert, planned.config)
+    assert {name: planned.plan.shape(name) for name, _ in made.named_parameters()} == {
+        name: tuple(parameter.shape) for name, parameter in made.named_parameters()
+    }
