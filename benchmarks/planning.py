@@ -33,9 +33,14 @@ class Case:
 def cases() -> list[Case]:
     """Return a 12-layer BERT-base and a 30-layer decoder of SmolLM2's shape."""
     decoder = LlamaConfig(
-        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
-        num_key_value_heads=3, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+    )
     heads = WidConfig(hidden_size=384, intermediate_size=768, head_strategy="head")
     return [
         Case("BERT-base, 12 layers", BertForMaskedLM(BertConfig()), WidConfig(hidden_size=384), 3.0),

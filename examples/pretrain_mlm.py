@@ -80,9 +80,11 @@ def pretrain(recipe: Recipe, args: WidTrainingArguments) -> Report:
     """
     set_seed(args.seed)
     output = OutputFolder(
-        Path(args.output_dir) / "student", overwrite=True, why_not_ours=why_not_ours,
+        Path(args.output_dir) / "student",
+        overwrite=True,
+        why_not_ours=why_not_ours,
         sources={"the teacher": recipe.teacher},
-    )  # fmt: skip
+    )
     args.include_num_input_tokens_seen = "non_padding"
     teacher, tokenizer = load_teacher(recipe.teacher), load_tokenizer(recipe.teacher)
     masked = type(teacher).__name__ in MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()
@@ -91,9 +93,12 @@ def pretrain(recipe: Recipe, args: WidTrainingArguments) -> Report:
             f"{recipe.teacher} is a {type(teacher).__name__}; this recipe is for masked language models."
         )
     config = WidConfig(
-        hidden_size=recipe.hidden_size, intermediate_size=recipe.intermediate_size, head_strategy=recipe.head_strategy,
-        init="identity", schedule=SCHEDULES[recipe.schedule],
-    )  # fmt: skip
+        hidden_size=recipe.hidden_size,
+        intermediate_size=recipe.intermediate_size,
+        head_strategy=recipe.head_strategy,
+        init="identity",
+        schedule=SCHEDULES[recipe.schedule],
+    )
     sizes = {"teacher": model_size(teacher)}
     model = get_wid_model(teacher, config)
     train, held_out = hold_out(blocks(recipe, tokenizer), recipe.validation_blocks)

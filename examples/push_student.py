@@ -42,9 +42,12 @@ def push(
             shutil.copytree(folder, upload, ignore=shutil.ignore_patterns(FILE_NAME))
             card.save(upload / CARD_NAME)
             commit = hub.upload_folder(
-                repo_id=repository, folder_path=upload, revision=revision, commit_message=commit_message,
+                repo_id=repository,
+                folder_path=upload,
+                revision=revision,
+                commit_message=commit_message,
                 create_pr=create_pr,
-            )  # fmt: skip
+            )
     except HfHubHTTPError as cause:
         raise OutputError(
             f"The Hub refused to take {folder} as {repository}: {cause.server_message or cause}. Check the name and, "
@@ -67,9 +70,13 @@ def main(
     console = Console(highlight=False, soft_wrap=True)
     try:
         address = push(
-            folder, repository, private=not public, revision=revision, commit_message=commit_message,
+            folder,
+            repository,
+            private=not public,
+            revision=revision,
+            commit_message=commit_message,
             create_pr=create_pr,
-        )  # fmt: skip
+        )
     except OutputError as refusal:
         console.print(f"[bold red]OutputError[/]: {refusal}")
         raise typer.Exit(1) from None  # a traceback would add nothing

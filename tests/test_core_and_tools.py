@@ -73,9 +73,13 @@ refusal(main)
 
 def python(script: str, *words: str, folder: Path, **environment: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", script, *words], capture_output=True, text=True, check=False, cwd=folder,
+        [sys.executable, "-c", script, *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
         env={**os.environ, **environment},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 
@@ -108,8 +112,12 @@ def test_all_but_what_needs_them_works_where_no_extra_is_installed(tmp_path: Pat
     assert (tmp_path / "student" / "config.json").is_file() and not (tmp_path / "out" / "widths.png").exists()
     assert (tmp_path / "compressed" / "wid_report.json").is_file()
     assert re.findall(r"refused: (\w+) is not .* pip install \"wid-hf(.*)\"", told) == [
-        ("jinja2", "[cli]"), ("matplotlib", "[cli]"), ("onnx", "[onnx]"), ("scipy", "[eval]"), ("typer", "[cli]"),
-    ]  # fmt: skip
+        ("jinja2", "[cli]"),
+        ("matplotlib", "[cli]"),
+        ("onnx", "[onnx]"),
+        ("scipy", "[eval]"),
+        ("typer", "[cli]"),
+    ]
 
 
 def test_everything_imported_is_declared() -> None:

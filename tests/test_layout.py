@@ -10,12 +10,37 @@ import wid_hf
 SOURCE = Path(wid_hf.__file__).parent
 # Each part may import those above it. A part is a folder or a file of src/wid_hf; those of tools/ count one by one.
 FLOW = (
-    "errors", "deprecation", "extras", "format_version", "atomic_write", "progress", "stored_inputs", "coupling",
-    "layers", "calibration", "progressive", "config", "planning", "adapter", "hub", "tools.plots", "training",
-    "tools.progress_bar", "tools.plan_table", "tools.stops", "tools.staging", "tools.output_folder", "tools.teachers",
-    "tools.data", "tools.evaluation", "tools.reports", "tools.export", "tools.evaluate", "tools.recipe",
+    "errors",
+    "deprecation",
+    "extras",
+    "format_version",
+    "atomic_write",
+    "progress",
+    "stored_inputs",
+    "coupling",
+    "layers",
+    "calibration",
+    "progressive",
+    "config",
+    "planning",
+    "adapter",
+    "hub",
+    "tools.plots",
+    "training",
+    "tools.progress_bar",
+    "tools.plan_table",
+    "tools.stops",
+    "tools.staging",
+    "tools.output_folder",
+    "tools.teachers",
+    "tools.data",
+    "tools.evaluation",
+    "tools.reports",
+    "tools.export",
+    "tools.evaluate",
+    "tools.recipe",
     "tools.compress",
-)  # fmt: skip
+)
 MATHEMATICS = {"coupling", "layers", "calibration", "progressive"}
 LIBRARIES_OF_MODELS = {"peft", "datasets", "accelerate"}
 

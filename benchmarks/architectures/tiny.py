@@ -29,16 +29,46 @@ TASKS = {
 VOCABULARY, LAYERS = 131, 2
 HIDDEN, HEADS, HEAD_WIDTH = 128, 4, 8  # at least these remain, where the family's own default has as many
 WORDS_OF_WIDTH = (
-    "size", "dim", "width", "channels", "d_model", "d_ff", "d_inner", "n_embd", "n_inner", "hidden", "rank", "filters",
+    "size",
+    "dim",
+    "width",
+    "channels",
+    "d_model",
+    "d_ff",
+    "d_inner",
+    "n_embd",
+    "n_inner",
+    "hidden",
+    "rank",
+    "filters",
     "d_latents",
-)  # fmt: skip
+)
 WORDS_OF_HEAD_WIDTH = ("head_dim", "headdim", "d_head", "head_size", "kv_channels", "d_kv", "rotary_dim")
 WORDS_OF_DEPTH = ("layers", "n_layer", "num_blocks", "depth", "attends_per_block")
 NOT_WIDTHS = (
-    "vocab", "patch_size", "image_size", "kernel", "max_position", "window", "chunk", "batch", "num_channels", "stride",
-    "pad", "token", "position", "bins", "experts", "group", "conv", "_act", "hidden_layers", "input_dim", "grid",
+    "vocab",
+    "patch_size",
+    "image_size",
+    "kernel",
+    "max_position",
+    "window",
+    "chunk",
+    "batch",
+    "num_channels",
+    "stride",
+    "pad",
+    "token",
+    "position",
+    "bins",
+    "experts",
+    "group",
+    "conv",
+    "_act",
+    "hidden_layers",
+    "input_dim",
+    "grid",
     "unit_size",
-)  # fmt: skip
+)
 
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 # The most that a tiny model has of what is no width, by the name that configs have for it.

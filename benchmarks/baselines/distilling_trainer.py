@@ -67,9 +67,15 @@ class DistillingTrainer(StudentTrainer):
     """
 
     def __init__(
-        self, model: PreTrainedModel | None = None, args: TrainingArguments | None = None, *others: Any,
-        wid_model: PeftModel, loss: str, own_loss: bool = True, **kwargs: Any,
-    ) -> None:  # fmt: skip
+        self,
+        model: PreTrainedModel | None = None,
+        args: TrainingArguments | None = None,
+        *others: Any,
+        wid_model: PeftModel,
+        loss: str,
+        own_loss: bool = True,
+        **kwargs: Any,
+    ) -> None:
         refuse_unknown([loss], LOSSES, "loss")
         super().__init__(model, args, *others, **kwargs)
         if self.args.world_size > 1 or self.args.n_gpu > 1:
@@ -107,9 +113,12 @@ class DistillingTrainer(StudentTrainer):
         return optimizer
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False,
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         """Return the model's own loss, where it counts, and while training the teacher's, both over the whole step."""
         if not model.training:
             return self._own_loss(model, inputs, return_outputs, num_items_in_batch)

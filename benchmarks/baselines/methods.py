@@ -48,9 +48,14 @@ class Method:
         return self.weights == "folded"
 
     def compress(
-        self, teacher: str, train: str, output: Path, config: WidConfig, settings: CompressSettings,
+        self,
+        teacher: str,
+        train: str,
+        output: Path,
+        config: WidConfig,
+        settings: CompressSettings,
         learning_rate: float | None = None,
-    ) -> Report:  # fmt: skip
+    ) -> Report:
         """Make a student by this method; arguments, result and errors are those of `wid_hf.tools.compress.compress`.
 
         Args:
@@ -157,9 +162,14 @@ class Baseline:
         return {"student": default if self.learning_rate is None else self.learning_rate}
 
     def trainer(
-        self, model: PeftModel, objective: str, rates: Rates, settings: CompressSettings, arguments: dict[str, Any],
+        self,
+        model: PeftModel,
+        objective: str,
+        rates: Rates,
+        settings: CompressSettings,
+        arguments: dict[str, Any],
         data: dict[str, Any],
-    ) -> StudentTrainer:  # fmt: skip
+    ) -> StudentTrainer:
         """Return the trainer of the student at its start; `model` gives shape and teacher."""
         args = TrainingArguments(**arguments, learning_rate=rates["student"])
         if not model.base_model.calibrated:

@@ -76,9 +76,13 @@ def decoder(width: Widths = None, limit_minutes: Minutes = None, output: Output 
 
 @app.command()
 def starts(
-    teacher: Teachers = None, steps: Steps = None, seeds: Seeds = 3, batch_size: BatchSize = 16,
-    limit_minutes: Minutes = None, output: Output = PAGE,
-) -> None:  # fmt: skip
+    teacher: Teachers = None,
+    steps: Steps = None,
+    seeds: Seeds = 3,
+    batch_size: BatchSize = 16,
+    limit_minutes: Minutes = None,
+    output: Output = PAGE,
+) -> None:
     """Train from three starts equally: the learning rates of `wid-hf compress`, half width."""
     store = _store(limit_minutes)
     for subject in _subjects(teacher):
@@ -91,9 +95,13 @@ def starts(
 
 @app.command()
 def sweep(
-    teacher: Teachers = None, steps: Steps = None, seeds: Seeds = 1, batch_size: BatchSize = 16,
-    limit_minutes: Minutes = None, output: Output = PAGE,
-) -> None:  # fmt: skip
+    teacher: Teachers = None,
+    steps: Steps = None,
+    seeds: Seeds = 1,
+    batch_size: BatchSize = 16,
+    limit_minutes: Minutes = None,
+    output: Output = PAGE,
+) -> None:
     """Train at half width with learning rates over one grid for each start, so that none is better tuned."""
     store = _store(limit_minutes)
     for subject in _subjects(teacher):
@@ -110,9 +118,12 @@ def sweep(
 
 @app.command()
 def schedules(
-    steps: Annotated[int, typer.Option(min=50, help="Optimizer steps of each run.")] = 600, seeds: Seeds = 1,
-    batch_size: BatchSize = 16, limit_minutes: Minutes = None, output: Output = PAGE,
-) -> None:  # fmt: skip
+    steps: Annotated[int, typer.Option(min=50, help="Optimizer steps of each run.")] = 600,
+    seeds: Seeds = 1,
+    batch_size: BatchSize = 16,
+    limit_minutes: Minutes = None,
+    output: Output = PAGE,
+) -> None:
     """Train the reaction BERT to half width by the paper's schedule, narrow when calibrated, and from scratch."""
     subject = SUBJECTS["reaction-bert"]
     rates = {name: LEARNING_RATES[subject.objective, start.init] for name, start in SCHEDULES.items()}
@@ -159,11 +170,15 @@ def _untrained(subject: Subject, store: Store, widths: list[str] | None, starts:
     rows = [["", "teacher", f"{whole['parameters']:,}", *figures(whole, subject.figures), "", ""]] if whole else []
     rows += [
         [
-            width, name, f"{made['parameters']:,}", *figures(made, subject.figures),
-            f"{made['start_seconds']:.0f} ({made['start_cpu_seconds']:.0f})", f"{made['start_gigabytes']:.2f}",
+            width,
+            name,
+            f"{made['parameters']:,}",
+            *figures(made, subject.figures),
+            f"{made['start_seconds']:.0f} ({made['start_cpu_seconds']:.0f})",
+            f"{made['start_gigabytes']:.2f}",
         ]
         for (width, name), made in records.items()
-    ]  # fmt: skip
+    ]
     if not rows:
         return [f"{subject.name}: no run is finished yet.", ""]
     missing = len(wanted) * len(starts) - len(records)
@@ -177,9 +192,16 @@ def _untrained(subject: Subject, store: Store, widths: list[str] | None, starts:
 
 
 def _trained(
-    command: str, told: str, subject: Subject, store: Store, runs: Mapping[str, tuple[str, tuple[float, float]]],
-    steps: int, seeds: int, batch_size: int, picture: Path | None = None,
-) -> list[str]:  # fmt: skip
+    command: str,
+    told: str,
+    subject: Subject,
+    store: Store,
+    runs: Mapping[str, tuple[str, tuple[float, float]]],
+    steps: int,
+    seeds: int,
+    batch_size: int,
+    picture: Path | None = None,
+) -> list[str]:
     """Return lines about trainings: `runs` are starts with learning rates, by the name that the table has for them.
 
     The first line is the whole `command` and what is `told` of it.
@@ -194,10 +216,18 @@ def _trained(
     for seed in range(seeds):  # first all with one seed, so that what a short time allows can be compared
         for name, (start, rates) in runs.items():
             settings = {
-                "what": "trained", "teacher": subject.name, "start": start, "sizes": dict(sizes), "steps": steps,
-                "batch_size": batch_size, "rates": list(rates), "seed": seed,
-                "calibration": subject.calibration_texts, "scored": subject.scored_texts, "length": subject.max_length,
-            }  # fmt: skip
+                "what": "trained",
+                "teacher": subject.name,
+                "start": start,
+                "sizes": dict(sizes),
+                "steps": steps,
+                "batch_size": batch_size,
+                "rates": list(rates),
+                "seed": seed,
+                "calibration": subject.calibration_texts,
+                "scored": subject.scored_texts,
+                "length": subject.max_length,
+            }
             made = store.get(
                 settings,
                 lambda start=start, rates=rates, seed=seed: train(
@@ -215,12 +245,15 @@ def _trained(
     became = any(made.get("narrow_from") for made in done)
     rows = [
         [
-            name, str(len(records)), *before_and_after(records, subject.figures),
-            f"{records[0]['training_seconds']:.0f}", *([str(records[0]["narrow_from"] or "")] if became else []),
+            name,
+            str(len(records)),
+            *before_and_after(records, subject.figures),
+            f"{records[0]['training_seconds']:.0f}",
+            *([str(records[0]["narrow_from"] or "")] if became else []),
         ]
         for name, records in found.items()
         if records
-    ]  # fmt: skip
+    ]
     return [
         *head,
         f"**{subject.name}**, {steps} steps of {batch_size} texts of at most {subject.max_length} tokens, scored on "

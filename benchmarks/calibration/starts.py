@@ -99,7 +99,9 @@ def measure_start(subject: Subject, sizes: Mapping[str, Any], start: Start, seed
     began, used = time.perf_counter(), time.process_time()
     calibrate(model, start, batches)
     return {
-        "start_seconds": time.perf_counter() - began, "start_cpu_seconds": time.process_time() - used,
-        "start_gigabytes": peak() - before, "scores": subject.score(model),
+        "start_seconds": time.perf_counter() - began,
+        "start_cpu_seconds": time.process_time() - used,
+        "start_gigabytes": peak() - before,
+        "scores": subject.score(model),
         "parameters": model_size(model.merge_and_unload()).total,
-    }  # fmt: skip
+    }

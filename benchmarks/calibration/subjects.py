@@ -149,8 +149,11 @@ class Sentences(Subject):
     validation: Path = field(kw_only=True)
 
     figures: ClassVar[Mapping[str, str]] = {
-        "loss": ".3f", "Spearman": ".2%", "cosine with teacher": ".3f", "correlation of cosines": ".3f",
-    }  # fmt: skip
+        "loss": ".3f",
+        "Spearman": ".2%",
+        "cosine with teacher": ".3f",
+        "correlation of cosines": ".3f",
+    }
     trainer: ClassVar[type[WidTrainer] | None] = FollowingTrainer
     objective: ClassVar[str | None] = "following"
     grid: ClassVar[tuple[tuple[float, float], ...]] = tuple(
@@ -193,10 +196,17 @@ class Sentences(Subject):
         cosines = pd.Series(functional.cosine_similarity(vectors, others).tolist())
         with eval_mode(model) as device:
             losses = [
-                float(following_loss(model(**_to(batch, device)).last_hidden_state.cpu(), target, kept,
-                                     batch["attention_mask"], cosine_weight=1.0))
+                float(
+                    following_loss(
+                        model(**_to(batch, device)).last_hidden_state.cpu(),
+                        target,
+                        kept,
+                        batch["attention_mask"],
+                        cosine_weight=1.0,
+                    )
+                )
                 for batch, target in states
-            ]  # fmt: skip
+            ]
         return {
             "loss": sum(losses) / len(losses),
             "Spearman": spearman(cosines, labels),
@@ -267,28 +277,49 @@ def _widths(hidden: int, intermediate: int) -> dict[str, dict[str, int]]:
 
 SUBJECTS: dict[str, Subject] = {
     "reaction-bert": Masked(
-        "reaction-bert", TEACHERS / "reaction-bert", _widths(256, 512),
-        DATA / "uspto50k" / "train.jsonl.gz", ("rxn",), DATA / "uspto50k" / "valid.jsonl.gz",
-        calibration_texts=256, scored_texts=512, max_length=128,
+        "reaction-bert",
+        TEACHERS / "reaction-bert",
+        _widths(256, 512),
+        DATA / "uspto50k" / "train.jsonl.gz",
+        ("rxn",),
+        DATA / "uspto50k" / "valid.jsonl.gz",
+        calibration_texts=256,
+        scored_texts=512,
+        max_length=128,
     ),
     "minilm": Sentences(
-        "minilm", TEACHERS / "minilm", _widths(384, 1536),
-        DATA / "glue" / "stsb" / "train.jsonl", ("text_a", "text_b"), DATA / "glue" / "stsb" / "test.jsonl",
-        calibration_texts=512, scored_texts=1379, max_length=64, validation=DATA / "glue" / "stsb" / "dev.jsonl",
+        "minilm",
+        TEACHERS / "minilm",
+        _widths(384, 1536),
+        DATA / "glue" / "stsb" / "train.jsonl",
+        ("text_a", "text_b"),
+        DATA / "glue" / "stsb" / "test.jsonl",
+        calibration_texts=512,
+        scored_texts=1379,
+        max_length=64,
+        validation=DATA / "glue" / "stsb" / "dev.jsonl",
     ),
-}  # fmt: skip
+}
 
 # 3/4 of 9 heads, or of a head of 64 whose halves rotary positions tie to their places, is no whole number: either all
 # heads stay or a third of them goes.
 DECODER = Decoder(
-    "smollm2", TEACHERS / "smollm2",
+    "smollm2",
+    TEACHERS / "smollm2",
     {
         "3/4, all heads": {
-            "hidden_size": 432, "intermediate_size": 1152, "num_attention_heads": 9, "num_key_value_heads": 3,
+            "hidden_size": 432,
+            "intermediate_size": 1152,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
             "head_dim": 64,
         },
         "2/3, 6 heads": {"hidden_size": 384, "intermediate_size": 1024, "head_strategy": "head"},
     },
-    DATA / "wikinews" / "wikinews_en_clean.jsonl.gz", ("text",), DATA / "wikinews" / "wikinews_en_clean.jsonl.gz",
-    calibration_texts=64, scored_texts=64, max_length=128,
-)  # fmt: skip
+    DATA / "wikinews" / "wikinews_en_clean.jsonl.gz",
+    ("text",),
+    DATA / "wikinews" / "wikinews_en_clean.jsonl.gz",
+    calibration_texts=64,
+    scored_texts=64,
+    max_length=128,
+)

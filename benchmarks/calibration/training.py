@@ -21,9 +21,15 @@ from wid_hf.progressive.history import narrow_from, widths_over_steps
 
 
 def train(
-    subject: Subject, sizes: Mapping[str, Any], start: Start, *, steps: int, batch_size: int,
-    rates: tuple[float, float], seed: int,
-) -> Record:  # fmt: skip
+    subject: Subject,
+    sizes: Mapping[str, Any],
+    start: Start,
+    *,
+    steps: int,
+    batch_size: int,
+    rates: tuple[float, float],
+    seed: int,
+) -> Record:
     """Return what `steps` steps make of a student; all but the start is as `wid-hf compress` does it.
 
     Args:
@@ -43,12 +49,22 @@ def train(
     before = subject.score(model)
     with tempfile.TemporaryDirectory() as scratch:
         arguments = WidTrainingArguments(
-            output_dir=scratch, max_steps=steps, per_device_train_batch_size=batch_size,
-            learning_rate=rates[0], compactor_learning_rate=rates[0], teacher_learning_rate=rates[1],
-            weight_decay=0.01, warmup_steps=0.05,
-            lr_scheduler_type="linear", logging_steps=max(1, steps // 20), save_strategy="no", report_to="none",
-            dataloader_pin_memory=torch.cuda.is_available(), disable_tqdm=True, seed=seed,
-        )  # fmt: skip
+            output_dir=scratch,
+            max_steps=steps,
+            per_device_train_batch_size=batch_size,
+            learning_rate=rates[0],
+            compactor_learning_rate=rates[0],
+            teacher_learning_rate=rates[1],
+            weight_decay=0.01,
+            warmup_steps=0.05,
+            lr_scheduler_type="linear",
+            logging_steps=max(1, steps // 20),
+            save_strategy="no",
+            report_to="none",
+            dataloader_pin_memory=torch.cuda.is_available(),
+            disable_tqdm=True,
+            seed=seed,
+        )
         trainer = (Trainer if start.scratch else subject.trainer)(
             model=model, args=arguments, train_dataset=subject.train_set, data_collator=subject.collator
         )
@@ -60,7 +76,10 @@ def train(
     history = trainer.state.log_history
     losses = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
     return {
-        "before": before, "scores": subject.score(model), "losses": losses, "training_seconds": seconds,
+        "before": before,
+        "scores": subject.score(model),
+        "losses": losses,
+        "training_seconds": seconds,
         "narrow_from": narrow_from(history),
         "widths": widths_over_steps(history),
-    }  # fmt: skip
+    }

@@ -71,8 +71,9 @@ def _measured(stops: int, steps: int, seed: int) -> dict[str, Any]:
         if whole:
             raise RuntimeError((folder / "whole.log").read_text())
         kinds = [kind for kind in KINDS if kind != "disk full" or no_disk is None]
-        lanes = [_lane(folder, number, range(number, stops, LANES), kinds, inputs, longest, seed)
-                 for number in range(LANES)]  # fmt: skip
+        lanes = [
+            _lane(folder, number, range(number, stops, LANES), kinds, inputs, longest, seed) for number in range(LANES)
+        ]
         for child in lanes:
             os.waitpid(child, 0)
         found = [json.loads(path.read_text()) for path in sorted(folder.glob("stop-*.json"))]
@@ -81,9 +82,7 @@ def _measured(stops: int, steps: int, seed: int) -> dict[str, Any]:
     return {"found": found, "longest": longest, "no_disk": no_disk}
 
 
-def _lane(
-    folder: Path, number: int, stops: range, kinds: list[str], inputs: Inputs, longest: float, seed: int
-) -> int:  # fmt: skip
+def _lane(folder: Path, number: int, stops: range, kinds: list[str], inputs: Inputs, longest: float, seed: int) -> int:
     """Make the stops of one lane in a process of its own, and leave a record of each in `folder`."""
     child = os.fork()
     if child:
@@ -97,9 +96,12 @@ def _lane(
             record = stop(kind, output, chance, place, inputs, longest)
             (folder / f"stop-{at:03}.json").write_text(json.dumps(record))
             mark = "WRONG" if _wrong(record) else "right"
-            print(f"{at:3} {mark} {kind}, {output}: exit {record['exit']}, kept {record['kept']}",
-                  *(f"{key}: {record[key]}" for key in ("lost", "broken", "left", "hangs", "traceback") if record[key]),
-                  file=sys.stderr, flush=True)  # fmt: skip
+            print(
+                f"{at:3} {mark} {kind}, {output}: exit {record['exit']}, kept {record['kept']}",
+                *(f"{key}: {record[key]}" for key in ("lost", "broken", "left", "hangs", "traceback") if record[key]),
+                file=sys.stderr,
+                flush=True,
+            )
     except BaseException:
         traceback.print_exc()
     finally:
@@ -126,18 +128,31 @@ def _lines(record: Record) -> Iterator[str]:
     for kind in KINDS:
         some = [each for each in found if each["kind"] == kind]
         if some:
-            rows.append((kind, *map(str, (
-                len(some),
-                sum(each["exit"] == 0 for each in some),
-                sum(each["exit"] != 0 and bool(each["kept"]) for each in some),
-                sum(each["exit"] != 0 and not each["kept"] for each in some),
-                sum(bool(each["lost"] or each["broken"]) for each in some),
-                sum(bool(each["left"]) for each in some),
-            ))))  # fmt: skip
+            rows.append(
+                (
+                    kind,
+                    *map(
+                        str,
+                        (
+                            len(some),
+                            sum(each["exit"] == 0 for each in some),
+                            sum(each["exit"] != 0 and bool(each["kept"]) for each in some),
+                            sum(each["exit"] != 0 and not each["kept"] for each in some),
+                            sum(bool(each["lost"] or each["broken"]) for each in some),
+                            sum(bool(each["left"]) for each in some),
+                        ),
+                    ),
+                )
+            )
     head = (
-        "stopped by", "runs", "ended before the stop, or in spite of it", "stopped, a student was kept",
-        "stopped before there was one", "something complete lost", "something left after the next run",
-    )  # fmt: skip
+        "stopped by",
+        "runs",
+        "ended before the stop, or in spite of it",
+        "stopped, a student was kept",
+        "stopped before there was one",
+        "something complete lost",
+        "something left after the next run",
+    )
     yield from table(head, rows)
     yield made_by([record])
 

@@ -37,10 +37,27 @@ class Inputs:
     def words(self, output: Path, seed: int, *more: str) -> list[str]:
         """Return the words after `wid-hf`."""
         return [
-            "compress", str(self.teacher), "--train", str(self.texts), "--output", str(output), *SIZES,
-            "--steps", str(self.steps), "--batch-size", "8", "--max-length", "12", "--validation-texts", "16",
-            "--seed", str(seed), "--calibration-samples", "40", *more,
-        ]  # fmt: skip
+            "compress",
+            str(self.teacher),
+            "--train",
+            str(self.texts),
+            "--output",
+            str(output),
+            *SIZES,
+            "--steps",
+            str(self.steps),
+            "--batch-size",
+            "8",
+            "--max-length",
+            "12",
+            "--validation-texts",
+            "16",
+            "--seed",
+            str(seed),
+            "--calibration-samples",
+            "40",
+            *more,
+        ]
 
 
 @contextmanager
@@ -52,8 +69,10 @@ def small_disk(folder: Path) -> Iterator[None]:
     """
     subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={MEGABYTES}m", "wid-hf-interruptions", str(folder)],
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     try:
         yield
     finally:
@@ -119,8 +138,9 @@ def _stop(kind: str, place: str, chance: random.Random, folder: Path, inputs: In
     again = ended(start(inputs.words(output, 3), where, folder / "again.log", elsewhere))
     last = complete_students(folder)
     said = (folder / "stopped.log").read_text(errors="replace")
-    replaced = place == "replaced" and any(path.name in ("out", "output") for digest, path in after.items()
-                                           if digest not in before)  # fmt: skip
+    replaced = place == "replaced" and any(
+        path.name in ("out", "output") for digest, path in after.items() if digest not in before
+    )
     lost = [str(path) for digest, path in before.items() if digest not in after and not replaced]
     lost += [str(path) for digest, path in after.items() if digest not in last]
     promised = code == 0 or "is complete, in" in said or "steps is in" in said
@@ -129,11 +149,19 @@ def _stop(kind: str, place: str, chance: random.Random, folder: Path, inputs: In
     broken = {str(path): why for path in last.values() if (why := loads(path)) is not None}
     hidden = [str(path.relative_to(folder)) for path in folder.rglob(".*")]
     return {
-        "kind": kind, "output": place, "moment": moment, "seconds": seconds, "exit": code, "exit_of_next": again,
+        "kind": kind,
+        "output": place,
+        "moment": moment,
+        "seconds": seconds,
+        "exit": code,
+        "exit_of_next": again,
         "kept": sorted(path.name for digest, path in after.items() if digest not in before),
-        "lost": lost, "broken": broken, "left": hidden,
-        "hangs": HANGS in (code, again), "traceback": "Traceback" in said and kind != "disk full",
-    }  # fmt: skip
+        "lost": lost,
+        "broken": broken,
+        "left": hidden,
+        "hangs": HANGS in (code, again),
+        "traceback": "Traceback" in said and kind != "disk full",
+    }
 
 
 def _fill(path: Path) -> None:

@@ -43,9 +43,14 @@ app = typer.Typer(pretty_exceptions_enable=False, help=__doc__)
 
 @app.command()
 def sweep(
-    teacher_name: Teachers = None, method: Methods = None, sweep_steps: SweepSteps = 60, batch_size: BatchSize = 8,
-    limit_minutes: Minutes = None, records: Records = RECORDS, output: Output = PAGES,
-) -> None:  # fmt: skip
+    teacher_name: Teachers = None,
+    method: Methods = None,
+    sweep_steps: SweepSteps = 60,
+    batch_size: BatchSize = 8,
+    limit_minutes: Minutes = None,
+    records: Records = RECORDS,
+    output: Output = PAGES,
+) -> None:
     """Train every method at half width with four learning rates each, one seed, few steps."""
     store = _store(records, limit_minutes)
     for contest in _contests(teacher_name):
@@ -56,18 +61,22 @@ def sweep(
 
 @app.command()
 def compare(
-    teacher_name: Teachers = None, method: Methods = None,
+    teacher_name: Teachers = None,
+    method: Methods = None,
     width: Annotated[list[str] | None, typer.Option(help="Only students of these widths.")] = None,
     steps: Steps = 300,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,
-    batch_size: BatchSize = 8, sweep_steps: SweepSteps = 60,
+    batch_size: BatchSize = 8,
+    sweep_steps: SweepSteps = 60,
     tuning_steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of fine-tuning on a task.")] = 300,
     tuning_batch_size: Annotated[int, typer.Option(min=1, help="Rows per step of fine-tuning.")] = 32,
     tuning_rate: Annotated[list[float] | None, typer.Option(help="Learning rates of fine-tuning; 3e-4, 1e-3.")] = None,
     tuning_examples: Annotated[int | None, typer.Option(help="Most rows of a task to train on.")] = None,
     eval_examples: Annotated[int | None, typer.Option(help="Most rows of a split to score.")] = None,
-    limit_minutes: Minutes = None, records: Records = RECORDS, output: Output = PAGES,
-) -> None:  # fmt: skip
+    limit_minutes: Minutes = None,
+    records: Records = RECORDS,
+    output: Output = PAGES,
+) -> None:
     """Train every method at two widths and each seed with the best learning rates of the sweep, and score on tasks."""
     store = _store(records, limit_minutes)
     tuning = Tuning(tuple(tuning_rate or (3e-4, 1e-3)), tuning_steps, tuning_batch_size, tuning_examples, eval_examples)
@@ -91,9 +100,15 @@ def compare(
 
 @app.command()
 def sizes(
-    teacher_name: Teachers = None, method: Methods = None, steps: Steps = 300, batch_size: BatchSize = 8,
-    sweep_steps: SweepSteps = 60, limit_minutes: Minutes = None, records: Records = RECORDS, output: Output = PAGES,
-) -> None:  # fmt: skip
+    teacher_name: Teachers = None,
+    method: Methods = None,
+    steps: Steps = 300,
+    batch_size: BatchSize = 8,
+    sweep_steps: SweepSteps = 60,
+    limit_minutes: Minutes = None,
+    records: Records = RECORDS,
+    output: Output = PAGES,
+) -> None:
     """Train students of five sizes, by the method wid unless others are named, one seed."""
     store = _store(records, limit_minutes)
     for contest in _contests(teacher_name):

@@ -95,24 +95,43 @@ def _comparison(contest: Contest, records: Sequence[Record], tuned: Sequence[Rec
     rows = [["", "teacher", "", str(seeds), *teacher, *_of_tasks(contest, teachers), "", "", "", ""]]
     rows += [
         [
-            width, METHODS[name].title, _told(of_one[0]["settings"]["rates"]), str(len(of_one)),
+            width,
+            METHODS[name].title,
+            _told(of_one[0]["settings"]["rates"]),
+            str(len(of_one)),
             *_figures(contest, of_one),
             *_of_tasks(contest, [on_tasks[key] for r in of_one if (key := _student(r)) in on_tasks]),
-            _looking(of_one), _parameters(of_one), _tokens(of_one), _seconds(of_one),
+            _looking(of_one),
+            _parameters(of_one),
+            _tokens(of_one),
+            _seconds(of_one),
         ]
         for (width, name), of_one in found.items()
-    ]  # fmt: skip
+    ]
     tasks = [f"{task} ({split}, {figure})" for task, (split, figure) in contest.tasks.items()]
-    head = ["width", "method", "learning rates", "seeds", *contest.figures, *tasks, "attention", "parameters",
-            "tokens", "seconds"]  # fmt: skip
+    head = [
+        "width",
+        "method",
+        "learning rates",
+        "seeds",
+        *contest.figures,
+        *tasks,
+        "attention",
+        "parameters",
+        "tokens",
+        "seconds",
+    ]
     words = [f"--steps {budget['steps']} --batch-size {budget['batch_size']} --seeds {seeds}", *_words(tuning)]
     return [
-        "", f"## {contest.title}: all methods, {budget['steps']} steps of {budget['batch_size']}",
-        f"`python benchmarks/methods compare --teacher {contest.name} {' '.join(words)}`: before → after.", "",
+        "",
+        f"## {contest.title}: all methods, {budget['steps']} steps of {budget['batch_size']}",
+        f"`python benchmarks/methods compare --teacher {contest.name} {' '.join(words)}`: before → after.",
+        "",
         f"{_conditions(contest, records)}{_how_tuned(tuning)}Attention: mean Jensen-Shannon divergence, in bits, of "
         f"the student's heads from their teacher's. {told}{made_by([*records, *on_tasks.values(), *teachers])}",
-        *table(head, rows), *_attention(contest, found, budget, folder),
-    ]  # fmt: skip
+        *table(head, rows),
+        *_attention(contest, found, budget, folder),
+    ]
 
 
 def _on_tasks(tuned: Sequence[Record], records: Sequence[Record]) -> tuple[Record | None, dict[str, Record]]:
@@ -164,8 +183,11 @@ def _attention(
     """Return a picture of where the students of the first seed look, a link for each width."""
     lines = []
     for width in contest.compared:
-        first = {name: of_one[0]["attention"] for (of_width, name), of_one in found.items()
-                 if of_width == width and "attention" in of_one[0]}  # fmt: skip
+        first = {
+            name: of_one[0]["attention"]
+            for (of_width, name), of_one in found.items()
+            if of_width == width and "attention" in of_one[0]
+        }
         if first:
             share = width.replace("/", "-of-")
             file = f"attention-{contest.name}-{share}-{budget['steps']}x{budget['batch_size']}.png"
@@ -173,8 +195,11 @@ def _attention(
             lines += [
                 f"Where the students of {width} width look, layer by layer and head by head, seed "
                 f"{min(r['settings']['seed'] for rs in found.values() for r in rs)}; darker is farther from the "
-                "teacher's head:", "", f"![Divergence of attention at {width} width](results/{file})", "",
-            ]  # fmt: skip
+                "teacher's head:",
+                "",
+                f"![Divergence of attention at {width} width](results/{file})",
+                "",
+            ]
     return lines
 
 
@@ -182,8 +207,12 @@ def _sweep(contest: Contest, records: Sequence[Record]) -> list[str]:
     budget, rows = records[0]["settings"], []
     style = next(iter(contest.figures.values()))
     for method in contest.methods:
-        found = {_told(rates): (rates, record) for rates in contest.grid(method) for record in records
-                 if (_setting(record, "method"), _setting(record, "rates")) == (method.name, rates)}  # fmt: skip
+        found = {
+            _told(rates): (rates, record)
+            for rates in contest.grid(method)
+            for record in records
+            if (_setting(record, "method"), _setting(record, "rates")) == (method.name, rates)
+        }
         if found:
             best = best_rates(contest, list(found.values()))
             cells = []
@@ -195,45 +224,58 @@ def _sweep(contest: Contest, records: Sequence[Record]) -> list[str]:
             rows.append([method.title, *cells, *[""] * (len(contest.grid(method)) - len(cells))])
     figure = next(iter(contest.figures)).replace("_", " ")
     return [
-        "", f"## {contest.title}: learning rates, {budget['steps']} steps of {budget['batch_size']}",
+        "",
+        f"## {contest.title}: learning rates, {budget['steps']} steps of {budget['batch_size']}",
         f"`python benchmarks/methods sweep --teacher {contest.name} --sweep-steps {budget['steps']} --batch-size "
         f"{budget['batch_size']}`: {figure} at width {SWEPT_WIDTH} after training at each, the best one bold. "
-        "Learning rates: compactors / teacher's weights, or the student's.", "",
+        "Learning rates: compactors / teacher's weights, or the student's.",
+        "",
         f"{_conditions(contest, records)}{made_by(records)}",
         *table(["method", "", "", "", ""], rows),
-    ]  # fmt: skip
+    ]
 
 
 def _curve(contest: Contest, by_method: Mapping[str, Sequence[Record]], folder: Path) -> list[str]:
     order = list(contest.sizes)
-    curves = {METHODS[name].title: sorted(of_one, key=lambda r: order.index(r["settings"]["width"]))
-              for name, of_one in by_method.items()}  # fmt: skip
+    curves = {
+        METHODS[name].title: sorted(of_one, key=lambda r: order.index(r["settings"]["width"]))
+        for name, of_one in by_method.items()
+    }
     records = [record for of_one in curves.values() for record in of_one]
     budget = records[0]["settings"]
     file = f"sizes-{contest.name}-{budget['steps']}x{budget['batch_size']}.png"
     draw_curve(curves, list(contest.figures), folder / "results" / file)
     rows = [
         [
-            r["settings"]["width"], "/".join(str(n) for n in r["settings"]["sizes"].values()), title,
-            _told(r["settings"]["rates"]), _parameters([r]), *_figures(contest, [r]), _tokens([r]), _seconds([r]),
+            r["settings"]["width"],
+            "/".join(str(n) for n in r["settings"]["sizes"].values()),
+            title,
+            _told(r["settings"]["rates"]),
+            _parameters([r]),
+            *_figures(contest, [r]),
+            _tokens([r]),
+            _seconds([r]),
         ]
         for title, of_one in curves.items()
         for r in of_one
-    ]  # fmt: skip
+    ]
     whole = records[0]["scores"]["teacher"]
     told = ", ".join(
         f"{name.replace('_', ' ')} {format(whole[name], style)}" for name, style in contest.figures.items()
     )
     return [
-        "", f"## {contest.title}: quality against size, {budget['steps']} steps of {budget['batch_size']}",
+        "",
+        f"## {contest.title}: quality against size, {budget['steps']} steps of {budget['batch_size']}",
         f"`python benchmarks/methods sizes --teacher {contest.name} --steps {budget['steps']} --batch-size "
         f"{budget['batch_size']} {' '.join(f'--method {name}' for name in by_method)}`: before → after, one seed. "
-        f"Teacher: {told}.", "",
+        f"Teacher: {told}.",
+        "",
         f"{_conditions(contest, records)}{made_by(records)}",
-        *table(["width", "sizes", "method", "learning rates", "parameters", *contest.figures, "tokens", "seconds"],
-               rows),
+        *table(
+            ["width", "sizes", "method", "learning rates", "parameters", *contest.figures, "tokens", "seconds"], rows
+        ),
         f"![Quality against size](results/{file})",
-    ]  # fmt: skip
+    ]
 
 
 def _conditions(contest: Contest, records: Iterable[Record]) -> str:

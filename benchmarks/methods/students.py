@@ -64,11 +64,19 @@ class Run:
         """What tells the run from others."""
         contest = self.contest
         return {
-            "what": "methods", "teacher": contest.name, "width": self.width, "sizes": dict(contest.sizes[self.width]),
-            "method": self.method, "rates": dict(self.rates), **asdict(self.budget), "seed": self.seed,
-            "train": contest.train.name, "length": contest.max_length, "scored": contest.validation_texts,
+            "what": "methods",
+            "teacher": contest.name,
+            "width": self.width,
+            "sizes": dict(contest.sizes[self.width]),
+            "method": self.method,
+            "rates": dict(self.rates),
+            **asdict(self.budget),
+            "seed": self.seed,
+            "train": contest.train.name,
+            "length": contest.max_length,
+            "scored": contest.validation_texts,
             "calibration": contest.calibration_samples,
-        }  # fmt: skip
+        }
 
     @property
     def student(self) -> Path:
@@ -112,10 +120,14 @@ def _train(run: Run) -> dict[str, Any]:
     given = dict(run.rates)
     student_rate = given.pop("learning_rate", None)
     settings = CompressSettings(
-        **asdict(run.budget), max_length=contest.max_length, column=contest.column,
-        validation=str(contest.validation) if contest.validation else None, validation_texts=contest.validation_texts,
-        seed=run.seed, **given,
-    )  # fmt: skip
+        **asdict(run.budget),
+        max_length=contest.max_length,
+        column=contest.column,
+        validation=str(contest.validation) if contest.validation else None,
+        validation_texts=contest.validation_texts,
+        seed=run.seed,
+        **given,
+    )
     STUDENTS.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=STUDENTS) as scratch:
         student = Path(scratch) / "student"
@@ -129,10 +141,14 @@ def _train(run: Run) -> dict[str, Any]:
         shutil.rmtree(run.student, ignore_errors=True)
         student.replace(run.student)
     return {
-        "scores": report.scores, "parameters": report.sizes["student"].total, "tokens": report.tokens,
-        "training_seconds": report.seconds, "losses": report.losses, "narrow_from": report.narrow_from,
+        "scores": report.scores,
+        "parameters": report.sizes["student"].total,
+        "tokens": report.tokens,
+        "training_seconds": report.seconds,
+        "losses": report.losses,
+        "narrow_from": report.narrow_from,
         "attention": attention,
-    }  # fmt: skip
+    }
 
 
 def _tasks(contest: Contest, model: Path, tuning: Tuning, seed: int) -> dict[str, Any]:

@@ -48,9 +48,11 @@ def output_is_a_dangling_link(folder: Path) -> None:
 
 
 @case(
-    KIND, "trl#2928", "The empty output folder is filled by somebody else while training runs",
+    KIND,
+    "trl#2928",
+    "The empty output folder is filled by somebody else while training runs",
     refused=("student is complete", "it is in"),
-)  # fmt: skip
+)
 def output_filled_meanwhile(folder: Path) -> None:
     teacher, output = save_teacher(folder / "teacher"), folder / "out"
     before = set(folder.iterdir())
@@ -96,9 +98,11 @@ def overwrite_replaces_an_earlier_student(folder: Path) -> None:
 
 
 @case(
-    KIND, "community-events#77, scilpy#55", "Overwriting a project folder that holds the teacher and other work",
+    KIND,
+    "community-events#77, scilpy#55",
+    "Overwriting a project folder that holds the teacher and other work",
     refused=("holds", "name a(nother)? folder"),
-)  # fmt: skip
+)
 def overwrite_of_a_project(folder: Path) -> None:
     project = folder / "project"
     teacher = save_teacher(project / "teacher")
@@ -108,9 +112,11 @@ def overwrite_of_a_project(folder: Path) -> None:
 
 
 @case(
-    KIND, "slendr#82", "Overwriting a folder of ours to which the user added a file",
+    KIND,
+    "slendr#82",
+    "Overwriting a folder of ours to which the user added a file",
     refused=("thesis", "another folder"),
-)  # fmt: skip
+)
 def overwrite_of_a_student_with_notes(folder: Path) -> None:
     teacher = save_teacher(folder / "teacher")
     compressed(teacher, folder / "out", steps=0)
@@ -120,9 +126,11 @@ def overwrite_of_a_student_with_notes(folder: Path) -> None:
 
 
 @case(
-    KIND, "community-events#77", "Overwriting the teacher's own folder, spelled another way",
+    KIND,
+    "community-events#77",
+    "Overwriting the teacher's own folder, spelled another way",
     refused=("is the teacher", "folder apart|another folder"),
-)  # fmt: skip
+)
 def overwrite_of_the_teacher(folder: Path) -> None:
     teacher = save_teacher(folder / "teacher")
     with kept(teacher / "config.json", teacher / "model.safetensors"):
@@ -130,9 +138,11 @@ def overwrite_of_the_teacher(folder: Path) -> None:
 
 
 @case(
-    KIND, "scilpy#55", "Exporting onto a file that holds something else",
+    KIND,
+    "scilpy#55",
+    "Exporting onto a file that holds something else",
     refused=("other.onnx", "another|--overwrite"),
-)  # fmt: skip
+)
 def export_onto_a_file(folder: Path) -> None:
     teacher = save_teacher(folder / "teacher")
     (folder / "other.onnx").write_text("mine")

@@ -25,18 +25,22 @@ def _planned(teacher: Any) -> PeftModel:
 
 
 @case(
-    KIND, "peft#2501, peft#2321", "A teacher quantized to 8 bit by PyTorch",
+    KIND,
+    "peft#2501, peft#2321",
+    "A teacher quantized to 8 bit by PyTorch",
     refused=("quantized", "as it was before|dequantize|without quantization"),
-)  # fmt: skip
+)
 def quantized_by_torch(folder: Path) -> None:
     quantized = torch.ao.quantization.quantize_dynamic(bert(), {nn.Linear}, dtype=torch.qint8)
     _planned(quantized)
 
 
 @case(
-    KIND, "peft#2501, peft#2321", "A teacher with weights in eight bits and scales beside them, as packers leave them",
+    KIND,
+    "peft#2501, peft#2321",
+    "A teacher with weights in eight bits and scales beside them, as packers leave them",
     refused=("quantized", "dequantize|without quantization_config"),
-)  # fmt: skip
+)
 def quantized_by_packing(folder: Path) -> None:
     class PackedLinear(nn.Module):
         def __init__(self, of: nn.Linear) -> None:
@@ -56,9 +60,11 @@ def quantized_by_packing(folder: Path) -> None:
 
 
 @case(
-    KIND, "transformers#43019, peft#2321", "A teacher pruned by masks that stand beside its weights",
+    KIND,
+    "transformers#43019, peft#2321",
+    "A teacher pruned by masks that stand beside its weights",
     refused=("pruned by mask", r"prune\.remove"),
-)  # fmt: skip
+)
 def pruned_by_mask(folder: Path) -> None:
     teacher = bert()
     prune.l1_unstructured(teacher.bert.encoder.layer[0].output.dense, "weight", amount=0.5)
@@ -77,9 +83,11 @@ def pruned_for_good(folder: Path) -> None:
 
 
 @case(
-    KIND, "transformers#43019", "A teacher whose weights a norm of the old kind computes before each forward",
+    KIND,
+    "transformers#43019",
+    "A teacher whose weights a norm of the old kind computes before each forward",
     refused=("WeightNorm|weight_norm", "remove_weight_norm"),
-)  # fmt: skip
+)
 def weight_norm_of_the_old_kind(folder: Path) -> None:
     teacher = bert()
     torch.nn.utils.weight_norm(teacher.bert.encoder.layer[0].output.dense)
@@ -87,9 +95,11 @@ def weight_norm_of_the_old_kind(folder: Path) -> None:
 
 
 @case(
-    KIND, "transformers#43019", "A teacher offloaded by accelerate, its weights fetched for each forward",
+    KIND,
+    "transformers#43019",
+    "A teacher offloaded by accelerate, its weights fetched for each forward",
     refused=("offloaded", "device_map"),
-)  # fmt: skip
+)
 def offloaded_teacher(folder: Path) -> None:
     from accelerate import cpu_offload
 
@@ -99,9 +109,11 @@ def offloaded_teacher(folder: Path) -> None:
 
 
 @case(
-    KIND, "transformers#43019, peft#2321", "A teacher loaded by `device_map` onto two places, one of them the disk",
+    KIND,
+    "transformers#43019, peft#2321",
+    "A teacher loaded by `device_map` onto two places, one of them the disk",
     refused=("device|offload|disk", "device_map"),
-)  # fmt: skip
+)
 def teacher_over_two_devices(folder: Path) -> None:
     bert("BertModel").save_pretrained(folder / "teacher")
     places = {"embeddings": "cpu", "encoder": "disk", "pooler": "cpu"}

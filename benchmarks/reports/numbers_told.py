@@ -21,9 +21,10 @@ def _report(folder: Path) -> dict:
 
 
 @case(
-    KIND, "CoFiPruning#3, CoFiPruning#29, CoFiPruning#47, CoFiPruning#48, Pretrained-Language-Model#155",
+    KIND,
+    "CoFiPruning#3, CoFiPruning#29, CoFiPruning#47, CoFiPruning#48, Pretrained-Language-Model#155",
     "Two runs with one seed: the same weights, losses and scores",
-)  # fmt: skip
+)
 def seeds_repeat(folder: Path) -> None:
     teacher = save_teacher(folder / "teacher")
     reports = [compressed(teacher, folder / name, steps=4) for name in ("one", "other")]
@@ -36,16 +37,34 @@ def seeds_repeat(folder: Path) -> None:
 
 
 @case(
-    KIND, "LLM-Pruner#34, Pretrained-Language-Model#80",
+    KIND,
+    "LLM-Pruner#34, Pretrained-Language-Model#80",
     "What a run was made with: versions, seed, settings and command are in its report",
-)  # fmt: skip
+)
 def what_a_run_was_made_with(folder: Path) -> None:
     teacher = save_teacher(folder / "teacher")
     program(
-        "compress", teacher, "--train", folder / "texts.txt", "--hidden-size", "12", "--intermediate-size", "24",
-        "--steps", "1", "--seed", "5", "--batch-size", "8", "--max-length", "16", "--validation-texts", "8",
-        "--output", folder / "student",
-    )  # fmt: skip
+        "compress",
+        teacher,
+        "--train",
+        folder / "texts.txt",
+        "--hidden-size",
+        "12",
+        "--intermediate-size",
+        "24",
+        "--steps",
+        "1",
+        "--seed",
+        "5",
+        "--batch-size",
+        "8",
+        "--max-length",
+        "16",
+        "--validation-texts",
+        "8",
+        "--output",
+        folder / "student",
+    )
     told = _report(folder / "student")
     assert told["versions"]["torch"] == torch.__version__
     assert told["seed"] == 5
@@ -54,9 +73,10 @@ def what_a_run_was_made_with(folder: Path) -> None:
 
 
 @case(
-    KIND, "unilm#105, unilm#233, unilm#316, Pretrained-Language-Model#22, Pretrained-Language-Model#195",
+    KIND,
+    "unilm#105, unilm#233, unilm#316, Pretrained-Language-Model#22, Pretrained-Language-Model#195",
     "What a training cost: steps, tokens and seconds in the report, the tokens counted without padding",
-)  # fmt: skip
+)
 def what_a_training_cost(folder: Path) -> None:
     teacher = save_teacher(folder / "teacher")
     lines = [" ".join(f"w{(line + 2 * word) % 55 + 5}" for word in range(3 + 2 * (line % 2))) for line in range(120)]
@@ -71,9 +91,10 @@ def what_a_training_cost(folder: Path) -> None:
 
 
 @case(
-    KIND, "sentence-transformers#595, sentence-transformers#1143",
+    KIND,
+    "sentence-transformers#595, sentence-transformers#1143",
     "The size that is quoted is the size on disk; the encoder, without tables and head, is told beside it",
-)  # fmt: skip
+)
 def sizes_in_all_and_of_the_encoder(folder: Path) -> None:
     teacher = save_teacher(folder / "teacher")
     told = compressed(teacher, folder / "student", steps=0).sizes
@@ -88,9 +109,10 @@ def sizes_in_all_and_of_the_encoder(folder: Path) -> None:
 
 
 @case(
-    KIND, "sentence-transformers#1143, model2vec#108",
+    KIND,
+    "sentence-transformers#1143, model2vec#108",
     "How small it will be is told by the plan, without training, and true of the student",
-)  # fmt: skip
+)
 def the_plan_tells_the_size(folder: Path) -> None:
     teacher = save_teacher(folder / "teacher")
     printed = program("plan", teacher, "--hidden-size", "12", "--intermediate-size", "24")

@@ -25,7 +25,7 @@ from small import (
     rows,
     same_outputs,
     save_teacher,
-)  # fmt: skip
+)
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, BertForMaskedLM, PreTrainedModel
 
@@ -55,9 +55,10 @@ def loads_without_wid_hf(folder: Path) -> None:
 
 
 @case(
-    KIND, "CoFiPruning#7, FLAP#7, fastformers#12, transformers#4490, Torch-Pruning#495",
+    KIND,
+    "CoFiPruning#7, FLAP#7, fastformers#12, transformers#4490, Torch-Pruning#495",
     "`from_pretrained` finds every weight in the student's file, of the size that its config states",
-)  # fmt: skip
+)
 def every_weight_is_found(folder: Path) -> None:
     half_bert().merge_and_unload().save_pretrained(folder / "student")
     loaded, found = BertForMaskedLM.from_pretrained(folder / "student", output_loading_info=True)
@@ -67,9 +68,10 @@ def every_weight_is_found(folder: Path) -> None:
 
 
 @case(
-    KIND, "TransformerCompression#114, TransformerCompression#140, TransformerCompression#188",
+    KIND,
+    "TransformerCompression#114, TransformerCompression#140, TransformerCompression#188",
     "A merged student is saved in pieces, loaded, and saved once more: the same outputs",
-)  # fmt: skip
+)
 def saved_in_pieces(folder: Path) -> None:
     student = half_bert().merge_and_unload()
     student.save_pretrained(folder / "pieces", max_shard_size="10KB")
@@ -81,10 +83,11 @@ def saved_in_pieces(folder: Path) -> None:
 
 
 @case(
-    KIND, "Torch-Pruning#436, transformers#8451, nni#5187, neural-compressor#525",
+    KIND,
+    "Torch-Pruning#436, transformers#8451, nni#5187, neural-compressor#525",
     "A hidden size that the heads do not divide is refused before training, with sizes that are legal",
     refused=("hidden_size=13|13", "12"),
-)  # fmt: skip
+)
 def hidden_size_that_heads_do_not_divide(folder: Path) -> None:
     get_wid_model(bert(), WidConfig(hidden_size=13, head_strategy="dim"))
 
@@ -130,9 +133,10 @@ def _narrow(model: PreTrainedModel, folder: Path, **sizes: Any) -> PreTrainedMod
 
 
 @case(
-    KIND, "LLM-Pruner#57, LLM-Pruner#64, LLM-Pruner#83, LLM-Pruner#88, LLM-Shearing#62",
+    KIND,
+    "LLM-Pruner#57, LLM-Pruner#64, LLM-Pruner#83, LLM-Pruner#88, LLM-Shearing#62",
     "Grouped queries: query heads leave with their key/value heads",
-)  # fmt: skip
+)
 def grouped_queries(folder: Path) -> None:
     loaded = _narrow(llama(), folder, hidden_size=16, head_strategy="head")
     attention = loaded.model.layers[0].self_attn
@@ -179,9 +183,10 @@ def encoder_decoder(folder: Path) -> None:
 
 
 @case(
-    KIND, "peft#2972, transformers#45127, transformers#45156",
+    KIND,
+    "peft#2972, transformers#45127, transformers#45156",
     "A tied table and head: one tensor before, in the file and after loading",
-)  # fmt: skip
+)
 def ties_stay(folder: Path) -> None:
     from safetensors import safe_open
 
@@ -213,9 +218,10 @@ def merging_changes_nothing(folder: Path) -> None:
 
 
 @case(
-    KIND, "LLM-Pruner#16, LLM-Pruner#73, Model-Optimizer#105",
+    KIND,
+    "LLM-Pruner#16, LLM-Pruner#73, Model-Optimizer#105",
     "The student as an ONNX file, run by onnxruntime: the same logits",
-)  # fmt: skip
+)
 def onnx(folder: Path) -> None:
     import onnxruntime
 
@@ -232,9 +238,10 @@ def onnx(folder: Path) -> None:
 
 
 @case(
-    KIND, "CoFiPruning#39, TextPruner#9, transformers#20018, sparseml#741, wanda#81",
+    KIND,
+    "CoFiPruning#39, TextPruner#9, transformers#20018, sparseml#741, wanda#81",
     "Fewer operations are fewer in fact: dense narrow matrices, no masks, hooks or wrappers left",
-)  # fmt: skip
+)
 def dense_and_narrow(folder: Path) -> None:
     teacher = bert("BertModel", hidden_size=48, intermediate_size=96)
     model = get_wid_model(teacher, WidConfig(hidden_size=24, intermediate_size=48), calibration_data=batches())

@@ -22,9 +22,13 @@ from wid_hf.tools.reports.wid_report import Report
 
 VOCABULARY = 60
 BERT = {
-    "vocab_size": VOCABULARY, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "intermediate_size": 48, "max_position_embeddings": 32,
-}  # fmt: skip
+    "vocab_size": VOCABULARY,
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 32,
+}
 HALF = {"hidden_size": 12, "intermediate_size": 24}
 Batch = dict[str, Tensor]
 
@@ -77,9 +81,13 @@ def rows(count: int = 32, length: int = 10) -> Dataset:
 def arguments(folder: Path, kind: type[TrainingArguments] = WidTrainingArguments, **more: Any) -> TrainingArguments:
     """Return settings of a few steps on the processor that write nothing unless told to."""
     settings = {
-        "max_steps": 2, "report_to": "none", "save_strategy": "no", "use_cpu": True, "disable_tqdm": True,
+        "max_steps": 2,
+        "report_to": "none",
+        "save_strategy": "no",
+        "use_cpu": True,
+        "disable_tqdm": True,
         "dataloader_pin_memory": False,
-    }  # fmt: skip
+    }
     return kind(str(folder), **settings | more)
 
 

@@ -17,18 +17,22 @@ SHORT = WidSchedule(mask_interval=1, mask_increments=2, decay_to_zero_steps=2)  
 
 
 @case(
-    KIND, "peft#432, peft#1327", "`Trainer` is given a model whose start was never made",
+    KIND,
+    "peft#432, peft#1327",
+    "`Trainer` is given a model whose start was never made",
     refused=("calibrat", "WidCallback|WidTrainer"),
-)  # fmt: skip
+)
 def plain_trainer_without_a_start(folder: Path) -> None:
     model = get_wid_model(bert(), WidConfig(hidden_size=12))
     Trainer(model=model, args=arguments(folder, TrainingArguments), train_dataset=rows()).train()
 
 
 @case(
-    KIND, "peft#432", "A training loop of one's own on a model whose start was never made",
+    KIND,
+    "peft#432",
+    "A training loop of one's own on a model whose start was never made",
     refused=("calibrat", r"calibrate\("),
-)  # fmt: skip
+)
 def own_loop_without_a_start(folder: Path) -> None:
     model = get_wid_model(bert(), WidConfig(hidden_size=12)).train()
     batch = batches(1)[0]
@@ -73,9 +77,11 @@ def callback_runs_the_schedule(folder: Path) -> None:
 
 
 @case(
-    KIND, "peft#1327, peft#3373", "A schedule that needs more steps than the training has",
+    KIND,
+    "peft#1327, peft#3373",
+    "A schedule that needs more steps than the training has",
     refused=("steps", "max_steps|shorter|longer|schedule"),
-)  # fmt: skip
+)
 def schedule_longer_than_training(folder: Path) -> None:
     slow = WidSchedule(mask_interval=10, mask_increments=10, decay_to_zero_steps=10)
     model = get_wid_model(bert(), WidConfig(hidden_size=12, schedule=slow))
@@ -83,9 +89,11 @@ def schedule_longer_than_training(folder: Path) -> None:
 
 
 @case(
-    KIND, "peft#3373", "Calibrating once more after training, which would throw it away",
+    KIND,
+    "peft#3373",
+    "Calibrating once more after training, which would throw it away",
     refused=("trained", "reset=True"),
-)  # fmt: skip
+)
 def calibration_after_training(folder: Path) -> None:
     model = half_bert()
     WidTrainer(model=model, args=arguments(folder, learning_rate=1e-2), train_dataset=rows()).train()

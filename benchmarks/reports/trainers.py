@@ -31,12 +31,17 @@ def _unequal_rows(count: int = 16, length: int = 10) -> Dataset:
 def _one_step(folder: Path, pieces: int, **more: Any) -> tuple[float, float]:
     """Train one step of eight rows in some micro-batches; return loss and norm of the gradient."""
     trainer = WidTrainer(
-        model=half_bert(bert(**STILL)), train_dataset=_unequal_rows(),
+        model=half_bert(bert(**STILL)),
+        train_dataset=_unequal_rows(),
         args=arguments(
-            folder, max_steps=1, per_device_train_batch_size=8 // pieces, gradient_accumulation_steps=pieces,
-            logging_steps=1, **more,
+            folder,
+            max_steps=1,
+            per_device_train_batch_size=8 // pieces,
+            gradient_accumulation_steps=pieces,
+            logging_steps=1,
+            **more,
         ),
-    )  # fmt: skip
+    )
     trainer.train()
     return losses(trainer)[0], gradient_norms(trainer)[0]
 
@@ -46,9 +51,10 @@ def _near(one: float, other: float, share: float = 1e-4) -> None:
 
 
 @case(
-    KIND, "trl#6006, trl#6452, trl#6478, transformers#36331",
+    KIND,
+    "trl#6006, trl#6452, trl#6478, transformers#36331",
     "Rows with unequal numbers of labels in 1, 4 and 8 micro-batches: one loss, one gradient",
-)  # fmt: skip
+)
 def accumulation(folder: Path) -> None:
     whole = _one_step(folder, 1)
     for pieces in (4, 8):
@@ -68,12 +74,28 @@ def accumulation_with_distillation(folder: Path) -> None:
 )
 def accumulation_of_a_sum(folder: Path) -> None:
     config = transformers.Wav2Vec2Config(
-        vocab_size=20, hidden_size=24, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48,
-        conv_dim=(8, 8), conv_stride=(5, 4), conv_kernel=(10, 8), num_conv_pos_embeddings=8,
-        num_conv_pos_embedding_groups=2, num_feat_extract_layers=2, layerdrop=0.0, hidden_dropout=0.0,
-        attention_dropout=0.0, activation_dropout=0.0, feat_proj_dropout=0.0, final_dropout=0.0, mask_time_prob=0.0,
-        apply_spec_augment=False, pad_token_id=0, ctc_loss_reduction="sum",
-    )  # fmt: skip
+        vocab_size=20,
+        hidden_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=48,
+        conv_dim=(8, 8),
+        conv_stride=(5, 4),
+        conv_kernel=(10, 8),
+        num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=2,
+        num_feat_extract_layers=2,
+        layerdrop=0.0,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        activation_dropout=0.0,
+        feat_proj_dropout=0.0,
+        final_dropout=0.0,
+        mask_time_prob=0.0,
+        apply_spec_augment=False,
+        pad_token_id=0,
+        ctc_loss_reduction="sum",
+    )
     generator = torch.Generator().manual_seed(4)
     sounds = torch.randn(8, 800, generator=generator)
     texts = torch.randint(1, 20, (8, 4), generator=generator)
@@ -87,9 +109,13 @@ def accumulation_of_a_sum(folder: Path) -> None:
         torch.manual_seed(0)
         teacher = transformers.Wav2Vec2ForCTC(config)
         settings = arguments(
-            folder, max_steps=1, per_device_train_batch_size=8 // pieces, gradient_accumulation_steps=pieces,
-            logging_steps=1, remove_unused_columns=False,
-        )  # fmt: skip
+            folder,
+            max_steps=1,
+            per_device_train_batch_size=8 // pieces,
+            gradient_accumulation_steps=pieces,
+            logging_steps=1,
+            remove_unused_columns=False,
+        )
         model = get_wid_model(teacher, WidConfig(hidden_size=12, init="identity"))
         trainer = WidTrainer(model=model, args=settings, train_dataset=data, data_collator=collate)
         trainer.train()
@@ -98,9 +124,10 @@ def accumulation_of_a_sum(folder: Path) -> None:
 
 
 @case(
-    KIND, "peft#742, peft#899, transformers#26334, transformers#42489",
+    KIND,
+    "peft#742, peft#899, transformers#26334, transformers#42489",
     "Gradient checkpointing asked of the trainer: the same loss and gradient as without",
-)  # fmt: skip
+)
 def checkpointing_in_the_trainer(folder: Path) -> None:
     plain, saving = _one_step(folder, 1), _one_step(folder, 1, gradient_checkpointing=True)
     for one, other in zip(plain, saving, strict=True):
@@ -131,9 +158,7 @@ def model_init(folder: Path) -> None:
     assert trainer.model.merge_and_unload().config.hidden_size == 12
 
 
-@case(
-    KIND, "peft#914", "Trials of a search in one trainer: each makes a model anew and trains it at its own size"
-)  # fmt: skip
+@case(KIND, "peft#914", "Trials of a search in one trainer: each makes a model anew and trains it at its own size")
 def trials(folder: Path) -> None:
     trial: dict[str, Any] = {}
 
@@ -160,9 +185,11 @@ def evaluation_in_half(folder: Path) -> None:
     model = half_bert()
     expected = _loss_of(model)
     trainer = WidTrainer(
-        model=model, train_dataset=rows(), eval_dataset=rows(),
+        model=model,
+        train_dataset=rows(),
+        eval_dataset=rows(),
         args=arguments(folder, bf16_full_eval=True, max_steps=4, eval_strategy="steps", eval_steps=2),
-    )  # fmt: skip
+    )
     _near(expected, WidTrainer(model=half_bert(), args=trainer.args, eval_dataset=rows()).evaluate()["eval_loss"], 0.02)
     trainer.train()
     seen = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
@@ -227,9 +254,11 @@ def resumed(folder: Path) -> None:
 
 
 @case(
-    KIND, "peft#184", "Training an adapter that was loaded for inference, which `PeftModel.from_pretrained` does",
+    KIND,
+    "peft#184",
+    "Training an adapter that was loaded for inference, which `PeftModel.from_pretrained` does",
     refused=("inference|trainable", "is_trainable=True"),
-)  # fmt: skip
+)
 def adapter_loaded_for_inference(folder: Path) -> None:
     half_bert().save_pretrained(folder / "adapter")
     model = PeftModel.from_pretrained(bert(), folder / "adapter")

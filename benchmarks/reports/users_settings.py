@@ -62,9 +62,10 @@ def _check_special(student: GPT2LMHeadModel) -> None:
 
 
 @case(
-    KIND, "transformers#48592, open-r1#663, trl#7097",
+    KIND,
+    "transformers#48592, open-r1#663, trl#7097",
     "End and padding tokens of the tokenizer that `Trainer` was given are in the student's configs",
-)  # fmt: skip
+)
 def special_tokens_reach_the_student(folder: Path) -> None:
     _check_special(_after_training(folder, "narrow"))
 
@@ -98,9 +99,11 @@ def frozen_layers_stay(folder: Path) -> None:
 
 
 @case(
-    KIND, "peft#1173, peft#1457", "Tokens added to a wid model, whose layers are computed from its teacher's",
+    KIND,
+    "peft#1173, peft#1457",
+    "Tokens added to a wid model, whose layers are computed from its teacher's",
     refused=("vocabulary cannot become 70", r"before get_wid_model"),
-)  # fmt: skip
+)
 def vocabulary_resized_after(folder: Path) -> None:
     model = get_wid_model(llama(), WidConfig(hidden_size=16, head_strategy="head"), calibration_data=batches())
     model.resize_token_embeddings(70)

@@ -49,9 +49,13 @@ class Store:
             began = time.monotonic()
             made = make()
         record = {
-            "settings": settings, "seconds": time.monotonic() - began, "commit": _commit(),
-            "hardware": hardware_name(), "versions": package_versions(), **made,
-        }  # fmt: skip
+            "settings": settings,
+            "seconds": time.monotonic() - began,
+            "commit": _commit(),
+            "hardware": hardware_name(),
+            "versions": package_versions(),
+            **made,
+        }
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(file) as unfinished:
             unfinished.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

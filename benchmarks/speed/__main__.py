@@ -91,12 +91,24 @@ app = typer.Typer(pretty_exceptions_enable=False, help=__doc__)
 
 @app.command()
 def main(
-    layers: Layers = None, width: Widths = None, batch: Batches = None, dtype: Dtypes = None,
-    teacher: Teachers = None, variant: Variants = None, micro_batches: MicroBatches = 1, rounds: Rounds = None,
-    warm_up: WarmUp = 1, calibration_rows: Calibration = None, logits: Logits = "full", memory: Memory = True,
-    compiled: Compile = False, small: Small = False, anew: Anew = False, limit_minutes: Minutes = None,
+    layers: Layers = None,
+    width: Widths = None,
+    batch: Batches = None,
+    dtype: Dtypes = None,
+    teacher: Teachers = None,
+    variant: Variants = None,
+    micro_batches: MicroBatches = 1,
+    rounds: Rounds = None,
+    warm_up: WarmUp = 1,
+    calibration_rows: Calibration = None,
+    logits: Logits = "full",
+    memory: Memory = True,
+    compiled: Compile = False,
+    small: Small = False,
+    anew: Anew = False,
+    limit_minutes: Minutes = None,
     output: Output = PAGE,
-) -> None:  # fmt: skip
+) -> None:
     """Measure every combination of what is asked for, print the table and write it to a page."""
     told = _told(layers, dtype, variant, micro_batches, logits, compiled, small)
     layers = layers or ([4] if small else [2, 12])
@@ -126,8 +138,13 @@ def main(
         for (count, length), kind, trained in product(shapes, dtypes, teachers):
             case = Case(sizes, count, length, micro_batches, kind, trained, logits, compiled)
             settings = {
-                **ask, **asdict(case), "variants": names, "rounds": rounds, "warm_up": warm_up, "memory": memory,
-            }  # fmt: skip
+                **ask,
+                **asdict(case),
+                "variants": names,
+                "rounds": rounds,
+                "warm_up": warm_up,
+                "memory": memory,
+            }
             made = store.get(settings, lambda case=case: {"variants": _measured(case, names, rounds, warm_up, memory)})
             records.append(made)
             lines += step_rows(case, made["variants"]) if made else []
@@ -138,13 +155,15 @@ def main(
         return
     missing = len(records) - len(done)
     write_section(
-        output, HEAD, title,
+        output,
+        HEAD,
+        title,
         [
             f"{rounds} rounds after {warm_up + 1} steps. {made_by(done)}{without_bf16}"
             + (f" {missing} of {len(records)} measurements are missing." if missing else ""),
             *table(COLUMNS, lines),
         ],
-    )  # fmt: skip
+    )
     shown = Table(*COLUMNS, title=title)
     for line in lines:
         shown.add_row(*line)
@@ -152,9 +171,14 @@ def main(
 
 
 def _told(
-    layers: list[int] | None, dtypes: list[str] | None, variants: list[str] | None, micro_batches: int, logits: str,
-    compiled: bool, small: bool,
-) -> list[str]:  # fmt: skip
+    layers: list[int] | None,
+    dtypes: list[str] | None,
+    variants: list[str] | None,
+    micro_batches: int,
+    logits: str,
+    compiled: bool,
+    small: bool,
+) -> list[str]:
     """Return what a section's title says of what was asked for other than by default."""
     words = {
         f"{' and '.join(map(str, layers or ()))} layers": layers,

@@ -44,9 +44,12 @@ class Sizes:
     def teacher(self, device: torch.device) -> BertForMaskedLM:
         """Return the teacher, the same one each time, in training mode."""
         config = BertConfig(
-            vocab_size=self.vocabulary, hidden_size=self.teacher_width, num_hidden_layers=self.layers,
-            num_attention_heads=self.heads, intermediate_size=4 * self.teacher_width,
-        )  # fmt: skip
+            vocab_size=self.vocabulary,
+            hidden_size=self.teacher_width,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            intermediate_size=4 * self.teacher_width,
+        )
         with torch.random.fork_rng():
             torch.manual_seed(0)
             return BertForMaskedLM(config).to(device).train()

@@ -69,11 +69,15 @@ def _steps(case: Case, names: list[str], rounds: int, warm_up: int) -> dict[str,
     for name, took in seconds.items():
         ratios = [mine / bare for mine, bare in zip(took, seconds[BARE], strict=True)]
         records[name] = {
-            "seconds": median(took), "least_seconds": min(took), "greatest_seconds": max(took),
+            "seconds": median(took),
+            "least_seconds": min(took),
+            "greatest_seconds": max(took),
             "tokens_per_second": case.tokens / median(took),
-            "ratio": median(took) / median(seconds[BARE]), "least_ratio": min(ratios), "greatest_ratio": max(ratios),
+            "ratio": median(took) / median(seconds[BARE]),
+            "least_ratio": min(ratios),
+            "greatest_ratio": max(ratios),
             "step_flops": flops[name],
-        }  # fmt: skip
+        }
         if STOCK.get(name) in flops:
             records[name]["fold_flops"] = flops[name] - flops[STOCK[name]]
     return records

@@ -9,9 +9,20 @@ from cases import Case, Sizes
 from store import Record
 
 COLUMNS = (
-    "layers", "width", "batch", "dtype", "teacher", "what", "seconds", "tokens/s", "x bare", "GFLOP", "of it fold",
-    "peak GB", "allowed GB",
-)  # fmt: skip
+    "layers",
+    "width",
+    "batch",
+    "dtype",
+    "teacher",
+    "what",
+    "seconds",
+    "tokens/s",
+    "x bare",
+    "GFLOP",
+    "of it fold",
+    "peak GB",
+    "allowed GB",
+)
 
 
 def step_rows(case: Case, variants: dict[str, Record]) -> list[tuple[str, ...]]:
@@ -19,11 +30,17 @@ def step_rows(case: Case, variants: dict[str, Record]) -> list[tuple[str, ...]]:
     width, batch = f"{case.sizes.teacher_width} → {case.sizes.width}", f"{case.rows}x{case.length}"
     return [
         (
-            str(case.sizes.layers), width, batch, case.dtype, case.teacher, name, *_step_cells(made),
+            str(case.sizes.layers),
+            width,
+            batch,
+            case.dtype,
+            case.teacher,
+            name,
+            *_step_cells(made),
             *(format(made[key], ".2f") if made.get(key) else "" for key in ("peak_gigabytes", "allowed_gigabytes")),
         )
         for name, made in variants.items()
-    ]  # fmt: skip
+    ]
 
 
 def once_rows(sizes: Sizes, calibrated: str, seconds: dict[str, float]) -> list[tuple[str, ...]]:
@@ -39,9 +56,12 @@ def _step_cells(made: Record) -> tuple[str, ...]:
     if "seconds" not in made:
         return "out of memory", "", "", "", ""
     return (
-        _spread(made, "seconds", ".3f"), f"{made['tokens_per_second']:,.0f}", _spread(made, "ratio", ".2f"),
-        f"{made['step_flops'] / 1e9:,.1f}", f"{made['fold_flops'] / 1e9:,.1f}" if "fold_flops" in made else "",
-    )  # fmt: skip
+        _spread(made, "seconds", ".3f"),
+        f"{made['tokens_per_second']:,.0f}",
+        _spread(made, "ratio", ".2f"),
+        f"{made['step_flops'] / 1e9:,.1f}",
+        f"{made['fold_flops'] / 1e9:,.1f}" if "fold_flops" in made else "",
+    )
 
 
 def _spread(made: Record, key: str, style: str) -> str:

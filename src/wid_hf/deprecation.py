@@ -24,8 +24,14 @@ _TOOLS = {
     "data": ("batches", "hold_out", "load_texts", "tokenize"),
     "evaluate": ("EvalSettings", "evaluate"),
     "evaluation": (
-        "cosine_correlation", "embed", "latency", "masked_batches", "masked_lm_score", "perplexity_score",
-        "retrieval_agreement", "sentence_score",
+        "cosine_correlation",
+        "embed",
+        "latency",
+        "masked_batches",
+        "masked_lm_score",
+        "perplexity_score",
+        "retrieval_agreement",
+        "sentence_score",
     ),
     "evaluation.tasks": ("TASKS", "DataPlaces", "FineTuning", "find_tasks"),
     "evaluation.tasks.classification": ("Classification",),
@@ -34,7 +40,7 @@ _TOOLS = {
     "output_folder": ("OutputFolder", "write_folder"),
     "reports.wid_report": ("FILE_NAME", "Report"),
     "teachers": ("load_teacher", "load_tokenizer", "save_tokenizer"),
-}  # fmt: skip
+}
 MOVED = {
     **{
         f"wid_hf.{module}.{name}": f"wid_hf.tools.{module}.{name}" for module, names in _TOOLS.items() for name in names

@@ -71,9 +71,13 @@ def _of_library(name: str) -> tuple[type[Exception], ...]:
 
 
 def _show_warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None,
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
     line: str | None = None,
-) -> None:  # fmt: skip
+) -> None:
     if isinstance(message, _of_library("WidWarning")):
         _print("Note", "bold yellow", str(message))
     else:

@@ -99,9 +99,16 @@ def compress(
     )
     try:
         report = compress_teacher(
-            teacher, train, output, config, settings,
-            revision=revision, trust_remote_code=trust_remote_code, overwrite=overwrite, command=options.command_line(),
-        )  # fmt: skip
+            teacher,
+            train,
+            output,
+            config,
+            settings,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            overwrite=overwrite,
+            command=options.command_line(),
+        )
     except Stopped as stop:
         Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print(str(stop))
         raise typer.Exit(128 + stop.signal) from None

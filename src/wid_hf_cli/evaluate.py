@@ -11,9 +11,22 @@ from rich.console import Console
 from . import options
 
 TASKS = (
-    "cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli", "squad", "squad_v2", "reactions",
-    "stsb-zero-shot", "masked-lm", "perplexity",
-)  # fmt: skip
+    "cola",
+    "sst2",
+    "mrpc",
+    "stsb",
+    "qqp",
+    "mnli",
+    "qnli",
+    "rte",
+    "wnli",
+    "squad",
+    "squad_v2",
+    "reactions",
+    "stsb-zero-shot",
+    "masked-lm",
+    "perplexity",
+)
 
 
 def evaluate(
@@ -63,10 +76,14 @@ def evaluate(
     folder = Path(expanded(model))
     output = Path(expanded(output or Path("eval") / (folder.resolve().name if folder.is_dir() else folder.name)))
     report = evaluate_model(
-        model, options.words(tasks), output, settings,
-        revision=revision, trust_remote_code=trust_remote_code,
+        model,
+        options.words(tasks),
+        output,
+        settings,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
         command=options.command_line(),
-    )  # fmt: skip
+    )
     console = Console()
     console.print(report.table())
     console.print(f"All runs: {output / FILE_NAME}", soft_wrap=True, markup=False)

@@ -76,9 +76,15 @@ TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run 
 
 
 def wid_config(
-    hidden_size: int | None, intermediate_size: int | None, heads: int | None, key_value_heads: int | None,
-    head_dim: int | None, strategy: HeadStrategy, overrides: list[str] | None, **start: Any,
-) -> WidConfig:  # fmt: skip
+    hidden_size: int | None,
+    intermediate_size: int | None,
+    heads: int | None,
+    key_value_heads: int | None,
+    head_dim: int | None,
+    strategy: HeadStrategy,
+    overrides: list[str] | None,
+    **start: Any,
+) -> WidConfig:
     """Return the `WidConfig` that the options describe; `start` takes its other fields under their own names."""
     from wid_hf import WidConfig
 

@@ -93,8 +93,9 @@ def test_a_student_saved_beside_its_adapter_loads_and_the_adapter_is_kept(
         with pytest.warns(UserWarning, match=f"adapter is in .*{at} now"):
             deepcopy(student).save_pretrained(tmp_path)
         assert sorted(path.name for path in (tmp_path / at).iterdir()) == [
-            "adapter_config.json", "adapter_model.safetensors",
-        ]  # fmt: skip
+            "adapter_config.json",
+            "adapter_model.safetensors",
+        ]
     done = subprocess.run(
         [sys.executable, "-c", LOADED_BY_OTHERS, tmp_path], check=False, capture_output=True, text=True
     )

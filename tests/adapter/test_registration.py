@@ -59,9 +59,7 @@ except Exception as refusal:
 def test_the_same_files_may_be_imported_twice_and_a_second_copy_is_refused(tmp_path: Path) -> None:
     source = Path(wid_hf.__file__).parent
     shutil.copytree(source, tmp_path / "wid_hf", ignore=shutil.ignore_patterns("__pycache__"))
-    done = subprocess.run(
-        [sys.executable, "-c", IMPORTS, str(tmp_path)], capture_output=True, text=True, check=False
-    )  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", IMPORTS, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert 'WidError PEFT knows another method as "WID" already' in done.stdout
     for package in (source, tmp_path / "wid_hf"):

@@ -274,10 +274,18 @@ def test_a_first_use_without_gradients_does_not_cost_the_second_its_own(wid: Pef
 
 def marian() -> MarianMTModel:
     config = MarianConfig(
-        vocab_size=60, d_model=24, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4,
-        decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=32,
-        pad_token_id=0, decoder_start_token_id=0,
-    )  # fmt: skip
+        vocab_size=60,
+        d_model=24,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=48,
+        max_position_embeddings=32,
+        pad_token_id=0,
+        decoder_start_token_id=0,
+    )
     return MarianMTModel(config).eval()
 
 
@@ -309,9 +317,15 @@ def test_a_narrower_student_computes_its_own_positions_and_keeps_the_indices_nea
 
 def test_a_decoder_with_cross_attention_narrows_the_states_that_it_takes_as_well() -> None:
     config = BertConfig(
-        vocab_size=60, hidden_size=24, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48,
-        max_position_embeddings=32, is_decoder=True, add_cross_attention=True,
-    )  # fmt: skip
+        vocab_size=60,
+        hidden_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=32,
+        is_decoder=True,
+        add_cross_attention=True,
+    )
     teacher = BertLMHeadModel(config).eval()
     wid = get_wid_model(teacher, WidConfig(hidden_size=12, init="identity"), verify=True)
     noisy(wid)
@@ -323,10 +337,19 @@ def test_a_decoder_with_cross_attention_narrows_the_states_that_it_takes_as_well
 
 def test_a_weight_normed_teacher_trains_and_merges_into_its_own_class(tmp_path: Path) -> None:
     config = Wav2Vec2Config(
-        vocab_size=20, hidden_size=24, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48,
-        conv_dim=(8, 8), conv_kernel=(10, 3), conv_stride=(5, 2), num_feat_extract_layers=2,
-        num_conv_pos_embedding_groups=2, num_conv_pos_embeddings=4, classifier_proj_size=8,
-    )  # fmt: skip
+        vocab_size=20,
+        hidden_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=48,
+        conv_dim=(8, 8),
+        conv_kernel=(10, 3),
+        conv_stride=(5, 2),
+        num_feat_extract_layers=2,
+        num_conv_pos_embedding_groups=2,
+        num_conv_pos_embeddings=4,
+        classifier_proj_size=8,
+    )
     teacher = Wav2Vec2ForSequenceClassification(config).eval()
     wid = get_wid_model(teacher, WidConfig(hidden_size=12, intermediate_size=24, init="identity"), verify=True)
     sound = {"input_values": torch.randn(2, 400)}

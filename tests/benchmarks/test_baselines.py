@@ -56,9 +56,17 @@ def albert() -> AlbertForMaskedLM:
 
 def gpt2() -> GPT2LMHeadModel:
     config = GPT2Config(
-        vocab_size=60, n_embd=32, n_layer=2, n_head=4, n_positions=32, bos_token_id=None, eos_token_id=None,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-    )  # fmt: skip
+        vocab_size=60,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=32,
+        bos_token_id=None,
+        eos_token_id=None,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+    )
     return moved(GPT2LMHeadModel(config))
 
 
@@ -189,14 +197,25 @@ def trainer_of(folder: Path, loss: str, *, double: bool = False, **given: Any) -
     teacher = bert()
     model = get_wid_model(teacher.double() if double else teacher, HALF)
     defaults: dict[str, Any] = {
-        "output_dir": str(folder), "max_steps": 2, "per_device_train_batch_size": 16, "save_strategy": "no",
-        "report_to": "none", "disable_tqdm": True, "use_cpu": True, "dataloader_pin_memory": False,
-        "learning_rate": 1e-2, "lr_scheduler_type": "constant", "logging_steps": 1,
-    }  # fmt: skip
+        "output_dir": str(folder),
+        "max_steps": 2,
+        "per_device_train_batch_size": 16,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+        "learning_rate": 1e-2,
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+    }
     return DistillingTrainer(
-        model=stock_student(model, random=True, seed=0), args=TrainingArguments(**{**defaults, **given}),
-        train_dataset=labelled_rows(), wid_model=model, loss=loss,
-    )  # fmt: skip
+        model=stock_student(model, random=True, seed=0),
+        args=TrainingArguments(**{**defaults, **given}),
+        train_dataset=labelled_rows(),
+        wid_model=model,
+        loss=loss,
+    )
 
 
 def test_an_unknown_loss_is_refused_with_all_that_are_legal(tmp_path: Path) -> None:
@@ -222,9 +241,17 @@ def test_every_training_starts_from_a_new_model_and_new_maps(tmp_path: Path) -> 
         return stock_student(get_wid_model(bert(), HALF), random=True, seed=0)
 
     args = TrainingArguments(
-        str(tmp_path), max_steps=3, per_device_train_batch_size=4, save_strategy="no", report_to="none",
-        use_cpu=True, disable_tqdm=True, logging_steps=1, learning_rate=1e-2, dataloader_pin_memory=False,
-    )  # fmt: skip
+        str(tmp_path),
+        max_steps=3,
+        per_device_train_batch_size=4,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        logging_steps=1,
+        learning_rate=1e-2,
+        dataloader_pin_memory=False,
+    )
     wid_model = get_wid_model(bert(), HALF)
     trainer = DistillingTrainer(
         args=args, train_dataset=labelled_rows(), model_init=student, wid_model=wid_model, loss="layers"
@@ -241,9 +268,15 @@ def test_accumulated_micro_batches_have_the_gradients_of_one_batch(loss: str, tm
     ended = []
     for accumulation in (1, 4, 8):
         trainer = trainer_of(
-            tmp_path, loss, double=True, per_device_train_batch_size=16 // accumulation,
-            gradient_accumulation_steps=accumulation, optim="sgd", max_grad_norm=0.0, learning_rate=0.1,
-        )  # fmt: skip
+            tmp_path,
+            loss,
+            double=True,
+            per_device_train_batch_size=16 // accumulation,
+            gradient_accumulation_steps=accumulation,
+            optim="sgd",
+            max_grad_norm=0.0,
+            learning_rate=0.1,
+        )
         before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
         trainer.train()
         maps = {f"loss.{name}": p for name, p in trainer.teacher_loss.named_parameters()}
@@ -304,9 +337,18 @@ def test_a_teacher_without_attention_is_refused() -> None:
     from transformers import Mamba2Config, Mamba2ForCausalLM
 
     config = Mamba2Config(
-        vocab_size=60, hidden_size=24, num_hidden_layers=1, num_heads=4, head_dim=12, n_groups=1, state_size=8,
-        chunk_size=8, pad_token_id=0, bos_token_id=None, eos_token_id=None,
-    )  # fmt: skip
+        vocab_size=60,
+        hidden_size=24,
+        num_hidden_layers=1,
+        num_heads=4,
+        head_dim=12,
+        n_groups=1,
+        state_size=8,
+        chunk_size=8,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
     model = get_wid_model(Mamba2ForCausalLM(config), WidConfig(hidden_size=12, init="identity"))
     for name in ("relations", "layers"):
         with pytest.raises(TeacherError, match="has no attention whose queries, keys and values"):

@@ -36,8 +36,13 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     spec.loader.exec_module(module)
     monkeypatch.setattr(sys.modules["students"], "STUDENTS", tmp_path / "students")
     write_data(tmp_path / "data")
-    shared = {"sizes": SIZES, "data": tmp_path / "data", "max_length": 12, "validation_texts": 16,
-              "calibration_samples": 40}  # fmt: skip
+    shared = {
+        "sizes": SIZES,
+        "data": tmp_path / "data",
+        "max_length": 12,
+        "validation_texts": 16,
+        "calibration_samples": 40,
+    }
     reactions = tmp_path / "data" / "uspto50k"
     shared |= {"train": reactions / "train.jsonl", "looked_at": reactions / "valid.jsonl"}
     monkeypatch.setattr(
@@ -45,15 +50,20 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         "CONTESTS",
         {
             "reaction-bert": replace(
-                module.CONTESTS["reaction-bert"], folder=save_teacher(tmp_path / "masked", BertForMaskedLM),
-                validation=reactions / "valid.jsonl", **shared,
+                module.CONTESTS["reaction-bert"],
+                folder=save_teacher(tmp_path / "masked", BertForMaskedLM),
+                validation=reactions / "valid.jsonl",
+                **shared,
             ),
             "minilm": replace(
-                module.CONTESTS["minilm"], folder=save_teacher(tmp_path / "encoder", BertModel), column="rxn",
-                tasks={"stsb-zero-shot": ("test", "spearman")}, **shared,
+                module.CONTESTS["minilm"],
+                folder=save_teacher(tmp_path / "encoder", BertModel),
+                column="rxn",
+                tasks={"stsb-zero-shot": ("test", "spearman")},
+                **shared,
             ),
         },
-    )  # fmt: skip
+    )
     return module
 
 
@@ -80,9 +90,16 @@ def places(tmp_path: Path) -> dict[str, Path]:
 def one_student(tmp_path: Path) -> dict[str, Any]:
     """The smallest comparison: one method at one width, with one seed."""
     return {
-        "teacher_name": ["reaction-bert"], "method": ["slice"], "batch_size": 16, **places(tmp_path),
-        "steps": 2, "seeds": 1, "sweep_steps": 2, "width": ["1/2"], **TUNING,
-    }  # fmt: skip
+        "teacher_name": ["reaction-bert"],
+        "method": ["slice"],
+        "batch_size": 16,
+        **places(tmp_path),
+        "steps": 2,
+        "seeds": 1,
+        "sweep_steps": 2,
+        "width": ["1/2"],
+        **TUNING,
+    }
 
 
 def records(tmp_path: Path) -> list[dict[str, Any]]:
@@ -117,8 +134,9 @@ def test_every_learning_rate_is_tried_and_the_best_is_compared(command: ModuleTy
         "## Reaction BERT: learning rates, 4 steps of 16",
     ]
     rows = [line for line in text.splitlines() if line.startswith(("| 1/2 |", "| 1/4 |"))]
-    assert len(rows) == 4 and all("±" in row and "→" in row and METHODS[n].title in row for row, n in
-                                  zip(rows, names * 2, strict=True))  # fmt: skip
+    assert len(rows) == 4 and all(
+        "±" in row and "→" in row and METHODS[n].title in row for row, n in zip(rows, names * 2, strict=True)
+    )
     assert "28 of 36 students are missing" in text  # those of the other seven methods
     for width in ("1-of-2", "1-of-4"):
         assert (tmp_path / "docs" / "results" / f"attention-reaction-bert-{width}-6x16.png").stat().st_size
@@ -180,8 +198,11 @@ def test_a_student_is_tuned_once_more_without_training_and_trained_again_if_it_i
     shutil.rmtree(tmp_path / "students")
     command.compare(**{**shared, "tuning_steps": 4})
     assert len(trainings) == 1
-    found = [r["tasks"]["reactions"]["splits"] for r in records(tmp_path)
-             if "tasks" in r and r["settings"]["method"] == "slice"]  # fmt: skip
+    found = [
+        r["tasks"]["reactions"]["splits"]
+        for r in records(tmp_path)
+        if "tasks" in r and r["settings"]["method"] == "slice"
+    ]
     assert len(found) == 3
 
 
@@ -208,9 +229,15 @@ def test_unknown_teachers_and_methods_are_named(command: ModuleType, tmp_path: P
 @pytest.mark.parametrize("name", ["reaction-bert", "minilm"])
 def test_all_methods_that_apply_are_compared(name: str, command: ModuleType, tmp_path: Path) -> None:
     command.compare(
-        teacher_name=[name], steps=51, seeds=1, sweep_steps=50, batch_size=16, width=["1/2"], **places(tmp_path),
+        teacher_name=[name],
+        steps=51,
+        seeds=1,
+        sweep_steps=50,
+        batch_size=16,
+        width=["1/2"],
+        **places(tmp_path),
         **TUNING,
-    )  # fmt: skip
+    )
     applying = {method.name for method in METHODS.values() if method.headless or name == "reaction-bert"}
     assert {r["settings"]["method"] for r in records(tmp_path) if "tasks" in r} == applying | {"teacher"}
     made = {r["settings"]["method"]: r for r in records(tmp_path) if r.get("scores") and r["settings"]["steps"] == 51}

@@ -18,8 +18,11 @@ def test_a_few_random_stops_lose_nothing_and_are_written_down(tmp_path: Path) ->
     words = ["--stops", "16", "--records", str(tmp_path / "records"), "--page", str(tmp_path / "page.md")]
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / "interruptions"), *words],
-        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     (record,) = (tmp_path / "records" / "interruptions").iterdir()
     found = json.loads(record.read_text())["found"]

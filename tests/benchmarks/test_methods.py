@@ -47,18 +47,29 @@ def train_file(tmp_path: Path) -> Path:
 
 
 def made(
-    name: str, teacher: Path, train_file: Path, output: Path, config: WidConfig = CONFIG, rate: float | None = None,
+    name: str,
+    teacher: Path,
+    train_file: Path,
+    output: Path,
+    config: WidConfig = CONFIG,
+    rate: float | None = None,
     **given: Any,
-) -> Report:  # fmt: skip
+) -> Report:
     """A student with the settings `given`, by default learning rates."""
     settings = replace(QUICK, **given)
     return METHODS[name].compress(str(teacher), str(train_file), output, config, settings, rate)
 
 
 def run(
-    name: str, teacher: Path, train_file: Path, output: Path, *, head_strategy: str = "dim", headless: bool = False,
+    name: str,
+    teacher: Path,
+    train_file: Path,
+    output: Path,
+    *,
+    head_strategy: str = "dim",
+    headless: bool = False,
     **given: Any,
-) -> Report:  # fmt: skip
+) -> Report:
     """A student that learns fast."""
     method = METHODS[name]
     schedule = {"schedule": SOON} if name == "wid-progressive" else {}

@@ -179,9 +179,16 @@ def test_the_page_shows_what_the_records_hold(
 ) -> None:
     page = tmp_path / "speed.md"
     asked: dict[str, Any] = {
-        "layers": [1], "width": [12], "batch": ["2x16"], "dtype": ["fp32"], "variant": ["narrow"], "rounds": 2,
-        "calibration_rows": 8, "memory": False, "output": page,
-    }  # fmt: skip
+        "layers": [1],
+        "width": [12],
+        "batch": ["2x16"],
+        "dtype": ["fp32"],
+        "variant": ["narrow"],
+        "rounds": 2,
+        "calibration_rows": 8,
+        "memory": False,
+        "output": page,
+    }
     command.main(**asked)
     first = page.read_text()
     rows = [line.strip("| ").split(" | ") for line in first.splitlines() if line.startswith("| 1 |")]
@@ -231,9 +238,16 @@ def test_what_does_not_fit_into_memory_together_is_said_and_the_rest_goes_on(
 
     monkeypatch.setattr(measure, "_steps", too_much)
     command.main(
-        layers=[1], width=[12], batch=["2x16"], dtype=["fp32"], variant=["narrow"], rounds=1, calibration_rows=0,
-        memory=False, output=page,
-    )  # fmt: skip
+        layers=[1],
+        width=[12],
+        batch=["2x16"],
+        dtype=["fp32"],
+        variant=["narrow"],
+        rounds=1,
+        calibration_rows=0,
+        memory=False,
+        output=page,
+    )
     rows = [[cell.strip() for cell in line.split("|")] for line in page.read_text().splitlines()]
     told = {(cells[5], cells[6]): cells[7] for cells in rows if len(cells) > 7 and cells[1] == "1"}
     assert set(told) == {(teacher, name) for teacher in ("frozen", "trained") for name in ("bare", "narrow")}
@@ -259,9 +273,15 @@ def test_bf16_is_left_out_where_it_is_slower_unless_it_is_asked_for(
     monkeypatch.setattr(command, "bf16_ratio", lambda _: ratio)
     page = tmp_path / "speed.md"
     asked: dict[str, Any] = {
-        "layers": [1], "width": [12], "batch": ["2x16"], "variant": ["narrow"], "rounds": 1,
-        "calibration_rows": 0, "memory": False, "output": page,
-    }  # fmt: skip
+        "layers": [1],
+        "width": [12],
+        "batch": ["2x16"],
+        "variant": ["narrow"],
+        "rounds": 1,
+        "calibration_rows": 0,
+        "memory": False,
+        "output": page,
+    }
 
     def dtypes() -> set[str]:
         files = (tmp_path / "results" / "speed").iterdir()

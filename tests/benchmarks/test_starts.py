@@ -42,19 +42,33 @@ def masked(folder: Path) -> Any:
     from subjects import Masked
 
     return Masked(
-        "reaction-bert", save_teacher(folder / "masked", BertForMaskedLM), SIZES, write_rows(folder / "a.jsonl", 0),
-        ("text_a",), write_rows(folder / "b.jsonl", 1), calibration_texts=40, scored_texts=16, max_length=12,
-    )  # fmt: skip
+        "reaction-bert",
+        save_teacher(folder / "masked", BertForMaskedLM),
+        SIZES,
+        write_rows(folder / "a.jsonl", 0),
+        ("text_a",),
+        write_rows(folder / "b.jsonl", 1),
+        calibration_texts=40,
+        scored_texts=16,
+        max_length=12,
+    )
 
 
 def sentences(folder: Path) -> Any:
     from subjects import Sentences
 
     return Sentences(
-        "minilm", save_teacher(folder / "encoder", BertModel), SIZES, write_rows(folder / "a.jsonl", 0),
-        ("text_a", "text_b"), write_rows(folder / "b.jsonl", 1), calibration_texts=40, scored_texts=16, max_length=12,
+        "minilm",
+        save_teacher(folder / "encoder", BertModel),
+        SIZES,
+        write_rows(folder / "a.jsonl", 0),
+        ("text_a", "text_b"),
+        write_rows(folder / "b.jsonl", 1),
+        calibration_texts=40,
+        scored_texts=16,
+        max_length=12,
         validation=write_rows(folder / "c.jsonl", 2),
-    )  # fmt: skip
+    )
 
 
 def test_every_start_of_every_width_is_measured_and_the_pieces_differ(

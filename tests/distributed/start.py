@@ -44,14 +44,25 @@ class Note(TrainerCallback):
 
 def main(folder: Path) -> None:
     args = TrainingArguments(
-        str(folder), max_steps=1, per_device_train_batch_size=4, save_strategy="no", report_to="none", use_cpu=True,
-        disable_tqdm=True, dataloader_pin_memory=False, accelerator_config={"dispatch_batches": False},
-    )  # fmt: skip
+        str(folder),
+        max_steps=1,
+        per_device_train_batch_size=4,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        accelerator_config={"dispatch_batches": False},
+    )
     set_seed(0)
     config = BertConfig(
-        vocab_size=60, hidden_size=24, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48,
+        vocab_size=60,
+        hidden_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=48,
         max_position_embeddings=32,
-    )  # fmt: skip
+    )
     model = get_wid_model(
         BertForMaskedLM(config).eval(), WidConfig(hidden_size=12, calibration_config=CalibrationConfig(samples=32))
     )

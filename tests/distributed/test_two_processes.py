@@ -22,9 +22,21 @@ SCRIPT = Path(__file__).parent / "train.py"
 ALONE = [sys.executable]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 ACCELERATE = [
-    sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-    "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
-]  # fmt: skip
+    sys.executable,
+    "-m",
+    "accelerate.commands.launch",
+    "--multi_gpu",
+    "--num_processes",
+    "2",
+    "--num_machines",
+    "1",
+    "--mixed_precision",
+    "no",
+    "--dynamo_backend",
+    "no",
+    "--main_process_port",
+    "0",
+]
 
 
 def train(launcher: list[str], folder: Path, config: dict[str, Any], *given: str) -> list[dict[str, Any]]:
@@ -71,9 +83,13 @@ def test_the_penalty_works_where_processes_share_the_optimizers_state(tmp_path: 
     """ZeRO-1: rows reach zero alike, the model stays wide and says so, and merging gives the narrow student."""
     script = Path(__file__).parent / "zero.py"
     done = subprocess.run(
-        [*TORCHRUN, str(script), str(tmp_path)], capture_output=True, text=True, timeout=900, check=False,
+        [*TORCHRUN, str(script), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
     first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2))
     assert first == second

@@ -44,11 +44,22 @@ def values(tmp_path: Path) -> dict[str, Any]:
     return {
         "teacher": str(save_teacher(tmp_path / "teacher", BertForMaskedLM)),
         "corpus": str(write_texts(tmp_path / "train.txt", count=200)),
-        "hidden_size": 12, "intermediate_size": 24, "max_length": 16, "validation_blocks": 8,
-        "output_dir": str(tmp_path / "out"), "max_steps": 6, "per_device_train_batch_size": 4, "save_steps": 3,
-        "compactor_learning_rate": 1e-2, "teacher_learning_rate": 1e-3, "logging_steps": 2, "use_cpu": True,
-        "report_to": "none", "disable_tqdm": True, "dataloader_pin_memory": False,
-    }  # fmt: skip
+        "hidden_size": 12,
+        "intermediate_size": 24,
+        "max_length": 16,
+        "validation_blocks": 8,
+        "output_dir": str(tmp_path / "out"),
+        "max_steps": 6,
+        "per_device_train_batch_size": 4,
+        "save_steps": 3,
+        "compactor_learning_rate": 1e-2,
+        "teacher_learning_rate": 1e-3,
+        "logging_steps": 2,
+        "use_cpu": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:

@@ -111,9 +111,7 @@ def test_a_teacher_without_a_license_is_said_to_have_none(student: Path, teacher
 
 
 def test_names_of_the_hub_become_metadata_and_links(student: Path) -> None:
-    change_report(
-        student, settings={"hub": {"teacher": "org/teacher", "revision": "v2", "dataset": "org/texts"}}
-    )  # fmt: skip
+    change_report(student, settings={"hub": {"teacher": "org/teacher", "revision": "v2", "dataset": "org/texts"}})
     card = student_card(student)
     assert (card.data.base_model, card.data.base_model_relation) == ("org/teacher", "finetune")
     assert card.data.datasets == ["org/texts"]

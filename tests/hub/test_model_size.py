@@ -32,33 +32,33 @@ def stored_bytes(folder: Path) -> int:
     return len(content) - 8 - int.from_bytes(content[:8], "little")
 
 
-def test_parameters_of_a_tied_masked_lm_are_counted_once():
+def test_parameters_of_a_tied_masked_lm_are_counted_once() -> None:
     size = model_size(BertForMaskedLM(BertConfig(**CONFIG)))
     assert size.total == TABLES + NORM + BLOCKS + HEAD
     assert size.encoder == NORM + BLOCKS
     assert size.bytes == 4 * size.total
 
 
-def test_an_untied_decoder_counts_in_total_and_not_in_encoder():
+def test_an_untied_decoder_counts_in_total_and_not_in_encoder() -> None:
     size = model_size(BertForMaskedLM(BertConfig(**CONFIG, tie_word_embeddings=False)))
     assert size.total == TABLES + NORM + BLOCKS + HEAD + (V * H + V)  # the bias was tied as well
     assert size.encoder == NORM + BLOCKS
 
 
-def test_a_headless_model_leaves_out_only_its_tables():
+def test_a_headless_model_leaves_out_only_its_tables() -> None:
     size = model_size(BertModel(BertConfig(**CONFIG), add_pooling_layer=False))
     assert (size.total, size.encoder) == (TABLES + NORM + BLOCKS, NORM + BLOCKS)
 
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_bytes_are_those_of_the_saved_file(tmp_path, tied, dtype):
+def test_bytes_are_those_of_the_saved_file(tmp_path, tied, dtype) -> None:
     model = BertForMaskedLM(BertConfig(**CONFIG, tie_word_embeddings=tied)).to(dtype)
     model.save_pretrained(tmp_path)
     assert model_size(model).bytes == stored_bytes(tmp_path)
 
 
-def test_persistent_buffers_count_in_bytes_but_not_as_parameters(tmp_path):
+def test_persistent_buffers_count_in_bytes_but_not_as_parameters(tmp_path) -> None:
     model = BertModel(BertConfig(**CONFIG))
     before = model_size(model)
     model.register_buffer("scale", torch.ones(5, dtype=torch.float64))
@@ -75,7 +75,7 @@ def test_persistent_buffers_count_in_bytes_but_not_as_parameters(tmp_path):
         (GPT2LMHeadModel, GPT2Config(vocab_size=V, n_embd=H, n_layer=2, n_head=4, n_positions=P)),
     ],
 )
-def test_a_model_on_the_meta_device_has_the_sizes_of_the_real_one(model_class, config):
+def test_a_model_on_the_meta_device_has_the_sizes_of_the_real_one(model_class, config) -> None:
     with torch.device("meta"):
         skeleton = model_class(config)
     assert model_size(skeleton) == model_size(model_class(config))
@@ -84,17 +84,17 @@ def test_a_model_on_the_meta_device_has_the_sizes_of_the_real_one(model_class, c
 class Slow(nn.Module):
     """Sleeps 40 ms in training mode, else the next of `seconds`; the first two are the warm-up."""
 
-    def __init__(self, seconds: list[float]):
+    def __init__(self, seconds: list[float]) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(()))
         self.seconds = iter(seconds)
 
-    def forward(self, input_ids):
+    def forward(self, input_ids) -> None:
         assert not torch.is_grad_enabled()
         time.sleep(0.04 if self.training else next(self.seconds))
 
 
-def test_latency_is_the_median_in_eval_mode_after_the_warm_up():
+def test_latency_is_the_median_in_eval_mode_after_the_warm_up() -> None:
     model = Slow([0.2, 0.2, 0.01, 0.2, 0.01]).train()
     assert 0.01 <= latency(model, {"input_ids": torch.zeros(1)}, repeats=3) < 0.035
     assert next(model.seconds, None) is None

@@ -108,9 +108,13 @@ def test_a_compiled_step_of_several_micro_batches_folds_once_and_is_compiled_for
     sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
     teacher = BertForMaskedLM(BertConfig(**sizes, vocab_size=600, tie_word_embeddings=False))  # a table to look up
     args = arguments(
-        tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4, max_steps=3, torch_compile=True,
+        tmp_path,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=4,
+        max_steps=3,
+        torch_compile=True,
         torch_compile_backend="aot_eager",
-    )  # fmt: skip
+    )
     torch._dynamo.reset()
     dynamo = torch._dynamo.utils.counters
     dynamo.clear()

@@ -155,8 +155,12 @@ def test_each_part_of_a_composite_model_takes_its_own_way() -> None:
     config = hf.Gemma3Config(
         text_config={**text, "vocab_size": 60, "num_key_value_heads": 2, "head_dim": 12, "sliding_window": 4},
         vision_config={**text, "num_attention_heads": 3, "image_size": 16, "patch_size": 4},
-        mm_tokens_per_image=4, image_token_index=50, image_token_id=50, boi_token_index=51, eoi_token_index=52,
-    )  # fmt: skip
+        mm_tokens_per_image=4,
+        image_token_index=50,
+        image_token_id=50,
+        boi_token_index=51,
+        eoi_token_index=52,
+    )
     teacher = hf.Gemma3ForConditionalGeneration(config).eval()
     sizes = {"text_config": {"hidden_size": 24}, "vision_config": {"hidden_size": 24}}
     student = settled(teacher, overrides=sizes)
@@ -237,7 +241,7 @@ def test_what_fails_for_another_reason_than_heads_is_tried_no_further(monkeypatc
     shapes = wid_hf.planning.student_plan._weight_shapes
     monkeypatch.setattr(
         wid_hf.planning.student_plan, "_weight_shapes", lambda *args: tried.append(args[1]) or shapes(*args)
-    )  # fmt: skip
+    )
     with pytest.raises(PlanError, match="looked up by number"):
         plan_student(ARCHITECTURES["bert"].build(), WidConfig(hidden_size=24, overrides={"vocab_size": 50}))
     assert len(tried) <= 3
@@ -289,9 +293,12 @@ def test_report_and_cards_say_what_heads_became_and_why(tmp_path: Path) -> None:
     teacher = save_teacher(tmp_path / "teacher", hf.BertForMaskedLM)
     config = WidConfig(hidden_size=15, init="identity")  # 15 does not divide into 4 heads of 6
     compress(
-        str(teacher), str(write_texts(tmp_path / "t.txt")), tmp_path / "s", config,
+        str(teacher),
+        str(write_texts(tmp_path / "t.txt")),
+        tmp_path / "s",
+        config,
         CompressSettings(steps=0, max_length=12, validation_texts=8),
-    )  # fmt: skip
+    )
     report = json.loads((tmp_path / "s" / "wid_report.json").read_text())
     told = "4 heads of width 6 become 3 of width 5."
     assert (report["requested"], report["head_strategy"]) == ({"hidden_size": 15}, "head")

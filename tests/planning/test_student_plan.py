@@ -380,9 +380,14 @@ def test_planning_leaves_the_random_state_alone(tiny_bert: BertForMaskedLM) -> N
 
 def test_an_embedding_size_that_equals_the_hidden_size_follows_it() -> None:
     config = ElectraConfig(
-        embedding_size=24, hidden_size=24, num_attention_heads=4, num_hidden_layers=1, intermediate_size=48,
-        vocab_size=60, max_position_embeddings=32,
-    )  # fmt: skip
+        embedding_size=24,
+        hidden_size=24,
+        num_attention_heads=4,
+        num_hidden_layers=1,
+        intermediate_size=48,
+        vocab_size=60,
+        max_position_embeddings=32,
+    )
     student = plan_student(ElectraForMaskedLM(config).eval(), WidConfig(hidden_size=12)).config
     assert (student.hidden_size, student.embedding_size) == (12, 12)
 
@@ -390,9 +395,16 @@ def test_an_embedding_size_that_equals_the_hidden_size_follows_it() -> None:
 @pytest.mark.parametrize(("strategy", "heads", "width"), [("dim", 4, 8), ("head", 2, 16)])
 def test_heads_that_fill_the_expanded_hidden_size_follow_it(strategy: str, heads: int, width: int) -> None:
     config = Mamba2Config(
-        vocab_size=30, hidden_size=32, expand=2, num_heads=4, head_dim=16, n_groups=2, state_size=4,
-        num_hidden_layers=2, chunk_size=4,
-    )  # fmt: skip
+        vocab_size=30,
+        hidden_size=32,
+        expand=2,
+        num_heads=4,
+        head_dim=16,
+        n_groups=2,
+        state_size=4,
+        num_hidden_layers=2,
+        chunk_size=4,
+    )
     planned = plan_student(Mamba2ForCausalLM(config).eval(), WidConfig(hidden_size=16, head_strategy=strategy))
     student = planned.config
     assert (student.hidden_size, student.num_heads, student.head_dim) == (16, heads, width)

@@ -40,15 +40,17 @@ IDS = {"input_ids": torch.arange(21).view(3, 7) + 5}
 
 
 def half(schedule: WidSchedule = SHORT, strategy: Any = "dim", **sizes: int) -> WidConfig:
-    return WidConfig(
-        **{"hidden_size": 12, "intermediate_size": 24, **sizes}, head_strategy=strategy, schedule=schedule
-    )  # fmt: skip
+    return WidConfig(**{"hidden_size": 12, "intermediate_size": 24, **sizes}, head_strategy=strategy, schedule=schedule)
 
 
 def trained(
-    teacher: BertForMaskedLM, folder: Path, config: WidConfig | None = None, stop: int | None = None,
-    resume: str | None = None, **given: Any,
-) -> WidTrainer:  # fmt: skip
+    teacher: BertForMaskedLM,
+    folder: Path,
+    config: WidConfig | None = None,
+    stop: int | None = None,
+    resume: str | None = None,
+    **given: Any,
+) -> WidTrainer:
     """Train for 16 steps, or stop after a checkpoint as if the power had gone."""
 
     class Stop(TrainerCallback):
@@ -57,9 +59,11 @@ def trained(
 
     defaults: dict[str, Any] = {"max_steps": 16, "lr_scheduler_type": "linear", "learning_rate": 3e-3}
     trainer = WidTrainer(
-        model=get_wid_model(teacher, config or half()), args=arguments(folder, **{**defaults, **given}),
-        train_dataset=masked_rows(), callbacks=[Stop()],
-    )  # fmt: skip
+        model=get_wid_model(teacher, config or half()),
+        args=arguments(folder, **{**defaults, **given}),
+        train_dataset=masked_rows(),
+        callbacks=[Stop()],
+    )
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 
@@ -311,9 +315,12 @@ def test_accumulation_and_checkpointing_go_through_the_shrink(tiny_bert: BertFor
     tiny_bert = BertForMaskedLM._from_config(tiny_bert.config)
     plain = trained(deepcopy(tiny_bert), tmp_path / "plain")
     parts = trained(
-        deepcopy(tiny_bert), tmp_path / "parts", per_device_train_batch_size=2, gradient_accumulation_steps=2,
+        deepcopy(tiny_bert),
+        tmp_path / "parts",
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
         activation_checkpointing=True,
-    )  # fmt: skip
+    )
     assert any(getattr(module, "gradient_checkpointing", False) for module in parts.model.modules())
     for (name, a), (_, b) in zip(plain.model.named_parameters(), parts.model.named_parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-4), name
@@ -325,9 +332,12 @@ def test_a_plain_trainer_with_the_callback_ends_in_the_same_weights(tiny_bert: B
     given = arguments(tmp_path / "plain", max_steps=16, lr_scheduler_type="linear", learning_rate=3e-3).to_dict()
     given = {field.name: given[field.name] for field in fields(TrainingArguments) if field.init}
     plain = Trainer(
-        model=get_wid_model(deepcopy(tiny_bert), half()), args=TrainingArguments(**given),
-        train_dataset=masked_rows(), callbacks=[WidCallback()], compute_loss_func=None,
-    )  # fmt: skip
+        model=get_wid_model(deepcopy(tiny_bert), half()),
+        args=TrainingArguments(**given),
+        train_dataset=masked_rows(),
+        callbacks=[WidCallback()],
+        compute_loss_func=None,
+    )
     plain.train()
     assert not plain.model.base_model.is_wide
     for (name, a), (_, b) in zip(ours.model.named_parameters(), plain.model.named_parameters(), strict=True):
@@ -478,11 +488,20 @@ def test_the_best_checkpoint_may_lie_before_the_shrink(tiny_bert: BertForMaskedL
     trainer = WidTrainer(
         model=get_wid_model(tiny_bert, half()),
         args=arguments(
-            tmp_path, max_steps=16, learning_rate=0.5, save_strategy="steps", save_steps=4, eval_strategy="steps",
-            eval_steps=4, load_best_model_at_end=True, save_total_limit=2, logging_steps=4,
+            tmp_path,
+            max_steps=16,
+            learning_rate=0.5,
+            save_strategy="steps",
+            save_steps=4,
+            eval_strategy="steps",
+            eval_steps=4,
+            load_best_model_at_end=True,
+            save_total_limit=2,
+            logging_steps=4,
         ),
-        train_dataset=masked_rows(), eval_dataset=masked_rows(8),
-    )  # fmt: skip
+        train_dataset=masked_rows(),
+        eval_dataset=masked_rows(8),
+    )
     trainer.train()
     best = int(str(trainer.state.best_model_checkpoint).rsplit("-", 1)[1])
     assert trainer.model.base_model.is_wide == (best < 11)
@@ -500,9 +519,11 @@ def test_a_loss_that_is_not_finite_right_after_the_shrink_stops_at_the_shrunk_we
 
     rows: list[Any] = [None]
     trainer = WidTrainer(
-        model=get_wid_model(tiny_bert, half()), args=arguments(tmp_path, max_steps=16, logging_steps=16),
-        train_dataset=masked_rows(), callbacks=[Poison()],
-    )  # fmt: skip
+        model=get_wid_model(tiny_bert, half()),
+        args=arguments(tmp_path, max_steps=16, logging_steps=16),
+        train_dataset=masked_rows(),
+        callbacks=[Poison()],
+    )
     with pytest.raises(TrainingError, match=r"nan after 11 of 16 steps.*after step 11, whose loss was finite"):
         trainer.train()
     compactors = [name for name in rows[0] if name.endswith(".matrix")]

@@ -142,10 +142,20 @@ def test_half_precision_stays_half_precision(tiny_bert: BertForMaskedLM) -> None
 
 def test_positions_computed_from_the_config_are_refused_before_any_training() -> None:
     config = MarianConfig(
-        vocab_size=60, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4,
-        max_position_embeddings=32, decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48,
-        pad_token_id=0, eos_token_id=1, decoder_start_token_id=0, forced_eos_token_id=1,
-    )  # fmt: skip
+        vocab_size=60,
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=4,
+        max_position_embeddings=32,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=48,
+        pad_token_id=0,
+        eos_token_id=1,
+        decoder_start_token_id=0,
+        forced_eos_token_id=1,
+    )
     with pytest.raises(PlanError, match=r'positions are computed from the config.*schedule="narrow"'):
         get_wid_model(MarianMTModel(config).eval(), WidConfig(hidden_size=24, schedule="progressive"))
 
@@ -156,8 +166,6 @@ def test_a_wide_model_that_would_not_end_as_the_narrow_one_is_refused(monkeypatc
         "wid_hf.progressive.masked_statistics._normalised",
         lambda centred, kept, x, *args, **given: functional.layer_norm(x, *args, **given),
     )
-    config = BertConfig(
-        vocab_size=60, hidden_size=24, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48
-    )  # fmt: skip
+    config = BertConfig(vocab_size=60, hidden_size=24, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48)
     with pytest.raises(PlanError, match=r"not supported for BertForMaskedLM: .* outputs differ"):
         get_wid_model(BertForMaskedLM(config).eval(), WidConfig(hidden_size=12, schedule="progressive"))

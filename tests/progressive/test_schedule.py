@@ -49,9 +49,13 @@ def test_many_heads_are_gone_by_the_last_choice() -> None:
 
 
 @given(
-    st.integers(1, 500), st.integers(1, 40), st.integers(1, 5), st.integers(1, 300), st.integers(1, 300),
+    st.integers(1, 500),
+    st.integers(1, 40),
+    st.integers(1, 5),
+    st.integers(1, 300),
+    st.integers(1, 300),
     st.sampled_from(["stream", "head", "width"]),
-)  # fmt: skip
+)
 def test_sizes_only_shrink_and_end_at_the_students(
     window: int, increments: int, per_head: int, a: int, b: int, kind: Any
 ) -> None:

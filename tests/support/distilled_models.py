@@ -28,17 +28,30 @@ HEADS = WidConfig(hidden_size=12, intermediate_size=24, head_strategy="head", in
 
 def gpt2() -> GPT2LMHeadModel:
     config = GPT2Config(
-        vocab_size=60, n_embd=24, n_layer=2, n_head=4, n_positions=32, bos_token_id=None, eos_token_id=None,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-    )  # fmt: skip
+        vocab_size=60,
+        n_embd=24,
+        n_layer=2,
+        n_head=4,
+        n_positions=32,
+        bos_token_id=None,
+        eos_token_id=None,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+    )
     return seeded(GPT2LMHeadModel, config)
 
 
 def llama() -> LlamaForCausalLM:
     config = LlamaConfig(
-        vocab_size=60, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=6,
+        vocab_size=60,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=6,
         intermediate_size=48,
-    )  # fmt: skip
+    )
     return seeded(LlamaForCausalLM, config)
 
 
@@ -79,7 +92,15 @@ def moved(model: PeftModel, amount: float = 0.05) -> PeftModel:
 
 def opt(layerdrop: float) -> OPTForCausalLM:
     config = OPTConfig(
-        vocab_size=60, hidden_size=24, num_hidden_layers=3, num_attention_heads=4, ffn_dim=48, word_embed_proj_dim=24,
-        max_position_embeddings=32, dropout=0.0, attention_dropout=0.0, layerdrop=layerdrop,
-    )  # fmt: skip
+        vocab_size=60,
+        hidden_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        ffn_dim=48,
+        word_embed_proj_dim=24,
+        max_position_embeddings=32,
+        dropout=0.0,
+        attention_dropout=0.0,
+        layerdrop=layerdrop,
+    )
     return seeded(OPTForCausalLM, config)

@@ -120,9 +120,16 @@ class Hub:
         repository = self._repository(parts["repo"], known)
         commit = self._commit(repository, parts.get("rev") or "main")
         return {
-            "_id": "1", "id": parts["repo"], "modelId": parts["repo"], "sha": commit.sha, "private": repository.private,
-            "tags": [], "downloads": 0, "likes": 0, "siblings": [{"rfilename": name} for name in commit.files],
-        }  # fmt: skip
+            "_id": "1",
+            "id": parts["repo"],
+            "modelId": parts["repo"],
+            "sha": commit.sha,
+            "private": repository.private,
+            "tags": [],
+            "downloads": 0,
+            "likes": 0,
+            "siblings": [{"rfilename": name} for name in commit.files],
+        }
 
     def tree(self, parts: Any, query: Any, body: bytes, known: bool) -> Any:
         commit = self._commit(self._repository(parts["repo"], known), parts["rev"])

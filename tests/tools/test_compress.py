@@ -360,9 +360,13 @@ def test_a_diverged_run_writes_no_output_but_keeps_the_last_good_student(
     tmp_path: Path, masked_teacher: Path, train_file: Path
 ) -> None:
     hot = CompressSettings(
-        steps=20, batch_size=8, max_length=12, validation_texts=16,
-        compactor_learning_rate=1e30, teacher_learning_rate=0,
-    )  # fmt: skip
+        steps=20,
+        batch_size=8,
+        max_length=12,
+        validation_texts=16,
+        compactor_learning_rate=1e30,
+        teacher_learning_rate=0,
+    )
     with pytest.raises(TrainingError, match=r"The loss became .* after \d+ steps is in .*student-last-good"):
         compress(str(masked_teacher), str(train_file), tmp_path / "student", HALF, hot)
     assert entries(tmp_path) == {"teacher", "student-last-good", "train.txt"}
@@ -459,9 +463,14 @@ def test_an_error_in_the_first_step_keeps_nothing(
     ],
 )
 def test_what_goes_wrong_after_training_costs_a_warning_and_not_the_student(
-    tmp_path: Path, masked_teacher: Path, train_file: Path, monkeypatch: pytest.MonkeyPatch, place: str, words: str,
+    tmp_path: Path,
+    masked_teacher: Path,
+    train_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    words: str,
     missing: str | None,
-) -> None:  # fmt: skip
+) -> None:
     calls = []
 
     def fail(*_: object, **__: object) -> float:
@@ -586,18 +595,28 @@ def test_texts_are_cut_to_the_positions_of_the_teacher_with_a_word(tmp_path: Pat
     (tmp_path / "train.txt").write_text(("one two three four five " * 20 + "\n") * 40)
     with pytest.warns(WidWarning, match=r"max_length=64 is more than BertForMaskedLM has positions for: .* after 32"):
         report = compress(
-            str(masked_teacher), str(tmp_path / "train.txt"), tmp_path / "student", HALF,
+            str(masked_teacher),
+            str(tmp_path / "train.txt"),
+            tmp_path / "student",
+            HALF,
             replace(QUICK, max_length=64),
-        )  # fmt: skip
+        )
     assert report.settings["max_length"] == 32 and report.tokens == 3 * 8 * 32
 
 
 @pytest.mark.parametrize("family", ["Bart", "MBart", "Mvp"])
 def test_an_encoder_decoder_is_no_masked_language_model(tmp_path: Path, train_file: Path, family: str) -> None:
     config = getattr(transformers, f"{family}Config")(
-        vocab_size=15, d_model=24, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4,
-        decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=32,
-    )  # fmt: skip
+        vocab_size=15,
+        d_model=24,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=48,
+        max_position_embeddings=32,
+    )
     getattr(transformers, f"{family}ForConditionalGeneration")(config).save_pretrained(tmp_path / "teacher")
     word_tokenizer().save_pretrained(tmp_path / "teacher")
     with pytest.raises(TeacherError, match=f"{family}ForConditionalGeneration is an encoder-decoder.*Seq2Seq"):
@@ -621,21 +640,36 @@ def test_a_model_that_reads_no_texts_is_refused(tmp_path: Path, train_file: Path
 def test_the_tokenizer_files_of_the_student_are_those_of_the_teacher(
     tmp_path: Path, masked_teacher: Path, train_file: Path
 ) -> None:
-    for name, content in {"special_tokens_map.json": '{ "pad_token":"[PAD]" }', "tokenizer.model": "pieces",
-                          "chat_template.jinja": "{{ messages }}"}.items():  # fmt: skip
+    for name, content in {
+        "special_tokens_map.json": '{ "pad_token":"[PAD]" }',
+        "tokenizer.model": "pieces",
+        "chat_template.jinja": "{{ messages }}",
+    }.items():
         (masked_teacher / name).write_text(content)
     config = json.loads((masked_teacher / "tokenizer_config.json").read_text()) | {"mine": 1}
     (masked_teacher / "tokenizer_config.json").write_text(json.dumps(config))
     compress(str(masked_teacher), str(train_file), tmp_path / "student", HALF, QUICK)
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model",
-                 "chat_template.jinja"):  # fmt: skip
+    for name in (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "tokenizer.model",
+        "chat_template.jinja",
+    ):
         assert (tmp_path / "student" / name).read_bytes() == (masked_teacher / name).read_bytes()
 
 
 @pytest.mark.parametrize(
-    "numbers", [{"steps": -1}, {"batch_size": 0}, {"max_length": 0}, {"validation_texts": 0}, {"learning_rate": -1.0},
-                {"teacher_learning_rate": float("nan")}],
-)  # fmt: skip
+    "numbers",
+    [
+        {"steps": -1},
+        {"batch_size": 0},
+        {"max_length": 0},
+        {"validation_texts": 0},
+        {"learning_rate": -1.0},
+        {"teacher_learning_rate": float("nan")},
+    ],
+)
 def test_numbers_that_mean_nothing_are_refused(numbers: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"{next(iter(numbers))}=.* is too small"):
         CompressSettings(**numbers)

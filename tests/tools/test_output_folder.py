@@ -124,10 +124,11 @@ def test_a_folder_of_the_same_disk_that_is_mounted_counts_as_a_mount_point(
         (lambda d: (d / "out").mkdir() or (d / "out" / ".git").mkdir(), "out", r"strangers \(\.git\)"),
         (
             lambda d: (d / "out-last-good").mkdir() or (d / "out-last-good" / "mine").write_text("mine"),
-            "out", r"out-last-good holds strangers.*Move it away",
+            "out",
+            r"out-last-good holds strangers.*Move it away",
         ),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_what_cannot_be_written_is_refused_and_left_as_it_is(
     tmp_path: Path, make: Callable[[Path], object], spelled: str, words: str, overwrite: bool
@@ -231,9 +232,10 @@ def test_a_last_rename_that_fails_leaves_the_student_beside_the_output(
     folder = output(tmp_path / "out", overwrite=True)
     with monkeypatch.context() as patch:
         patch.setattr(
-            Path, "rename",
+            Path,
+            "rename",
             failing(Path.rename, lambda a, b: b == tmp_path / "out" and "replaced" not in str(a), number),
-        )  # fmt: skip
+        )
         with pytest.raises(OutputError, match=r"could not take its place at .*/out: .* It is in .*/out-complete\."):
             write_folder(folder, writing("new"))
     kept = {"out-complete/weights": "new", f"out-complete/{MARK}": ""}
@@ -285,9 +287,12 @@ def test_what_is_added_to_an_old_folder_at_the_last_moment_is_not_deleted(
     with pytest.raises(OutputError, match=r"It is in .*/out-complete"):
         write_folder(folder, writing("new"))
     assert tree(tmp_path) == {
-        "out/weights": "old", f"out/{MARK}": "", "out/mine": "mine",
-        "out-complete/weights": "new", f"out-complete/{MARK}": "",
-    }  # fmt: skip
+        "out/weights": "old",
+        f"out/{MARK}": "",
+        "out/mine": "mine",
+        "out-complete/weights": "new",
+        f"out-complete/{MARK}": "",
+    }
 
 
 @pytest.mark.parametrize("entry", ["weights", MARK])
@@ -300,14 +305,18 @@ def test_entries_that_cannot_all_be_moved_into_the_current_folder_go_back(
     folder = output(".", overwrite=True)
     with monkeypatch.context() as patch:
         patch.setattr(
-            Path, "rename",
+            Path,
+            "rename",
             failing(Path.rename, lambda a, b: str(a).endswith(f"arriving/{entry}"), errno.ENOSPC),
-        )  # fmt: skip
+        )
         with pytest.raises(OutputError, match=r"It is in .*/here-complete"):
             write_folder(folder, writing("new"))
     assert tree(tmp_path) == {
-        "here/weights": "old", f"here/{MARK}": "", "here-complete/weights": "new", f"here-complete/{MARK}": "",
-    }  # fmt: skip
+        "here/weights": "old",
+        f"here/{MARK}": "",
+        "here-complete/weights": "new",
+        f"here-complete/{MARK}": "",
+    }
 
 
 def test_a_full_disk_has_the_student_written_to_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,9 +56,17 @@ def test_a_folder_in_use_is_not_stale(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "owner", [None, "", "[]", "not json", "{}", json.dumps({"program": "wid-hf", "makes": "another"}),
-              json.dumps({"program": "other", "makes": "out"})],
-)  # fmt: skip
+    "owner",
+    [
+        None,
+        "",
+        "[]",
+        "not json",
+        "{}",
+        json.dumps({"program": "wid-hf", "makes": "another"}),
+        json.dumps({"program": "other", "makes": "out"}),
+    ],
+)
 def test_a_folder_that_does_not_say_what_it_was_made_for_is_left_alone(tmp_path: Path, owner: str | None) -> None:
     folder = tmp_path / ".out.wid-hf-12345678"
     folder.mkdir()

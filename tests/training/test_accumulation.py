@@ -60,11 +60,20 @@ def mixtral(coefficient: float) -> PreTrainedModel:
 def ctc(reduction: str) -> PreTrainedModel:
     none = ("layerdrop", "hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")
     config = Wav2Vec2Config(
-        **{**SMALL, "vocab_size": 20}, conv_dim=(8, 8), conv_stride=(5, 4), conv_kernel=(10, 8),
-        num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2, num_feat_extract_layers=2, final_dropout=0.0,
-        mask_time_prob=0.0, apply_spec_augment=False, pad_token_id=0, ctc_loss_reduction=reduction,
+        **{**SMALL, "vocab_size": 20},
+        conv_dim=(8, 8),
+        conv_stride=(5, 4),
+        conv_kernel=(10, 8),
+        num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=2,
+        num_feat_extract_layers=2,
+        final_dropout=0.0,
+        mask_time_prob=0.0,
+        apply_spec_augment=False,
+        pad_token_id=0,
+        ctc_loss_reduction=reduction,
         **dict.fromkeys(none, 0.0),
-    )  # fmt: skip
+    )
     return Wav2Vec2ForCTC(config)
 
 
@@ -95,9 +104,7 @@ def numbers() -> dict[str, Any]:
 
 def spans() -> dict[str, Any]:
     starts = [at % 5 for at in range(ROWS)]
-    return {
-        "input_ids": tokens()["input_ids"], "start_positions": starts, "end_positions": [at + 2 for at in starts]
-    }  # fmt: skip
+    return {"input_ids": tokens()["input_ids"], "start_positions": starts, "end_positions": [at + 2 for at in starts]}
 
 
 def sounds() -> dict[str, Any]:
@@ -139,10 +146,21 @@ def stepped(make: Callable[[], PreTrainedModel], data: dict[str, Any], folder: P
             gradients.update({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
 
     args = WidTrainingArguments(
-        str(folder), max_steps=1, per_device_train_batch_size=ROWS // pieces, gradient_accumulation_steps=pieces,
-        logging_steps=1, max_grad_norm=0.0, optim="sgd", save_strategy="no", report_to="none", use_cpu=True,
-        disable_tqdm=True, dataloader_pin_memory=False, remove_unused_columns=False, **given,
-    )  # fmt: skip
+        str(folder),
+        max_steps=1,
+        per_device_train_batch_size=ROWS // pieces,
+        gradient_accumulation_steps=pieces,
+        logging_steps=1,
+        max_grad_norm=0.0,
+        optim="sgd",
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        remove_unused_columns=False,
+        **given,
+    )
     trainer = WidTrainer(model, args, collated, Dataset.from_dict(data), callbacks=[Keep()])
     trainer.train()
     return trainer.state.log_history[0]["loss"], gradients
@@ -177,11 +195,18 @@ def test_a_loss_of_routers_is_weighted_as_the_rows_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("case", "reduction"),
     [
-        ("masked language model", "labels"), ("classes", "labels"), ("many labels", "rows"), ("regression", "rows"),
-        ("question answering", "rows"), ("decoder", "items"), ("sequence to sequence", "labels"),
-        ("experts", "items"), ("ctc, sum", "sum"), ("ctc, mean", "rows"),
+        ("masked language model", "labels"),
+        ("classes", "labels"),
+        ("many labels", "rows"),
+        ("regression", "rows"),
+        ("question answering", "rows"),
+        ("decoder", "items"),
+        ("sequence to sequence", "labels"),
+        ("experts", "items"),
+        ("ctc, sum", "sum"),
+        ("ctc, mean", "rows"),
     ],
-)  # fmt: skip
+)
 def test_how_a_class_reduces_its_loss_is_found_by_trying(case: str, reduction: str) -> None:
     make, data, _ = CASES[case]
     torch.manual_seed(0)
@@ -228,10 +253,18 @@ def test_a_part_without_any_label_counts_nothing(tmp_path: Path, accumulation: i
     rows = Dataset.from_dict({"input_ids": ids.tolist(), "labels": labels.tolist()})
     model = get_wid_model(teacher, WidConfig(hidden_size=12, init="identity"))
     args = WidTrainingArguments(
-        str(tmp_path), max_steps=4 // accumulation, per_device_train_batch_size=1, report_to="none", use_cpu=True,
-        gradient_accumulation_steps=accumulation, save_strategy="no", optim="sgd", learning_rate=0.1, max_grad_norm=0.0,
+        str(tmp_path),
+        max_steps=4 // accumulation,
+        per_device_train_batch_size=1,
+        report_to="none",
+        use_cpu=True,
+        gradient_accumulation_steps=accumulation,
+        save_strategy="no",
+        optim="sgd",
+        learning_rate=0.1,
+        max_grad_norm=0.0,
         disable_tqdm=True,
-    )  # fmt: skip
+    )
     WidTrainer(model=model, args=args, train_dataset=rows).train()
     assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
     assert not torch.equal(model.base_model.model.classifier.bias, torch.zeros(2))

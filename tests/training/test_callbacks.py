@@ -39,10 +39,16 @@ class Stream(IterableDataset):
 
 def arguments(folder: Path, **given: Any) -> TrainingArguments:
     defaults: dict[str, Any] = {
-        "output_dir": str(folder), "max_steps": 2, "per_device_train_batch_size": 4, "save_strategy": "no",
-        "report_to": "none", "disable_tqdm": True, "use_cpu": True, "dataloader_pin_memory": False,
+        "output_dir": str(folder),
+        "max_steps": 2,
+        "per_device_train_batch_size": 4,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
         "learning_rate": 1e-2,
-    }  # fmt: skip
+    }
     return TrainingArguments(**{**defaults, **given})
 
 
@@ -108,9 +114,12 @@ def test_training_goes_on_as_if_nothing_had_been_drawn(source: str, tiny_bert: B
             ids = torch.arange(5, 60).repeat(2)[:104].view(13, 8)
             model.base_model.calibrate([{"input_ids": ids}])
         trainer = Trainer(
-            model=model, args=arguments(tmp_path, remove_unused_columns=False), data_collator=collate,
-            train_dataset=SOURCES[source](), callbacks=[WidCallback(), Note()],
-        )  # fmt: skip
+            model=model,
+            args=arguments(tmp_path, remove_unused_columns=False),
+            data_collator=collate,
+            train_dataset=SOURCES[source](),
+            callbacks=[WidCallback(), Note()],
+        )
         trainer.train()
         ended.append((drawn, seen[0 if before else 3 :]))  # three batches of calibration
     assert ended[0] == ended[1] and len(ended[0][0]) == 2
@@ -163,9 +172,12 @@ def test_batches_that_the_model_does_not_take_are_refused(tiny_bert: BertForMask
         trainer.train()
     assert not model.base_model.calibrated
     trainer = Trainer(
-        model=model, args=args, train_dataset=Rows(), data_collator=lambda batch: [row["input_ids"] for row in batch],
+        model=model,
+        args=args,
+        train_dataset=Rows(),
+        data_collator=lambda batch: [row["input_ids"] for row in batch],
         callbacks=[WidCallback()],
-    )  # fmt: skip
+    )
     with pytest.raises(DataError, match=r"collator returns a list.*calibration_data to get_wid_model"):
         trainer.train()
 

@@ -28,9 +28,13 @@ from wid_hf.training.checkpoints import last_whole_checkpoint, missing_parts, re
 
 SCRIPT = Path(__file__).parents[1] / "distributed" / "train.py"
 READ_BY_RESUMING = (
-    "adapter_config.json", "adapter_model.safetensors", "optimizer.pt", "rng_state.pth", "scheduler.pt",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "optimizer.pt",
+    "rng_state.pth",
+    "scheduler.pt",
     "trainer_state.json",
-)  # fmt: skip
+)
 each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 
 
@@ -225,9 +229,14 @@ def test_a_checkpoint_written_over_an_older_one_is_not_taken_for_it(copy: Path) 
 def test_the_best_model_is_loaded_and_old_checkpoints_go_after_a_resume_too(tmp_path: Path) -> None:
     rows = tokenize(Dataset.from_dict({"text": texts(8, seed=1)}), word_tokenizer(), max_length=16)
     given = {
-        "eval_dataset": rows, "eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "save_total_limit": 2,
-        "load_best_model_at_end": True, "metric_for_best_model": "loss",
-    }  # fmt: skip
+        "eval_dataset": rows,
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "save_steps": 1,
+        "save_total_limit": 2,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "loss",
+    }
     whole = make_trainer(tmp_path / "whole", **given)
     whole.train()
 
@@ -253,9 +262,21 @@ def test_the_best_model_is_loaded_and_old_checkpoints_go_after_a_resume_too(tmp_
 def start(folder: Path, config: dict[str, Any], *given: str) -> subprocess.Popen[str]:
     """Start a run of 24 steps, a checkpoint every third, in a process of its own."""
     command = [
-        sys.executable, str(SCRIPT), "--output", str(folder), "--config", json.dumps(config), "--steps", "24",
-        "--save-steps", "3", "--accumulation", "2", "--checkpointing", *given,
-    ]  # fmt: skip
+        sys.executable,
+        str(SCRIPT),
+        "--output",
+        str(folder),
+        "--config",
+        json.dumps(config),
+        "--steps",
+        "24",
+        "--save-steps",
+        "3",
+        "--accumulation",
+        "2",
+        "--checkpointing",
+        *given,
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 

@@ -25,15 +25,26 @@ def rows(count: int = 32) -> Dataset:
 def trainer_for(teacher: BertModel, folder: Path, steps: int = 60, accumulation: int = 1) -> FollowingTrainer:
     teacher.config.hidden_dropout_prob = teacher.config.attention_probs_dropout_prob = 0.0  # its noise hides progress
     args = WidTrainingArguments(
-        str(folder), max_steps=steps, per_device_train_batch_size=8 // accumulation, report_to="none", use_cpu=True,
-        compactor_learning_rate=3e-3, teacher_learning_rate=0, save_strategy="no", logging_steps=1,
-        gradient_accumulation_steps=accumulation, dataloader_pin_memory=False, disable_tqdm=True,
+        str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=8 // accumulation,
+        report_to="none",
+        use_cpu=True,
+        compactor_learning_rate=3e-3,
+        teacher_learning_rate=0,
+        save_strategy="no",
+        logging_steps=1,
+        gradient_accumulation_steps=accumulation,
+        dataloader_pin_memory=False,
+        disable_tqdm=True,
         lr_scheduler_type="constant",
-    )  # fmt: skip
+    )
     return FollowingTrainer(
-        get_wid_model(teacher, HALF), args, train_dataset=rows(),
+        get_wid_model(teacher, HALF),
+        args,
+        train_dataset=rows(),
         data_collator=DataCollatorWithPadding(word_tokenizer()),
-    )  # fmt: skip
+    )
 
 
 def test_the_loss_is_zero_for_a_student_that_keeps_everything() -> None:

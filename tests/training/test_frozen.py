@@ -20,10 +20,16 @@ HALF = WidConfig(hidden_size=12, intermediate_size=24, init="identity")
 
 def arguments(folder: Path, **given: Any) -> WidTrainingArguments:
     defaults: dict[str, Any] = {
-        "output_dir": str(folder), "max_steps": 2, "per_device_train_batch_size": 4, "save_strategy": "no",
-        "report_to": "none", "disable_tqdm": True, "use_cpu": True, "dataloader_pin_memory": False,
+        "output_dir": str(folder),
+        "max_steps": 2,
+        "per_device_train_batch_size": 4,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
         "learning_rate": 1e-2,
-    }  # fmt: skip
+    }
     return WidTrainingArguments(**{**defaults, **given})
 
 
@@ -133,9 +139,14 @@ def test_a_teacher_that_is_frozen_needs_no_rate_to_be_so(tiny_bert: BertForMaske
 
 @pytest.mark.parametrize(
     "given",
-    [{"teacher_learning_rate": -1.0}, {"compactor_learning_rate": 0, "teacher_learning_rate": 0},
-     {"distillation": ["logit"]}, {"distillation_weight": 0.0}, {"distillation": ["logits"]}],
-)  # fmt: skip
+    [
+        {"teacher_learning_rate": -1.0},
+        {"compactor_learning_rate": 0, "teacher_learning_rate": 0},
+        {"distillation": ["logit"]},
+        {"distillation_weight": 0.0},
+        {"distillation": ["logits"]},
+    ],
+)
 def test_arguments_that_cannot_be_are_errors_of_wid(given: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         arguments(tmp_path, **given)

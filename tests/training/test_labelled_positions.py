@@ -265,10 +265,20 @@ def rows(share: float, count: int = 8, length: int = 12, top: int = 60) -> Datas
 def trainer(model: nn.Module, folder: Path, data: Dataset, **given: Any) -> WidTrainer:
     others = {name: given.pop(name) for name in ("compute_metrics", "compute_loss_func") if name in given}
     defaults: dict[str, Any] = {
-        "output_dir": str(folder), "max_steps": 2, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 4,
-        "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "use_cpu": True, "optim": "sgd",
-        "dataloader_pin_memory": False, "learning_rate": 1e-2, "logging_steps": 1, "max_grad_norm": 0.0,
-    }  # fmt: skip
+        "output_dir": str(folder),
+        "max_steps": 2,
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 4,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "optim": "sgd",
+        "dataloader_pin_memory": False,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "max_grad_norm": 0.0,
+    }
     args = WidTrainingArguments(**{**defaults, **given})
     return WidTrainer(model=model, args=args, train_dataset=data, eval_dataset=data, **others)
 
@@ -294,10 +304,14 @@ DISTILLED = {"distillation": ["logits", "relations"], "teacher_learning_rate": 0
 @pytest.mark.parametrize(
     ("name", "share", "given"),
     [
-        ("bert", 0.2, {}), ("bert", 1.0, {}), ("llama", 1.0, {}), ("llama", 0.3, {}),
-        ("bert", 0.2, DISTILLED), ("llama", 0.3, DISTILLED),
+        ("bert", 0.2, {}),
+        ("bert", 1.0, {}),
+        ("llama", 1.0, {}),
+        ("llama", 0.3, {}),
+        ("bert", 0.2, DISTILLED),
+        ("llama", 0.3, DISTILLED),
     ],
-)  # fmt: skip
+)
 def test_neither_training_nor_evaluation_holds_all_logits(
     name: str, share: float, given: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -385,9 +399,13 @@ def test_micro_batches_without_labels_do_not_stop_a_training(name: str, tmp_path
     labels = data["labels"][:]
     labels[2] = [-100] * 12
     run = trainer(
-        wid_model(name), tmp_path, data.remove_columns("labels").add_column("labels", labels),
-        per_device_train_batch_size=1, num_train_epochs=1, max_steps=-1,
-    )  # fmt: skip
+        wid_model(name),
+        tmp_path,
+        data.remove_columns("labels").add_column("labels", labels),
+        per_device_train_batch_size=1,
+        num_train_epochs=1,
+        max_steps=-1,
+    )
     losses = [entry["loss"] for entry in (run.train(), run.state.log_history)[1] if "loss" in entry]
     assert len(losses) == 4
     assert losses.count(0.0) == 1

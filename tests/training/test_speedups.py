@@ -54,9 +54,11 @@ def test_texts_of_like_length_come_in_one_batch_by_a_flag(tiny_bert: BertForMask
     for strategy in ("random", "group_by_length"):
         args = arguments(tmp_path, train_sampling_strategy=strategy, per_device_train_batch_size=8, max_steps=2)
         trainer = WidTrainer(
-            model=get_wid_model(tiny_bert, HALF), args=args, train_dataset=rows,
+            model=get_wid_model(tiny_bert, HALF),
+            args=args,
+            train_dataset=rows,
             data_collator=DataCollatorForLanguageModeling(word_tokenizer()),
-        )  # fmt: skip
+        )
         batches = list(trainer.get_train_dataloader())
         assert sum(int(batch["attention_mask"].sum()) for batch in batches) == sum(lengths)
         padded[strategy] = sum(int((batch["attention_mask"] == 0).sum()) for batch in batches)

@@ -48,9 +48,15 @@ PROGRESSIVE = WidConfig(hidden_size=12, intermediate_size=24, schedule=SCHEDULE)
 
 def teacher(model_class: Any = BertForMaskedLM) -> Any:
     config = BertConfig(
-        vocab_size=60, hidden_size=24, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48,
-        max_position_embeddings=32, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-    )  # fmt: skip
+        vocab_size=60,
+        hidden_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=32,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return model_class(config).eval()
@@ -70,10 +76,18 @@ def made(config: WidConfig = HALF) -> PeftModel:
 
 def arguments(folder: Path, kind: type[TrainingArguments] = WidTrainingArguments, **given: Any) -> Any:
     defaults: dict[str, Any] = {
-        "output_dir": str(folder), "max_steps": 3, "per_device_train_batch_size": 4, "save_strategy": "no",
-        "report_to": "none", "disable_tqdm": True, "use_cpu": True, "logging_steps": 1, "learning_rate": 1e-2,
-        "dataloader_pin_memory": False, "lr_scheduler_type": "constant",
-    }  # fmt: skip
+        "output_dir": str(folder),
+        "max_steps": 3,
+        "per_device_train_batch_size": 4,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "logging_steps": 1,
+        "learning_rate": 1e-2,
+        "dataloader_pin_memory": False,
+        "lr_scheduler_type": "constant",
+    }
     return kind(**{**defaults, **given})
 
 
@@ -185,8 +199,9 @@ def no_backend(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_trial_sets_rates_and_temperature(tmp_path: Path) -> None:
     trainer = WidTrainer(
         args=arguments(tmp_path, distillation=["logits"], teacher_learning_rate=0, compactor_learning_rate=1e-3),
-        train_dataset=labelled_rows(), model_init=new,
-    )  # fmt: skip
+        train_dataset=labelled_rows(),
+        model_init=new,
+    )
     trainer.hp_search_backend = HPSearchBackend.OPTUNA
     trainer.hp_space = lambda trial: trial.params
     asked = (
@@ -218,13 +233,16 @@ def test_a_trial_freezes_and_unfreezes_the_teacher(tmp_path: Path) -> None:
 def test_hyperparameter_search_with_optuna(tmp_path: Path) -> None:
     pytest.importorskip("optuna")
     trainer = WidTrainer(
-        args=arguments(tmp_path, eval_strategy="epoch"), train_dataset=labelled_rows(), eval_dataset=labelled_rows(),
+        args=arguments(tmp_path, eval_strategy="epoch"),
+        train_dataset=labelled_rows(),
+        eval_dataset=labelled_rows(),
         model_init=new,
-    )  # fmt: skip
+    )
     best = trainer.hyperparameter_search(
         lambda trial: {"compactor_learning_rate": trial.suggest_float("compactor_learning_rate", 1e-4, 1e-1, log=True)},
-        n_trials=3, backend="optuna",
-    )  # fmt: skip
+        n_trials=3,
+        backend="optuna",
+    )
     assert best.objective < 5 and 1e-4 <= best.hyperparameters["compactor_learning_rate"] <= 1e-1
 
 
@@ -380,9 +398,14 @@ def test_the_best_model_is_loaded_whatever_the_adapter_is_called(name: str, conf
 
     model = get_wid_model(teacher(), config, adapter_name=name)
     args = arguments(
-        tmp_path, max_steps=6, eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1,
+        tmp_path,
+        max_steps=6,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
         load_best_model_at_end=True,
-    )  # fmt: skip
+    )
     rows = labelled_rows()
     trainer = WidTrainer(model, args, train_dataset=rows, eval_dataset=rows, callbacks=[Spoil()])
     trainer.train()
@@ -401,9 +424,17 @@ TOKENS = {"pad_token_id": 0, "decoder_start_token_id": 0, "eos_token_id": 1}
 
 def t5() -> T5ForConditionalGeneration:
     config = T5Config(
-        vocab_size=60, d_model=24, d_kv=6, d_ff=48, num_layers=1, num_heads=4, dropout_rate=0.0, pad_token_id=0,
-        decoder_start_token_id=0, eos_token_id=1,
-    )  # fmt: skip
+        vocab_size=60,
+        d_model=24,
+        d_kv=6,
+        d_ff=48,
+        num_layers=1,
+        num_heads=4,
+        dropout_rate=0.0,
+        pad_token_id=0,
+        decoder_start_token_id=0,
+        eos_token_id=1,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return T5ForConditionalGeneration(config).eval()
@@ -420,9 +451,12 @@ def test_predictions_are_generated_as_seq2seq_trainer_does(kind: Any, tmp_path: 
     }
     rows = labelled_rows()
     trainer = WidTrainer(
-        model, arguments(tmp_path, kind, **given), train_dataset=rows, eval_dataset=rows,
+        model,
+        arguments(tmp_path, kind, **given),
+        train_dataset=rows,
+        eval_dataset=rows,
         compute_metrics=lambda prediction: seen.append(prediction) or {"rows": len(prediction.predictions)},
-    )  # fmt: skip
+    )
     trainer.train()
     metrics = trainer.evaluate()
     student = model.merge_and_unload()
@@ -442,9 +476,10 @@ def test_a_new_model_generates_by_the_arguments_too(tmp_path: Path) -> None:
         generation_config=GenerationConfig(**TOKENS, max_new_tokens=5),
     )
     trainer = WidTrainer(
-        args=args, train_dataset=labelled_rows(),
+        args=args,
+        train_dataset=labelled_rows(),
         model_init=lambda: get_wid_model(t5(), WidConfig(hidden_size=12, init="identity")),
-    )  # fmt: skip
+    )
     trainer.train()
     assert trainer.student.generation_config.max_new_tokens == 5
     assert (trainer.predict(labelled_rows()).predictions[:, 6:] == 0).all()  # padded to the default length

@@ -39,10 +39,20 @@ def rows(count: int = ROWS) -> Dataset:
 
 def options(folder: Path, **given: Any) -> dict[str, Any]:
     defaults: dict[str, Any] = {
-        "output_dir": str(folder), "max_steps": 4, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 8,
-        "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "use_cpu": True, "logging_steps": 1,
-        "dataloader_pin_memory": False, "learning_rate": 1e-2, "eval_strategy": "steps", "eval_steps": 2,
-    }  # fmt: skip
+        "output_dir": str(folder),
+        "max_steps": 4,
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 8,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "logging_steps": 1,
+        "dataloader_pin_memory": False,
+        "learning_rate": 1e-2,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+    }
     return {**defaults, **given}
 
 
@@ -107,8 +117,14 @@ CASES: dict[str, tuple[dict[str, Any], Callable[[nn.Module], dict[str, Any]]]] =
     "eval_on_start": ({"eval_on_start": True}, plain(compute_metrics=accuracy)),
     "load_best_model_at_end": ({"load_best_model_at_end": True, "learning_rate": 3.0, **SAVING}, plain()),
     "save best, keep one": (
-        {"load_best_model_at_end": True, "save_strategy": "best", "metric_for_best_model": "accuracy",
-         "save_total_limit": 1}, plain(compute_metrics=accuracy)),
+        {
+            "load_best_model_at_end": True,
+            "save_strategy": "best",
+            "metric_for_best_model": "accuracy",
+            "save_total_limit": 1,
+        },
+        plain(compute_metrics=accuracy),
+    ),
     "save_only_model": ({"save_only_model": True, **SAVING}, plain()),
     "auto_find_batch_size": ({"auto_find_batch_size": True}, plain()),
     "group_by_length": ({"train_sampling_strategy": "group_by_length"}, plain()),
@@ -126,17 +142,21 @@ CASES: dict[str, tuple[dict[str, Any], Callable[[nn.Module], dict[str, Any]]]] =
     "prediction_loss_only": ({"prediction_loss_only": True}, plain()),
     "compute_loss_func": ({}, plain(compute_loss_func=focal)),
     "compute_loss_func, accumulated": (
-        {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}, plain(compute_loss_func=focal)),
+        {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2},
+        plain(compute_loss_func=focal),
+    ),
     "optimizers": ({}, given_optimizer),
     "optimizer_cls_and_kwargs": (
-        {}, plain(optimizer_cls_and_kwargs=(torch.optim.RMSprop, {"lr": 1e-3, "momentum": 0.5}))),
+        {},
+        plain(optimizer_cls_and_kwargs=(torch.optim.RMSprop, {"lr": 1e-3, "momentum": 0.5})),
+    ),
     "adafactor": ({"optim": "adafactor"}, plain()),
     "plateau": ({"lr_scheduler_type": "reduce_lr_on_plateau", "metric_for_best_model": "loss"}, plain()),
     "cosine and warmup": ({"lr_scheduler_type": "cosine", "warmup_steps": 2, "weight_decay": 0.1}, plain()),
     "several evaluation sets": ({}, plain(eval_dataset={"a": rows(8), "b": rows(12)})),
     "dataloader_drop_last": ({"dataloader_drop_last": True, "per_device_train_batch_size": 5}, plain()),
     "seeds": ({"full_determinism": False, "seed": 7, "data_seed": 3}, plain()),
-}  # fmt: skip
+}
 
 
 def scores(trainer: Trainer) -> list[dict[str, float]]:

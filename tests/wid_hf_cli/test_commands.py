@@ -38,18 +38,40 @@ def test_plan_prints_coupled_dimensions_sizes_and_reasons(teacher: Path, tmp_pat
     assert "is looked up by number" in out
     assert "Proved by permutation" in out
     invoke(
-        "compress", str(teacher), "--train", str(write_texts(tmp_path / "t.txt")), "--output", str(tmp_path / "s"),
-        *SIZES, "--steps", "0", "--validation-texts", "8",
-    )  # fmt: skip
+        "compress",
+        str(teacher),
+        "--train",
+        str(write_texts(tmp_path / "t.txt")),
+        "--output",
+        str(tmp_path / "s"),
+        *SIZES,
+        "--steps",
+        "0",
+        "--validation-texts",
+        "8",
+    )
     real = sum(p.numel() for p in AutoModelForMaskedLM.from_pretrained(tmp_path / "s").parameters())
     assert f"{real:,} (" in out
 
 
 def test_compress_prints_teacher_start_and_student_side_by_side(teacher: Path, tmp_path: Path) -> None:
     out = invoke(
-        "compress", str(teacher), "--train", str(write_texts(tmp_path / "t.txt")), "--output", str(tmp_path / "s"),
-        *SIZES, "--steps", "2", "--batch-size", "8", "--max-length", "12", "--validation-texts", "8",
-    )  # fmt: skip
+        "compress",
+        str(teacher),
+        "--train",
+        str(write_texts(tmp_path / "t.txt")),
+        "--output",
+        str(tmp_path / "s"),
+        *SIZES,
+        "--steps",
+        "2",
+        "--batch-size",
+        "8",
+        "--max-length",
+        "12",
+        "--validation-texts",
+        "8",
+    )
     assert "masked lm accuracy" in out
     assert "2 steps" in out
     report = json.loads((tmp_path / "s" / "wid_report.json").read_text())
@@ -60,14 +82,32 @@ def test_compress_prints_teacher_start_and_student_side_by_side(teacher: Path, t
 
 def test_compress_without_steps_calibrates_merges_and_tells_how_well(teacher: Path, tmp_path: Path) -> None:
     out = invoke(
-        "compress", str(teacher), "--train", str(write_texts(tmp_path / "t.txt")), "--output", str(tmp_path / "s"),
-        *SIZES, "--steps", "0", "--validation-texts", "8", "--max-length", "12",
-        "--calibration-samples", "30", "--calibration-batch-size", "10", "--ridge", "0.01",
-    )  # fmt: skip
+        "compress",
+        str(teacher),
+        "--train",
+        str(write_texts(tmp_path / "t.txt")),
+        "--output",
+        str(tmp_path / "s"),
+        *SIZES,
+        "--steps",
+        "0",
+        "--validation-texts",
+        "8",
+        "--max-length",
+        "12",
+        "--calibration-samples",
+        "30",
+        "--calibration-batch-size",
+        "10",
+        "--ridge",
+        "0.01",
+    )
     report = json.loads((tmp_path / "s" / "wid_report.json").read_text())
     assert {name: report["settings"][name] for name in ("calibration_samples", "calibration_batch_size", "ridge")} == {
-        "calibration_samples": 30, "calibration_batch_size": 10, "ridge": 0.01,
-    }  # fmt: skip
+        "calibration_samples": 30,
+        "calibration_batch_size": 10,
+        "ridge": 0.01,
+    }
     site = report["calibration"]["sites"][0]
     assert f"{site['before']:.1%}" in out and f"{site['after']:.1%}" in out
     assert f"{report['calibration']['positions']:,} positions" in out
@@ -78,9 +118,20 @@ def test_compress_without_steps_calibrates_merges_and_tells_how_well(teacher: Pa
 
 def test_compress_with_an_identity_start_tells_of_no_calibration(teacher: Path, tmp_path: Path) -> None:
     out = invoke(
-        "compress", str(teacher), "--train", str(write_texts(tmp_path / "t.txt")), "--output", str(tmp_path / "s"),
-        *SIZES, "--steps", "0", "--validation-texts", "8", "--init", "identity",
-    )  # fmt: skip
+        "compress",
+        str(teacher),
+        "--train",
+        str(write_texts(tmp_path / "t.txt")),
+        "--output",
+        str(tmp_path / "s"),
+        *SIZES,
+        "--steps",
+        "0",
+        "--validation-texts",
+        "8",
+        "--init",
+        "identity",
+    )
     assert "identity, first, not trained" in out
     assert "positions" not in out and "calibration.png" not in out
 

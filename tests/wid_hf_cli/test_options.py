@@ -29,17 +29,19 @@ def defaults(command: str) -> dict[str, Any]:
 
 def test_words_are_those_of_the_library() -> None:
     for mine, theirs in (
-        (options.HeadStrategy, config.HeadStrategy), (options.Init, config.Init), (options.Selection, config.Selection),
-    ):  # fmt: skip
+        (options.HeadStrategy, config.HeadStrategy),
+        (options.Init, config.Init),
+        (options.Selection, config.Selection),
+    ):
         assert {word.value for word in mine} == set(get_args(theirs))
     assert set(options.LOSSES) == set(LOSSES)
     assert set(evaluate.TASKS) == set(TASKS)
 
 
 @pytest.mark.parametrize(
-    ("command", "given"), [("compress", CompressSettings), ("compress", WidConfig), ("eval", FineTuning),
-                           ("eval", DataPlaces)],
-)  # fmt: skip
+    ("command", "given"),
+    [("compress", CompressSettings), ("compress", WidConfig), ("eval", FineTuning), ("eval", DataPlaces)],
+)
 def test_defaults_are_those_of_the_library(command: str, given: Any) -> None:
     theirs = {field.name: field.default for field in fields(given)}
     theirs |= {field.name: field.default_factory() for field in fields(given) if field.default_factory is not MISSING}
@@ -64,9 +66,12 @@ def program(*words: str, **environment: str) -> subprocess.CompletedProcess[str]
         "from wid_hf_cli.main import main; main()"
     )
     return subprocess.run(
-        [sys.executable, "-c", script, *words], capture_output=True, text=True, check=False,
+        [sys.executable, "-c", script, *words],
+        capture_output=True,
+        text=True,
+        check=False,
         env={**os.environ, "COLUMNS": "160", **environment},
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("words", [(), *((name,) for name in COMMANDS)])
@@ -80,8 +85,10 @@ def test_help_loads_no_torch(words: tuple[str, ...]) -> None:
 
 def test_completion_loads_no_torch() -> None:
     done = program(
-        _WID_HF_COMPLETE="complete_bash", COMP_WORDS="wid-hf compress --distil", COMP_CWORD="2",
-    )  # fmt: skip
+        _WID_HF_COMPLETE="complete_bash",
+        COMP_WORDS="wid-hf compress --distil",
+        COMP_CWORD="2",
+    )
     assert done.stdout.split() == ["--distillation"]
     assert "loaded []" in done.stderr
     assert "--install-completion" in program("--help").stdout

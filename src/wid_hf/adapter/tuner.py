@@ -197,9 +197,12 @@ class WidModel(OneAdapterTuner):
         return shrank
 
     def merge_and_unload(
-        self, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None,
+        self,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
         force: bool = False,
-    ) -> PreTrainedModel:  # fmt: skip
+    ) -> PreTrainedModel:
         """Write the folded weights into a fresh stock model: the student, free of wid_hf.
 
         Its outputs equal the outputs of this model exactly: the tensors are those that training used.
@@ -244,9 +247,14 @@ class WidModel(OneAdapterTuner):
         return self.teacher
 
     def calibrate(
-        self, batches: Iterable[Batch], *, lifts: bool = True, spectra: bool = True, basis: bool = True,
+        self,
+        batches: Iterable[Batch],
+        *,
+        lifts: bool = True,
+        spectra: bool = True,
+        basis: bool = True,
         reset: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Set the start of every compactor from the teacher's activations on `batches`.
 
         With `init="calibrated"` indices are chosen, the inside of attention heads is turned to what matters most,
@@ -330,9 +338,13 @@ class WidModel(OneAdapterTuner):
 
     @classmethod
     def _get_adapter_state_dict(
-        cls, model: PeftModel, config: WidConfig, adapter_name: str, state_dict: dict[str, Tensor],
+        cls,
+        model: PeftModel,
+        config: WidConfig,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
         unwanted_adapter_names: list[str],
-    ) -> dict[str, Tensor]:  # fmt: skip
+    ) -> dict[str, Tensor]:
         return saved_state(model, config, model.base_model.fingerprint, state_dict)
 
     @classmethod

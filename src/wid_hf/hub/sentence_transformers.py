@@ -60,9 +60,13 @@ def save_sentence_modules(teacher: str, folder: Path, width: int | None, *, revi
 
 def _cached(teacher: str, name: str, revision: str | None) -> str | None:
     found: str | None = cached_file(
-        expanded(teacher), name, revision=revision, _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
-    )  # fmt: skip
+        expanded(teacher),
+        name,
+        revision=revision,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
     return found
 
 

@@ -25,9 +25,19 @@ from ..layers import compactor_axes
 NORMS = {torch.norm, Tensor.norm, torch.linalg.vector_norm}
 NORMALISATIONS = {functional.layer_norm, functional.rms_norm}
 REDUCTIONS = NORMS | {
-    torch.mean, Tensor.mean, torch.sum, Tensor.sum, torch.var, Tensor.var, torch.std, Tensor.std,
-    torch.amax, Tensor.amax, torch.amin, Tensor.amin,
-}  # fmt: skip
+    torch.mean,
+    Tensor.mean,
+    torch.sum,
+    Tensor.sum,
+    torch.var,
+    Tensor.var,
+    torch.std,
+    Tensor.std,
+    torch.amax,
+    Tensor.amax,
+    torch.amin,
+    Tensor.amin,
+}
 
 
 class KeptStatistics:
@@ -165,9 +175,14 @@ def _reduces_last(tensor: Tensor, args: Sequence[Any], given: Mapping[str, Any])
 
 
 def _normalised(
-    centred: bool, kept: Tensor, x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None,
-    bias: Tensor | None = None, eps: float | None = None,
-) -> Tensor:  # fmt: skip
+    centred: bool,
+    kept: Tensor,
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float | None = None,
+) -> Tensor:
     """Return `weight * (x - m) / sqrt(v + eps) + bias` with m and v over the kept indices; m = 0 for RMS norms.
 
     The variance is the biased one and eps stands inside the root, as in torch.

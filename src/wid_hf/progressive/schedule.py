@@ -80,7 +80,7 @@ class WidSchedule:
         """
         return cls(
             mask_interval=500, penalty="adam_moment", penalty_strength=20.0, selection="norm", decay_to_zero_steps=8_000
-        )  # fmt: skip
+        )
 
     @classmethod
     def from_dict(cls, stated: dict[str, Any]) -> WidSchedule:

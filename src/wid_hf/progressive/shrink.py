@@ -168,11 +168,15 @@ def rewrap(wrapped: nn.Module) -> None:
     """
     if isinstance(wrapped, DistributedDataParallel):
         settings = {
-            "device_ids": wrapped.device_ids, "output_device": wrapped.output_device, "dim": wrapped.dim,
-            "broadcast_buffers": wrapped.broadcast_buffers, "process_group": wrapped.process_group,
-            "find_unused_parameters": wrapped.find_unused_parameters, "static_graph": wrapped.static_graph,
+            "device_ids": wrapped.device_ids,
+            "output_device": wrapped.output_device,
+            "dim": wrapped.dim,
+            "broadcast_buffers": wrapped.broadcast_buffers,
+            "process_group": wrapped.process_group,
+            "find_unused_parameters": wrapped.find_unused_parameters,
+            "static_graph": wrapped.static_graph,
             "gradient_as_bucket_view": wrapped.gradient_as_bucket_view,
-        }  # fmt: skip
+        }
         module, training = wrapped.module, wrapped.training
         del wrapped.reducer  # its hooks on the teacher's weights go with it
         wrapped.__init__(module, **settings)  # type: ignore[misc]

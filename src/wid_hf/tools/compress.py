@@ -104,10 +104,12 @@ def compress(
     validation = None if settings.validation is None else expanded(settings.validation)
     settings = replace(settings, validation=validation)
     folder = OutputFolder(
-        output, overwrite=overwrite, why_not_ours=why_not_ours,
+        output,
+        overwrite=overwrite,
+        why_not_ours=why_not_ours,
         sources={"the teacher": teacher, "the training texts": _local(train)}
         | ({"the validation texts": _local(validation)} if validation else {}),
-    )  # fmt: skip
+    )
     recipe = recipe or WidRecipe.of(config, settings)
     config = recipe.configured(config)
     if isinstance(config.schedule, WidSchedule):
@@ -153,9 +155,13 @@ def compress(
 
     with Stops() as stops, folder.staging() as staging:
         trainer = recipe.trainer(
-            wid_model, objective, rates, settings, _arguments(settings, staging.scratch),
+            wid_model,
+            objective,
+            rates,
+            settings,
+            _arguments(settings, staging.scratch),
             {"train_dataset": train_set, "data_collator": _collator(objective, tokenizer)},
-        )  # fmt: skip
+        )
         trainer.pop_callback(ProgressCallback)
         for callback in (TrainingBar(), StopAfterStep(stops)):
             trainer.add_callback(callback)
@@ -251,9 +257,13 @@ def _train(trainer: StudentTrainer, stops: Stops) -> BaseException | None:
 
 
 def _keep(
-    staging: Staging, place: Place, trainer: StudentTrainer, report: Report, ended: BaseException,
+    staging: Staging,
+    place: Place,
+    trainer: StudentTrainer,
+    report: Report,
+    ended: BaseException,
     save: Callable[[PreTrainedModel, Report, Path], None],
-) -> str:  # fmt: skip
+) -> str:
     """Save the student as it stands when training has ended early; return in words where it is."""
     if not (trainer.state.global_step or isinstance(ended, TrainingError | Stopped)):
         return "No step was done, so nothing was kept."
@@ -309,9 +319,13 @@ class _Scorer:
     """Scores teacher, start and student on the same held-out batches."""
 
     def __init__(
-        self, objective: str, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, held_out: Dataset,
+        self,
+        objective: str,
+        teacher: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        held_out: Dataset,
         settings: CompressSettings,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.objective = objective
         self.batches: list[dict[str, Tensor]]
         if objective == "masked-lm":

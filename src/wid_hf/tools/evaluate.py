@@ -125,9 +125,15 @@ def evaluate(
 
 
 def _fine_tunings(
-    task: FineTuned, load: partial[PreTrainedModel], rows: Rows, features: Rows, tokenizer: PreTrainedTokenizerBase,
-    settings: EvalSettings, runs: Runs, made_from: Record,
-) -> Iterator[Record]:  # fmt: skip
+    task: FineTuned,
+    load: partial[PreTrainedModel],
+    rows: Rows,
+    features: Rows,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: EvalSettings,
+    runs: Runs,
+    made_from: Record,
+) -> Iterator[Record]:
     how = settings.fine_tuning
     shared = {name: value for name, value in asdict(how).items() if name not in ("learning_rates", "seeds")}
     every = [(rate, seed) for rate in how.learning_rates for seed in how.seeds]
@@ -142,9 +148,14 @@ def _fine_tunings(
 
 
 def _scored(
-    task: Scored, model: PreTrainedModel, features: Rows, tokenizer: PreTrainedTokenizerBase, settings: EvalSettings,
-    runs: Runs, made_from: Record,
-) -> Record:  # fmt: skip
+    task: Scored,
+    model: PreTrainedModel,
+    features: Rows,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: EvalSettings,
+    runs: Runs,
+    made_from: Record,
+) -> Record:
     batch_size = settings.fine_tuning.batch_size
 
     def make() -> Record:

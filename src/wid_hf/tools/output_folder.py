@@ -71,9 +71,13 @@ class OutputFolder:
     """
 
     def __init__(
-        self, given: str | Path, *, overwrite: bool = False, why_not_ours: WhyNotOurs = holds_anything,
+        self,
+        given: str | Path,
+        *,
+        overwrite: bool = False,
+        why_not_ours: WhyNotOurs = holds_anything,
         sources: Mapping[str, str | Path] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.given = given
         self.why_not_ours = why_not_ours
         path = _real_path(given)

@@ -97,9 +97,14 @@ class Recipe(Protocol):
         """
 
     def trainer(
-        self, model: PeftModel, objective: str, rates: Rates, settings: CompressSettings, arguments: dict[str, Any],
+        self,
+        model: PeftModel,
+        objective: str,
+        rates: Rates,
+        settings: CompressSettings,
+        arguments: dict[str, Any],
         data: dict[str, Any],
-    ) -> StudentTrainer:  # fmt: skip
+    ) -> StudentTrainer:
         """Return the trainer of the student at its start.
 
         Args:
@@ -191,9 +196,14 @@ class WidRecipe:
         }
 
     def trainer(
-        self, model: PeftModel, objective: str, rates: Rates, settings: CompressSettings, arguments: dict[str, Any],
+        self,
+        model: PeftModel,
+        objective: str,
+        rates: Rates,
+        settings: CompressSettings,
+        arguments: dict[str, Any],
         data: dict[str, Any],
-    ) -> StudentTrainer:  # fmt: skip
+    ) -> StudentTrainer:
         """Return a `WidTrainer`, or a `FollowingTrainer` for a headless encoder, whose model is calibrated."""
         args = WidTrainingArguments(
             **arguments,

@@ -28,9 +28,13 @@ from ..hub.paths import expanded
 from ..planning.teacher_check import why_not_made_of_a_config
 
 TOKENIZER_FILES = (
-    FULL_TOKENIZER_FILE, TOKENIZER_CONFIG_FILE, SPECIAL_TOKENS_MAP_FILE, ADDED_TOKENS_FILE, CHAT_TEMPLATE_FILE,
+    FULL_TOKENIZER_FILE,
+    TOKENIZER_CONFIG_FILE,
+    SPECIAL_TOKENS_MAP_FILE,
+    ADDED_TOKENS_FILE,
+    CHAT_TEMPLATE_FILE,
     "tokenizer.model",  # what tokenizers of today no longer read, and converters to other formats do
-)  # fmt: skip
+)
 
 
 def load_teacher(
@@ -51,9 +55,13 @@ def load_teacher(
         raise TeacherError(why)
     try:
         model, info = model_class.from_pretrained(
-            name, config=config, revision=revision, trust_remote_code=trust_remote_code, dtype=dtype,
+            name,
+            config=config,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            dtype=dtype,
             output_loading_info=True,
-        )  # fmt: skip
+        )
     except Exception as cause:  # every file format behind from_pretrained raises other errors
         raise TeacherError(
             f"The weights of {name!r} cannot be loaded as {model_class.__name__}: {_first_line(cause)}. "
@@ -88,9 +96,14 @@ def load_with_head(
     logging.set_verbosity_error()  # that the head is new is what was asked for
     try:
         model, info = head.from_pretrained(
-            name, revision=revision, trust_remote_code=trust_remote_code, dtype=torch.float32,
-            ignore_mismatched_sizes=True, output_loading_info=True, **settings,
-        )  # fmt: skip
+            name,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **settings,
+        )
     except Exception as cause:  # every file format behind from_pretrained raises other errors
         raise TeacherError(f"{name!r} cannot be loaded by {head.__name__}: {_first_line(cause)}.") from cause
     finally:
@@ -140,9 +153,13 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, name: str, 
         names.remove(TOKENIZER_CONFIG_FILE)
     for file in sorted(names):
         path = cached_file(
-            expanded(name), file, revision=revision, _raise_exceptions_for_gated_repo=False,
-            _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
-        )  # fmt: skip
+            expanded(name),
+            file,
+            revision=revision,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
         if path is not None:
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / file)

@@ -95,8 +95,11 @@ def find_reduction(
     except Exception as error:  # whatever a model that nobody has tried may raise
         _log.warning(
             "How the loss of %s adds up over micro-batches cannot be tried (%s: %s); it is taken for a mean over %s.",
-            type(stock).__name__, type(error).__name__, error, usual := _usual(batch),
-        )  # fmt: skip
+            type(stock).__name__,
+            type(error).__name__,
+            error,
+            usual := _usual(batch),
+        )
         return usual
 
 

@@ -34,9 +34,13 @@ class FollowingTrainer(WidTrainer):
     """
 
     def __init__(
-        self, model: PeftModel | None = None, args: TrainingArguments | None = None, *others: Any,
-        cosine_weight: float = 1.0, **kwargs: Any,
-    ) -> None:  # fmt: skip
+        self,
+        model: PeftModel | None = None,
+        args: TrainingArguments | None = None,
+        *others: Any,
+        cosine_weight: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
         if getattr(args, "teacher_learning_rate", None) != 0:
             raise ConfigError(
                 f'FollowingTrainer compares the student with its teacher (loss "{FOLLOWED}": {LOSSES[FOLLOWED]}). The '
@@ -59,9 +63,12 @@ class FollowingTrainer(WidTrainer):
         return "labels"  # the model's own loss, if it has one, is not used
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False,
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         """Return `following_loss` of one batch, scaled to its part of the optimizer step."""
         given = {name: tensor for name, tensor in inputs.items() if name != "labels"}
         with torch.no_grad():

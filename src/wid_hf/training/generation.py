@@ -28,27 +28,37 @@ class GeneratingTrainer(Seq2SeqTrainer):
         return model
 
     def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval",
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
         **gen_kwargs: Any,
-    ) -> dict[str, float]:  # fmt: skip
+    ) -> dict[str, float]:
         """Evaluate as the trainer does that the arguments belong to."""
         if self._is_seq2seq:
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **gen_kwargs)
         return super(Seq2SeqTrainer, self).evaluate(eval_dataset, ignore_keys, metric_key_prefix, **gen_kwargs)
 
     def predict(
-        self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test",
+        self,
+        test_dataset: Any,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "test",
         **gen_kwargs: Any,
-    ) -> PredictionOutput:  # fmt: skip
+    ) -> PredictionOutput:
         """Predict as the trainer does that the arguments belong to."""
         if self._is_seq2seq:
             return super().predict(test_dataset, ignore_keys, metric_key_prefix, **gen_kwargs)
         return super(Seq2SeqTrainer, self).predict(test_dataset, ignore_keys, metric_key_prefix, **gen_kwargs)
 
     def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None, **gen_kwargs: Any,
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+        **gen_kwargs: Any,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Evaluate one batch as the trainer does that the arguments belong to."""
         if self._is_seq2seq:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **gen_kwargs)

@@ -101,9 +101,12 @@ class StudentTrainer(GeneratingTrainer):
         return loss * share * self.accelerator.num_processes if averaged else loss * share
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False,
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         """Return the loss of a micro-batch; those of an optimizer step add up to the loss of one large batch."""
         return self._own_loss(model, inputs, return_outputs, num_items_in_batch)
 

@@ -179,9 +179,12 @@ class WidTrainer(StudentTrainer):
         return self.optimizer
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False,
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         """Return the loss averaged over the labels of the whole optimizer step, and what is distilled while training.
 
         The loss of evaluation is the model's own, so that runs with and without distillation compare.
@@ -213,9 +216,13 @@ class WidTrainer(StudentTrainer):
         return self._labelled.only(inputs, together=together)
 
     def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None, **gen_kwargs: Any,
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+        **gen_kwargs: Any,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Evaluate one batch; without metrics that look at logits, on labelled positions only."""
         self._wants_loss_only = prediction_loss_only
         try:

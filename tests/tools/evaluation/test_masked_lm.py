@@ -41,7 +41,7 @@ def tokens() -> Dataset:
 class SureOf(nn.Module):
     """Predicts `token` everywhere, with logit `logit` against 0 for all others."""
 
-    def __init__(self, token: int, logit: float):
+    def __init__(self, token: int, logit: float) -> None:
         super().__init__()
         self.logits = nn.Parameter(torch.zeros(VOCABULARY).index_fill(0, torch.tensor(token), logit))
 
@@ -49,7 +49,7 @@ class SureOf(nn.Module):
         return SimpleNamespace(logits=self.logits.expand(*input_ids.shape, -1))
 
 
-def test_the_same_seed_masks_the_same_positions_and_leaves_the_global_generator_alone(tokens):
+def test_the_same_seed_masks_the_same_positions_and_leaves_the_global_generator_alone(tokens) -> None:
     state = torch.get_rng_state()
     first, again, other = (masked_batches(tokens, tokenizer(mask_token="[MASK]"), 8, seed) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), state)
@@ -57,24 +57,24 @@ def test_the_same_seed_masks_the_same_positions_and_leaves_the_global_generator_
     assert not torch.equal(first[0]["labels"], other[0]["labels"])
 
 
-def test_padding_and_special_tokens_are_never_masked(tokens):
+def test_padding_and_special_tokens_are_never_masked(tokens) -> None:
     for batch in masked_batches(tokens, tokenizer(mask_token="[MASK]"), 8, seed=0):
         assert (batch["labels"][batch["attention_mask"] == 0] == -100).all()
         assert (batch["labels"][:, 0] == -100).all()
 
 
-def test_masked_batches_refuse_a_tokenizer_without_mask_token(tokens):
+def test_masked_batches_refuse_a_tokenizer_without_mask_token(tokens) -> None:
     with pytest.raises(DataError, match="has no mask token"):
         masked_batches(tokens, tokenizer(), 8, seed=0)
 
 
-def test_masked_batches_refuse_texts_too_short_to_have_a_masked_position():
+def test_masked_batches_refuse_texts_too_short_to_have_a_masked_position() -> None:
     row = Dataset.from_dict({"input_ids": [[3]], "attention_mask": [[1]], "special_tokens_mask": [[1]]})
     with pytest.raises(DataError, match="none of the tokens of 1 texts was masked"):
         masked_batches(row, tokenizer(mask_token="[MASK]"), 8, seed=0)
 
 
-def test_loss_and_accuracy_are_means_over_tokens_however_they_are_batched():
+def test_loss_and_accuracy_are_means_over_tokens_however_they_are_batched() -> None:
     labels = [[7, 7, 7, -100], [-100, -100, 9, -100]]
     rows = [
         {
@@ -94,7 +94,7 @@ def test_loss_and_accuracy_are_means_over_tokens_however_they_are_batched():
         assert score.loss == pytest.approx(log_partition - 2.0 * 3 / 4, rel=1e-6)
 
 
-def test_score_equals_the_loss_the_model_itself_reports_on_one_batch(tiny_bert, tokens):
+def test_score_equals_the_loss_the_model_itself_reports_on_one_batch(tiny_bert, tokens) -> None:
     (batch,) = masked_batches(tokens, tokenizer(mask_token="[MASK]"), len(tokens), seed=0)
     score = masked_lm_score(tiny_bert, [batch])
     with torch.no_grad():
@@ -108,7 +108,7 @@ def test_score_equals_the_loss_the_model_itself_reports_on_one_batch(tiny_bert, 
     assert score.accuracy == right.double().mean().item()
 
 
-def test_dropout_is_off_while_scoring_and_each_module_keeps_its_mode(tiny_bert, tokens):
+def test_dropout_is_off_while_scoring_and_each_module_keeps_its_mode(tiny_bert, tokens) -> None:
     batches = masked_batches(tokens, tokenizer(mask_token="[MASK]"), 8, seed=0)
     expected = masked_lm_score(tiny_bert, batches)
     tiny_bert.train()
@@ -119,7 +119,7 @@ def test_dropout_is_off_while_scoring_and_each_module_keeps_its_mode(tiny_bert, 
     assert torch.is_grad_enabled()
 
 
-def test_modes_come_back_when_the_forward_fails(tiny_bert):
+def test_modes_come_back_when_the_forward_fails(tiny_bert) -> None:
     tiny_bert.train()
     too_long = torch.ones(1, 33, dtype=torch.long)
     with pytest.raises((IndexError, RuntimeError), match=r"index out of range|size of tensor|expanded size"):
@@ -127,7 +127,7 @@ def test_modes_come_back_when_the_forward_fails(tiny_bert):
     assert tiny_bert.training
 
 
-def test_the_reaction_teacher_knows_its_reactions(reaction_bert_dir, uspto50k):
+def test_the_reaction_teacher_knows_its_reactions(reaction_bert_dir, uspto50k) -> None:
     teacher = AutoModelForMaskedLM.from_pretrained(reaction_bert_dir)
     smiles = AutoTokenizer.from_pretrained(reaction_bert_dir)
     texts = load_texts(str(uspto50k / "valid.jsonl.gz")).select(range(400))

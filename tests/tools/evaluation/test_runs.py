@@ -5,9 +5,10 @@ import json
 import pytest
 
 from wid_hf.tools.evaluation.runs import Runs, write_json
+from typing import NoReturn
 
 
-def test_a_run_is_made_once_for_the_same_settings_in_any_order(tmp_path):
+def test_a_run_is_made_once_for_the_same_settings_in_any_order(tmp_path) -> None:
     made = []
 
     def make():
@@ -21,8 +22,8 @@ def test_a_run_is_made_once_for_the_same_settings_in_any_order(tmp_path):
     assert len(made) == 2
 
 
-def test_a_run_that_fails_leaves_nothing_behind_and_is_made_again(tmp_path):
-    def fail():
+def test_a_run_that_fails_leaves_nothing_behind_and_is_made_again(tmp_path) -> None:
+    def fail() -> NoReturn:
         raise RuntimeError("stopped")
 
     runs = Runs(tmp_path / "runs")
@@ -32,7 +33,7 @@ def test_a_run_that_fails_leaves_nothing_behind_and_is_made_again(tmp_path):
     assert runs.get({"seed": 0}, lambda: {"steps": 1})["steps"] == 1
 
 
-def test_a_file_is_replaced_only_by_a_whole_one(tmp_path):
+def test_a_file_is_replaced_only_by_a_whole_one(tmp_path) -> None:
     path = tmp_path / "report.json"
     write_json(path, {"old": 1})
     with pytest.raises(ValueError, match="not JSON compliant"):

@@ -23,23 +23,23 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_mean_pool_averages_only_attended_positions():
+def test_mean_pool_averages_only_attended_positions() -> None:
     states = torch.tensor([[[1.0, 2.0], [3.0, 6.0], [100.0, 100.0]], [[5.0, 7.0], [9.0, 9.0], [9.0, 9.0]]])
     mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
     assert torch.equal(mean_pool(states, mask), torch.tensor([[2.0, 4.0], [5.0, 7.0]]))
 
 
-def test_mean_pool_of_half_precision_is_accumulated_in_float32():
+def test_mean_pool_of_half_precision_is_accumulated_in_float32() -> None:
     pooled = mean_pool(torch.full((1, 4096, 1), 60000.0, dtype=torch.float16), torch.ones(1, 4096))
     assert pooled.dtype == torch.float32
     assert pooled.item() == pytest.approx(60000.0, rel=1e-3)
 
 
-def test_mean_pool_of_a_row_without_attention_is_zero():
+def test_mean_pool_of_a_row_without_attention_is_zero() -> None:
     assert torch.equal(mean_pool(random(1, 3, 2), torch.zeros(1, 3)), torch.zeros(1, 2))
 
 
-def test_embedding_does_not_depend_on_padding_or_batching_and_restores_the_mode(tiny_bert):
+def test_embedding_does_not_depend_on_padding_or_batching_and_restores_the_mode(tiny_bert) -> None:
     encoder = tiny_bert.base_model.train()
     ids = torch.tensor([[5, 6, 7, 8], [9, 10, 0, 0]])
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
@@ -57,13 +57,13 @@ def test_embedding_does_not_depend_on_padding_or_batching_and_restores_the_mode(
     assert encoder.training
 
 
-def test_embedding_with_a_task_head_points_to_the_base_model(tiny_bert):
+def test_embedding_with_a_task_head_points_to_the_base_model(tiny_bert) -> None:
     ids = torch.ones(1, 4, dtype=torch.long)
     with pytest.raises(TeacherError, match=r"BertForMaskedLM returns no last_hidden_state.*base_model"):
         embed(tiny_bert, [{"input_ids": ids, "attention_mask": ids}])
 
 
-def test_turned_and_scaled_vectors_of_another_width_agree_fully():
+def test_turned_and_scaled_vectors_of_another_width_agree_fully() -> None:
     a = random(20, 6)
     turn = torch.linalg.qr(random(9, 9, seed=1)).Q[:6]  # (6, 9), orthonormal rows
     score = sentence_score(a, 3.0 * a @ turn)
@@ -72,7 +72,7 @@ def test_turned_and_scaled_vectors_of_another_width_agree_fully():
     assert score.texts == 20
 
 
-def test_correlation_is_pearson_over_the_pairs():
+def test_correlation_is_pearson_over_the_pairs() -> None:
     a, b = random(4, 5), random(4, 3, seed=1)
     pairs = [(i, j) for i in range(4) for j in range(i + 1, 4)]
     x, y = ([cosine_similarity(v[i], v[j], dim=0).item() for i, j in pairs] for v in (a, b))
@@ -82,7 +82,7 @@ def test_correlation_is_pearson_over_the_pairs():
     assert cosine_correlation(a, b) == pytest.approx(covariance / scale, abs=1e-6)
 
 
-def test_retrieval_counts_texts_whose_nearest_other_text_is_the_same():
+def test_retrieval_counts_texts_whose_nearest_other_text_is_the_same() -> None:
     degrees_a = torch.tensor([0.0, 10.0, 50.0, 65.0]).deg2rad()  # neighbours 1 0 3 2
     degrees_b = torch.tensor([0.0, 30.0, 50.0, 90.0]).deg2rad()  # neighbours 1 2 1 2
     a, b = (torch.stack((d.cos(), d.sin()), dim=1) for d in (degrees_a, degrees_b))
@@ -91,12 +91,12 @@ def test_retrieval_counts_texts_whose_nearest_other_text_is_the_same():
 
 
 @pytest.mark.parametrize(("left", "right"), [(4, 5), (2, 2), (0, 0)])
-def test_vectors_of_different_or_too_few_texts_are_refused(left, right):
+def test_vectors_of_different_or_too_few_texts_are_refused(left, right) -> None:
     with pytest.raises(DataError, match=f"vectors of {left} and of {right} texts.*at least 3"):
         sentence_score(random(left, 4), random(right, 4))
 
 
-def test_minilm_finds_the_paraphrase(minilm_dir):
+def test_minilm_finds_the_paraphrase(minilm_dir) -> None:
     texts = ["A man is playing a guitar.", "Somebody plays the guitar.", "The stock market fell on Monday."]
     tokenizer = AutoTokenizer.from_pretrained(minilm_dir)
     tokens = tokenize(Dataset.from_dict({"text": texts}), tokenizer, 64)

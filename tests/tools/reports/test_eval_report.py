@@ -24,12 +24,18 @@ def report(*runs: dict[str, Any]) -> EvalReport:
     return made
 
 
-def test_the_learning_rate_with_the_best_mean_on_dev_is_reported_whatever_test_says():
+def test_the_learning_rate_with_the_best_mean_on_dev_is_reported_whatever_test_says() -> None:
     found = summarize(
         TASKS["mrpc"],
-        [run(1e-5, 0, 0.9, 0.1), run(1e-5, 1, 0.5, 0.1), run(5e-5, 0, 0.8, 0.2), run(5e-5, 1, 0.7, 0.4),
-         run(1e-4, 0, 0.1, 0.9), run(1e-4, 1, 0.1, 0.9)],
-    )  # fmt: skip
+        [
+            run(1e-5, 0, 0.9, 0.1),
+            run(1e-5, 1, 0.5, 0.1),
+            run(5e-5, 0, 0.8, 0.2),
+            run(5e-5, 1, 0.7, 0.4),
+            run(1e-4, 0, 0.1, 0.9),
+            run(1e-4, 1, 0.1, 0.9),
+        ],
+    )
     assert found.best_learning_rate == 5e-5
     assert found.mean["dev"] == {"f1": pytest.approx(0.75), "accuracy": pytest.approx(0.25)}
     assert found.mean["test"]["f1"] == pytest.approx(0.3)
@@ -38,18 +44,18 @@ def test_the_learning_rate_with_the_best_mean_on_dev_is_reported_whatever_test_s
     assert (found.seeds, len(found.runs)) == (2, 6)
 
 
-def test_a_learning_rate_that_diverged_with_one_seed_is_not_reported():
+def test_a_learning_rate_that_diverged_with_one_seed_is_not_reported() -> None:
     found = summarize(TASKS["mrpc"], [run(1e-5, 0, 0.4), run(1e-3, 0, 0.9), run(1e-5, 1, 0.4), run(1e-3, 1, None)])
     assert found.best_learning_rate == 1e-5
     with pytest.raises(TrainingError, match=r"MRPC: training diverged at every learning rate \(0.001\)"):
         summarize(TASKS["mrpc"], [run(1e-3, 0, None)])
 
 
-def test_one_run_has_no_spread():
+def test_one_run_has_no_spread() -> None:
     assert summarize(TASKS["mrpc"], [run(1e-5, 0, 0.4)]).spread is None
 
 
-def test_the_smallest_perplexity_is_the_best():
+def test_the_smallest_perplexity_is_the_best() -> None:
     runs = [
         {"learning_rate": rate, "seed": 0, "scores": {"texts": {"perplexity": value, "loss": value}}}
         for rate, value in ((1e-5, 30.0), (1e-4, 20.0))
@@ -57,13 +63,13 @@ def test_the_smallest_perplexity_is_the_best():
     assert summarize(TASKS["perplexity"], runs).best_learning_rate == 1e-4
 
 
-def test_a_report_is_read_as_it_was_written(tmp_path):
+def test_a_report_is_read_as_it_was_written(tmp_path) -> None:
     written = report(run(1e-5, 0, 0.4), run(1e-5, 1, 0.6))
     written.save(tmp_path)
     assert EvalReport.load(tmp_path) == written
 
 
-def test_the_table_gives_percentages_with_their_spread():
+def test_the_table_gives_percentages_with_their_spread() -> None:
     console = Console(width=140, record=True)
     console.print(report(run(1e-5, 0, 0.7), run(1e-5, 1, 0.9)).table())
     row = next(line for line in console.export_text().splitlines() if "MRPC" in line and "dev" in line)
@@ -71,7 +77,7 @@ def test_the_table_gives_percentages_with_their_spread():
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"model": "x"}', '{"tasks": {"mrpc": 1}}'])
-def test_a_file_that_is_no_report_is_refused(tmp_path, content):
+def test_a_file_that_is_no_report_is_refused(tmp_path, content) -> None:
     (tmp_path / "eval_report.json").write_text(content)
     with pytest.raises(OutputError, match=r"eval_report\.json is not a report of `wid-hf eval`"):
         EvalReport.load(tmp_path)

@@ -113,15 +113,30 @@ def test_the_numbers_of_the_page_are_those_of_the_reports(tmp_path: Path) -> Non
     write(tmp_path / "half", values())
     page = Page(write_html_report(tmp_path))
     assert page.row("half") == [
-        "half", "wid", "0", "1,748,815\n26.2%", "1,590,016\n25.1%", "6,995,260\n26.2%", "46.4 / 158.8",
-        "0.8726 → 0.8987", "0.6527 → 0.3721",
-    ]  # fmt: skip
+        "half",
+        "wid",
+        "0",
+        "1,748,815\n26.2%",
+        "1,590,016\n25.1%",
+        "6,995,260\n26.2%",
+        "46.4 / 158.8",
+        "0.8726 → 0.8987",
+        "0.6527 → 0.3721",
+    ]
     assert page.row("teacher")[3:6] == ["6,675,535", "6,325,760", "26,702,140"]
     assert page.row("teacher")[7:] == ["0.9511", "0.6026"]
     assert page.row("wid 12/24") == [
-        "wid 12/24", "0", "0.8987", "0.3721", "300", "870,808", "360.5", "1,590,016", "compactors 0.0001",
+        "wid 12/24",
+        "0",
+        "0.8987",
+        "0.3721",
+        "300",
+        "870,808",
+        "360.5",
+        "1,590,016",
+        "compactors 0.0001",
         "calibrated, pivots",
-    ]  # fmt: skip
+    ]
     for told in ("wid-hf compress me/teacher --steps 300", "x86_64 CPU, 1 threads", "torch 2.13.0", "4 x 75 tokens"):
         assert told in page.text
 
@@ -134,8 +149,10 @@ def test_runs_that_differ_only_in_their_seed_are_one_recipe(tmp_path: Path) -> N
     found = read_folder(tmp_path)
     made = {recipe.label: recipe for recipe in recipes(found.runs, found)}
     assert {label: [run.name for run in recipe.runs] for label, recipe in made.items()} == {
-        "wid 12/24": ["longer"], "wid-0": ["wid-0", "wid-1", "wid-2"], "scratch 12/24": ["scratch"],
-    }  # fmt: skip
+        "wid 12/24": ["longer"],
+        "wid-0": ["wid-0", "wid-1", "wid-2"],
+        "scratch 12/24": ["scratch"],
+    }
     assert made["wid-0"].figure("accuracy") == Spread(pytest.approx(0.84), pytest.approx(0.04))
     assert made["scratch 12/24"].figure("accuracy") == Spread(0.5, None)
     page = Page(write_html_report(tmp_path))
@@ -191,10 +208,18 @@ def test_what_reports_hold_is_text_and_never_markup(tmp_path: Path) -> None:
     write(
         tmp_path / "<b>half<b>",
         values(
-            teacher=evil, command=evil, start=evil, hardware=evil, objective=evil, method=evil, requested={evil: evil},
-            settings={evil: evil}, versions={evil: evil}, scores={"student": {evil: 1.0}},
+            teacher=evil,
+            command=evil,
+            start=evil,
+            hardware=evil,
+            objective=evil,
+            method=evil,
+            requested={evil: evil},
+            settings={evil: evil},
+            versions={evil: evil},
+            scores={"student": {evil: 1.0}},
         ),
-    )  # fmt: skip
+    )
     path = write_html_report(tmp_path)
     page = Page(path)
     assert {"script", "b"}.isdisjoint(page.tags)
@@ -289,9 +314,10 @@ def test_attention_of_students_is_compared_with_their_teachers(tmp_path: Path) -
     write(tmp_path / "runs" / "gone", values(teacher=str(teacher)))
     texts = write_texts(tmp_path / "texts.txt")
     result = CliRunner().invoke(
-        app, ["report", str(tmp_path / "runs"), "--attention", str(texts), "--attention-texts", "9"],
+        app,
+        ["report", str(tmp_path / "runs"), "--attention", str(texts), "--attention-texts", "9"],
         catch_exceptions=False,
-    )  # fmt: skip
+    )
     assert result.exit_code == 0, result.output
     output = tmp_path / "runs" / "report"
     assert str(output / "report.html") in result.output.replace("\n", "")

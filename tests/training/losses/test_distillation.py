@@ -47,11 +47,20 @@ def test_padding_does_not_count() -> None:
 
 def arguments(folder: Path, **given: Any) -> WidTrainingArguments:
     defaults: dict[str, Any] = {
-        "output_dir": str(folder), "max_steps": 2, "per_device_train_batch_size": 16, "save_strategy": "no",
-        "report_to": "none", "disable_tqdm": True, "use_cpu": True, "dataloader_pin_memory": False,
-        "learning_rate": 1e-2, "lr_scheduler_type": "constant", "logging_steps": 1, "teacher_learning_rate": 0,
+        "output_dir": str(folder),
+        "max_steps": 2,
+        "per_device_train_batch_size": 16,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+        "learning_rate": 1e-2,
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "teacher_learning_rate": 0,
         "distillation": list(DISTILLED),
-    }  # fmt: skip
+    }
     return WidTrainingArguments(**{**defaults, **given})
 
 
@@ -72,9 +81,15 @@ def test_accumulated_micro_batches_have_the_gradients_of_one_batch(
     ended = []
     for accumulation in (1, 4, 8):
         args = arguments(
-            tmp_path, per_device_train_batch_size=16 // accumulation, gradient_accumulation_steps=accumulation,
-            optim="sgd", max_grad_norm=0.0, distillation=[loss], learning_rate=1.0, max_steps=1,
-        )  # fmt: skip
+            tmp_path,
+            per_device_train_batch_size=16 // accumulation,
+            gradient_accumulation_steps=accumulation,
+            optim="sgd",
+            max_grad_norm=0.0,
+            distillation=[loss],
+            learning_rate=1.0,
+            max_steps=1,
+        )
         trainer = trained(make().double(), config, args)
         ended.append(({n: p for n, p in trainer.model.named_parameters()}, trainer.state.log_history[0]["loss"]))
     (whole, loss_whole), *others = ended
@@ -222,12 +237,27 @@ def test_a_progressive_student_is_distilled_while_wide_and_after_it_shrank(
 
 def wav2vec2(layerdrop: float) -> Wav2Vec2ForCTC:
     config = Wav2Vec2Config(
-        vocab_size=20, hidden_size=24, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48,
-        conv_dim=(8, 8), conv_stride=(5, 4), conv_kernel=(10, 8), num_conv_pos_embeddings=8,
-        num_conv_pos_embedding_groups=2, num_feat_extract_layers=2, layerdrop=layerdrop, pad_token_id=0,
-        mask_time_prob=0.0, apply_spec_augment=False,
-        hidden_dropout=0.0, attention_dropout=0.0, activation_dropout=0.0, feat_proj_dropout=0.0, final_dropout=0.0,
-    )  # fmt: skip
+        vocab_size=20,
+        hidden_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=48,
+        conv_dim=(8, 8),
+        conv_stride=(5, 4),
+        conv_kernel=(10, 8),
+        num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=2,
+        num_feat_extract_layers=2,
+        layerdrop=layerdrop,
+        pad_token_id=0,
+        mask_time_prob=0.0,
+        apply_spec_augment=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        activation_dropout=0.0,
+        feat_proj_dropout=0.0,
+        final_dropout=0.0,
+    )
     return seeded(Wav2Vec2ForCTC, config)
 
 
@@ -284,9 +314,15 @@ def test_label_smoothing_and_distillation_accumulate(make: Any, accumulation: in
     ended = []
     for pieces in (1, accumulation):
         args = arguments(
-            tmp_path, max_steps=1, label_smoothing_factor=0.2, per_device_train_batch_size=16 // pieces,
-            gradient_accumulation_steps=pieces, optim="sgd", max_grad_norm=0.0, learning_rate=1.0,
-        )  # fmt: skip
+            tmp_path,
+            max_steps=1,
+            label_smoothing_factor=0.2,
+            per_device_train_batch_size=16 // pieces,
+            gradient_accumulation_steps=pieces,
+            optim="sgd",
+            max_grad_norm=0.0,
+            learning_rate=1.0,
+        )
         trainer = trained(make(), WidConfig(hidden_size=12, init="identity"), args)
         ended.append(trainer)
     whole, parts = ended

@@ -70,11 +70,21 @@ def test_hidden_states_that_do_not_shrink_are_compared_as_they_are() -> None:
 
 def deberta(**given: Any) -> DebertaV2ForMaskedLM:
     config = DebertaV2Config(
-        vocab_size=60, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
-        max_position_embeddings=32, relative_attention=True, position_buckets=4, share_att_key=True,
-        pos_att_type=["p2c", "c2p"], norm_rel_ebd="layer_norm", hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0, **given,
-    )  # fmt: skip
+        vocab_size=60,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=32,
+        relative_attention=True,
+        position_buckets=4,
+        share_att_key=True,
+        pos_att_type=["p2c", "c2p"],
+        norm_rel_ebd="layer_norm",
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        **given,
+    )
     return seeded(DebertaV2ForMaskedLM, config)
 
 

@@ -43,8 +43,11 @@ class AttentionComparison:
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers for JSON."""
         return {
-            "divergence": self.divergence, "matched": self.matched, "positions": self.positions, "mean": self.mean,
-        }  # fmt: skip
+            "divergence": self.divergence,
+            "matched": self.matched,
+            "positions": self.positions,
+            "mean": self.mean,
+        }
 
 
 def compare_attention(

@@ -68,9 +68,12 @@ def draw(calibration: Calibration, path: Path) -> None:
     style = {"cmap": "YlOrRd", "vmin": 0.0, "vmax": min(max([0.01, *shown]), 1.0), "aspect": "auto"}
     drawn = [bool(grid.rows), bool(outside)]
     axes = figure.subplots(
-        sum(drawn), 2, squeeze=False, sharex=False,
+        sum(drawn),
+        2,
+        squeeze=False,
+        sharex=False,
         height_ratios=[height for height, wanted in zip(heights, drawn, strict=True) if wanted],
-    )  # fmt: skip
+    )
     for side, (which, title) in enumerate(TITLES.items()):
         axes[0, side].set_title(title, fontsize="medium", fontweight="bold")
         if grid.rows:

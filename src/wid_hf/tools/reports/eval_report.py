@@ -116,9 +116,14 @@ class EvalReport:
                 for figure in result.figures:
                     spread = "" if result.spread is None else _text(figure, result.spread[split][figure])
                     table.add_row(
-                        result.title, split, figure.replace("_", " "), _text(figure, scores[figure]), spread,
-                        str(result.seeds) if result.best_learning_rate else "", rate,
-                    )  # fmt: skip
+                        result.title,
+                        split,
+                        figure.replace("_", " "),
+                        _text(figure, scores[figure]),
+                        spread,
+                        str(result.seeds) if result.best_learning_rate else "",
+                        rate,
+                    )
         return table
 
 

@@ -95,10 +95,14 @@ def perfect_logits(rows: Dataset, features: Dataset) -> tuple[np.ndarray, np.nda
         row, offsets = rows[feature["row"]], feature["offsets"]
         start[number, : len(offsets)] = end[number, : len(offsets)] = 0.0
         begin = row["starts"][-1] if row["starts"] else None
-        covering = [] if begin is None else [
-            [place for place, (a, b) in enumerate(offsets) if a <= letter < b]
-            for letter in range(begin, begin + len(row["answers"][-1]))
-        ]  # fmt: skip
+        covering = (
+            []
+            if begin is None
+            else [
+                [place for place, (a, b) in enumerate(offsets) if a <= letter < b]
+                for letter in range(begin, begin + len(row["answers"][-1]))
+            ]
+        )
         if covering and all(covering):
             start[number, covering[0][0]] = end[number, covering[-1][-1]] = 9.0
         else:
@@ -106,7 +110,7 @@ def perfect_logits(rows: Dataset, features: Dataset) -> tuple[np.ndarray, np.nda
     return start, end
 
 
-def test_a_file_in_the_official_layout_is_read_question_by_question(tmp_path):
+def test_a_file_in_the_official_layout_is_read_question_by_question(tmp_path) -> None:
     rows = task().load(write(tmp_path, "2.0", official()))
     assert set(rows) == {"train", "dev"}
     assert rows["dev"]["answers"][:] == [answers for _, _, answers in QUESTIONS]
@@ -114,15 +118,18 @@ def test_a_file_in_the_official_layout_is_read_question_by_question(tmp_path):
     assert rows["dev"]["context"][0] == CITY
 
 
-def test_the_dataset_of_the_hub_gives_the_same_rows(tmp_path, monkeypatch):
+def test_the_dataset_of_the_hub_gives_the_same_rows(tmp_path, monkeypatch) -> None:
     local = task().load(write(tmp_path, "2.0", official()))["dev"]
     rows = [
         {
-            "id": str(number), "title": "t", "context": context, "question": question,
+            "id": str(number),
+            "title": "t",
+            "context": context,
+            "question": question,
             "answers": {"text": answers, "answer_start": [first_place(context, text) for text in answers]},
         }
         for number, (context, question, answers) in enumerate(QUESTIONS)
-    ]  # fmt: skip
+    ]
     asked = []
 
     def load_dataset(*name):
@@ -134,7 +141,7 @@ def test_the_dataset_of_the_hub_gives_the_same_rows(tmp_path, monkeypatch):
     assert asked == [("rajpurkar/squad_v2", None)]
 
 
-def test_windows_overlap_and_together_hold_every_letter_of_the_text(tmp_path, tokenizer):
+def test_windows_overlap_and_together_hold_every_letter_of_the_text(tmp_path, tokenizer) -> None:
     rows = task().load(write(tmp_path, "2.0", official()))
     features = task().features(rows, tokenizer, LENGTH)["dev"]
     for number, context in enumerate(rows["dev"]["context"]):
@@ -148,7 +155,7 @@ def test_windows_overlap_and_together_hold_every_letter_of_the_text(tmp_path, to
 
 def test_a_model_that_is_always_right_scores_1_and_one_that_never_answers_scores_what_has_no_answer(
     tmp_path, tokenizer
-):
+) -> None:
     rows = task().load(write(tmp_path, "2.0", official()))
     features = task().features(rows, tokenizer, LENGTH)
     right = perfect_logits(rows["dev"], features["dev"])
@@ -159,7 +166,7 @@ def test_a_model_that_is_always_right_scores_1_and_one_that_never_answers_scores
     assert task().score(rows, features, "dev", silent) == {"f1": 0.25, "exact_match": 0.25}
 
 
-def test_without_no_answer_the_same_logits_always_give_a_span(tmp_path, tokenizer):
+def test_without_no_answer_the_same_logits_always_give_a_span(tmp_path, tokenizer) -> None:
     rows = task("squad").load(write(tmp_path, "1.1", official(with_answers())))
     features = task("squad").features(rows, tokenizer, LENGTH)
     right = perfect_logits(rows["dev"], features["dev"])
@@ -168,12 +175,15 @@ def test_without_no_answer_the_same_logits_always_give_a_span(tmp_path, tokenize
     assert task("squad").score(rows, features, "dev", right) == {"f1": 1.0, "exact_match": 1.0}
 
 
-def test_training_windows_point_at_the_answer_or_at_the_null_token(tmp_path, tokenizer):
+def test_training_windows_point_at_the_answer_or_at_the_null_token(tmp_path, tokenizer) -> None:
     rows = task().load(write(tmp_path, "2.0", official()))
     features = task().features(rows, tokenizer, LENGTH)["train"]
     assert set(features.column_names) == {
-        "input_ids", "attention_mask", "start_positions", "end_positions",
-    }  # fmt: skip
+        "input_ids",
+        "attention_mask",
+        "start_positions",
+        "end_positions",
+    }
     pointed = [
         tokenizer.decode(row["input_ids"][row["start_positions"] : row["end_positions"] + 1]) for row in features
     ]
@@ -183,7 +193,7 @@ def test_training_windows_point_at_the_answer_or_at_the_null_token(tmp_path, tok
     assert all(row["end_positions"] == 0 for row in features if row["start_positions"] == 0)
 
 
-def test_a_target_takes_all_tokens_of_its_letters_and_none_of_its_blanks():
+def test_a_target_takes_all_tokens_of_its_letters_and_none_of_its_blanks() -> None:
     offsets = [(-1, -1), (0, 1), (1, 3), (3, 4), (3, 4), (4, 5), (-1, -1)]
     assert target(offsets, 0, [" bcd "], [0]) == (2, 4)
     assert target(offsets, 0, ["d"], [3]) == (3, 4)
@@ -191,7 +201,7 @@ def test_a_target_takes_all_tokens_of_its_letters_and_none_of_its_blanks():
     assert target(offsets, 0, [], []) == (0, 0)
 
 
-def test_an_answer_counted_in_bytes_is_refused(tmp_path):
+def test_an_answer_counted_in_bytes_is_refused(tmp_path) -> None:
     content = official()
     answers = content["data"][0]["paragraphs"][0]["qas"][3]["answers"]
     answers[0]["answer_start"] = len(CITY[: answers[0]["answer_start"]].encode())
@@ -199,24 +209,24 @@ def test_an_answer_counted_in_bytes_is_refused(tmp_path):
         task().load(write(tmp_path, "2.0", content))
 
 
-def test_a_question_without_an_answer_is_refused_where_all_must_have_one(tmp_path):
+def test_a_question_without_an_answer_is_refused_where_all_must_have_one(tmp_path) -> None:
     with pytest.raises(DataError, match=r"'Wer\?' of the split 'train' of squad has no answer. Take squad_v2"):
         task("squad").load(write(tmp_path, "1.1", official()))
 
 
 @pytest.mark.parametrize("content", [[], {"data": [{"title": "t"}]}, {"data": [{"paragraphs": [{"qas": [{}]}]}]}])
-def test_a_file_of_another_layout_is_refused(tmp_path, content):
+def test_a_file_of_another_layout_is_refused(tmp_path, content) -> None:
     with pytest.raises(DataError, match=r"train-v2\.0\.json is not a file in SQuAD's layout"):
         task().load(write(tmp_path, "2.0", content))
 
 
-def test_a_length_that_leaves_no_room_for_the_text_is_refused(tmp_path, tokenizer):
+def test_a_length_that_leaves_no_room_for_the_text_is_refused(tmp_path, tokenizer) -> None:
     rows = task().load(write(tmp_path, "2.0", official()))
     with pytest.raises(DataError, match=r"is 16 tokens long .* larger max_length="):
         task().features(rows, tokenizer, 24)
 
 
-def test_a_model_without_such_a_head_is_refused(tokenizer):
+def test_a_model_without_such_a_head_is_refused(tokenizer) -> None:
     model = BertForQuestionAnswering(
         BertConfig(vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4)
     )

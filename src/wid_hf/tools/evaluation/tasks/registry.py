@@ -46,25 +46,38 @@ ALL: tuple[AnyTask, ...] = (
     Classification("stsb", "STS-B", ("spearman", "pearson"), 128, STSB, classes=()),
     Classification("qqp", "QQP", ("f1", "accuracy"), 128, _glue("qqp", "question1", "question2")),
     Classification(
-        "mnli", "MNLI", ("accuracy",), 128,
-        _glue("mnli", "premise", "hypothesis", files=MNLI_FILES, hub=MNLI_HUB), classes=(0, 1, 2),
+        "mnli",
+        "MNLI",
+        ("accuracy",),
+        128,
+        _glue("mnli", "premise", "hypothesis", files=MNLI_FILES, hub=MNLI_HUB),
+        classes=(0, 1, 2),
     ),
     Classification("qnli", "QNLI", ("accuracy",), 128, _glue("qnli", "question", "sentence")),
     Classification("rte", "RTE", ("accuracy",), 128, _glue("rte", "sentence1", "sentence2")),
     Classification("wnli", "WNLI", ("accuracy",), 128, _glue("wnli", "sentence1", "sentence2")),
     QuestionAnswering(
-        "squad", "SQuAD v1.1", ("f1", "exact_match"), 384,
-        {"train": "train-v1.1.json", "dev": "dev-v1.1.json"}, "rajpurkar/squad",
+        "squad",
+        "SQuAD v1.1",
+        ("f1", "exact_match"),
+        384,
+        {"train": "train-v1.1.json", "dev": "dev-v1.1.json"},
+        "rajpurkar/squad",
     ),
     QuestionAnswering(
-        "squad_v2", "SQuAD v2", ("f1", "exact_match"), 384,
-        {"train": "train-v2.0.json", "dev": "dev-v2.0.json"}, "rajpurkar/squad_v2", may_lack_answers=True,
+        "squad_v2",
+        "SQuAD v2",
+        ("f1", "exact_match"),
+        384,
+        {"train": "train-v2.0.json", "dev": "dev-v2.0.json"},
+        "rajpurkar/squad_v2",
+        may_lack_answers=True,
     ),
     Classification("reactions", "reaction classes", ("accuracy",), 256, REACTIONS, classes=tuple(range(1, 11))),
     Similarity("stsb-zero-shot", "STS-B, zero-shot", ("spearman", "pearson"), 128, STSB),
     MaskedTokens("masked-lm", "masked LM", ("accuracy", "loss"), 128),
     NextTokens("perplexity", "perplexity", ("perplexity", "loss"), 128),
-)  # fmt: skip
+)
 TASKS: dict[str, AnyTask] = {task.name: task for task in ALL}
 
 

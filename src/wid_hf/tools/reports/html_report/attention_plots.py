@@ -54,9 +54,13 @@ def draw_divergence(students: Mapping[str, AttentionComparison], path: Path) -> 
 
 
 def draw_maps(
-    teacher: PreTrainedModel, students: Mapping[str, tuple[PreTrainedModel, AttentionComparison]],
-    tokenizer: PreTrainedTokenizerBase, text: str, heads: Sequence[tuple[int, int]], path: Path,
-) -> None:  # fmt: skip
+    teacher: PreTrainedModel,
+    students: Mapping[str, tuple[PreTrainedModel, AttentionComparison]],
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    heads: Sequence[tuple[int, int]],
+    path: Path,
+) -> None:
     """Draw attention maps of one text to `path` (PNG): a row for the teacher and for each student.
 
     Args:

@@ -63,8 +63,9 @@ class Part:
     notes: list[str] = field(default_factory=list)
 
 
-def write_html_report(folder: str | Path, output: str | Path | None = None, *,
-                      attention: AttentionTexts | None = None) -> Path:  # fmt: skip
+def write_html_report(
+    folder: str | Path, output: str | Path | None = None, *, attention: AttentionTexts | None = None
+) -> Path:
     """Write a page about every `wid_report.json` and `eval_report.json` in `folder` and below it.
 
     Args:
@@ -96,19 +97,25 @@ def write_html_report(folder: str | Path, output: str | Path | None = None, *,
         for number, ((teacher, objective), runs) in enumerate(together.items(), start=1)
     ]
     page = _render(
-        folder=folder.resolve().name, found=found, parts=parts, tasks=tables.tasks(found.evaluations, found),
+        folder=folder.resolve().name,
+        found=found,
+        parts=parts,
+        tasks=tables.tasks(found.evaluations, found),
         evaluations=[
             {"name": name, "commands": each.command, "facts": tables.evaluation_facts(each)}
             for name, each in found.evaluations.items()
         ],
         runs=[
             {
-                "run": run, "anchor": tables.anchor(run), "facts": tables.facts(run), "pictures": _beside(run),
+                "run": run,
+                "anchor": tables.anchor(run),
+                "facts": tables.facts(run),
+                "pictures": _beside(run),
                 "command": run.text("command"),
             }
             for run in found.runs
         ],
-    )  # fmt: skip
+    )
     path = output / PAGE_NAME
     with atomic_write(path) as unfinished:
         unfinished.write_text(page, encoding="utf-8")
@@ -130,17 +137,25 @@ def _check_output(output: Path) -> None:
 
 
 def _part(
-    teacher: str, objective: str, runs: Sequence[Run], found: Found, prefix: Path, chosen: AttentionTexts | None,
+    teacher: str,
+    objective: str,
+    runs: Sequence[Run],
+    found: Found,
+    prefix: Path,
+    chosen: AttentionTexts | None,
     texts: Dataset | None,
-) -> Part:  # fmt: skip
+) -> Part:
     made = recipes(runs, found)
     of_teacher = teacher_figures(runs, found)
     names = list(dict.fromkeys([*of_teacher, *(name for recipe in made for each in recipe.figures for name in each)]))
     ordered = [run for recipe in made for run in recipe.runs]
     part = Part(
-        teacher, objective, tables.summary(ordered), tables.comparison(made, of_teacher, names),
+        teacher,
+        objective,
+        tables.summary(ordered),
+        tables.comparison(made, of_teacher, names),
         tables.scored_on_other_texts(runs),
-    )  # fmt: skip
+    )
     size = runs[0].number("sizes", "teacher", "encoder")
     shown = [name for name in names if not lower_is_better(name) and any(recipe.figure(name) for recipe in made)]
     if size and shown:
@@ -184,7 +199,10 @@ def _beside(run: Run) -> list[Picture]:
 def _render(**values: Any) -> str:
     # Autoescaping: names of models, commands and errors are texts of others.
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
         lstrip_blocks=True,
-    )  # fmt: skip
+    )
     return environment.get_template(TEMPLATE_NAME).render(**values)

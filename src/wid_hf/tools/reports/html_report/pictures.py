@@ -74,9 +74,16 @@ def draw_quality(
                 bars = [spread.deviation or 0.0 for _, spread in points]
                 line = "-" if len(set(x)) == len(x) else ""  # of several recipes at one size no line can be drawn
                 axes.errorbar(
-                    x, [spread.mean for _, spread in points], bars, fmt=f"o{line}", color=f"C{at % 10}", label=series,
-                    markersize=5, linewidth=1.4, capsize=3,
-                )  # fmt: skip
+                    x,
+                    [spread.mean for _, spread in points],
+                    bars,
+                    fmt=f"o{line}",
+                    color=f"C{at % 10}",
+                    label=series,
+                    markersize=5,
+                    linewidth=1.4,
+                    capsize=3,
+                )
                 sizes += x
         if name in teacher:
             axes.plot([teacher_size], [teacher[name].mean], "*", color="0.2", markersize=12, label="teacher")
