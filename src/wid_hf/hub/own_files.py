@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +36,23 @@ def why_not_ours(folder: Path, ignored: Collection[str] = ()) -> str | None:
         others = [path.name for path in folder.iterdir() if path.name not in ignored]
         return f"holds files that wid-hf did not write ({_some(others)})"
     folders = {parent.as_posix() for name in files for parent in Path(name).parents}
-    strangers = []
-    for path in folder.rglob("*"):
-        name = path.relative_to(folder).as_posix()
-        if name.partition("/")[0] in ignored:
-            continue
-        if path.is_symlink():
-            strangers.append(name)
-        elif path.is_dir():
-            strangers += [name] if name not in folders else []
-        elif name != FILE_NAME and (name not in files or not path.is_file() or _digest(path) != files[name]):
-            strangers.append(name)
+    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
+    strangers = [
+        name
+        for name, path in found.items()
+        if name.partition("/")[0] not in ignored and not _is_ours(name, path, files, folders)
+    ]
     if not strangers:
         return None
     return f"holds files that wid-hf did not write or that were changed since ({_some(strangers)})"
+
+
+def _is_ours(name: str, path: Path, files: Mapping[str, Any], folders: Collection[str]) -> bool:
+    if path.is_symlink():
+        return False
+    if path.is_dir():
+        return name in folders
+    return name == FILE_NAME or (path.is_file() and name in files and _digest(path) == files[name])
 
 
 def _listed(report: Path) -> dict[str, Any] | None:
