@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 register()
 find_old_modules()
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = [
     "CalibrationConfig",
     "ConfigError",
