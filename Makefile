@@ -59,12 +59,12 @@ FLOORS := .cache/floors
 floors:
 	$(PYTHON) -m venv $(FLOORS)
 	$(FLOORS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint floors.txt \
-		--editable ".[cli,eval]" pytest hypothesis
-	$(FLOORS)/bin/python -m pytest -o filterwarnings=default tests/coupling tests/planning tests/layers tests/calibration \
+		--editable ".[cli,eval]" pytest pytest-xdist hypothesis
+	$(FLOORS)/bin/python -m pytest -n auto -o filterwarnings=default tests/coupling tests/planning tests/layers tests/calibration \
 		tests/adapter tests/training/test_trainer.py \
 		--deselect tests/coupling/test_ops.py::test_experts_keep_their_number_and_share_the_width_that_they_read \
-		--deselect tests/planning/test_student.py::test_a_single_layer_shrinks_where_the_config_has_sizes_by_layer \
-		--deselect tests/planning/test_student.py::test_a_size_that_a_layer_cannot_have_is_refused
+		--deselect tests/planning/test_student_plan.py::test_a_single_layer_shrinks_where_the_config_has_sizes_by_layer \
+		--deselect tests/planning/test_student_plan.py::test_a_size_that_a_layer_cannot_have_is_refused
 
 format: setup
 	$(BIN)/ruff check --fix .
