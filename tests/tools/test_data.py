@@ -190,7 +190,7 @@ def test_tokens_are_cut_but_not_padded(word_tokenizer):
 
 @pytest.mark.parametrize(("texts", "max_length"), [(["acht neun", "zehn"], 8), (TEXTS, 2)])
 def test_texts_of_which_only_special_and_unknown_tokens_remain_are_refused(word_tokenizer, texts, max_length):
-    with pytest.raises(DataError, match=rf"only special or unknown tokens after tokenization, cut at max_length={max_length}\."):
+    with pytest.raises(DataError, match=rf"only special or unknown tokens .* max_length={max_length}\."):
         tokenize(Dataset.from_dict({"text": texts}), word_tokenizer, max_length)
 
 
