@@ -632,8 +632,8 @@ def test_the_tokenizer_files_of_the_student_are_those_of_the_teacher(
 
 
 @pytest.mark.parametrize(
-    "numbers", [{"steps": -1}, {"batch_size": 0}, {"max_length": 0}, {"validation_texts": 0}, {"compactor_learning_rate": -1.0},
-                {"teacher_learning_rate": float("nan")}],
+    "numbers", [{"steps": -1}, {"batch_size": 0}, {"max_length": 0}, {"validation_texts": 0},
+                {"compactor_learning_rate": -1.0}, {"teacher_learning_rate": float("nan")}],
 )  # fmt: skip
 def test_numbers_that_mean_nothing_are_refused(numbers: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"{next(iter(numbers))}=.* is too small"):
