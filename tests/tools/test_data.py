@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from typing import NoReturn
 
 import datasets
 import pytest
@@ -13,7 +14,6 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerFast
 
 from wid_hf.errors import DataError
 from wid_hf.tools.data import batches, hold_out, load_texts, tokenize
-from typing import NoReturn
 
 TEXTS = ["one two", "three", "four five six"]
 

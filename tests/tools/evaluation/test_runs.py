@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import json
+from typing import NoReturn
 
 import pytest
 
 from wid_hf.tools.evaluation.runs import Runs, write_json
-from typing import NoReturn
 
 
 def test_a_run_is_made_once_for_the_same_settings_in_any_order(tmp_path) -> None:

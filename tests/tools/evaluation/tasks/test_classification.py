@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from typing import NoReturn
 
 import datasets
 import numpy as np
@@ -16,7 +17,6 @@ from wid_hf.errors import ConfigError, DataError
 from wid_hf.tools.evaluation.tasks import TASKS, DataPlaces, find_tasks
 from wid_hf.tools.evaluation.tasks.classification import Classification
 from wid_hf.tools.evaluation.tasks.figures import FIGURES
-from typing import NoReturn
 
 PAIRS = [{"text_a": "one two", "text_b": "three", "label": 1}, {"text_a": "four", "text_b": "five six", "label": 0}]
 SINGLE = [{"text": "one two three", "label": 0}, {"text": "four", "label": 1}]

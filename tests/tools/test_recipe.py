@@ -1,0 +1,47 @@
+"""The recipe that is WID: how it is called, at which learning rates it trains, and what it refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from wid_hf import ConfigError, TeacherError, WidConfig
+from wid_hf.tools.recipe import LEARNING_RATES, CompressSettings, WidRecipe
+
+SIZES: dict[str, Any] = {"hidden_size": 12, "intermediate_size": 24}
+CONFIG = WidConfig(**SIZES)
+KD = CompressSettings(distillation=("logits", "relations"))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "settings", "name", "title"),
+    [
+        ("narrow", CompressSettings(), "wid", "WID"),
+        ("progressive", CompressSettings(), "wid-progressive", "WID, progressive"),
+        ("narrow", KD, "wid-kd", "WID with distillation"),
+    ],
+)
+def test_the_name_in_reports_is_that_of_0_1(schedule: Any, settings: CompressSettings, name: str, title: str) -> None:
+    config = WidConfig(**SIZES, schedule=schedule)
+    recipe = WidRecipe.of(config, settings)
+    assert (recipe.name, recipe.title, recipe.weights) == (name, title, "folded")
+    assert recipe.configured(config) is config
+
+
+def test_learning_rates_are_those_given_else_the_defaults_and_a_followed_teacher_stays() -> None:
+    compactors, teacher = LEARNING_RATES["masked-lm", "calibrated"]
+    given = CompressSettings(compactor_learning_rate=0.5)
+    assert WidRecipe().learning_rates("masked-lm", CONFIG, given) == {"compactors": 0.5, "teacher": teacher}
+    recipe = WidRecipe.of(CONFIG, KD)
+    assert recipe.learning_rates("masked-lm", CONFIG, KD) == {"compactors": compactors, "teacher": 0.0}
+    trains = CompressSettings(distillation=KD.distillation, teacher_learning_rate=1e-3)
+    with pytest.raises(ConfigError, match=r"distillation=logits,relations follows .* pass teacher_learning_rate=0"):
+        recipe.learning_rates("masked-lm", CONFIG, trains)
+
+
+def test_unknown_losses_and_headless_teachers_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"distillation=magic is unknown\. Legal: some of .*logits"):
+        WidRecipe.of(CONFIG, CompressSettings(distillation=("logits", "magic")))
+    with pytest.raises(TeacherError, match=r"BertModel is a headless encoder.*Leave distillation= out"):
+        WidRecipe.of(CONFIG, KD).check_objective("following", "BertModel")
