@@ -16,7 +16,7 @@ from ..errors import ConfigError, TeacherError
 from ..progressive.schedule import WidSchedule
 from ..training.arguments import WidTrainingArguments
 from ..training.following_trainer import FollowingTrainer
-from ..training.losses.distillation import TERMS
+from ..training.losses.registry import DISTILLED, refuse_unknown
 from ..training.student_trainer import StudentTrainer
 from ..training.trainer import WidTrainer
 
@@ -144,8 +144,7 @@ class WidRecipe:
     weights: ClassVar[Literal["folded"]] = "folded"
 
     def __post_init__(self) -> None:
-        if unknown := [name for name in self.distillation if name not in TERMS]:
-            raise ConfigError(f"distillation={','.join(unknown)} is unknown. Legal: some of {', '.join(TERMS)}.")
+        refuse_unknown(self.distillation, DISTILLED, "distillation")
 
     @classmethod
     def of(cls, config: WidConfig, settings: CompressSettings) -> WidRecipe:
