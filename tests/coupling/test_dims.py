@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from itertools import pairwise
 from math import prod
+from random import Random
+from typing import TypeAlias
 
 import pytest
 from hypothesis import given, settings
@@ -27,6 +29,9 @@ from wid_hf.coupling.plan import key
 
 WHY = Reason("layer", "aten.view.default", "has two structures that cannot be reconciled")
 EARLIER = Reason("table", "aten.embedding.default", "is looked up by number")
+
+# A tree as plain data: a size, or "x" (product) or "+" (concatenation) and the trees below it.
+Blueprint: TypeAlias = "int | tuple[str, Blueprint, Blueprint]"
 
 quick = settings(max_examples=60, deadline=None)
 
@@ -306,8 +311,8 @@ def test_many_demands_on_random_trees_keep_every_size(shape: list[int], data: st
     assert [total(dim) for dim in pool] == [size] * 3
 
 
-def blueprint(size: int, random, depth: int = 2):
-    """A random tree as plain data: a size, ("x", ...) or ("+", ...)."""
+def blueprint(size: int, random: Random, depth: int = 2) -> Blueprint:
+    """A random tree."""
     divisors = [n for n in range(2, size) if size % n == 0]
     kind = random.choice(["leaf", "x", "+"]) if depth else "leaf"
     if kind == "x" and divisors:
@@ -319,7 +324,7 @@ def blueprint(size: int, random, depth: int = 2):
     return size
 
 
-def copy_of(plain) -> Dim:
+def copy_of(plain: Blueprint) -> Dim:
     if isinstance(plain, int):
         return Dim(plain)
     return (product if plain[0] == "x" else concat)([copy_of(child) for child in plain[1:]])

@@ -1,17 +1,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
 from wid_hf.tools.evaluation.runs import Runs, write_json
-from typing import NoReturn
 
 
-def test_a_run_is_made_once_for_the_same_settings_in_any_order(tmp_path) -> None:
+def test_a_run_is_made_once_for_the_same_settings_in_any_order(tmp_path: Path) -> None:
     made = []
 
-    def make():
+    def make() -> dict[str, Any]:
         made.append(1)
         return {"scores": {"dev": {"f1": 0.5}}}
 
@@ -22,7 +23,7 @@ def test_a_run_is_made_once_for_the_same_settings_in_any_order(tmp_path) -> None
     assert len(made) == 2
 
 
-def test_a_run_that_fails_leaves_nothing_behind_and_is_made_again(tmp_path) -> None:
+def test_a_run_that_fails_leaves_nothing_behind_and_is_made_again(tmp_path: Path) -> None:
     def fail() -> NoReturn:
         raise RuntimeError("stopped")
 
@@ -33,7 +34,7 @@ def test_a_run_that_fails_leaves_nothing_behind_and_is_made_again(tmp_path) -> N
     assert runs.get({"seed": 0}, lambda: {"steps": 1})["steps"] == 1
 
 
-def test_a_file_is_replaced_only_by_a_whole_one(tmp_path) -> None:
+def test_a_file_is_replaced_only_by_a_whole_one(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     write_json(path, {"old": 1})
     with pytest.raises(ValueError, match="not JSON compliant"):
