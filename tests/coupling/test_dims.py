@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wid_hf.coupling.dims import (
+    NO_RULE,
     Dim,
     Reason,
     concat,
@@ -210,10 +211,16 @@ def test_dimensions_of_size_one_never_unite() -> None:
     assert a.frozen is None
 
 
-def test_a_reason_reads_as_a_sentence_with_place_and_operation() -> None:
-    assert str(EARLIER) == "is looked up by number (aten.embedding.default in `table`)"
-    assert str(Reason("", "aten.mm.default", "meets x")) == "meets x (aten.mm.default)"
-    assert str(Reason("m", "", "meets x")) == "meets x in `m`"
+@pytest.mark.parametrize("text", ["meets x", NO_RULE])
+@pytest.mark.parametrize("operation", ["aten.mm.default", ""])
+@pytest.mark.parametrize("module", ["encoder", ""])
+def test_a_reason_names_what_happened_and_the_operation_and_the_module_if_there_are_any(
+    module: str, operation: str, text: str
+) -> None:
+    told = str(Reason(module, operation, text))
+    assert text in told and operation in told
+    assert ("in `encoder`" in told) == bool(module)
+    assert "``" not in told and "()" not in told
 
 
 @quick
