@@ -19,7 +19,6 @@ from typer.testing import CliRunner
 from wid_hf.errors import ConfigError, DataError, OutputError, TeacherError, TrainingError, WidError
 from wid_hf.tools import evaluate as evaluate_module
 from wid_hf.tools.evaluate import EvalSettings, evaluate
-from wid_hf.tools.evaluation.runs import Runs
 from wid_hf.tools.evaluation.tasks import DataPlaces, FineTuning, figures
 from wid_hf.tools.evaluation.tasks.fine_tuning import Trainer
 from wid_hf_cli.app import app
@@ -263,16 +262,6 @@ def test_a_folder_of_other_files_takes_no_results(
     with pytest.raises(OutputError, match=r"holds notes\.txt and no eval_report\.json"):
         evaluate(str(encoder), ["sst2"], tmp_path / "out", settings(data))
     assert not seen and [path.name for path in (tmp_path / "out").iterdir()] == ["notes.txt"]
-
-
-def test_a_record_that_is_none_is_refused_in_words(tmp_path: Path) -> None:
-    runs = Runs(tmp_path)
-    assert runs.get({"seed": 0}, lambda: {"scores": 1})["scores"] == 1
-    (file,) = tmp_path.iterdir()
-    for content in ("not json", "[]", "{}", '{"made_from": {"seed": 1}}'):
-        file.write_text(content)
-        with pytest.raises(OutputError, match="is no record of `evaluate`"):
-            runs.get({"seed": 0}, dict)
 
 
 def test_weights_that_the_head_would_not_take_over_are_refused(

@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 
 import pytest
 
+from wid_hf.errors import OutputError
 from wid_hf.tools.evaluation.runs import Runs, write_json
 
 
@@ -41,3 +42,13 @@ def test_a_file_is_replaced_only_by_a_whole_one(tmp_path: Path) -> None:
         write_json(path, {"new": float("nan")})
     assert json.loads(path.read_text()) == {"old": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_a_record_that_is_none_is_refused_in_words(tmp_path: Path) -> None:
+    runs = Runs(tmp_path)
+    assert runs.get({"seed": 0}, lambda: {"scores": 1})["scores"] == 1
+    (file,) = tmp_path.iterdir()
+    for content in ("not json", "[]", "{}", '{"made_from": {"seed": 1}}'):
+        file.write_text(content)
+        with pytest.raises(OutputError, match="is no record of `evaluate`"):
+            runs.get({"seed": 0}, dict)

@@ -1,4 +1,4 @@
-"""Classes and scores: rows from files and the Hub, tokens, labels, figures."""
+"""Classes and scores: rows from files and the Hub, tokens, labels, scores."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from datasets import Dataset, DatasetDict
 from wid_hf.errors import ConfigError, DataError
 from wid_hf.tools.evaluation.tasks import TASKS, DataPlaces, find_tasks
 from wid_hf.tools.evaluation.tasks.classification import Classification
-from wid_hf.tools.evaluation.tasks.figures import FIGURES
 
 PAIRS = [{"text_a": "one two", "text_b": "three", "label": 1}, {"text_a": "four", "text_b": "five six", "label": 0}]
 SINGLE = [{"text": "one two three", "label": 0}, {"text": "four", "label": 1}]
@@ -149,23 +148,3 @@ def test_classes_are_the_largest_logit_and_scores_the_only_one() -> None:
     scores = task("stsb").score({}, features, "dev", (np.array([[0.0], [2.0], [3.0]]),))
     assert scores["spearman"] == pytest.approx(1.0)
     assert scores["pearson"] == pytest.approx(3**0.5 / 2)  # 7 / (14 * 14/3)^0.5
-
-
-@pytest.mark.parametrize(
-    ("name", "predicted", "right", "value"),
-    [
-        ("accuracy", [1, 0, 1, 1], [1, 0, 0, 1], 0.75),
-        ("f1", [1, 0, 1, 1], [1, 0, 0, 1], 0.8),  # 2 of 3 predicted, 2 of 2 there
-        ("f1", [0, 0], [0, 0], 0.0),
-        ("matthews", [1, 0, 1, 1], [1, 0, 0, 1], (2 * 1 - 1 * 0) / (3 * 2 * 2 * 1) ** 0.5),
-        ("matthews", [1, 1], [0, 1], 0.0),
-        ("spearman", [1.0, 9.0, 9.5], [1.0, 2.0, 9.0], 1.0),
-        ("spearman", [3.0, 3.0, 3.0], [1.0, 2.0, 9.0], 0.0),
-        ("pearson", [1.0, 2.0, 3.0], [2.0, 4.0, 6.0], 1.0),
-        ("pearson", [3.0, 3.0, 3.0], [1.0, 2.0, 9.0], 0.0),
-    ],
-)
-def test_figures_are_those_worked_out_by_hand(
-    name: str, predicted: list[float], right: list[float], value: float
-) -> None:
-    assert FIGURES[name](np.array(predicted), np.array(right)) == pytest.approx(value)
