@@ -17,18 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from toys import CONFIGS
 from transformers import BertForMaskedLM, PreTrainedModel
+from wid_models import IDS, logits
 
 from wid_hf import TeacherError, WidConfig, WidError, WidModel, get_wid_model
 
-IDS = {"input_ids": torch.arange(21).view(3, 7) + 2}
 SIZES = {"hidden_size": 12, "intermediate_size": 24}
 IDENTITY = WidConfig(**SIZES, init="identity")
 WEIGHTS = "adapter_model.safetensors"
-
-
-def logits(model: nn.Module, inputs: dict[str, Any] = IDS) -> Tensor:
-    with torch.no_grad():
-        return model(**inputs).logits
 
 
 def step(model: nn.Module, inputs: dict[str, Any] = IDS) -> None:

@@ -14,6 +14,7 @@ from peft import PeftModel
 from teacher_losses import LOSSES, LayersLoss, relation_heads
 from torch import Tensor
 from toys import labelled_batch, labelled_rows
+from training_runs import arguments
 from transformers import (
     AlbertConfig,
     AlbertForMaskedLM,
@@ -196,22 +197,10 @@ def trainer_of(folder: Path, loss: str, *, double: bool = False, **given: Any) -
     torch.manual_seed(0)
     teacher = bert()
     model = get_wid_model(teacher.double() if double else teacher, HALF)
-    defaults: dict[str, Any] = {
-        "output_dir": str(folder),
-        "max_steps": 2,
-        "per_device_train_batch_size": 16,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
-        "learning_rate": 1e-2,
-        "lr_scheduler_type": "constant",
-        "logging_steps": 1,
-    }
+    given = {"max_steps": 2, "per_device_train_batch_size": 16, **given}
     return DistillingTrainer(
         model=stock_student(model, random=True, seed=0),
-        args=TrainingArguments(**{**defaults, **given}),
+        args=arguments(folder, TrainingArguments, **given),
         train_dataset=labelled_rows(),
         wid_model=model,
         loss=loss,
@@ -240,18 +229,7 @@ def test_every_training_starts_from_a_new_model_and_new_maps(tmp_path: Path) -> 
     def student() -> PreTrainedModel:
         return stock_student(get_wid_model(bert(), HALF), random=True, seed=0)
 
-    args = TrainingArguments(
-        str(tmp_path),
-        max_steps=3,
-        per_device_train_batch_size=4,
-        save_strategy="no",
-        report_to="none",
-        use_cpu=True,
-        disable_tqdm=True,
-        logging_steps=1,
-        learning_rate=1e-2,
-        dataloader_pin_memory=False,
-    )
+    args = arguments(tmp_path, TrainingArguments, max_steps=3)
     wid_model = get_wid_model(bert(), HALF)
     trainer = DistillingTrainer(
         args=args, train_dataset=labelled_rows(), model_init=student, wid_model=wid_model, loss="layers"

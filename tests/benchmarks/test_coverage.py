@@ -131,9 +131,8 @@ def test_the_summary_counts_hidden_sizes_among_families_that_were_built(harness:
         Verdict("b", "t", "B", "works", ("hidden_size",), hidden=True),
         Verdict("c", "t", "C", "not built"),
     ]
-    assert harness.summary("t", rows) == (
-        "t: hidden shrinks: 2 of 2 built (100 %), by default: 1 (50 %); 2 works, 1 not built"
-    )
+    told = harness.summary("t", rows)
+    assert all(fact in told for fact in ("2 of 2 built (100 %)", "by default: 1 (50 %)", "2 works", "1 not built"))
 
 
 def test_a_run_that_was_interrupted_goes_on_where_it_stopped(

@@ -6,12 +6,9 @@ import json
 from math import nan
 
 import pytest
+from toys import reconstruction
 
-from wid_hf.calibration import Calibration, InputReconstruction
-
-
-def site(weight: str, before: float = 0.5, after: float = 0.25, note: str = "") -> InputReconstruction:
-    return InputReconstruction(weight, 1, 24, 12, 100, before, after, note)
+from wid_hf.calibration import Calibration
 
 
 @pytest.mark.parametrize(
@@ -25,11 +22,13 @@ def site(weight: str, before: float = 0.5, after: float = 0.25, note: str = "") 
     ],
 )
 def test_a_weight_input_has_a_layer_and_a_place_in_it(weight: str, layer: str, place: str) -> None:
-    assert (site(weight).layer, site(weight).place) == (layer, place)
+    assert (reconstruction(weight).layer, reconstruction(weight).place) == (layer, place)
 
 
 def test_few_weight_inputs_have_a_row_each_and_tell_why_nothing_was_fitted() -> None:
-    found = Calibration((site("a.0.x.weight"), site("pooler.weight", 0.4, 0.4, "too few positions")), 1234, 5.0)
+    found = Calibration(
+        (reconstruction("a.0.x.weight"), reconstruction("pooler.weight", 0.4, 0.4, "too few positions")), 1234, 5.0
+    )
     _, *rows = found.rows()
     assert rows == [
         ("a.0.x.weight", "24", "12", "50.0%", "25.0%"),
@@ -42,12 +41,12 @@ def test_few_weight_inputs_have_a_row_each_and_tell_why_nothing_was_fitted() -> 
 
 def many() -> Calibration:
     sites = [
-        site(f"encoder.layer.{layer}.{name}.weight", before, layer / 100 + before / 10)
+        reconstruction(f"encoder.layer.{layer}.{name}.weight", before, layer / 100 + before / 10)
         for layer in range(12)
         for name, before in (("query", 0.2), ("key", 0.4), ("output.dense", 0.6))
     ]
     sites.append(sites.pop(0))  # some layers are gone through again after others
-    unfitted = [site("pooler.weight", nan, nan, "too few positions"), site("head.weight", 0.8, 0.3)]
+    unfitted = [reconstruction("pooler.weight", nan, nan, "too few positions"), reconstruction("head.weight", 0.8, 0.3)]
     return Calibration((*sites, *unfitted), 1000, 5.0)
 
 
@@ -62,7 +61,8 @@ def test_many_weight_inputs_have_a_row_per_layer_with_its_mean_and_its_worst() -
 
 def test_a_layer_of_which_nothing_was_fitted_has_dashes_instead_of_numbers() -> None:
     sites = [
-        site(f"layer.{layer}.x.weight", nan, nan, "positions of teacher and student differ") for layer in range(30)
+        reconstruction(f"layer.{layer}.x.weight", nan, nan, "positions of teacher and student differ")
+        for layer in range(30)
     ]
     found = str(Calibration(tuple(sites), 1000, 5.0))
     assert found.count("1 not fitted") == 30
@@ -70,7 +70,9 @@ def test_a_layer_of_which_nothing_was_fitted_has_dashes_instead_of_numbers() -> 
 
 
 def test_the_dictionary_is_json_even_where_nothing_could_be_compared() -> None:
-    found = Calibration((site("a.weight"), site("b.weight", nan, nan, "too few positions")), 1000, 5.0)
+    found = Calibration(
+        (reconstruction("a.weight"), reconstruction("b.weight", nan, nan, "too few positions")), 1000, 5.0
+    )
     told = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert told["positions"] == 1000 and told["seconds"] == 5.0
     assert told["sites"][0] == {

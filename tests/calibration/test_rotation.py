@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel, PreTrainedModel
 
 from wid_hf import WidConfig, get_wid_model
-from wid_hf.calibration.rotation import rotatable_stream
+from wid_hf.calibration.rotation import Stream, rotatable_stream
 
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
 
@@ -40,7 +40,7 @@ def batches(seed: int = 1) -> list[dict[str, Tensor]]:
     return [{"input_ids": torch.randint(5, 60, (24, 10), generator=g)} for _ in range(3)]
 
 
-def found(model: PreTrainedModel, sizes: dict[str, int] = SIZES):
+def found(model: PreTrainedModel, sizes: dict[str, int] = SIZES) -> Stream | None:
     wid = get_wid_model(model, WidConfig(**sizes))
     planned, teacher = wid.base_model.student_plan, wid.base_model.teacher
     return rotatable_stream(teacher, planned.trace, planned.plan)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from itertools import pairwise
 from math import prod
+from random import Random
+from typing import TypeAlias
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wid_hf.coupling.dims import (
+    NO_RULE,
     Dim,
     Reason,
     concat,
@@ -27,6 +30,9 @@ from wid_hf.coupling.plan import key
 
 WHY = Reason("layer", "aten.view.default", "has two structures that cannot be reconciled")
 EARLIER = Reason("table", "aten.embedding.default", "is looked up by number")
+
+# A tree as plain data: a size, or "x" (product) or "+" (concatenation) and the trees below it.
+Blueprint: TypeAlias = "int | tuple[str, Blueprint, Blueprint]"
 
 quick = settings(max_examples=60, deadline=None)
 
@@ -205,10 +211,16 @@ def test_dimensions_of_size_one_never_unite() -> None:
     assert a.frozen is None
 
 
-def test_a_reason_reads_as_a_sentence_with_place_and_operation() -> None:
-    assert str(EARLIER) == "is looked up by number (aten.embedding.default in `table`)"
-    assert str(Reason("", "aten.mm.default", "meets x")) == "meets x (aten.mm.default)"
-    assert str(Reason("m", "", "meets x")) == "meets x in `m`"
+@pytest.mark.parametrize("text", ["meets x", NO_RULE])
+@pytest.mark.parametrize("operation", ["aten.mm.default", ""])
+@pytest.mark.parametrize("module", ["encoder", ""])
+def test_a_reason_names_what_happened_and_the_operation_and_the_module_if_there_are_any(
+    module: str, operation: str, text: str
+) -> None:
+    told = str(Reason(module, operation, text))
+    assert text in told and operation in told
+    assert ("in `encoder`" in told) == bool(module)
+    assert "``" not in told and "()" not in told
 
 
 @quick
@@ -306,8 +318,8 @@ def test_many_demands_on_random_trees_keep_every_size(shape: list[int], data: st
     assert [total(dim) for dim in pool] == [size] * 3
 
 
-def blueprint(size: int, random, depth: int = 2):
-    """A random tree as plain data: a size, ("x", ...) or ("+", ...)."""
+def blueprint(size: int, random: Random, depth: int = 2) -> Blueprint:
+    """A random tree."""
     divisors = [n for n in range(2, size) if size % n == 0]
     kind = random.choice(["leaf", "x", "+"]) if depth else "leaf"
     if kind == "x" and divisors:
@@ -319,7 +331,7 @@ def blueprint(size: int, random, depth: int = 2):
     return size
 
 
-def copy_of(plain) -> Dim:
+def copy_of(plain: Blueprint) -> Dim:
     if isinstance(plain, int):
         return Dim(plain)
     return (product if plain[0] == "x" else concat)([copy_of(child) for child in plain[1:]])

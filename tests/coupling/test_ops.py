@@ -833,9 +833,3 @@ def test_a_triangular_system_is_solved_in_order() -> None:
         up=nn.Linear(WIDTH, 20),
     )
     assert reason(seen, "up.weight", 0).text == reason(seen, "a", 0).text == "is order-dependent"
-
-
-def test_a_reason_without_a_rule_names_the_operation_and_the_module() -> None:
-    assert str(Reason("encoder", "aten.foo.default", NO_RULE)) == (
-        "reaches aten.foo.default in `encoder`, which has no propagation rule"
-    )

@@ -8,6 +8,7 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, every_family, planned
 from torch import Tensor, nn
+from toys import hooks
 from transformers import BertForMaskedLM
 
 from wid_hf.coupling import Example, trace, verify
@@ -16,10 +17,6 @@ from wid_hf.coupling.dims import find
 from wid_hf.coupling.plan import key
 from wid_hf.coupling.routing import rolled_routers
 from wid_hf.coupling.trace import Trace
-
-
-def hooks(model: torch.nn.Module) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
 
 @every_family

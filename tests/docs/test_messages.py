@@ -1,25 +1,27 @@
-"""The ten messages that a user is likeliest to meet, in full: what was got, what is legal, what to do."""
+"""The messages that a user is likeliest to meet name what was given and what is legal, and what they advise works."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import pytest
 import torch
+import typer
 from architectures import ARCHITECTURES
 from peft import get_peft_model
+from transformers import BertConfig
 
-from wid_hf import WidConfig, WidError, get_wid_model
+from wid_hf import CalibrationConfig, WidConfig, WidError, get_wid_model, plan_student
+from wid_hf_cli.app import app
 
-BERT_SIZES = (
-    "chunk_size_feed_forward, hidden_size, intermediate_size, max_position_embeddings, num_attention_heads, "
-    "num_hidden_layers, type_vocab_size, vocab_size"
-)
+BERT = ARCHITECTURES["bert"]
 
 
 def message(action: Callable[[], Any]) -> str:
-    with pytest.raises(WidError, match=" ") as refusal:
+    with pytest.raises(WidError) as refusal:
         action()
     return str(refusal.value)
 
@@ -29,114 +31,99 @@ def refusal(family: str, **words: Any) -> str:
     return message(lambda: get_wid_model(row.build(), WidConfig(**words), example_inputs=row.inputs))
 
 
-def test_a_width_that_does_not_divide_into_heads() -> None:
-    assert refusal("bert", hidden_size=30, head_strategy="dim") == (
-        "No student of this BertConfig:\n- hidden_size=30 does not divide into 4 heads; nearest legal: 28, 32"
-    )
+def assert_tells(told: str, *facts: str) -> None:
+    assert [fact for fact in facts if fact not in told] == [], told
 
 
-def test_a_width_that_is_not_a_whole_number_of_heads() -> None:
-    assert refusal("bert", hidden_size=30, head_strategy="head") == (
-        "No student of this BertConfig:\n"
-        "- hidden_size=30 keeps heads of width 12 only in steps of 12; nearest legal: 24, 36"
-    )
+@pytest.mark.parametrize(("strategy", "nearest"), [("dim", [28, 32]), ("head", [24, 36])])
+def test_a_width_that_heads_do_not_fill_is_told_with_the_nearest_legal_ones(strategy: Any, nearest: list[int]) -> None:
+    told = refusal("bert", hidden_size=30, head_strategy=strategy)
+    assert_tells(told, "BertConfig", "hidden_size=30", {"dim": "4 heads", "head": "steps of 12"}[strategy])
+    advised = [int(number) for number in re.findall(r"\d+", told.split("nearest legal")[1])]
+    assert advised == nearest
+    for size in advised:
+        plan_student(BERT.build(), WidConfig(hidden_size=size, head_strategy=strategy), inputs=BERT.inputs)
 
 
-def test_a_misspelt_size() -> None:
-    assert refusal("bert", overrides={"hiden_size": 24}) == (
-        f"No student of this BertConfig:\n- BertConfig has no hiden_size; its sizes are {BERT_SIZES}"
-    )
+def test_a_misspelt_size_is_told_with_the_sizes_that_there_are() -> None:
+    told = refusal("bert", overrides={"hiden_size": 24})
+    assert_tells(told, "BertConfig has no hiden_size")
+    listed = re.findall(r"\w+", told.split("its sizes are")[1])
+    assert {"hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size"} <= set(listed)
+    assert all(isinstance(getattr(BertConfig(), name), int) for name in listed)
 
 
-def test_a_wider_student() -> None:
-    assert refusal("bert", hidden_size=96, intermediate_size=48) == (
-        "No student of this BertConfig:\n"
-        "- hidden_size=96 is wider than the teacher's 48; a student can only be narrower"
-    )
+def test_a_wider_student_is_told_its_size_and_the_teachers() -> None:
+    told = refusal("bert", hidden_size=96, intermediate_size=48)
+    assert_tells(told, "BertConfig", "hidden_size=96", "teacher's 48")
+    assert "intermediate_size=48" not in told  # which is legal
 
 
-def test_a_student_that_is_its_teacher() -> None:
-    assert refusal("bert", hidden_size=48) == (
-        "No student of this BertConfig:\n- every size equals the teacher's; ask for at least one smaller size"
-    )
+def test_a_student_that_is_its_teacher_is_told_to_ask_for_less() -> None:
+    assert_tells(refusal("bert", hidden_size=48), "BertConfig", "equals the teacher's", "smaller size")
 
 
-def test_a_smaller_vocabulary() -> None:
-    place = "(aten.embedding.default in `bert.embeddings.word_embeddings`)"
-    assert refusal("bert", hidden_size=24, overrides={"vocab_size": 50}) == (
-        'BertForMaskedLM cannot become a student with hidden_size=24, vocab_size=50 and the head strategy "auto":\n'
-        "- `bert.embeddings.word_embeddings.weight` axis 0: 101 cannot become 50, because it is looked up by "
-        f"number {place}\n"
-        f"- `cls.predictions.bias` axis 0: 101 cannot become 50, because it is looked up by number {place}\n"
-        "Leave the dimensions named here at the teacher's sizes. The page Architectures of the documentation explains "
-        "these reasons."
-    )
+def test_a_smaller_vocabulary_is_told_by_every_weight_that_forbids_it() -> None:
+    first, *places, advice = refusal("bert", hidden_size=24, overrides={"vocab_size": 50}).splitlines()
+    assert_tells(first, "BertForMaskedLM", "hidden_size=24", "vocab_size=50", '"auto"')
+    weights = ("bert.embeddings.word_embeddings.weight", "cls.predictions.bias")
+    for place, weight in zip(places, weights, strict=True):
+        assert_tells(place, f"`{weight}` axis 0", "101 cannot become 50", "looked up by number")
+        assert_tells(place, "aten.embedding.default in `bert.embeddings.word_embeddings`")
+    assert_tells(advice, "teacher's sizes", "Architectures")
 
 
-def test_narrower_heads_under_rotary_positions() -> None:
-    lines = refusal("modernbert", hidden_size=24, intermediate_size=48, head_strategy="dim").splitlines()
-    assert "hidden_size=24, intermediate_size=48" in lines[0] and '"dim"' in lines[0]
-    # transformers takes them in the order of a set; the first layer uses the one, the second the other.
-    kind, layer = ("full", 0) if "full" in lines[1] else ("sliding", 1)
-    assert lines[1] == (
-        "- `model.rotary_emb` (aten.mul.Tensor): 6 cannot become 3, because it meets buffer "
-        f"`model.rotary_emb.{kind}_attention_inv_freq` (aten.mul.Tensor in `model.layers.{layer}.attn`)"
-    )
-    assert 'the head strategy "head" drops whole heads' in lines[-2]
-    assert len(lines) == 10
+def test_narrower_heads_under_rotary_positions_are_told_the_strategy_that_keeps_their_width() -> None:
+    sizes = {"hidden_size": 24, "intermediate_size": 48}
+    told = refusal("modernbert", **sizes, head_strategy="dim")
+    first, place, *_ = told.splitlines()
+    assert_tells(first, "hidden_size=24", "intermediate_size=48", '"dim"')
+    assert_tells(place, "`model.rotary_emb`", "6 cannot become 3", "_attention_inv_freq`", "`model.layers.")
+    assert_tells(told, '"head"')
+    row = ARCHITECTURES["modernbert"]
+    plan_student(row.build(), WidConfig(**sizes, head_strategy="head"), inputs=row.inputs)
 
 
-def test_a_config_with_nothing_in_it() -> None:
-    assert message(WidConfig) == (
-        "WidConfig: no size is given; set hidden_size, intermediate_size or another size to shrink"
-    )
+def test_a_config_with_nothing_in_it_is_told_which_arguments_there_are() -> None:
+    told = message(WidConfig)
+    assert_tells(told, "WidConfig", "no size", "hidden_size", "intermediate_size")
+    assert {"hidden_size", "intermediate_size"} <= {field.name for field in fields(WidConfig)}
 
 
-def test_a_teacher_that_peft_has_wrapped() -> None:
-    row = ARCHITECTURES["bert"]
-    wrapped = get_wid_model(row.build(), row.config("dim"))
-    assert message(lambda: get_wid_model(wrapped, row.config("dim"))) == (
-        "The teacher is wrapped by PEFT already (PeftModel). Pass the plain model, or call merge_and_unload() "
-        "on it first."
-    )
+def test_a_teacher_that_peft_has_wrapped_is_told_how_to_get_a_plain_one() -> None:
+    wrapped = get_wid_model(BERT.build(), BERT.config("dim"))
+    assert_tells(message(lambda: get_wid_model(wrapped, BERT.config("dim"))), "PeftModel", "merge_and_unload()")
+    get_wid_model(wrapped.merge_and_unload(), WidConfig(hidden_size=12), example_inputs=BERT.inputs)
 
 
-def test_a_teacher_without_weights() -> None:
-    row = ARCHITECTURES["bert"]
-    assert message(lambda: get_wid_model(row.build().to("meta"), row.config("dim"))) == (
-        "The teacher is on the meta device and has no weights. Load it with from_pretrained(...) without "
-        "device_map='meta' or init_empty_weights()."
-    )
+def test_a_teacher_without_weights_is_told_how_to_load_it() -> None:
+    told = message(lambda: get_wid_model(BERT.build().to("meta"), BERT.config("dim")))
+    assert_tells(told, "meta device", "from_pretrained(", "device_map='meta'", "init_empty_weights()")
 
 
-def test_a_merge_without_calibration_data() -> None:
-    row = ARCHITECTURES["bert"]
-    wid = get_wid_model(row.build(), row.config("dim", init="calibrated"))
-    assert message(wid.merge_and_unload) == (
-        "This model was made with init='calibrated', selection='pivots' but has seen no calibration data. Call "
-        "model.calibrate(batches), pass calibration_data to get_wid_model, train with WidTrainer or with WidCallback "
-        'in another trainer, or set init="identity" and selection="first". Nothing was merged; force=True merges what '
-        "is there."
-    )
+def test_a_merge_without_calibration_data_is_told_every_way_out() -> None:
+    wid = get_wid_model(BERT.build(), BERT.config("dim", init="calibrated"))
+    told = message(wid.merge_and_unload)
+    assert_tells(told, "init='calibrated'", "selection='pivots'", "Nothing was merged")
+    assert_tells(told, "calibrate(", "calibration_data", "WidTrainer", "WidCallback")
+    assert_tells(told, 'init="identity"', 'selection="first"', "force=True")
+    with pytest.warns(UserWarning, match="Merged by force"):
+        wid.merge_and_unload(force=True)
+    get_wid_model(BERT.build(), BERT.config("dim", init="identity", selection="first")).merge_and_unload()
 
 
-def test_calibration_data_with_too_few_tokens() -> None:
-    row = ARCHITECTURES["bert"]
-    wid = get_peft_model(row.build(), row.config("dim", init="calibrated"))
-    batch = {"input_ids": torch.arange(20).view(2, 10) + 5}
-    assert message(lambda: wid.base_model.calibrate([batch])) == (
-        "The calibration data holds 20 tokens that are not padding, but the student's widest layer input has 48 "
-        "indices: at least 49 tokens are needed, ten times as many are better. Give more texts, or raise "
-        "CalibrationConfig.samples (--calibration-samples)."
-    )
+def test_calibration_data_with_too_few_tokens_is_told_how_many_it_takes() -> None:
+    wid = get_peft_model(BERT.build(), BERT.config("dim", init="calibrated")).base_model
+    told = message(lambda: wid.calibrate([{"input_ids": torch.arange(20).view(2, 10) + 5}]))
+    assert_tells(told, "20 tokens", "48 indices", "at least 49", "CalibrationConfig.samples", "--calibration-samples")
+    assert "samples" in {field.name for field in fields(CalibrationConfig)}
+    command = typer.main.get_command(app).commands["compress"]  # type: ignore[attr-defined]
+    assert any("--calibration-samples" in parameter.opts for parameter in command.params)
 
 
-def test_calibration_data_of_padding_only() -> None:
-    row = ARCHITECTURES["bert"]
-    wid = get_peft_model(row.build(), row.config("dim", init="calibrated"))
-    padding = {name: torch.zeros(2, 5, dtype=torch.long) for name in ("input_ids", "attention_mask")}
-    for batches in ([], [padding]):
-        assert message(lambda batches=batches: wid.base_model.calibrate(batches)) == (
-            "The calibration data holds no batch, or nothing but padding. Pass an iterable of keyword "
-            "dictionaries for the model's forward, such as a DataLoader."
-        )
+@pytest.mark.parametrize("rows", [0, 2])
+def test_calibration_data_of_nothing_but_padding_is_told_what_to_pass(rows: int) -> None:
+    wid = get_peft_model(BERT.build(), BERT.config("dim", init="calibrated")).base_model
+    padding = {name: torch.zeros(rows, 5, dtype=torch.long) for name in ("input_ids", "attention_mask")}
+    told = message(lambda: wid.calibrate([padding] if rows else []))
+    assert_tells(told, "no batch", "padding", "DataLoader")

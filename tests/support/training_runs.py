@@ -8,9 +8,18 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import nn
+from transformers import TrainingArguments
 
 from wid_hf import WidConfig, WidTrainingArguments
 
+# A training that neither saves nor reports, on the CPU.
+QUIET: dict[str, Any] = {
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "use_cpu": True,
+    "dataloader_pin_memory": False,
+}
 HALF = WidConfig(hidden_size=12, intermediate_size=24, init="identity")
 
 
@@ -23,21 +32,18 @@ def masked_rows(count: int = 16, length: int = 8) -> Dataset:
     return Dataset.from_dict({"input_ids": ids.tolist(), "labels": labels.tolist()})
 
 
-def arguments(folder: Path, **given: Any) -> WidTrainingArguments:
+def arguments(folder: Path, kind: type[TrainingArguments] = WidTrainingArguments, **given: Any) -> Any:
+    """Arguments of `kind` for a few steps; whatever is given goes before."""
     defaults: dict[str, Any] = {
+        **QUIET,
         "output_dir": str(folder),
         "max_steps": 4,
         "per_device_train_batch_size": 4,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
         "learning_rate": 1e-2,
         "lr_scheduler_type": "constant",
         "logging_steps": 1,
     }
-    return WidTrainingArguments(**{**defaults, **given})
+    return kind(**{**defaults, **given})
 
 
 def logits(model: nn.Module) -> torch.Tensor:

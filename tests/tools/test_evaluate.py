@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from toys import SPECIAL, WORDS, save_teacher, texts, word_tokenizer, write_texts
 from transformers import BertForMaskedLM, BertModel, GPT2Config, GPT2LMHeadModel
+from transformers.trainer_utils import PredictionOutput, TrainOutput
 from typer.testing import CliRunner
 
 from wid_hf.errors import ConfigError, DataError, OutputError, TeacherError, TrainingError, WidError
 from wid_hf.tools import evaluate as evaluate_module
 from wid_hf.tools.evaluate import EvalSettings, evaluate
-from wid_hf.tools.evaluation.runs import Runs
 from wid_hf.tools.evaluation.tasks import DataPlaces, FineTuning, figures
 from wid_hf.tools.evaluation.tasks.fine_tuning import Trainer
 from wid_hf_cli.app import app
@@ -86,7 +87,7 @@ def trained_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by the steps of every training from now on."""
     seen, train = [], Trainer.train
 
-    def counted(self, *args, **kwargs):
+    def counted(self: Trainer, *args: Any, **kwargs: Any) -> TrainOutput:
         result = train(self, *args, **kwargs)
         seen.append(self.state.global_step)
         return result
@@ -95,7 +96,7 @@ def trained_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
-def test_every_kind_of_task_in_one_call(encoder, data, tmp_path) -> None:
+def test_every_kind_of_task_in_one_call(encoder: Path, data: Path, tmp_path: Path) -> None:
     report = evaluate(
         str(encoder), ["sst2", "stsb", "squad_v2", "stsb-zero-shot"], tmp_path, settings(data), command="wid-hf eval x"
     )
@@ -113,7 +114,7 @@ def test_every_kind_of_task_in_one_call(encoder, data, tmp_path) -> None:
     assert run["made_from"]["examples"] == {"train": 32, "dev": 16}
 
 
-def test_fine_tuning_learns_and_the_better_learning_rate_is_reported(encoder, data, tmp_path) -> None:
+def test_fine_tuning_learns_and_the_better_learning_rate_is_reported(encoder: Path, data: Path, tmp_path: Path) -> None:
     how = FineTuning(learning_rates=(1e-9, 5e-3), seeds=(0, 1), steps=40, batch_size=16)
     found = evaluate(str(encoder), ["sst2"], tmp_path, settings(data, how)).tasks["sst2"]
     assert found.best_learning_rate == 5e-3
@@ -122,7 +123,9 @@ def test_fine_tuning_learns_and_the_better_learning_rate_is_reported(encoder, da
     assert max(still) < 0.8
 
 
-def test_a_finished_run_is_not_repeated_and_other_tasks_are_kept(masked, data, tmp_path, monkeypatch) -> None:
+def test_a_finished_run_is_not_repeated_and_other_tasks_are_kept(
+    masked: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = trained_steps(monkeypatch)
     first = evaluate(str(masked), ["sst2"], tmp_path, settings(data))
     more = FineTuning(learning_rates=(1e-3,), seeds=(0, 1), steps=2, batch_size=8)
@@ -133,12 +136,14 @@ def test_a_finished_run_is_not_repeated_and_other_tasks_are_kept(masked, data, t
     assert set(third.tasks) == {"sst2", "stsb"}
 
 
-def test_a_run_gives_the_same_figures_when_it_is_made_again(encoder, data, tmp_path) -> None:
+def test_a_run_gives_the_same_figures_when_it_is_made_again(encoder: Path, data: Path, tmp_path: Path) -> None:
     one, two = (evaluate(str(encoder), ["stsb"], tmp_path / name, settings(data)) for name in "ab")
     assert one.tasks["stsb"].mean == two.tasks["stsb"].mean
 
 
-def test_other_right_answers_are_other_runs(encoder, data, tmp_path, monkeypatch) -> None:
+def test_other_right_answers_are_other_runs(
+    encoder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = trained_steps(monkeypatch)
     shutil.copytree(data, tmp_path / "data")
     evaluate(str(encoder), ["squad_v2"], tmp_path / "out", settings(tmp_path / "data"))
@@ -148,7 +153,9 @@ def test_other_right_answers_are_other_runs(encoder, data, tmp_path, monkeypatch
     assert len(seen) == 2
 
 
-def test_other_weights_or_other_data_are_other_runs(masked, data, tmp_path, monkeypatch) -> None:
+def test_other_weights_or_other_data_are_other_runs(
+    masked: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = trained_steps(monkeypatch)
     evaluate(str(masked), ["sst2"], tmp_path / "out", settings(data))
     evaluate(str(masked), ["sst2"], tmp_path / "out", settings(data, train_examples=24))
@@ -162,8 +169,10 @@ def test_other_weights_or_other_data_are_other_runs(masked, data, tmp_path, monk
         evaluate(str(tmp_path / "other"), ["sst2"], tmp_path / "out", settings(data))
 
 
-def test_training_that_diverges_at_every_learning_rate_is_told(encoder, data, tmp_path, monkeypatch) -> None:
-    def broken(self, dataset):
+def test_training_that_diverges_at_every_learning_rate_is_told(
+    encoder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Trainer, dataset: Dataset) -> PredictionOutput:
         output = predict(self, dataset)
         output.predictions[0, 0] = float("nan")
         return output
@@ -174,7 +183,7 @@ def test_training_that_diverges_at_every_learning_rate_is_told(encoder, data, tm
         evaluate(str(encoder), ["sst2"], tmp_path, settings(data))
 
 
-def test_a_masked_model_is_scored_on_texts(masked, tmp_path) -> None:
+def test_a_masked_model_is_scored_on_texts(masked: Path, tmp_path: Path) -> None:
     places = settings(None, texts=str(write_texts(tmp_path / "t.txt")), eval_examples=40)
     report = evaluate(str(masked), ["masked-lm"], tmp_path / "out", places)
     scores = report.tasks["masked-lm"].mean["texts"]
@@ -183,7 +192,7 @@ def test_a_masked_model_is_scored_on_texts(masked, tmp_path) -> None:
     assert report.tasks["masked-lm"].runs[0]["made_from"]["examples"] == {"texts": 40}
 
 
-def test_a_decoder_without_a_padding_token_is_scored_and_fine_tuned(decoder, data, tmp_path) -> None:
+def test_a_decoder_without_a_padding_token_is_scored_and_fine_tuned(decoder: Path, data: Path, tmp_path: Path) -> None:
     places = settings(data, texts=str(write_texts(tmp_path / "t.txt")))
     report = evaluate(str(decoder), ["perplexity", "sst2"], tmp_path / "out", places)
     scores = report.tasks["perplexity"].mean["texts"]
@@ -201,7 +210,13 @@ def test_a_decoder_without_a_padding_token_is_scored_and_fine_tuned(decoder, dat
     ],
 )
 def test_a_model_of_the_wrong_kind_is_refused_before_any_work(
-    model, task, told, data, tmp_path, request, monkeypatch
+    model: str,
+    task: str,
+    told: str,
+    data: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen = trained_steps(monkeypatch)
     with pytest.raises(TeacherError, match=told):
@@ -209,7 +224,9 @@ def test_a_model_of_the_wrong_kind_is_refused_before_any_work(
     assert not seen and not (tmp_path / "out").exists()
 
 
-def test_what_is_missing_is_refused_before_any_work(encoder, masked, data, tmp_path, monkeypatch) -> None:
+def test_what_is_missing_is_refused_before_any_work(
+    encoder: Path, masked: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = trained_steps(monkeypatch)
     BertModel.from_pretrained(encoder).save_pretrained(tmp_path / "bare")
     with pytest.raises(TeacherError, match="has no usable tokenizer"):
@@ -226,7 +243,9 @@ def test_what_is_missing_is_refused_before_any_work(encoder, masked, data, tmp_p
     assert not seen and not (tmp_path / "out").exists()
 
 
-def test_an_output_that_is_a_file_is_refused_before_any_work(encoder, data, tmp_path, monkeypatch) -> None:
+def test_an_output_that_is_a_file_is_refused_before_any_work(
+    encoder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = trained_steps(monkeypatch)
     (tmp_path / "out").write_text("a file")
     with pytest.raises(OutputError, match="is not a folder that can be written"):
@@ -234,7 +253,9 @@ def test_an_output_that_is_a_file_is_refused_before_any_work(encoder, data, tmp_
     assert not seen
 
 
-def test_a_folder_of_other_files_takes_no_results(encoder, data, tmp_path, monkeypatch) -> None:
+def test_a_folder_of_other_files_takes_no_results(
+    encoder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = trained_steps(monkeypatch)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("mine")
@@ -243,17 +264,9 @@ def test_a_folder_of_other_files_takes_no_results(encoder, data, tmp_path, monke
     assert not seen and [path.name for path in (tmp_path / "out").iterdir()] == ["notes.txt"]
 
 
-def test_a_record_that_is_none_is_refused_in_words(tmp_path) -> None:
-    runs = Runs(tmp_path)
-    assert runs.get({"seed": 0}, lambda: {"scores": 1})["scores"] == 1
-    (file,) = tmp_path.iterdir()
-    for content in ("not json", "[]", "{}", '{"made_from": {"seed": 1}}'):
-        file.write_text(content)
-        with pytest.raises(OutputError, match="is no record of `evaluate`"):
-            runs.get({"seed": 0}, dict)
-
-
-def test_weights_that_the_head_would_not_take_over_are_refused(encoder, data, tmp_path, monkeypatch) -> None:
+def test_weights_that_the_head_would_not_take_over_are_refused(
+    encoder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "renamed"
     shutil.copytree(encoder, folder)
     shutil.copy(save_teacher(tmp_path / "wide", BertModel, hidden=48) / "model.safetensors", folder)
@@ -263,7 +276,9 @@ def test_weights_that_the_head_would_not_take_over_are_refused(encoder, data, tm
         evaluate(str(folder), ["sst2"], tmp_path / "out", settings(data))
 
 
-def test_the_command_prints_a_table_and_says_where_the_runs_are(encoder, data, tmp_path, monkeypatch) -> None:
+def test_the_command_prints_a_table_and_says_where_the_runs_are(
+    encoder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     words = ["eval", str(encoder), "--tasks", "sst2,stsb-zero-shot", "--data", str(data)]
     words += ["--learning-rates", "1e-3,1e-4", "--seeds", "0,1", "--steps", "1", "--batch-size", "8"]
@@ -278,12 +293,14 @@ def test_the_command_prints_a_table_and_says_where_the_runs_are(encoder, data, t
 
 
 @pytest.mark.parametrize(("option", "text"), [("--learning-rates", "fast"), ("--seeds", "0.5"), ("--seeds", "")])
-def test_numbers_that_are_none_are_refused(encoder, option, text) -> None:
+def test_numbers_that_are_none_are_refused(encoder: Path, option: str, text: str) -> None:
     with pytest.raises(ConfigError, match=rf"{option} '{text}' is not a list of numbers such as"):
         CliRunner().invoke(app, ["eval", str(encoder), "--tasks", "sst2", option, text], catch_exceptions=False)
 
 
-def test_the_reaction_teacher_predicts_the_masked_tokens_of_reactions(reaction_bert_dir, uspto50k, tmp_path) -> None:
+def test_the_reaction_teacher_predicts_the_masked_tokens_of_reactions(
+    reaction_bert_dir: Path, uspto50k: Path, tmp_path: Path
+) -> None:
     places = DataPlaces(texts=str(uspto50k / "valid.jsonl.gz"), column="rxn", eval_examples=48)
     report = evaluate(str(reaction_bert_dir), ["masked-lm"], tmp_path, EvalSettings(places))
     assert report.tasks["masked-lm"].mean["texts"]["accuracy"] > 0.9

@@ -11,6 +11,7 @@ import pytest
 import torch
 from datasets import Dataset
 from toys import noisy
+from training_runs import QUIET
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -153,11 +154,7 @@ def stepped(make: Callable[[], PreTrainedModel], data: dict[str, Any], folder: P
         logging_steps=1,
         max_grad_norm=0.0,
         optim="sgd",
-        save_strategy="no",
-        report_to="none",
-        use_cpu=True,
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
+        **QUIET,
         remove_unused_columns=False,
         **given,
     )
@@ -256,14 +253,11 @@ def test_a_part_without_any_label_counts_nothing(tmp_path: Path, accumulation: i
         str(tmp_path),
         max_steps=4 // accumulation,
         per_device_train_batch_size=1,
-        report_to="none",
-        use_cpu=True,
         gradient_accumulation_steps=accumulation,
-        save_strategy="no",
         optim="sgd",
         learning_rate=0.1,
         max_grad_norm=0.0,
-        disable_tqdm=True,
+        **QUIET,
     )
     WidTrainer(model=model, args=args, train_dataset=rows).train()
     assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())

@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import training_runs
 from peft import PeftModel
 from torch.utils.data import Dataset, IterableDataset
 from toys import labelled_rows
@@ -37,19 +39,7 @@ class Stream(IterableDataset):
         return iter(Rows().rows)
 
 
-def arguments(folder: Path, **given: Any) -> TrainingArguments:
-    defaults: dict[str, Any] = {
-        "output_dir": str(folder),
-        "max_steps": 2,
-        "per_device_train_batch_size": 4,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
-        "learning_rate": 1e-2,
-    }
-    return TrainingArguments(**{**defaults, **given})
+arguments = partial(training_runs.arguments, kind=TrainingArguments, max_steps=2)
 
 
 def uncalibrated(teacher: BertForMaskedLM, **given: Any) -> PeftModel:

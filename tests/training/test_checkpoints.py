@@ -20,6 +20,7 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 from toys import CONFIGS, save_teacher, texts, word_tokenizer
+from training_runs import QUIET
 from transformers import BertForMaskedLM, DataCollatorForLanguageModeling, TrainerCallback
 
 from wid_hf import WidConfig, WidError, WidTrainer, WidTrainingArguments, get_wid_model
@@ -44,6 +45,7 @@ def make_trainer(folder: Path, config: dict[str, Any] = CONFIGS["identity"], **g
     rows = tokenize(Dataset.from_dict({"text": texts(64)}), tokenizer, max_length=16)
     teacher = BertForMaskedLM.from_pretrained(save_teacher(folder.parent / "teacher", BertForMaskedLM))
     defaults: dict[str, Any] = {
+        **QUIET,
         "output_dir": str(folder),
         "max_steps": 6,
         "per_device_train_batch_size": 4,
@@ -51,10 +53,6 @@ def make_trainer(folder: Path, config: dict[str, Any] = CONFIGS["identity"], **g
         "gradient_checkpointing": True,
         "save_strategy": "steps",
         "save_steps": 2,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
         "learning_rate": 1e-3,
         "compactor_learning_rate": 3e-3,
         "logging_steps": 1,

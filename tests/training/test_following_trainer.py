@@ -8,13 +8,12 @@ import pytest
 import torch
 from datasets import Dataset
 from toys import save_teacher, texts, word_tokenizer
+from training_runs import HALF, arguments
 from transformers import BertModel, DataCollatorWithPadding
 
-from wid_hf import FollowingTrainer, WidConfig, WidError, WidTrainingArguments, get_wid_model
+from wid_hf import FollowingTrainer, WidError, WidTrainingArguments, get_wid_model
 from wid_hf.tools.data import tokenize
 from wid_hf.training.losses.following import following_loss
-
-HALF = WidConfig(hidden_size=12, intermediate_size=24, init="identity")
 
 
 def rows(count: int = 32) -> Dataset:
@@ -24,20 +23,13 @@ def rows(count: int = 32) -> Dataset:
 
 def trainer_for(teacher: BertModel, folder: Path, steps: int = 60, accumulation: int = 1) -> FollowingTrainer:
     teacher.config.hidden_dropout_prob = teacher.config.attention_probs_dropout_prob = 0.0  # its noise hides progress
-    args = WidTrainingArguments(
-        str(folder),
+    args = arguments(
+        folder,
         max_steps=steps,
         per_device_train_batch_size=8 // accumulation,
-        report_to="none",
-        use_cpu=True,
+        gradient_accumulation_steps=accumulation,
         compactor_learning_rate=3e-3,
         teacher_learning_rate=0,
-        save_strategy="no",
-        logging_steps=1,
-        gradient_accumulation_steps=accumulation,
-        dataloader_pin_memory=False,
-        disable_tqdm=True,
-        lr_scheduler_type="constant",
     )
     return FollowingTrainer(
         get_wid_model(teacher, HALF),

@@ -17,10 +17,11 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from toys import CONFIGS, noisy
+from toys import CONFIGS, hooks, noisy
+from training_runs import arguments
 from transformers import PreTrainedModel
 
-from wid_hf import WidConfig, WidTrainer, WidTrainingArguments, get_wid_model
+from wid_hf import WidConfig, WidTrainer, get_wid_model
 from wid_hf.tools.data import load_texts, tokenize
 from wid_hf.tools.evaluation import masked_batches, masked_lm_score
 from wid_hf.tools.teachers import load_teacher, load_tokenizer
@@ -90,10 +91,6 @@ def loss_and_gradients(
 def equal(found: Tensor, expected: Tensor, tolerance: float = 1e-6) -> bool:
     """Return whether tensors differ by less than `tolerance` of the largest entry."""
     return bool((found - expected).abs().max() <= tolerance * expected.abs().max())
-
-
-def hooks(model: nn.Module) -> int:
-    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 
 
 class Largest(TorchDispatchMode):
@@ -264,22 +261,8 @@ def rows(share: float, count: int = 8, length: int = 12, top: int = 60) -> Datas
 
 def trainer(model: nn.Module, folder: Path, data: Dataset, **given: Any) -> WidTrainer:
     others = {name: given.pop(name) for name in ("compute_metrics", "compute_loss_func") if name in given}
-    defaults: dict[str, Any] = {
-        "output_dir": str(folder),
-        "max_steps": 2,
-        "per_device_train_batch_size": 4,
-        "per_device_eval_batch_size": 4,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "optim": "sgd",
-        "dataloader_pin_memory": False,
-        "learning_rate": 1e-2,
-        "logging_steps": 1,
-        "max_grad_norm": 0.0,
-    }
-    args = WidTrainingArguments(**{**defaults, **given})
+    defaults = {"max_steps": 2, "per_device_eval_batch_size": 4, "optim": "sgd", "max_grad_norm": 0.0}
+    args = arguments(folder, **{**defaults, **given})
     return WidTrainer(model=model, args=args, train_dataset=data, eval_dataset=data, **others)
 
 

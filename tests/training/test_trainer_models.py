@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import training_runs
 from peft import PeftModel
 from torch import nn
 from toys import labelled_rows, noisy
+from training_runs import HALF
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -37,11 +40,9 @@ from wid_hf import (
     WidSchedule,
     WidSeq2SeqTrainingArguments,
     WidTrainer,
-    WidTrainingArguments,
     get_wid_model,
 )
 
-HALF = WidConfig(hidden_size=12, intermediate_size=24, init="identity")
 SCHEDULE = WidSchedule(mask_interval=1, mask_increments=2, decay_to_zero_steps=2)  # narrow after step 4
 PROGRESSIVE = WidConfig(hidden_size=12, intermediate_size=24, schedule=SCHEDULE)
 
@@ -74,21 +75,7 @@ def made(config: WidConfig = HALF) -> PeftModel:
     return model
 
 
-def arguments(folder: Path, kind: type[TrainingArguments] = WidTrainingArguments, **given: Any) -> Any:
-    defaults: dict[str, Any] = {
-        "output_dir": str(folder),
-        "max_steps": 3,
-        "per_device_train_batch_size": 4,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "logging_steps": 1,
-        "learning_rate": 1e-2,
-        "dataloader_pin_memory": False,
-        "lr_scheduler_type": "constant",
-    }
-    return kind(**{**defaults, **given})
+arguments = partial(training_runs.arguments, max_steps=3)
 
 
 def losses(trainer: Trainer) -> list[float]:

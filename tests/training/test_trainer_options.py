@@ -14,15 +14,15 @@ from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor, nn
 from toys import noisy
+from training_runs import HALF, QUIET
 from transformers import (
     BertForMaskedLM,
     Trainer,
     TrainingArguments,
 )
 
-from wid_hf import WidCallback, WidConfig, WidTrainer, get_wid_model
+from wid_hf import WidCallback, WidTrainer, get_wid_model
 
-HALF = WidConfig(hidden_size=12, intermediate_size=24, init="identity")
 ROWS, LENGTH = 16, 8
 
 
@@ -39,16 +39,12 @@ def rows(count: int = ROWS) -> Dataset:
 
 def options(folder: Path, **given: Any) -> dict[str, Any]:
     defaults: dict[str, Any] = {
+        **QUIET,
         "output_dir": str(folder),
         "max_steps": 4,
         "per_device_train_batch_size": 4,
         "per_device_eval_batch_size": 8,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
         "logging_steps": 1,
-        "dataloader_pin_memory": False,
         "learning_rate": 1e-2,
         "eval_strategy": "steps",
         "eval_steps": 2,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import MISSING, fields
@@ -34,7 +35,7 @@ def test_words_are_those_of_the_library() -> None:
         (options.Selection, config.Selection),
     ):
         assert {word.value for word in mine} == set(get_args(theirs))
-    assert set(options.LOSSES) == set(DISTILLED)
+    assert options.LOSSES == DISTILLED
     assert set(evaluate.TASKS) == set(TASKS)
 
 
@@ -102,4 +103,4 @@ def test_without_typer_the_program_says_what_to_install(tmp_path: Path) -> None:
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = program("--help", PYTHONPATH=path)
     assert done.returncode == 1
-    assert 'typer is not installed here, and this needs it. Run: pip install "wid-hf[cli]"' in done.stderr
+    assert re.search(r'typer is not installed .* pip install "wid-hf\[cli\]"', done.stderr)

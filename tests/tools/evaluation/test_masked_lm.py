@@ -1,14 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, models
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForMaskedLM, AutoTokenizer, BertForMaskedLM, PreTrainedTokenizerFast
 
 from wid_hf.errors import DataError
 from wid_hf.tools.data import load_texts, tokenize
@@ -45,11 +46,11 @@ class SureOf(nn.Module):
         super().__init__()
         self.logits = nn.Parameter(torch.zeros(VOCABULARY).index_fill(0, torch.tensor(token), logit))
 
-    def forward(self, input_ids, attention_mask):
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> SimpleNamespace:
         return SimpleNamespace(logits=self.logits.expand(*input_ids.shape, -1))
 
 
-def test_the_same_seed_masks_the_same_positions_and_leaves_the_global_generator_alone(tokens) -> None:
+def test_the_same_seed_masks_the_same_positions_and_leaves_the_global_generator_alone(tokens: Dataset) -> None:
     state = torch.get_rng_state()
     first, again, other = (masked_batches(tokens, tokenizer(mask_token="[MASK]"), 8, seed) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), state)
@@ -57,13 +58,13 @@ def test_the_same_seed_masks_the_same_positions_and_leaves_the_global_generator_
     assert not torch.equal(first[0]["labels"], other[0]["labels"])
 
 
-def test_padding_and_special_tokens_are_never_masked(tokens) -> None:
+def test_padding_and_special_tokens_are_never_masked(tokens: Dataset) -> None:
     for batch in masked_batches(tokens, tokenizer(mask_token="[MASK]"), 8, seed=0):
         assert (batch["labels"][batch["attention_mask"] == 0] == -100).all()
         assert (batch["labels"][:, 0] == -100).all()
 
 
-def test_masked_batches_refuse_a_tokenizer_without_mask_token(tokens) -> None:
+def test_masked_batches_refuse_a_tokenizer_without_mask_token(tokens: Dataset) -> None:
     with pytest.raises(DataError, match="has no mask token"):
         masked_batches(tokens, tokenizer(), 8, seed=0)
 
@@ -94,7 +95,9 @@ def test_loss_and_accuracy_are_means_over_tokens_however_they_are_batched() -> N
         assert score.loss == pytest.approx(log_partition - 2.0 * 3 / 4, rel=1e-6)
 
 
-def test_score_equals_the_loss_the_model_itself_reports_on_one_batch(tiny_bert, tokens) -> None:
+def test_score_equals_the_loss_the_model_itself_reports_on_one_batch(
+    tiny_bert: BertForMaskedLM, tokens: Dataset
+) -> None:
     (batch,) = masked_batches(tokens, tokenizer(mask_token="[MASK]"), len(tokens), seed=0)
     score = masked_lm_score(tiny_bert, [batch])
     with torch.no_grad():
@@ -108,7 +111,9 @@ def test_score_equals_the_loss_the_model_itself_reports_on_one_batch(tiny_bert, 
     assert score.accuracy == right.double().mean().item()
 
 
-def test_dropout_is_off_while_scoring_and_each_module_keeps_its_mode(tiny_bert, tokens) -> None:
+def test_dropout_is_off_while_scoring_and_each_module_keeps_its_mode(
+    tiny_bert: BertForMaskedLM, tokens: Dataset
+) -> None:
     batches = masked_batches(tokens, tokenizer(mask_token="[MASK]"), 8, seed=0)
     expected = masked_lm_score(tiny_bert, batches)
     tiny_bert.train()
@@ -119,7 +124,7 @@ def test_dropout_is_off_while_scoring_and_each_module_keeps_its_mode(tiny_bert, 
     assert torch.is_grad_enabled()
 
 
-def test_modes_come_back_when_the_forward_fails(tiny_bert) -> None:
+def test_modes_come_back_when_the_forward_fails(tiny_bert: BertForMaskedLM) -> None:
     tiny_bert.train()
     too_long = torch.ones(1, 33, dtype=torch.long)
     with pytest.raises((IndexError, RuntimeError), match=r"index out of range|size of tensor|expanded size"):
@@ -127,7 +132,7 @@ def test_modes_come_back_when_the_forward_fails(tiny_bert) -> None:
     assert tiny_bert.training
 
 
-def test_the_reaction_teacher_knows_its_reactions(reaction_bert_dir, uspto50k) -> None:
+def test_the_reaction_teacher_knows_its_reactions(reaction_bert_dir: Path, uspto50k: Path) -> None:
     teacher = AutoModelForMaskedLM.from_pretrained(reaction_bert_dir)
     smiles = AutoTokenizer.from_pretrained(reaction_bert_dir)
     texts = load_texts(str(uspto50k / "valid.jsonl.gz")).select(range(400))

@@ -29,7 +29,7 @@ def batch(*rows: list[int], left: bool = False) -> dict[str, torch.Tensor]:
     return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
 
 
-def test_it_is_that_of_all_tokens_but_the_first_of_each_text(decoder) -> None:
+def test_it_is_that_of_all_tokens_but_the_first_of_each_text(decoder: LlamaForCausalLM) -> None:
     texts = [[3, 4, 5, 6, 7], [8, 9, 10]]
     expected = 0.0
     for text in texts:
@@ -42,7 +42,7 @@ def test_it_is_that_of_all_tokens_but_the_first_of_each_text(decoder) -> None:
     assert found.perplexity == pytest.approx(math.exp(expected / 6), rel=1e-5)
 
 
-def test_it_does_not_depend_on_batching_or_the_side_of_padding_and_restores_the_mode(decoder) -> None:
+def test_it_does_not_depend_on_batching_or_the_side_of_padding_and_restores_the_mode(decoder: LlamaForCausalLM) -> None:
     decoder.train()
     texts = [[3, 4, 5, 6, 7], [8, 9, 10]]
     together = perplexity_score(decoder, [batch(*texts)]).loss
@@ -52,6 +52,6 @@ def test_it_does_not_depend_on_batching_or_the_side_of_padding_and_restores_the_
     assert decoder.training
 
 
-def test_texts_of_one_token_predict_nothing_and_are_refused(decoder) -> None:
+def test_texts_of_one_token_predict_nothing_and_are_refused(decoder: LlamaForCausalLM) -> None:
     with pytest.raises(DataError, match="no text has two tokens"):
         perplexity_score(decoder, [batch([3], [4])])

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
 from torch.nn.functional import cosine_similarity
-from transformers import AutoModel, AutoTokenizer, DataCollatorWithPadding
+from transformers import AutoModel, AutoTokenizer, BertForMaskedLM, DataCollatorWithPadding
 
 from wid_hf.errors import DataError, TeacherError
 from wid_hf.tools.data import batches, tokenize
@@ -16,30 +17,13 @@ from wid_hf.tools.evaluation import (
     retrieval_agreement,
     sentence_score,
 )
-from wid_hf.training.losses.pooling import mean_pool
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_mean_pool_averages_only_attended_positions() -> None:
-    states = torch.tensor([[[1.0, 2.0], [3.0, 6.0], [100.0, 100.0]], [[5.0, 7.0], [9.0, 9.0], [9.0, 9.0]]])
-    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
-    assert torch.equal(mean_pool(states, mask), torch.tensor([[2.0, 4.0], [5.0, 7.0]]))
-
-
-def test_mean_pool_of_half_precision_is_accumulated_in_float32() -> None:
-    pooled = mean_pool(torch.full((1, 4096, 1), 60000.0, dtype=torch.float16), torch.ones(1, 4096))
-    assert pooled.dtype == torch.float32
-    assert pooled.item() == pytest.approx(60000.0, rel=1e-3)
-
-
-def test_mean_pool_of_a_row_without_attention_is_zero() -> None:
-    assert torch.equal(mean_pool(random(1, 3, 2), torch.zeros(1, 3)), torch.zeros(1, 2))
-
-
-def test_embedding_does_not_depend_on_padding_or_batching_and_restores_the_mode(tiny_bert) -> None:
+def test_embedding_does_not_depend_on_padding_or_batching_and_restores_the_mode(tiny_bert: BertForMaskedLM) -> None:
     encoder = tiny_bert.base_model.train()
     ids = torch.tensor([[5, 6, 7, 8], [9, 10, 0, 0]])
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
@@ -57,7 +41,7 @@ def test_embedding_does_not_depend_on_padding_or_batching_and_restores_the_mode(
     assert encoder.training
 
 
-def test_embedding_with_a_task_head_points_to_the_base_model(tiny_bert) -> None:
+def test_embedding_with_a_task_head_points_to_the_base_model(tiny_bert: BertForMaskedLM) -> None:
     ids = torch.ones(1, 4, dtype=torch.long)
     with pytest.raises(TeacherError, match=r"BertForMaskedLM returns no last_hidden_state.*base_model"):
         embed(tiny_bert, [{"input_ids": ids, "attention_mask": ids}])
@@ -91,12 +75,12 @@ def test_retrieval_counts_texts_whose_nearest_other_text_is_the_same() -> None:
 
 
 @pytest.mark.parametrize(("left", "right"), [(4, 5), (2, 2), (0, 0)])
-def test_vectors_of_different_or_too_few_texts_are_refused(left, right) -> None:
+def test_vectors_of_different_or_too_few_texts_are_refused(left: int, right: int) -> None:
     with pytest.raises(DataError, match=f"vectors of {left} and of {right} texts.*at least 3"):
         sentence_score(random(left, 4), random(right, 4))
 
 
-def test_minilm_finds_the_paraphrase(minilm_dir) -> None:
+def test_minilm_finds_the_paraphrase(minilm_dir: Path) -> None:
     texts = ["A man is playing a guitar.", "Somebody plays the guitar.", "The stock market fell on Monday."]
     tokenizer = AutoTokenizer.from_pretrained(minilm_dir)
     tokens = tokenize(Dataset.from_dict({"text": texts}), tokenizer, 64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,7 +64,7 @@ def test_the_smallest_perplexity_is_the_best() -> None:
     assert summarize(TASKS["perplexity"], runs).best_learning_rate == 1e-4
 
 
-def test_a_report_is_read_as_it_was_written(tmp_path) -> None:
+def test_a_report_is_read_as_it_was_written(tmp_path: Path) -> None:
     written = report(run(1e-5, 0, 0.4), run(1e-5, 1, 0.6))
     written.save(tmp_path)
     assert EvalReport.load(tmp_path) == written
@@ -77,7 +78,7 @@ def test_the_table_gives_percentages_with_their_spread() -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"model": "x"}', '{"tasks": {"mrpc": 1}}'])
-def test_a_file_that_is_no_report_is_refused(tmp_path, content) -> None:
+def test_a_file_that_is_no_report_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "eval_report.json").write_text(content)
     with pytest.raises(OutputError, match=r"eval_report\.json is not a report of `wid-hf eval`"):
         EvalReport.load(tmp_path)

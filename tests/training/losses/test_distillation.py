@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from distilled_models import HALF, HEADS, bert, distilled, gpt2, llama, moved, opt, seeded
-from torch import Tensor, nn
-from toys import labelled_batch, labelled_rows
+import training_runs
+from distilled_models import HEADS, bert, distilled, gpt2, llama, moved, opt, seeded
+from torch import Tensor
+from toys import hooks, labelled_batch, labelled_rows
+from training_runs import HALF
 from transformers import (
     BertModel,
     HfArgumentParser,
@@ -45,23 +48,13 @@ def test_padding_does_not_count() -> None:
     assert distilled(model, list(DISTILLED), inputs).item() == pytest.approx(before.item(), rel=1e-5)
 
 
-def arguments(folder: Path, **given: Any) -> WidTrainingArguments:
-    defaults: dict[str, Any] = {
-        "output_dir": str(folder),
-        "max_steps": 2,
-        "per_device_train_batch_size": 16,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
-        "learning_rate": 1e-2,
-        "lr_scheduler_type": "constant",
-        "logging_steps": 1,
-        "teacher_learning_rate": 0,
-        "distillation": list(DISTILLED),
-    }
-    return WidTrainingArguments(**{**defaults, **given})
+arguments = partial(
+    training_runs.arguments,
+    max_steps=2,
+    per_device_train_batch_size=16,
+    teacher_learning_rate=0,
+    distillation=list(DISTILLED),
+)
 
 
 def trained(teacher: PreTrainedModel, config: WidConfig, args: WidTrainingArguments) -> WidTrainer:
@@ -160,21 +153,17 @@ def test_the_teacher_runs_once_a_micro_batch_in_evaluation_mode_without_gradient
     assert modes == [(False, False)] * 6
 
 
-def hooks_of(model: nn.Module) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
-
-
 def test_no_hook_and_no_second_copy_remain(tmp_path: Path) -> None:
     teacher = bert()
     teacher(**labelled_batch(), output_hidden_states=True)  # transformers puts hooks of its own, once
     model = get_wid_model(teacher, HALF)
-    before = hooks_of(model), hooks_of(teacher)
+    before = hooks(model), hooks(teacher)
     trainer = WidTrainer(model=model, args=arguments(tmp_path), train_dataset=labelled_rows())
     trainer.train()
-    assert (hooks_of(model), hooks_of(teacher)) == before
+    assert (hooks(model), hooks(teacher)) == before
     with pytest.raises(ValueError, match="You must specify exactly one of input_ids"):
         trainer.compute_loss(model.train(), {"labels": torch.zeros(2, 3, dtype=torch.long)})
-    assert (hooks_of(model), hooks_of(teacher)) == before
+    assert (hooks(model), hooks(teacher)) == before
     originals = {id(p) for name, p in model.named_parameters() if name.endswith(".original")}
     assert originals <= {id(p) for p in teacher.parameters()}
 

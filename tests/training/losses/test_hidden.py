@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from distilled_models import HALF, bert, distilled, moved, seeded
+from distilled_models import bert, distilled, moved, seeded
 from torch import Tensor
 from toys import labelled_batch
+from training_runs import HALF
 from transformers import DebertaV2Config, DebertaV2ForMaskedLM
 
 from wid_hf import TeacherError, WidConfig, get_wid_model

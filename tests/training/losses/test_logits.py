@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from distilled_models import HALF, bert, distilled, gpt2, moved
+from distilled_models import bert, distilled, gpt2, moved
 from torch import Tensor
 from torch.nn import functional
 from toys import labelled_batch
+from training_runs import HALF
 from transformers import BertForQuestionAnswering, BertModel
 
 from wid_hf import DataError, TeacherError, WidConfig, get_wid_model

@@ -6,9 +6,10 @@ from math import sqrt
 
 import pytest
 import torch
-from distilled_models import HALF, HEADS, bert, distilled, gpt2, llama, moved, opt
+from distilled_models import HEADS, bert, distilled, gpt2, llama, moved, opt
 from torch import Tensor
 from toys import labelled_batch
+from training_runs import HALF
 
 from wid_hf import TeacherError, WidConfig, get_wid_model
 from wid_hf.training.losses.distillation import Distillation

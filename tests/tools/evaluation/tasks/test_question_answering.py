@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def first_place(context: str, text: str) -> int:
     return context.index("Züri»") if text == "Züri" else context.index(text)
 
 
-def official(questions=QUESTIONS) -> dict[str, Any]:
+def official(questions: Sequence[tuple[str, str, list[str]]] = QUESTIONS) -> dict[str, Any]:
     paragraphs = {}
     for number, (context, question, answers) in enumerate(questions):
         places = [{"text": text, "answer_start": first_place(context, text)} for text in answers]
@@ -110,7 +111,7 @@ def perfect_logits(rows: Dataset, features: Dataset) -> tuple[np.ndarray, np.nda
     return start, end
 
 
-def test_a_file_in_the_official_layout_is_read_question_by_question(tmp_path) -> None:
+def test_a_file_in_the_official_layout_is_read_question_by_question(tmp_path: Path) -> None:
     rows = task().load(write(tmp_path, "2.0", official()))
     assert set(rows) == {"train", "dev"}
     assert rows["dev"]["answers"][:] == [answers for _, _, answers in QUESTIONS]
@@ -118,7 +119,7 @@ def test_a_file_in_the_official_layout_is_read_question_by_question(tmp_path) ->
     assert rows["dev"]["context"][0] == CITY
 
 
-def test_the_dataset_of_the_hub_gives_the_same_rows(tmp_path, monkeypatch) -> None:
+def test_the_dataset_of_the_hub_gives_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     local = task().load(write(tmp_path, "2.0", official()))["dev"]
     rows = [
         {
@@ -132,7 +133,7 @@ def test_the_dataset_of_the_hub_gives_the_same_rows(tmp_path, monkeypatch) -> No
     ]
     asked = []
 
-    def load_dataset(*name):
+    def load_dataset(*name: str | None) -> DatasetDict:
         asked.append(name)
         return DatasetDict({"train": Dataset.from_list(rows), "validation": Dataset.from_list(rows)})
 
@@ -141,7 +142,9 @@ def test_the_dataset_of_the_hub_gives_the_same_rows(tmp_path, monkeypatch) -> No
     assert asked == [("rajpurkar/squad_v2", None)]
 
 
-def test_windows_overlap_and_together_hold_every_letter_of_the_text(tmp_path, tokenizer) -> None:
+def test_windows_overlap_and_together_hold_every_letter_of_the_text(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
     rows = task().load(write(tmp_path, "2.0", official()))
     features = task().features(rows, tokenizer, LENGTH)["dev"]
     for number, context in enumerate(rows["dev"]["context"]):
@@ -154,7 +157,7 @@ def test_windows_overlap_and_together_hold_every_letter_of_the_text(tmp_path, to
 
 
 def test_a_model_that_is_always_right_scores_1_and_one_that_never_answers_scores_what_has_no_answer(
-    tmp_path, tokenizer
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     rows = task().load(write(tmp_path, "2.0", official()))
     features = task().features(rows, tokenizer, LENGTH)
@@ -166,7 +169,9 @@ def test_a_model_that_is_always_right_scores_1_and_one_that_never_answers_scores
     assert task().score(rows, features, "dev", silent) == {"f1": 0.25, "exact_match": 0.25}
 
 
-def test_without_no_answer_the_same_logits_always_give_a_span(tmp_path, tokenizer) -> None:
+def test_without_no_answer_the_same_logits_always_give_a_span(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
     rows = task("squad").load(write(tmp_path, "1.1", official(with_answers())))
     features = task("squad").features(rows, tokenizer, LENGTH)
     right = perfect_logits(rows["dev"], features["dev"])
@@ -175,7 +180,9 @@ def test_without_no_answer_the_same_logits_always_give_a_span(tmp_path, tokenize
     assert task("squad").score(rows, features, "dev", right) == {"f1": 1.0, "exact_match": 1.0}
 
 
-def test_training_windows_point_at_the_answer_or_at_the_null_token(tmp_path, tokenizer) -> None:
+def test_training_windows_point_at_the_answer_or_at_the_null_token(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
     rows = task().load(write(tmp_path, "2.0", official()))
     features = task().features(rows, tokenizer, LENGTH)["train"]
     assert set(features.column_names) == {
@@ -201,7 +208,7 @@ def test_a_target_takes_all_tokens_of_its_letters_and_none_of_its_blanks() -> No
     assert target(offsets, 0, [], []) == (0, 0)
 
 
-def test_an_answer_counted_in_bytes_is_refused(tmp_path) -> None:
+def test_an_answer_counted_in_bytes_is_refused(tmp_path: Path) -> None:
     content = official()
     answers = content["data"][0]["paragraphs"][0]["qas"][3]["answers"]
     answers[0]["answer_start"] = len(CITY[: answers[0]["answer_start"]].encode())
@@ -209,24 +216,26 @@ def test_an_answer_counted_in_bytes_is_refused(tmp_path) -> None:
         task().load(write(tmp_path, "2.0", content))
 
 
-def test_a_question_without_an_answer_is_refused_where_all_must_have_one(tmp_path) -> None:
+def test_a_question_without_an_answer_is_refused_where_all_must_have_one(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"'Wer\?' of the split 'train' of squad has no answer. Take squad_v2"):
         task("squad").load(write(tmp_path, "1.1", official()))
 
 
 @pytest.mark.parametrize("content", [[], {"data": [{"title": "t"}]}, {"data": [{"paragraphs": [{"qas": [{}]}]}]}])
-def test_a_file_of_another_layout_is_refused(tmp_path, content) -> None:
+def test_a_file_of_another_layout_is_refused(tmp_path: Path, content: Any) -> None:
     with pytest.raises(DataError, match=r"train-v2\.0\.json is not a file in SQuAD's layout"):
         task().load(write(tmp_path, "2.0", content))
 
 
-def test_a_length_that_leaves_no_room_for_the_text_is_refused(tmp_path, tokenizer) -> None:
+def test_a_length_that_leaves_no_room_for_the_text_is_refused(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
     rows = task().load(write(tmp_path, "2.0", official()))
     with pytest.raises(DataError, match=r"is 16 tokens long .* larger max_length="):
         task().features(rows, tokenizer, 24)
 
 
-def test_a_model_without_such_a_head_is_refused(tokenizer) -> None:
+def test_a_model_without_such_a_head_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     model = BertForQuestionAnswering(
         BertConfig(vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4)
     )

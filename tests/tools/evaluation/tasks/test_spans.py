@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
@@ -21,7 +23,7 @@ TEXT = "one two three four"
 WORDS = [NOT_CONTEXT, (0, 3), (4, 7), (8, 13), (14, 18), NOT_CONTEXT]  # [CLS], four words, [SEP]
 
 
-def window(start: list[float], end: list[float], offsets=WORDS) -> Window:
+def window(start: list[float], end: list[float], offsets: Sequence[tuple[int, int]] = WORDS) -> Window:
     return Window(np.array(start, np.float32), np.array(end, np.float32), offsets, null=0)
 
 

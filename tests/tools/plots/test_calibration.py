@@ -8,13 +8,10 @@ from pathlib import Path
 import pytest
 from matplotlib import image
 from matplotlib.figure import Figure
+from toys import reconstruction
 
 from wid_hf.calibration import Calibration, InputReconstruction
 from wid_hf.tools.plots.calibration import draw
-
-
-def site(weight: str, before: float, after: float, note: str = "") -> InputReconstruction:
-    return InputReconstruction(weight, 1, 24, 12, 100, before, after, note)
 
 
 def drawn(sites: list[InputReconstruction], path: Path, monkeypatch: pytest.MonkeyPatch) -> Figure:
@@ -41,13 +38,13 @@ def bert(layers: int) -> list[InputReconstruction]:
     sites = []
     for layer in range(layers):
         for name in ("query", "key"):
-            sites.append(site(f"layer.{layer}.self.{name}.weight", 0.4 + layer / 100, 0.1 + layer / 100))
-        sites.append(site(f"layer.{layer}.output.weight", 0.5, 0.2))
+            sites.append(reconstruction(f"layer.{layer}.self.{name}.weight", 0.4 + layer / 100, 0.1 + layer / 100))
+        sites.append(reconstruction(f"layer.{layer}.output.weight", 0.5, 0.2))
     return sites
 
 
 def test_before_and_after_stand_side_by_side_on_one_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    figure = drawn([*bert(3), site("head.weight", 0.6, 0.3)], tmp_path / "c.png", monkeypatch)
+    figure = drawn([*bert(3), reconstruction("head.weight", 0.6, 0.3)], tmp_path / "c.png", monkeypatch)
     assert [axes.get_title() for axes in figure.axes[:2]] == ["missed by the start", "missed with lifts"]
     assert numbers(figure, 0) == [[0.4, 0.5], [0.41, 0.5], [0.42, 0.5]]
     assert numbers(figure, 1) == [[0.1, 0.2], [0.11, 0.2], [0.12, 0.2]]
@@ -60,7 +57,11 @@ def test_before_and_after_stand_side_by_side_on_one_scale(tmp_path: Path, monkey
 
 
 def test_what_was_not_compared_or_not_fitted_is_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sites = [*bert(2), site("layer.1.router.weight", nan, nan, "x"), site("pooler.weight", 0.3, 0.3, "x")]
+    sites = [
+        *bert(2),
+        reconstruction("layer.1.router.weight", nan, nan, "x"),
+        reconstruction("pooler.weight", 0.3, 0.3, "x"),
+    ]
     figure = drawn(sites, tmp_path / "c.png", monkeypatch)
     assert [text.get_text() for text in figure.axes[1].texts][-1] == "-*"
     assert figure.axes[2].texts[0].get_text() == "pooler  30.0%"
@@ -68,15 +69,19 @@ def test_what_was_not_compared_or_not_fitted_is_marked(tmp_path: Path, monkeypat
 
 
 def test_stacks_of_layers_stand_beside_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sites = [site(f"{stack}.block.{n}.q.weight", 0.4, 0.1 * n) for stack in ("encoder", "decoder") for n in (0, 1, 2)]
-    figure = drawn([*sites[:5], site("decoder.block.2.q.weight", 0.9, 0.9)], tmp_path / "c.png", monkeypatch)
+    sites = [
+        reconstruction(f"{stack}.block.{n}.q.weight", 0.4, 0.1 * n)
+        for stack in ("encoder", "decoder")
+        for n in (0, 1, 2)
+    ]
+    figure = drawn([*sites[:5], reconstruction("decoder.block.2.q.weight", 0.9, 0.9)], tmp_path / "c.png", monkeypatch)
     names = [label.get_text() for label in figure.axes[0].get_xticklabels()]
     assert names == ["encoder.block: q", "decoder.block: q"]
     assert numbers(figure, 0)[2] == [0.4, 0.9]
 
 
 def test_a_weight_that_is_read_again_has_a_row_for_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sites = [site("groups.0.ffn.weight", 0.5, after) for after in (0.1, 0.2, 0.3)]
+    sites = [reconstruction("groups.0.ffn.weight", 0.5, after) for after in (0.1, 0.2, 0.3)]
     figure = drawn(sites, tmp_path / "c.png", monkeypatch)
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["0", "0, read 2", "0, read 3"]
     assert numbers(figure, 1) == [[0.1], [0.2], [0.3]]
@@ -84,8 +89,8 @@ def test_a_weight_that_is_read_again_has_a_row_for_each_time(tmp_path: Path, mon
 
 @pytest.mark.parametrize("count", [1, 400])
 def test_one_read_and_thousands_can_be_drawn(count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sites = [site(f"layer.{n % 4}.experts.{n}.w.weight", 0.5, n / 1000) for n in range(count)]
-    figure = drawn(sites if count > 1 else [site("w", 0.5, 0.1)], tmp_path / "c.png", monkeypatch)
+    sites = [reconstruction(f"layer.{n % 4}.experts.{n}.w.weight", 0.5, n / 1000) for n in range(count)]
+    figure = drawn(sites if count > 1 else [reconstruction("w", 0.5, 0.1)], tmp_path / "c.png", monkeypatch)
     assert max(figure.get_size_inches()) < 30
     assert len(figure.axes[0].texts) == (1 if count == 1 else 0)
 
@@ -93,7 +98,7 @@ def test_one_read_and_thousands_can_be_drawn(count: int, tmp_path: Path, monkeyp
 def test_a_start_that_is_worse_than_nothing_does_not_wash_out_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    figure = drawn([*bert(1), site("layer.0.bad.weight", 40.0, 0.1)], tmp_path / "c.png", monkeypatch)
+    figure = drawn([*bert(1), reconstruction("layer.0.bad.weight", 40.0, 0.1)], tmp_path / "c.png", monkeypatch)
     assert figure.axes[0].images[0].norm.vmax == 1.0
 
 

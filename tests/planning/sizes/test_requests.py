@@ -386,7 +386,7 @@ def test_sizes_that_the_config_leaves_open_are_listed() -> None:
 @pytest.mark.parametrize("strategy", ["dim", "head"])
 def test_an_adapter_that_was_saved_before_there_was_auto_loads_to_the_student_it_was(strategy: str) -> None:
     """The folder was written by commit e5730c6, the merged student beside it by the same run."""
-    folder = Path(__file__).parents[1] / "adapter" / "saved_adapters"
+    folder = Path(__file__).parents[2] / "adapter" / "saved_adapters"
     teacher, student = (hf.LlamaForCausalLM.from_pretrained(folder / at) for at in ("teacher", f"{strategy}-student"))
     merged = PeftModel.from_pretrained(teacher, folder / strategy).merge_and_unload()
     assert merged.config.num_attention_heads == (4 if strategy == "dim" else 2)

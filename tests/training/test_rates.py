@@ -3,34 +3,22 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import training_runs
 from peft import PeftModel
 from toys import labelled_rows
+from training_runs import HALF
 from transformers import BertForMaskedLM, Trainer
 
-from wid_hf import ConfigError, TrainingError, WidCallback, WidConfig, WidTrainer, WidTrainingArguments, get_wid_model
+from wid_hf import ConfigError, TrainingError, WidCallback, WidConfig, WidTrainer, get_wid_model
 from wid_hf.layers import Compactor
 
-HALF = WidConfig(hidden_size=12, intermediate_size=24, init="identity")
-
-
-def arguments(folder: Path, **given: Any) -> WidTrainingArguments:
-    defaults: dict[str, Any] = {
-        "output_dir": str(folder),
-        "max_steps": 2,
-        "per_device_train_batch_size": 4,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
-        "learning_rate": 1e-2,
-    }
-    return WidTrainingArguments(**{**defaults, **given})
+arguments = partial(training_runs.arguments, max_steps=2)
 
 
 def train(model: PeftModel, folder: Path, **given: Any) -> set[str]:
