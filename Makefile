@@ -53,8 +53,8 @@ complexity: setup
 	$(BIN)/radon cc --show-complexity --total-average --exclude 'src/wid_hf/tools/*' src/wid_hf | awk '/^src/ {file = $$0} /^Average/ {print} \
 		match($$0, /\([0-9]+\)$$/) && substr($$0, RSTART + 1) + 0 > $(COMPLEXITY) {print file $$0; high = 1} END {exit high}'
 
-# The old torch comes with its CUDA libraries: some gigabytes. Left out: what torch 2.8 has no CPU kernel for, and a
-# model class that transformers 5.10 does not have.
+# The old torch comes with its CUDA libraries: some gigabytes. Left out: what torch 2.8 has no CPU kernel for, and model
+# classes that transformers 5.10 lacks or does not run.
 FLOORS := .cache/floors
 floors:
 	$(PYTHON) -m venv $(FLOORS)
@@ -63,6 +63,9 @@ floors:
 	$(FLOORS)/bin/python -m pytest -n auto -o filterwarnings=default tests/coupling tests/planning tests/layers tests/calibration \
 		tests/adapter tests/training/test_trainer.py \
 		--deselect tests/coupling/test_ops.py::test_experts_keep_their_number_and_share_the_width_that_they_read \
+		--deselect tests/coupling/test_ops.py::test_a_fused_rms_norm_lies_along_the_width \
+		--deselect tests/planning/sizes/test_requests.py::test_heads_of_single_layers_drop_with_the_others \
+		--deselect tests/planning/sizes/test_requests.py::test_an_attention_that_reads_two_streams_follows_them \
 		--deselect tests/planning/test_student_plan.py::test_a_single_layer_shrinks_where_the_config_has_sizes_by_layer \
 		--deselect tests/planning/test_student_plan.py::test_a_size_that_a_layer_cannot_have_is_refused
 
