@@ -17,6 +17,8 @@ from methods import METHODS
 from toys import save_teacher, texts
 from transformers import BertForMaskedLM, BertModel
 
+pytestmark = pytest.mark.slow  # of benchmarks, not of the library
+
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "benchmarks" / "methods"
 SIZES = {

@@ -27,6 +27,7 @@ SAMPLE = [
     ("image classification", "vit"),
     ("question answering", "roberta"),
 ]
+QUICK = {"bert", "llama", "vit"}
 
 
 def found_for(task: str, family: str) -> Verdict:
@@ -46,7 +47,13 @@ def harness() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize(("task", "family"), SAMPLE, ids=[f"{task}-{family}" for task, family in SAMPLE])
+@pytest.mark.parametrize(
+    ("task", "family"),
+    [
+        pytest.param(task, family, id=f"{task}-{family}", marks=() if family in QUICK else pytest.mark.slow)
+        for task, family in SAMPLE
+    ],
+)
 def test_a_tiny_model_goes_the_whole_way_from_plan_to_reload(task: str, family: str) -> None:
     found = found_for(task, family)
     assert found.status == "works", found

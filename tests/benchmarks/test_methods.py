@@ -20,6 +20,8 @@ from wid_hf.tools.compress import CompressSettings
 from wid_hf.tools.reports.wid_report import Report
 from wid_hf.tools.teachers import load_teacher
 
+pytestmark = pytest.mark.slow  # of benchmarks, not of the library
+
 SIZES: dict[str, Any] = {"hidden_size": 12, "intermediate_size": 24}
 CONFIG = WidConfig(**SIZES, calibration_config=CalibrationConfig(samples=40))
 QUICK = CompressSettings(steps=30, batch_size=16, max_length=12, validation_texts=32)

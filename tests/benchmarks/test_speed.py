@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from toys import noisy
 
+pytestmark = pytest.mark.slow  # of benchmarks, not of the library
+
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "speed"
 CPU = torch.device("cpu")
 VARIANTS = ["bare", "narrow", "wide", "activations", "reference", "teacher"]

@@ -14,6 +14,8 @@ import pytest
 from toys import save_teacher, texts
 from transformers import BertForMaskedLM, BertModel
 
+pytestmark = pytest.mark.slow  # of benchmarks, not of the library
+
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "calibration"
 SIZES = {width: {"hidden_size": 4 * share, "intermediate_size": 8 * share} for width, share in (("1/2", 3), ("1/4", 2))}
 

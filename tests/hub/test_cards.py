@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,23 @@ def teacher(tmp_path: Path) -> Path:
     return save_teacher(tmp_path / "teacher", BertForMaskedLM)
 
 
-@pytest.fixture
-def student(tmp_path: Path, teacher: Path) -> Path:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `compress` wrote, for all tests that read it."""
+    folder = tmp_path_factory.mktemp("made")
+    teacher = save_teacher(folder / "teacher", BertForMaskedLM)
     (teacher / "README.md").write_text(TEACHERS_CARD)
-    compress(str(teacher), str(write_texts(tmp_path / "train.txt")), tmp_path / "student", CONFIG, QUICK)
-    return tmp_path / "student"
+    compress(str(teacher), str(write_texts(folder / "train.txt")), folder / "student", CONFIG, QUICK)
+    return folder / "student"
+
+
+@pytest.fixture
+def student(tmp_path: Path, teacher: Path, made: Path) -> Path:
+    """A copy that a test may change, of a student of `teacher`."""
+    (teacher / "README.md").write_text(TEACHERS_CARD)
+    folder = shutil.copytree(made, tmp_path / "student")
+    change_report(folder, teacher=str(teacher))
+    return folder
 
 
 def report_of(folder: Path) -> dict[str, Any]:

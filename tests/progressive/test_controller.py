@@ -210,7 +210,9 @@ def test_moments_in_blocks_of_8_bits_start_from_zero_with_a_warning(tiny_bert: B
     assert all(p in optimizer.state for name, p in live.items() if not name.endswith(".matrix"))
 
 
-@pytest.mark.parametrize("at", [3, 6, 9, 10, 11, 13], ids=lambda at: f"step {at}")
+@pytest.mark.parametrize(
+    "at", [3, 10, *(pytest.param(at, marks=pytest.mark.slow) for at in (6, 9, 11, 13))], ids=lambda at: f"step {at}"
+)
 def test_half_the_steps_and_a_resume_equal_all_steps_bit_for_bit_in_every_phase(
     tiny_bert: BertForMaskedLM, tmp_path: Path, at: int
 ) -> None:
@@ -278,7 +280,7 @@ def test_an_adapter_saved_in_any_phase_has_equal_logits_and_an_equal_next_step(
 @pytest.mark.parametrize(
     "kwargs", [{"penalty": "adam_moment"}, {"selection": "importance"}], ids=lambda kwargs: str(*kwargs.values())
 )
-@pytest.mark.parametrize("at", [5, 11])
+@pytest.mark.parametrize("at", [11, pytest.param(5, marks=pytest.mark.slow)])
 def test_other_schedules_resume_bit_for_bit_too(
     tiny_bert: BertForMaskedLM, tmp_path: Path, kwargs: Any, at: int
 ) -> None:
