@@ -147,7 +147,7 @@ def test_rows_that_are_looked_up_are_refused_with_the_reason(name: str, size: in
 def test_fewer_layers_are_refused() -> None:
     message = refused("bert", PlanError, overrides={"num_hidden_layers": 1})
     assert "`bert.encoder.layer.1.attention.self.query.weight` of the teacher has no counterpart" in message
-    assert "- and 10 more of the kind" in message
+    assert "- and 10 more like these" in message
 
 
 def test_a_size_that_no_weight_depends_on_makes_no_student() -> None:
