@@ -57,7 +57,7 @@ def test_a_wider_student() -> None:
 
 def test_a_student_that_is_its_teacher() -> None:
     assert refusal("bert", hidden_size=48) == (
-        "No student of this BertConfig:\n- every size equals the teacher's; ask for at least one smaller size"
+        "No student of this BertConfig:\n- every size equals the teacher's; give at least one smaller size"
     )
 
 

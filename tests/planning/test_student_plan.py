@@ -104,7 +104,7 @@ def test_wider_sizes_are_refused_all_at_once() -> None:
 @no_allocation
 def test_a_student_as_wide_as_its_teacher_is_refused() -> None:
     message = refused("bert", ConfigError, hidden_size=48, intermediate_size=96)
-    assert "every size equals the teacher's; ask for at least one smaller size" in message
+    assert "every size equals the teacher's; give at least one smaller size" in message
 
 
 @no_allocation
