@@ -250,28 +250,28 @@ class WidModel(OneAdapterTuner):
         self,
         batches: Iterable[Batch],
         *,
-        lifts: bool = True,
-        spectra: bool = True,
-        basis: bool = True,
+        reconstruction: bool = True,
+        head_svd: bool = True,
+        pca: bool = True,
         reset: bool = False,
     ) -> None:
         """Set the start of every compactor from the teacher's activations on `batches`.
 
-        With `init="calibrated"` indices are chosen, the inside of attention heads is turned to what matters most,
-        and each weight's columns are fitted so that it reads from the student's stream what the teacher reads. A
-        stream that is proved to meet only RMS norms and matrices keeps its principal directions in place of indices.
-        With `init="identity"` only indices are chosen.
+        With `init="calibrated"` index sets are selected, attention heads are rotated by head SVD, and layer-wise least
+        squares fit each weight's columns so that its input in the teacher is reconstructed from its input in the
+        student. A stream that is proved to meet only RMS norms and matrices keeps its principal directions instead of
+        indices. With `init="identity"` only index sets are selected.
 
         Args:
             batches: keyword dictionaries for the teacher's forward; padding is left out by `attention_mask`. Labels are
-                used only where a sequence-to-sequence model makes its decoder's inputs of them.
-            lifts: False leaves the fitting of columns out, to see what it is worth.
-            spectra: False leaves the turning of heads out.
-            basis: False keeps indices of every stream.
-            reset: True throws away what compactors have learned so far.
+                used only if a sequence-to-sequence model makes its decoder's inputs from them.
+            reconstruction: False leaves out the least squares, to measure their effect.
+            head_svd: False selects indices inside heads.
+            pca: False selects indices of every stream.
+            reset: True discards what compactors have learned so far.
 
         Raises:
-            DataError: there is no batch or nothing but padding, too few tokens, or activations are not finite.
+            DataError: there is no batch or only padding, too few tokens, or activations are not finite.
             ConfigError: `init="identity"` with `selection="first"`, which no data changes.
             WidError: the model is not at its start any more, and `reset` is False.
         """
@@ -298,9 +298,9 @@ class WidModel(OneAdapterTuner):
                 self.plan,
                 batches,
                 selection=config.selection,
-                head_svd=spectra and solved,
-                pca=basis and solved,
-                reconstruction=lifts and solved,
+                head_svd=head_svd and solved,
+                pca=pca and solved,
+                reconstruction=reconstruction and solved,
                 ridge=config.calibration_config.ridge,
             )
         self.calibration = found if solved else None

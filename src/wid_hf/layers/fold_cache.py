@@ -73,7 +73,7 @@ class FoldCache:
       it is computed again when the forward is over.
     - `for_step` (`WidTrainer`): `keep` forms every weight at once, and each stays until `release`. Gradients are
       linear: all micro-batches but the last use leaf tensors, in which gradients add up. `open` is called before the
-      last micro-batch, whose backward pass goes through the folds and adds the gradients of the leaves. The result equals
+      last micro-batch, whose backward pass goes through the folds and adds the gradients of the leaves. This equals
       folding in every forward, up to rounding, at the cost of one fold a step; and the last forward uses every
       parameter, as `DistributedDataParallel` needs. Large lookup tables are not kept: each forward folds the rows that
       it looks up.
@@ -122,7 +122,7 @@ class FoldCache:
                 weight.slot = _Formed(_Opened.apply(folded, partial(self._gathered, weight)))
 
     def release(self) -> None:
-        """Drop all folds; gradients still in leaves, which the last forward did not use, go through their folds first."""
+        """Drop all folds; gradients of leaves that the last forward did not use go through their folds first."""
         left = [(self._folds[weight], leaf.grad) for weight, leaf in self._leaves.items() if leaf.grad is not None]
         self.drop()
         if left:
