@@ -154,7 +154,7 @@ class WidModel(OneAdapterTuner):
     def kept_outputs(self) -> list[int]:
         """Return which coordinates of the teacher's first output (last axis) the student's started as, or keeps now."""
         if self.progress is not None and self.is_wide:
-            return self._kept(self.progress.kept()).tolist()
+            return self._kept(self.progress.index_sets()).tolist()
         return self.kept.tolist()
 
     def wid_begin(

@@ -114,8 +114,8 @@ def rotatable_stream(teacher: nn.Module, trace: Trace, plan: Plan) -> Stream | N
     """Return the stream that may be rotated, or None.
 
     A candidate is a shrinking leaf that is a whole axis wherever it occurs, whose vectors are either in a module with
-    a matrix or the weights of norms that compute weight inputs. It is proved: with every weight along it rotated by a random
-    orthogonal matrix, and norm weights folded, the teacher gives the same outputs for the examples that were traced.
+    a matrix or the weights of norms that compute weight inputs. It is proved: with every weight along it rotated by a
+    random orthogonal matrix, and norm weights folded, the teacher gives the same outputs for the traced examples.
     The proof needs a second copy of the teacher's weights, in float32 at least.
     """
     sized = [leaf for leaf, size in plan.targets.items() if size < leaf.size and leaf not in plan.matched]
