@@ -21,7 +21,7 @@ def test_an_old_import_path_gives_what_is_there_now_and_warns(old: str, monkeypa
     module, _, name = old.rpartition(".")
     monkeypatch.delitem(sys.modules, module, raising=False)  # it warns once
     space: dict[str, object] = {}
-    told = rf"{old} is deprecated and goes in wid-hf 0\.3: use {STAYED[old]}\."
+    told = rf"{old} is deprecated and will be removed in wid-hf 0\.3: use {STAYED[old]}\."
     with pytest.warns(FutureWarning, match=told) as warned:
         exec(compile(f"from {module} import {name}", "user.py", "exec"), space)
     assert [warning.filename for warning in warned] == ["user.py"]
@@ -32,7 +32,7 @@ def test_an_old_import_path_gives_what_is_there_now_and_warns(old: str, monkeypa
 @pytest.mark.parametrize("old", sorted(set(MOVED) - set(STAYED)))
 def test_what_left_the_package_says_where_it_is(old: str) -> None:
     module, _, name = old.rpartition(".")
-    with pytest.raises(ImportError, match=rf"{old} is not part of the package any more") as refused:
+    with pytest.raises(ImportError, match=rf"{old} is no longer part of the package") as refused:
         exec(f"from {module} import {name}")
     place = str(refused.value).partition("It is in ")[2].partition(" ")[0]
     assert (Path(__file__).parents[1] / place).is_file()
@@ -56,7 +56,9 @@ def test_a_warning_is_told_at_the_line_that_uses_the_old_name() -> None:
     def takes(argument: int) -> None:
         deprecation.warn(f"argument={argument}", "another")
 
-    with pytest.warns(FutureWarning, match="argument=1 is deprecated and goes in wid-hf 0.3: use another") as warned:
+    with pytest.warns(
+        FutureWarning, match="argument=1 is deprecated and will be removed in wid-hf 0.3: use another"
+    ) as warned:
         takes(1)
     assert warned[0].filename == __file__
 

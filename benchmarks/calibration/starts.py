@@ -30,9 +30,9 @@ class Start:
 
     init: str = "calibrated"
     selection: str = "pivots"
-    lifts: bool = True
-    spectra: bool = True
-    basis: bool = True
+    reconstruction: bool = True
+    head_svd: bool = True
+    pca: bool = True
     schedule: str | WidSchedule = "narrow"
     head_strategy: str = "dim"
     scratch: bool = False
@@ -42,12 +42,12 @@ CALIBRATED = "+ attention spectra = calibrated"
 STARTS = {
     "identity, first indices": Start("identity", "first"),
     "identity, largest variance": Start("identity", "variance"),
-    "selection only (pivots)": Start(lifts=False, spectra=False, basis=False),
-    "+ lifts": Start(spectra=False),
+    "selection only (pivots)": Start(reconstruction=False, head_svd=False, pca=False),
+    "+ lifts": Start(head_svd=False),
     CALIBRATED: Start(),
 }
 DECODER_STARTS = {name: STARTS[name] for name in ("identity, first indices", "selection only (pivots)")} | {
-    "+ lifts, attention spectra": Start(basis=False),
+    "+ lifts, attention spectra": Start(pca=False),
     "+ stream in an orthogonal basis = calibrated": Start(),
 }
 
@@ -82,7 +82,7 @@ def from_scratch(teacher: PreTrainedModel, sizes: Mapping[str, Any], seed: int) 
 def calibrate(model: PeftModel, start: Start, batches: list[Batch]) -> None:
     """Make the start, if it needs data."""
     if not model.base_model.calibrated:
-        model.base_model.calibrate(batches, lifts=start.lifts, spectra=start.spectra, basis=start.basis)
+        model.base_model.calibrate(batches, reconstruction=start.reconstruction, head_svd=start.head_svd, pca=start.pca)
 
 
 def measure_teacher(subject: Subject) -> Record:

@@ -28,7 +28,7 @@ def _planned(teacher: Any) -> PeftModel:
     KIND,
     "peft#2501, peft#2321",
     "A teacher quantized to 8 bit by PyTorch",
-    refused=("quantized", "as it was before|dequantize|without quantization"),
+    refused=("quantized", "from before quantization|dequantize|without quantization"),
 )
 def quantized_by_torch(folder: Path) -> None:
     quantized = torch.ao.quantization.quantize_dynamic(bert(), {nn.Linear}, dtype=torch.qint8)

@@ -1,7 +1,7 @@
 """Make a pretrained transformer narrower by Weight-Inherited Distillation and get a stock model back.
 
-What PEFT needs for `PeftModel.from_pretrained` is imported and registered here at once. Trainers are imported when they
-are first named, since transformers' own take a second to import that a program without training does not need.
+What PEFT needs for `PeftModel.from_pretrained` is imported and registered here at once. Trainers are imported at first
+use, since importing transformers' trainers takes a second, which a program without training should not spend.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .adapter import compat  # noqa: F401  before the others: it refuses a PEFT that they cannot import
+from .adapter import compat  # noqa: F401  before the others, which import PEFT: it refuses other versions
 from .adapter.get_wid_model import get_wid_model
 from .adapter.registration import register
 from .adapter.tuner import WidModel
@@ -67,7 +67,7 @@ __all__ = [
     "get_wid_model",
     "plan_student",
 ]
-_TRAINING = {  # where the names are that are imported when they are first used
+_TRAINING = {  # modules of the names that are imported at first use
     "FollowingTrainer": "following_trainer",
     "StudentTrainer": "student_trainer",
     "WidCallback": "callbacks",

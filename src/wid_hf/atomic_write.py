@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written under another name, then renamed."""
+"""Files that are complete or absent: written under another name, then renamed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .errors import OutputError
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Give a path beside `path` to write to, which becomes `path` at the end, and is removed if that is not reached.
+    """Yield a temporary path in the same folder; it is renamed to `path` at the end, or removed after an error.
 
     Raises:
         OutputError: it cannot be written: a full disk, a folder in its place.

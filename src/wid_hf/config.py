@@ -1,7 +1,7 @@
-"""`WidConfig`: which student to make, by the names of the teacher's own config; `CalibrationConfig`: by which data.
+"""`WidConfig`: which student to make; `CalibrationConfig`: how its start is made from data.
 
-Takes what a user asks for; checks what can be checked without a model. `student` turns it into the student's
-transformers config, PEFT saves it as `adapter_config.json`.
+Takes a user's request; checks what can be checked without a model. `planning` turns it into the student's transformers
+config, PEFT saves it as `adapter_config.json`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Init = Literal["calibrated", "identity"]
 
 
 class PeftType(str, Enum):
-    """The name of the method, a string as well as a member, as those in PEFT's own enum are."""
+    """The name of the method; like the members of PEFT's own enum it is also a string."""
 
     WID = "WID"
 
@@ -39,13 +39,14 @@ class CalibrationConfig:
     """How the start is made from calibration data: how much of it, and how strongly fits are regularised.
 
     Args:
-        samples: how many rows of the training set `WidTrainer` and `WidCallback` calibrate on, if nobody did before.
-        batch_size: rows per batch then.
+        samples: how many rows of the training set `WidTrainer` and `WidCallback` calibrate on, if the model is not
+            calibrated yet.
+        batch_size: rows per batch of these.
         ridge: ridge strength of the least-squares fit of each weight's input, relative to the mean input variance;
             more for few texts.
 
     Raises:
-        ConfigError: a count that is no positive integer, or a ridge that is not above 0.
+        ConfigError: a count that is not a positive integer, or a ridge that is not above 0.
     """
 
     samples: int = field(default=256, metadata={"help": "Training rows to calibrate on."})
@@ -61,7 +62,7 @@ class CalibrationConfig:
 
     @classmethod
     def from_dict(cls, stated: dict[str, Any]) -> CalibrationConfig:
-        """Return the config that `dataclasses.asdict` made `stated` of.
+        """Return the config from which `dataclasses.asdict` made `stated`.
 
         Raises:
             ConfigError: an unknown name, or what the constructor refuses.
@@ -72,12 +73,12 @@ class CalibrationConfig:
         return cls(**stated)
 
     def flat(self) -> dict[str, float]:
-        """Return the settings under the names that `wid_report.json` has for them."""
+        """Return the settings under their names in `wid_report.json`."""
         values = asdict(self)
         return {flat: values[name] for flat, name in FLAT.items()}
 
 
-# Fields of WidConfig in version 0.1, and so in its adapters; reports name the settings so to this day.
+# Fields of WidConfig in version 0.1 and in its adapters; reports still use these names.
 FLAT = {"calibration_samples": "samples", "calibration_batch_size": "batch_size", "ridge": "ridge"}
 FORMAT_VERSION = 1  # of what a saved adapter is
 SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
@@ -87,7 +88,7 @@ SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_val
 class WidConfig(PeftConfig):
     """The student's sizes, how its compactors start, and whether it becomes narrow at once or step by step.
 
-    Sizes that are None stay the teacher's, except what follows from `hidden_size` by `head_strategy`.
+    Sizes that are None stay the teacher's, except those that follow from `hidden_size` by `head_strategy`.
 
     Args:
         hidden_size: width of the residual stream.
@@ -96,29 +97,29 @@ class WidConfig(PeftConfig):
         num_key_value_heads: number of key/value heads, for grouped-query attention.
         head_dim: width of a head, for models whose config states it.
         head_strategy: `"dim"` keeps the number of heads and makes each narrower; `"head"` keeps the width
-            of heads and drops whole heads, and key/value heads with them. `"auto"` takes what the teacher allows:
-            narrower heads, else fewer, else heads as they are or another number of them, else the nearest hidden
-            size, with a warning. The plan says which and why.
-        overrides: any other size under the name the teacher's config has for it, `{"embedding_size": 64}`;
-            nested for composite models, `{"text_config": {"hidden_size": 384}}`; a list where the teacher's
-            config has one, `{"hidden_sizes": [32, 64, 128]}`; by number of the layer where its layers have sizes
-            of their own, `{"per_layer_config": {2: {"head_dim": 32}}}`.
+            of heads and drops whole heads, and key/value heads with them. `"auto"` uses the first that is possible:
+            narrower heads, fewer heads, heads as they are, another number of heads, or the nearest hidden size, with
+            a warning. The plan says which and why.
+        overrides: any other size under its name in the teacher's config, `{"embedding_size": 64}`; nested for composite
+            models, `{"text_config": {"hidden_size": 384}}`; a list if the teacher's config has a list,
+            `{"hidden_sizes": [32, 64, 128]}`; by layer number if its layers have different sizes,
+            `{"per_layer_config": {2: {"head_dim": 32}}}`.
         init: how compactors start. `"calibrated"` solves for them in closed form on calibration data;
             `"identity"` only selects rows and columns of the teacher's weights. By default calibrated, and identity
             with a progressive schedule.
         selection: which indices are selected: the `"first"`, those with the largest `"variance"` of activations,
-            or a choice by pivoted Cholesky of their covariances, `"pivots"`. By default pivots for a calibrated
-            start and the first for identity.
+            or a column subset by pivoted Cholesky of their covariances, `"pivots"`. By default `"pivots"` for a
+            calibrated start and `"first"` for identity.
         calibration_config: how much data a start is made from, and how; see `CalibrationConfig`.
         schedule: `"narrow"` trains the student's sizes from the first step; `"progressive"` begins at the teacher's
-            widths and drops ever more, by the proportions of the paper; a `WidSchedule` says how exactly. A progressive
-            training starts at the identity.
-        example_inputs: keyword arguments of one forward of the teacher, where those made from its config do not fit.
-            Kept with the adapter, which loads by them; `get_wid_model(..., example_inputs=...)` fills this in.
-        settled: what `head_strategy="auto"` came to mean for the teacher, and why; filled in when a wid model is made,
-            whose own config states every size.
-        teacher_fingerprint: of the teacher's weights; filled in when a wid model is made. A config that has one, as
-            those of saved adapters do, is refused by any other teacher.
+            widths and drops more and more indices, in the proportions of the paper; a `WidSchedule` sets the details. A
+            progressive training starts at the identity.
+        example_inputs: keyword arguments of one forward of the teacher, if those made from its config do not fit. Saved
+            with the adapter, which needs them to load; `get_wid_model(..., example_inputs=...)` fills this in.
+        settled: what `head_strategy="auto"` decided for the teacher, and why; filled in when a wid model is made, whose
+            own config states every size.
+        teacher_fingerprint: of the teacher's weights; filled in when a wid model is made. A config with one, such as a
+            saved adapter's, is refused for any other teacher.
         calibration_samples: deprecated, `CalibrationConfig.samples`.
         calibration_batch_size: deprecated, `CalibrationConfig.batch_size`.
         ridge: deprecated, `CalibrationConfig.ridge`.
@@ -126,8 +127,8 @@ class WidConfig(PeftConfig):
 
     Raises:
         FormatError: the config of an adapter that a newer wid_hf saved.
-        ConfigError: an unknown word, a size that is neither a positive integer nor a list of them, a count that is
-            no positive integer, or no size at all.
+        ConfigError: an unknown value, a size that is neither a positive integer nor a list of them, a count that is
+            not a positive integer, or no size at all.
     """
 
     hidden_size: int | None = field(default=None, metadata={"help": "Width of the residual stream."})
@@ -137,14 +138,16 @@ class WidConfig(PeftConfig):
     head_dim: int | None = field(default=None, metadata={"help": "Width of one attention head."})
     head_strategy: HeadStrategy = field(
         default="auto",
-        metadata={"help": "'dim' narrows every head, 'head' drops whole heads, 'auto' takes what the teacher allows."},
+        metadata={
+            "help": "'dim' narrows every head, 'head' drops whole heads, 'auto' uses the first that is possible."
+        },
     )
     overrides: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "Other sizes under the teacher's own config names."}
     )
     init: Init | None = field(default=None, metadata={"help": "How compactors start: 'calibrated' or 'identity'."})
-    # Here and not in CalibrationConfig: with `init` it is what a start is, decides whether there is to be calibration
-    # data at all, and is the rule of identity starts as well.
+    # Here and not in CalibrationConfig: with `init` it defines the start, decides whether calibration data are needed
+    # at all, and is used by identity starts as well.
     selection: Selection | None = field(
         default=None, metadata={"help": "Which indices the start selects: 'first', 'variance' or 'pivots'."}
     )
@@ -157,11 +160,11 @@ class WidConfig(PeftConfig):
     example_inputs: dict[str, Any] | None = field(
         default=None, metadata={"help": "Keyword arguments of one forward of the teacher."}
     )
-    settled: str | None = field(default=None, metadata={"help": "What head_strategy='auto' came to mean, and why."})
+    settled: str | None = field(default=None, metadata={"help": "What head_strategy='auto' decided, and why."})
     teacher_fingerprint: str | None = field(default=None, metadata={"help": "Fingerprint of the teacher's weights."})
     format_version: int = field(default=FORMAT_VERSION, metadata={"help": "Of the adapter's files."})
 
-    # Fields of version 0.1, taken as arguments until 0.3.
+    # Fields of version 0.1, accepted as arguments until 0.3.
     calibration_samples: InitVar[int | None] = None
     calibration_batch_size: InitVar[int | None] = None
     ridge: InitVar[float | None] = None
@@ -171,7 +174,7 @@ class WidConfig(PeftConfig):
     ) -> None:
         super().__post_init__()
         refuse_newer(self.format_version, FORMAT_VERSION, "The adapter's configuration")
-        # PEFT states its type when it reads adapter_config.json, users never do.
+        # PEFT passes peft_type when it reads adapter_config.json, users never do.
         is_saved = getattr(self, "peft_type", None) is not None
         self.peft_type = PeftType.WID
         if not isinstance(self.overrides, dict):
@@ -184,7 +187,7 @@ class WidConfig(PeftConfig):
             raise ConfigError("WidConfig: " + "; ".join(problems))
 
     def _restore(self) -> None:
-        """Make objects of what adapter_config.json holds as dictionaries, and what it can hold of example inputs."""
+        """Make objects of the dictionaries in adapter_config.json, and make example inputs savable."""
         if isinstance(self.calibration_config, dict):
             self.calibration_config = CalibrationConfig.from_dict(self.calibration_config)
         elif not isinstance(self.calibration_config, CalibrationConfig):
@@ -198,7 +201,7 @@ class WidConfig(PeftConfig):
             self.example_inputs = packed(self.example_inputs)
 
     def _take_flat(self, given: dict[str, Any], *, warns: bool) -> None:
-        """Take the fields of version 0.1 into `calibration_config`."""
+        """Move the fields of version 0.1 into `calibration_config`."""
         if given and warns:
             old = ", ".join(f"{name}={value!r}" for name, value in given.items())
             new = ", ".join(f"{FLAT[name]}={value!r}" for name, value in given.items())
@@ -206,7 +209,7 @@ class WidConfig(PeftConfig):
         self.calibration_config = replace(self.calibration_config, **{FLAT[name]: given[name] for name in given})
 
     def _fill_in_start(self) -> None:
-        """Fill in what schedule, init and selection mean where they are left open."""
+        """Fill in the defaults of schedule, init and selection."""
         if self.schedule == "progressive":
             self.schedule = WidSchedule()
         if self.init is None:
@@ -219,7 +222,7 @@ class WidConfig(PeftConfig):
             if getattr(self, name) not in get_args(words):
                 yield f"{name}={getattr(self, name)!r} is not one of {', '.join(map(repr, get_args(words)))}"
         if not isinstance(self.settled, (str, type(None))):
-            yield f"settled={self.settled!r} is no text; leave it out"
+            yield f"settled={self.settled!r} is not a text; leave it out"
 
     def _schedule_problems(self) -> Iterator[str]:
         if isinstance(self.schedule, WidSchedule):
@@ -242,11 +245,11 @@ class WidConfig(PeftConfig):
             yield "no size is given; set hidden_size, intermediate_size or another size to shrink"
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Save as PEFT does; a warning tells where a model lies in the folder already, which the adapter would hide."""
+        """Save as PEFT does; warn if the folder holds a model, which the adapter would hide."""
         if (Path(save_directory) / CONFIG_NAME).is_file():
             warnings.warn(
-                f"The folder {save_directory} holds a model ({CONFIG_NAME}) beside this adapter now, and "
-                "from_pretrained loads an adapter where it finds one. Save the adapter in a folder of its own.",
+                f"The folder {save_directory} now holds a model ({CONFIG_NAME}) and this adapter, and from_pretrained "
+                "would load the adapter. Save the adapter in a separate folder.",
                 stacklevel=4,
             )
         super().save_pretrained(save_directory, **kwargs)
@@ -258,7 +261,7 @@ class WidConfig(PeftConfig):
 
     @property
     def requested(self) -> dict[str, Any]:
-        """Every size asked for, by name; nested dictionaries for composite configs."""
+        """Every requested size, by name; nested dictionaries for composite configs."""
         named = {f.name: getattr(self, f.name) for f in fields(self) if f.name in SIZES}
         return {name: size for name, size in named.items() if size is not None} | dict(self.overrides)
 

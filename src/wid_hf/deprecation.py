@@ -1,7 +1,7 @@
 """Old names that still work for one release, each with a warning that says what to write instead.
 
-`warn` is for anything old: an argument, an option, a name. The import paths of version 0.1 that its documentation and
-examples used are in `MOVED`; modules that are no files any more are made of it when they are imported.
+`warn` is for anything old: an argument, an option, a name. `MOVED` has the import paths of version 0.1 that its
+documentation and examples used; modules that no longer exist as files are created from it when they are imported.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 GONE_IN = "0.3"
 BASELINES = "benchmarks/baselines/{}.py of a checkout of wid-hf"  # not installed with the package
 
-# Import path of 0.1 -> import path now, or where else it is.
+# Import path of 0.1 -> import path now, or another place.
 _TOOLS = {
     "compress": ("CompressSettings", "compress"),
     "data": ("batches", "hold_out", "load_texts", "tokenize"),
@@ -64,21 +64,21 @@ MOVED = {
 
 
 def warn(old: str, new: str, stacklevel: int = 3) -> None:
-    """Warn that `old` is deprecated and `new` is to be used instead; by default at the line of the caller's caller."""
-    warnings.warn(f"{old} is deprecated and goes in wid-hf {GONE_IN}: use {new}.", FutureWarning, stacklevel)
+    """Warn that `old` is deprecated in favour of `new`; by default at the line of the caller's caller."""
+    warnings.warn(f"{old} is deprecated and will be removed in wid-hf {GONE_IN}: use {new}.", FutureWarning, stacklevel)
 
 
 def refuse_moved(old: str) -> None:
-    """Raise ImportError if the import path `old` is one of those that left the package, saying where it is now."""
+    """Raise ImportError if the import path `old` is one of those that left the package; it says where to find it."""
     new = MOVED.get(old)
     if new is not None and not new.startswith("wid_hf."):
-        raise ImportError(f"{old} is not part of the package any more. It is in {new}.")
+        raise ImportError(f"{old} is no longer part of the package. It is in {new}.")
 
 
 def find_old_modules() -> None:
-    """Let modules of `MOVED` that are no files any more be imported; a second call changes nothing."""
+    """Make modules of `MOVED` that no longer exist as files importable; a second call changes nothing."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.append(_Finder())  # the last: only what nobody else finds is old
+        sys.meta_path.append(_Finder())  # last: it is asked only for modules that no other finder has
 
 
 class _Finder(MetaPathFinder, Loader):
@@ -103,7 +103,7 @@ class _Finder(MetaPathFinder, Loader):
             warn(old, new)
             home, _, now = new.rpartition(".")
             value = getattr(import_module(home), now)
-            setattr(module, name, value)  # `from` asks for a name twice; it warns once
+            setattr(module, name, value)  # `from` looks a name up twice; there should be one warning
             return value
 
         module.__getattr__ = moved  # type: ignore[method-assign]

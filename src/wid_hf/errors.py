@@ -1,6 +1,6 @@
-"""Every error wid_hf raises for a person to read: what was given, what is legal, what to do now.
+"""Every error that wid_hf raises for users: what was given, what is legal, what to do now.
 
-Takes nothing, imports nothing of wid_hf; every other module raises from here. Messages name arguments as Python spells
+Imports nothing of wid_hf; every other module raises these. Messages name arguments as Python spells
 them, `name=value`; the command line shows those as its options (`wid_hf_cli/app.py`).
 """
 
@@ -42,7 +42,7 @@ class OutputError(WidError, OSError):
 
 
 class FormatError(WidError, ValueError):
-    """A file in a format that this version of wid_hf does not know, as a newer one writes it."""
+    """A file in a format that this version of wid_hf does not know; a newer version may have written it."""
 
 
 class MissingExtraError(WidError, ImportError):
@@ -50,7 +50,7 @@ class MissingExtraError(WidError, ImportError):
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal (Ctrl-C, SIGTERM) ended a run; the message says what was kept. No `WidError`: nothing went wrong.
+    """A signal (Ctrl-C, SIGTERM) ended a run; the message says what was kept. Not a `WidError`: nothing went wrong.
 
     Attributes:
         signal: its number.
@@ -62,4 +62,4 @@ class Stopped(KeyboardInterrupt):
 
 
 class WidWarning(UserWarning):
-    """Something that a user should know and that did not keep the work from being done."""
+    """Something that a user should know but that did not stop the work."""

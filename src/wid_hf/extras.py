@@ -1,4 +1,4 @@
-"""Packages that only tools, cards and pictures need: a missing one is named with the line that installs it."""
+"""Packages that only tools, cards and pictures need; the error about a missing one has the line that installs it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .errors import MissingExtraError
 
 @contextmanager
 def extra(name: str) -> Iterator[None]:
-    """Let a block import what the extra `name` of wid-hf installs: `with extra("onnx"): import onnx`.
+    """Guard imports of packages that the extra `name` of wid-hf installs: `with extra("onnx"): import onnx`.
 
     Raises:
         MissingExtraError: a package is not installed.
@@ -22,6 +22,6 @@ def extra(name: str) -> Iterator[None]:
 
 
 def missing(error: ModuleNotFoundError, extra: str) -> MissingExtraError:
-    """Return what to tell of a package that could not be imported, and the extra that brings it."""
+    """Return the error for a package that could not be imported, naming the extra that installs it."""
     package = (error.name or str(error)).partition(".")[0]
     return MissingExtraError(f'{package} is not installed here, and this needs it. Run: pip install "wid-hf[{extra}]"')

@@ -1,7 +1,7 @@
 """Versions of the formats on disk: adapters, reports, records of evaluations.
 
-Each kind of file counts its own; a file without a version is of wid_hf 0.1, which wrote none. Takes what a file says;
-gives a refusal for a file that a newer wid_hf wrote, before anything in it is misread.
+Each kind of file has a separate count; a file without a version is of wid_hf 0.1, which wrote none. Takes the version
+in a file; refuses a file that a newer wid_hf wrote, before anything in it is misread.
 """
 
 from __future__ import annotations
@@ -12,20 +12,22 @@ KEY = "format_version"  # in every file
 
 
 def refuse_newer(found: object, known: int, what: str) -> None:
-    """Do nothing where this version of wid_hf can read a file.
+    """Refuse a file that this version of wid_hf cannot read.
 
     Args:
-        found: what the file holds under `KEY`; None where it holds nothing there.
+        found: the file's entry `KEY`; None if it has none.
         known: the newest version that can be read.
         what: the file, in words.
 
     Raises:
-        FormatError: it is newer, or no version at all.
+        FormatError: it is newer, or not a version.
     """
     if found is None:
         return
     if type(found) is not int or found < 1:
-        raise FormatError(f"{what} has {KEY}={found!r}, which is no version. Legal: a whole number from 1 to {known}.")
+        raise FormatError(
+            f"{what} has {KEY}={found!r}, which is not a version. Legal: a whole number from 1 to {known}."
+        )
     if found > known:
         raise FormatError(
             f"{what} has {KEY}={found}, and this wid-hf reads versions up to {known}: a newer one wrote it. Run: "

@@ -1,7 +1,7 @@
-"""Progress bars for what takes longer than a moment.
+"""Progress bars for long loops.
 
-Takes an iterable, gives the same items and shows on stderr how far it is. Called wherever batches or layers are
-counted; a `Trainer` has a bar already.
+Takes an iterable, gives the same items and shows the progress on stderr. Called for loops over batches or layers; a
+`Trainer` has its own bar.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TypeVar
 from tqdm.auto import tqdm
 from transformers.utils.logging import is_progress_bar_enabled
 
-DELAY = 1.0  # seconds without a bar: what is done by then needs none
+DELAY = 1.0  # seconds before a bar appears: shorter loops need none
 
 Item = TypeVar("Item")
 
@@ -23,9 +23,9 @@ def progress_bar(iterable: Iterable[Item], description: str, total: int | None =
     It is silent after `transformers.utils.logging.disable_progress_bar()`, as transformers' own bars are.
 
     Args:
-        iterable: what to go through.
-        description: what happens meanwhile, such as `Calibrating`.
-        total: number of items, where `len(iterable)` does not tell.
+        iterable: the items.
+        description: what is being done, such as `Calibrating`.
+        total: number of items, if `len(iterable)` is not defined.
     """
     hidden = not is_progress_bar_enabled()
     yield from tqdm(iterable, description, total, leave=False, delay=DELAY, disable=hidden)

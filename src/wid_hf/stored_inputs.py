@@ -1,7 +1,7 @@
-"""Example inputs as JSON, so that an adapter whose model needed them plans again where it is loaded.
+"""Example inputs as JSON, so that an adapter whose model needed them can be planned again when it is loaded.
 
 Takes keyword arguments of a forward, gives what `adapter_config.json` can hold, and back. Tensors are safetensors,
-compressed and in base64: nothing that is read runs code.
+compressed and in base64: reading them never runs code.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def as_arguments(inputs: Any) -> dict[str, Any]:
     """Return `inputs` as a dictionary.
 
     Raises:
-        ConfigError: they are no keyword arguments.
+        ConfigError: they are not keyword arguments.
     """
     if not isinstance(inputs, Mapping):
         raise ConfigError(
@@ -35,11 +35,11 @@ def as_arguments(inputs: Any) -> dict[str, Any]:
 
 
 def packed(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return keyword arguments as what JSON can hold; what is packed already stays as it is.
+    """Return keyword arguments in a form for JSON; packed ones are returned unchanged.
 
     Raises:
-        ConfigError: this is no dictionary, or an argument is neither a tensor, a number, a text, None, nor a list or
-            dictionary of such.
+        ConfigError: this is not a dictionary, or an argument is neither a tensor, a number, a text, None, nor a list or
+            dictionary of these.
     """
     inputs = as_arguments(inputs)
     if inputs.keys() == _KEYS:
@@ -49,24 +49,24 @@ def packed(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {"arguments": arguments, "tensors": b64encode(zlib.compress(save(tensors))).decode("ascii")}
 
 
-def unpacked(kept: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Return the keyword arguments that were `packed`, or None where there are none; plain ones stay as they are.
+def unpacked(stored: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return the keyword arguments that were `packed`, or None if there are none; plain ones are returned unchanged.
 
     Raises:
-        ConfigError: this is no dictionary, or not what `packed` gives.
+        ConfigError: this is not a dictionary, or not a result of `packed`.
     """
-    if kept is None:
+    if stored is None:
         return None
-    kept = as_arguments(kept)
-    if kept.keys() != _KEYS:
-        return kept
+    stored = as_arguments(stored)
+    if stored.keys() != _KEYS:
+        return stored
     try:
-        tensors = load(zlib.decompress(b64decode(kept["tensors"])))
-        return {name: _restored(value, tensors) for name, value in kept["arguments"].items()}
+        tensors = load(zlib.decompress(b64decode(stored["tensors"])))
+        return {name: _restored(value, tensors) for name, value in stored["arguments"].items()}
     except (KeyError, TypeError, ValueError, AttributeError, zlib.error, SafetensorError) as cause:
         raise ConfigError(
             "example_inputs in the adapter's config is damaged: load the config by WidConfig.from_pretrained(folder), "
-            "set config.example_inputs to the keyword arguments of one forward, and pass it as config=."
+            "set config.example_inputs to the keyword arguments of one forward, and pass the config as config=."
         ) from cause
 
 
@@ -82,7 +82,7 @@ def _described(value: Any, place: str, tensors: dict[str, Tensor]) -> dict[str, 
         return {"value": value}
     raise ConfigError(
         f"example_inputs: {place} is a {type(value).__name__}; tensors, numbers, texts, None and lists or dictionaries "
-        "of these can be kept with an adapter."
+        "of these can be saved with an adapter."
     )
 
 

@@ -114,7 +114,7 @@ def compress(
         raise typer.Exit(128 + stop.signal) from None
     console = Console()
     output = Path(expanded(output))
-    if report.calibration is not None and report.calibration.sites:
+    if report.calibration is not None and report.calibration.inputs:
         console.print(calibration_table(report.calibration))
         console.print(
             f"The same as a picture, input by input: {output / CALIBRATION_PICTURE}", soft_wrap=True, markup=False

@@ -46,8 +46,8 @@ def test_end_tokens_set_by_hand_are_kept_beside_each_other() -> None:
 @pytest.mark.parametrize(
     ("entry", "value", "says"),
     [
-        ("num_hidden_layers", 2, "makes other weights"),
-        ("num_hidden_layers", 0, "makes other weights"),
+        ("num_hidden_layers", 2, "does not have the weights"),
+        ("num_hidden_layers", 0, "does not have the weights"),
         ("tie_word_embeddings", False, "tie_word_embeddings is False now"),
     ],
 )
@@ -66,7 +66,7 @@ def test_a_config_that_would_not_load_with_the_weights_is_refused() -> None:
     ):
         model.merge_and_unload()
     model.config.num_labels, model.config.hidden_size = 2, 13
-    with pytest.raises(WidError, match=r"cannot be made of model\.config as it is now"):
+    with pytest.raises(WidError, match=r"cannot be made from model\.config as it is now"):
         model.merge_and_unload()
     model.config.hidden_size = 12
     assert model.merge_and_unload().classifier.weight.shape == (2, 12)
@@ -107,7 +107,7 @@ def test_a_student_saved_beside_its_adapter_loads_and_the_adapter_is_kept(
 def test_an_adapter_saved_beside_a_student_is_told_of(tiny_bert: BertForMaskedLM, tmp_path: Path) -> None:
     model = identity(tiny_bert)
     model.merge_and_unload().save_pretrained(tmp_path)
-    with pytest.warns(UserWarning, match=r"holds a model \(config\.json\) beside this adapter"):
+    with pytest.warns(UserWarning, match=r"holds a model \(config\.json\) and this adapter"):
         model.save_pretrained(tmp_path)
 
 

@@ -61,7 +61,7 @@ def test_the_same_files_may_be_imported_twice_and_a_second_copy_is_refused(tmp_p
     shutil.copytree(source, tmp_path / "wid_hf", ignore=shutil.ignore_patterns("__pycache__"))
     done = subprocess.run([sys.executable, "-c", IMPORTS, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert 'WidError PEFT knows another method as "WID" already' in done.stdout
+    assert 'WidError PEFT has another method with the name "WID" already' in done.stdout
     for package in (source, tmp_path / "wid_hf"):
         assert str(package / "adapter" / "tuner.py") in done.stdout
 

@@ -121,7 +121,7 @@ def test_a_step_trains_all_that_is_to_train_and_frees_its_gradients(name: str, d
     assert all(parameter.grad is None for parameter in variant.trained)
     if name == "wide":
         assert variant.model.base_model.is_wide
-        assert any(len(kept) < 24 for kept in variant.model.base_model.progress.kept().values())
+        assert any(len(kept) < 24 for kept in variant.model.base_model.progress.index_sets().values())
 
 
 @pytest.mark.parametrize("name", ["narrow", "wide", "activations", "reference"])

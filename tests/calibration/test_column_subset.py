@@ -7,7 +7,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from wid_hf.calibration.column_subset import blocks, pivots
+from wid_hf.calibration.column_subset import block_subset, column_subset
 
 
 def left_over(covariance: Tensor, kept: list[int]) -> float:
@@ -27,21 +27,21 @@ def test_the_first_pivot_varies_most_and_each_next_most_of_what_is_left() -> Non
             across = covariance[kept]
             explained = (torch.linalg.solve(across[:, kept], across) * across).sum(0)
         kept.append(int((covariance.diagonal() - explained).argmax()))
-        assert pivots(covariance, count).tolist() == sorted(kept)
+        assert column_subset(covariance, count).tolist() == sorted(kept)
 
 
 def test_a_copy_of_a_kept_index_is_dropped_however_much_it_varies() -> None:
     g = torch.Generator().manual_seed(1)
     rows = torch.randn(500, 4, generator=g, dtype=torch.float64) * torch.tensor([9.0, 9.0, 1.0, 0.5])
     rows[:, 1] = rows[:, 0]
-    assert pivots(rows.T @ rows / 500, 2).tolist() == [0, 2]
+    assert column_subset(rows.T @ rows / 500, 2).tolist() == [0, 2]
 
 
 def test_pivots_of_equal_or_missing_variance_are_the_lowest_indices() -> None:
-    assert pivots(torch.eye(6, dtype=torch.float64), 3).tolist() == [0, 1, 2]
-    assert pivots(torch.zeros(6, 6, dtype=torch.float64), 3).tolist() == [0, 1, 2]
+    assert column_subset(torch.eye(6, dtype=torch.float64), 3).tolist() == [0, 1, 2]
+    assert column_subset(torch.zeros(6, 6, dtype=torch.float64), 3).tolist() == [0, 1, 2]
     rank_one = torch.ones(6, 6, dtype=torch.float64)
-    assert pivots(rank_one, 3).tolist() == [0, 1, 2]
+    assert column_subset(rank_one, 3).tolist() == [0, 1, 2]
 
 
 def test_blocks_explain_the_outputs_best_among_all_choices() -> None:
@@ -56,15 +56,15 @@ def test_blocks_explain_the_outputs_best_among_all_choices() -> None:
         across = covariance[inside]
         return float((torch.linalg.solve(across[:, inside], across @ reader) * across).sum())
 
-    assert blocks([covariance], [reader], 4, 1).tolist() == list(max(combinations(range(4), 1), key=gain))
-    first = blocks([covariance], [reader], 4, 1).tolist()[0]
+    assert block_subset([covariance], [reader], 4, 1).tolist() == list(max(combinations(range(4), 1), key=gain))
+    first = block_subset([covariance], [reader], 4, 1).tolist()[0]
     pairs = [pair for pair in combinations(range(4), 2) if first in pair]
-    assert blocks([covariance], [reader], 4, 2).tolist() == list(max(pairs, key=gain))
-    assert blocks([covariance * 0], [reader], 4, 2).tolist() == [0, 1]
+    assert block_subset([covariance], [reader], 4, 2).tolist() == list(max(pairs, key=gain))
+    assert block_subset([covariance * 0], [reader], 4, 2).tolist() == [0, 1]
 
 
 def test_a_head_that_nobody_reads_is_the_first_to_go() -> None:
     covariance, reader = torch.eye(12, dtype=torch.float64), torch.eye(12, dtype=torch.float64)
     covariance[:3] *= 100
     reader[:3, :3] = 0
-    assert blocks([covariance], [reader], 4, 3).tolist() == [1, 2, 3]
+    assert block_subset([covariance], [reader], 4, 3).tolist() == [1, 2, 3]

@@ -73,7 +73,7 @@ def matrices(model: PeftModel) -> dict[str, Tensor]:
 
 
 @every_case
-def test_every_family_gains_from_its_lifts_and_merges_exactly(family: str, strategy: str) -> None:
+def test_every_family_gains_from_reconstruction_and_merges_exactly(family: str, strategy: str) -> None:
     row = ARCHITECTURES[family]
     model = get_wid_model(row.build(), row.config(strategy, init="calibrated"), example_inputs=row.inputs)
     held_out = data_for(row, 2, first_seed=50)
@@ -82,11 +82,11 @@ def test_every_family_gains_from_its_lifts_and_merges_exactly(family: str, strat
     def error() -> float:
         return float((outputs(model, held_out) - wanted).square().sum() / wanted.square().sum())
 
-    model.base_model.calibrate(data_for(row, 6), lifts=False, spectra=False)
+    model.base_model.calibrate(data_for(row, 6), reconstruction=False, head_svd=False)
     selected = error()
     model.base_model.calibrate(data_for(row, 6))
     assert error() < 0.9 * selected
-    sites = model.base_model.calibration.sites
+    sites = model.base_model.calibration.inputs
     assert len(sites) >= 8 and all(site.after <= site.before + 1e-6 for site in sites if not site.note)
     assert (outputs(model, held_out) - outputs(model.merge_and_unload(), held_out)).abs().max() == 0
 
@@ -119,7 +119,7 @@ def test_every_lift_is_the_least_squares_fit_of_what_the_finished_student_reads(
     model = calibrated(teacher, data, head_strategy=strategy, calibration_config=CalibrationConfig(ridge=1e-13))
     student = model.base_model.model
     made = folded_weights(student)
-    records = [site for site in model.base_model.calibration.sites if site.weight != TABLE]
+    records = [site for site in model.base_model.calibration.inputs if site.weight != TABLE]
     sites = [record.weight.removesuffix(".weight") for record in records]
     assert len(sites) == 13
     theirs, mine = reads(teacher, sites, data), reads(student, sites, data)
@@ -148,7 +148,7 @@ def test_what_a_tied_decoder_reads_is_scaled_so_that_its_logits_are_the_best(fam
         example_inputs=row.inputs,
         calibration_data=data,
     )
-    *_, site = model.base_model.calibration.sites
+    *_, site = model.base_model.calibration.inputs
     student = model.merge_and_unload()
     theirs, mine = (each(head, owner, data) for each, owner in ((inputs, teacher), (inputs, student)))
     table = student.get_submodule(head).weight
@@ -169,7 +169,7 @@ def test_a_scale_that_takes_the_softmax_away_from_the_teachers_is_left_out(monke
     model = get_wid_model(
         row.build(), row.config("dim", init="calibrated"), example_inputs=row.inputs, calibration_data=data_for(row, 3)
     )
-    *_, site = model.base_model.calibration.sites
+    *_, site = model.base_model.calibration.inputs
     assert site.note == "scores are nearer without scaling" and site.after == site.before
     norm = folded_weights(model.base_model.model)["cls.predictions.transform.LayerNorm.weight"].maps["0"]
     assert torch.equal(norm.factors, torch.ones_like(norm.factors))
@@ -211,7 +211,7 @@ def test_heads_are_turned_together_where_only_products_meet_them(teacher: BertFo
     for head in range(4):  # no head takes anything from another
         others = [other for other in range(4) if other != head]
         assert turned[head][:, others].abs().max() == 0
-    model.base_model.calibrate([batch(rows=60)], spectra=False)
+    model.base_model.calibrate([batch(rows=60)], head_svd=False)
     assert is_selection("attention.self.query", 0)
 
 
@@ -316,7 +316,7 @@ def test_half_precision_teachers_get_float32_compactors_near_those_of_full_preci
 def test_a_weight_shared_by_layers_is_fitted_to_all_its_reads() -> None:
     row = ARCHITECTURES["albert"]
     model = get_wid_model(row.build(), row.config("dim", init="calibrated"), calibration_data=data_for(row, 4))
-    sites = [site for site in model.base_model.calibration.sites if site.weight.endswith("ffn.weight")]
+    sites = [site for site in model.base_model.calibration.inputs if site.weight.endswith("ffn.weight")]
     assert len(sites) == 2
     assert sites[1].positions == 2 * sites[0].positions
     assert sites[1].after < 0.7 * sites[1].before
@@ -326,7 +326,7 @@ def test_a_pooled_token_with_fewer_texts_than_indices_starts_from_the_streams_li
     row = ARCHITECTURES["vit"]
     data = [{"pixel_values": each["pixel_values"][:4]} for each in data_for(row, 4)]
     model = get_wid_model(row.build(), row.config("dim", init="calibrated"), calibration_data=data)
-    *_, before, classifier = model.base_model.calibration.sites
+    *_, before, classifier = model.base_model.calibration.inputs
     assert classifier.weight == "classifier.weight" and classifier.note == "too few positions"
     assert classifier.positions == 16 and before.positions == 16 * 26
     made = folded_weights(model.base_model.model)
@@ -348,7 +348,7 @@ def test_a_head_of_one_position_a_text_gains_from_few_texts(teacher: BertForMask
     errors = {}
     for lifted in (True, False):
         model = get_wid_model(deepcopy(classifier), WidConfig(**HALF))
-        model.base_model.calibrate([batch(rows=16)], lifts=True)
+        model.base_model.calibrate([batch(rows=16)], reconstruction=True)
         if not lifted:  # the fit of the head undone
             site = folded_weights(model.base_model.model)["classifier.weight"].maps["1"].matrix
             with torch.no_grad():
@@ -399,14 +399,14 @@ def test_forwards_run_in_the_autocast_of_the_caller_and_statistics_do_not(
     with torch.autocast("cpu", torch.bfloat16):
         model.base_model.calibrate([batch(rows=60, seed=seed) for seed in range(2)])
     hook.remove()
-    assert {site.positions for site in model.base_model.calibration.sites} == {2 * (60 * 10 - 15 * 3)}
+    assert {site.positions for site in model.base_model.calibration.inputs} == {2 * (60 * 10 - 15 * 3)}
     assert dtypes == {torch.bfloat16} and inside == {False}
     assert {tensor.dtype for tensor in matrices(model).values()} == {torch.float32}
 
 
 def test_the_record_becomes_rows_and_a_dictionary(teacher: BertForMaskedLM) -> None:
     found = calibrated(teacher, [batch()]).base_model.calibration
-    assert len(found.rows()) - 1 == len(found.sites) == 14
+    assert len(found.rows()) - 1 == len(found.inputs) == 14
     assert found.to_dict()["sites"][0]["weight"] == "bert.encoder.layer.0.attention.self.query.weight"
     assert 0 < found.seconds < 60
 

@@ -70,7 +70,7 @@ def test_frames_of_sound_take_the_mask_of_their_samples() -> None:
 
 def positions(teacher: PreTrainedModel, config: WidConfig, data: list[dict[str, Any]]) -> dict[str, int]:
     """How many positions every read was fitted to."""
-    sites = get_wid_model(teacher, config, calibration_data=data).base_model.calibration.sites
+    sites = get_wid_model(teacher, config, calibration_data=data).base_model.calibration.inputs
     return {site.weight: site.positions for site in sites}
 
 
@@ -146,6 +146,6 @@ def test_multiple_choice_leaves_the_padding_of_every_choice_out() -> None:
     mask[:, 1, 4:] = 0
     example = {"input_ids": ids, "attention_mask": mask}
     model = get_wid_model(teacher, WidConfig(hidden_size=12), example_inputs=example, calibration_data=[example])
-    seen = {site.weight: site.positions for site in model.base_model.calibration.sites}
+    seen = {site.weight: site.positions for site in model.base_model.calibration.inputs}
     assert seen["bert.encoder.layer.0.intermediate.dense.weight"] == 8 * (10 + 4 + 10)
     assert seen["bert.pooler.dense.weight"] == 24

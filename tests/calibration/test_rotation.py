@@ -102,7 +102,7 @@ def test_a_turned_stream_loses_nothing_where_the_teachers_lies_in_as_few_directi
     def error() -> float:
         return float((wid(**data[0], use_cache=False).logits - wanted).norm() / wanted.norm())
 
-    wid.base_model.calibrate(data, basis=False)
+    wid.base_model.calibrate(data, pca=False)
     selected = error()
     wid.base_model.calibrate(data)
     turned = error()
@@ -113,9 +113,9 @@ def test_a_turned_stream_loses_nothing_where_the_teachers_lies_in_as_few_directi
 
 
 @torch.no_grad()
-def test_the_norms_of_a_turned_student_have_the_weights_that_the_basis_asks_for() -> None:
+def test_the_norms_of_a_turned_student_have_the_weights_that_the_basis_needs() -> None:
     wid = get_wid_model(llama(), WidConfig(**SIZES))
-    wid.base_model.calibrate(batches(), lifts=False)
+    wid.base_model.calibrate(batches(), reconstruction=False)
     student = wid.merge_and_unload()
     even = torch.full((16,), (24 / 16) ** 0.5)
     assert torch.allclose(student.model.layers[1].input_layernorm.weight, even, rtol=1e-6)

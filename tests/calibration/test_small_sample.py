@@ -44,7 +44,7 @@ def test_positions_lean_on_the_moments_of_the_latest_lift(seed: int) -> None:
     known = Known(torch.zeros_like(true), prior, 1e-4, 40)
     lift = fit_few(teacher, few, READER, known, True)
     assert lift is not None
-    assert missed(lift.columns) < 0.8 * missed(known.alone(True).columns)
+    assert missed(lift.columns) < 0.8 * missed(known.without_positions(True).columns)
 
 
 def test_positions_that_tell_nothing_leave_the_known_alone() -> None:

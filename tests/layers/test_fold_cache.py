@@ -58,7 +58,7 @@ def test_folds_kept_for_a_step_give_the_gradients_of_folding_each_time(family: s
     assert found.keys() == wanted.keys()
     for name, gradient in wanted.items():
         assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-8, name
-    assert all(made.kept is None for made in wid.modules() if isinstance(made, FoldedWeight))
+    assert all(made.slot is None for made in wid.modules() if isinstance(made, FoldedWeight))
 
 
 def test_gradients_of_a_weight_that_the_last_micro_batch_does_not_use_are_not_lost() -> None:
@@ -149,7 +149,7 @@ def test_a_step_that_fails_lets_go_of_its_folds(tiny_bert: BertForMaskedLM, tmp_
     trainer = Breaks(model=get_wid_model(tiny_bert, HALF), args=args, train_dataset=masked_rows())
     with pytest.raises(RuntimeError, match="no more"):
         trainer.train()
-    assert all(made.kept is None for made in trainer.model.modules() if isinstance(made, FoldedWeight))
+    assert all(made.slot is None for made in trainer.model.modules() if isinstance(made, FoldedWeight))
 
 
 def test_an_infinite_loss_lets_go_of_the_folds(tiny_bert: BertForMaskedLM, tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_an_infinite_loss_lets_go_of_the_folds(tiny_bert: BertForMaskedLM, tmp_p
     trainer = WidTrainer(model=get_wid_model(tiny_bert, HALF), args=args, train_dataset=masked_rows())
     with pytest.raises(TrainingError, match="finite"):
         trainer.train()
-    assert all(made.kept is None for made in trainer.model.modules() if isinstance(made, FoldedWeight))
+    assert all(made.slot is None for made in trainer.model.modules() if isinstance(made, FoldedWeight))
 
 
 def test_folding_once_for_several_forwards_changes_no_output(tiny_bert: BertForMaskedLM) -> None:
@@ -198,7 +198,7 @@ def test_tied_weights_stay_one_original_and_fold_once_per_forward(
 def test_a_forward_that_fails_forgets_its_folds(wid: nn.Module) -> None:
     with pytest.raises(IndexError, match="index out of range"):
         wid.model(input_ids=torch.full((1, 3), 10_000))
-    assert all(m.kept is None for m in wid.model.modules() if isinstance(m, FoldedWeight))
+    assert all(m.slot is None for m in wid.model.modules() if isinstance(m, FoldedWeight))
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
@@ -244,12 +244,12 @@ def test_a_fold_for_calibration_is_formed_at_its_first_use_and_again_when_it_is_
         assert torch.allclose(wid.model.get_submodule(name.removesuffix(".weight")).weight, 2 * before)
         wid.model.forward(input_ids=IDS)
     assert {made: count for made, count in folds.items() if count != 1} == {weight: 2}
-    assert all(made.kept is None for made in wid.modules() if isinstance(made, FoldedWeight))
+    assert all(made.slot is None for made in wid.modules() if isinstance(made, FoldedWeight))
 
 
 def test_folds_for_an_evaluation_have_its_dtype_and_no_gradients(wid: nn.Module) -> None:
     with FoldCache(wid.model).keeping(FoldPolicy.for_evaluation(torch.bfloat16)):
-        weights = [weight.kept.of(weight, torch.empty(0)) for weight in folded_weights(wid.model).values()]
+        weights = [weight.slot.of(weight, torch.empty(0)) for weight in folded_weights(wid.model).values()]
         assert {weight.dtype for weight in weights} == {torch.bfloat16}
         sum(weight.float().sum() for weight in weights).backward()
     compactors = [p for name, p in wid.model.named_parameters() if name.endswith(".matrix")]
@@ -261,8 +261,8 @@ def test_a_copy_of_a_student_keeps_no_fold(wid: nn.Module) -> None:
     cache.keep(FoldPolicy.for_step())
     cache.open()
     copied = deepcopy(wid.model)
-    assert all(weight.kept is not None for weight in folded_weights(wid.model).values())
-    assert all(weight.kept is None for weight in folded_weights(copied).values())
+    assert all(weight.slot is not None for weight in folded_weights(wid.model).values())
+    assert all(weight.slot is None for weight in folded_weights(copied).values())
     cache.drop()
     with torch.no_grad():
         assert torch.equal(copied(input_ids=IDS).logits, wid.model(input_ids=IDS).logits)

@@ -50,7 +50,7 @@ def test_whole_tables_are_folded_for_a_batch_of_more_tokens_than_rows_and_for_ou
     table = wid.base_model.model.embeddings.word_embeddings.parametrizations.weight[0]
     cache = FoldCache(wid.base_model.model)
     cache.keep(FoldPolicy.for_step(tokens=ids.numel()))
-    assert table.kept is not None
+    assert table.slot is not None
     cache.drop()
     cache.keep(FoldPolicy.for_step(tokens=15))
     with torch.no_grad():

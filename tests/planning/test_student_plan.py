@@ -104,7 +104,7 @@ def test_wider_sizes_are_refused_all_at_once() -> None:
 @no_allocation
 def test_a_student_as_wide_as_its_teacher_is_refused() -> None:
     message = refused("bert", ConfigError, hidden_size=48, intermediate_size=96)
-    assert "every size equals the teacher's; ask for at least one smaller size" in message
+    assert "every size equals the teacher's; give at least one smaller size" in message
 
 
 @no_allocation
@@ -147,7 +147,7 @@ def test_rows_that_are_looked_up_are_refused_with_the_reason(name: str, size: in
 def test_fewer_layers_are_refused() -> None:
     message = refused("bert", PlanError, overrides={"num_hidden_layers": 1})
     assert "`bert.encoder.layer.1.attention.self.query.weight` of the teacher has no counterpart" in message
-    assert "- and 10 more of the kind" in message
+    assert "- and 10 more like these" in message
 
 
 def test_a_size_that_no_weight_depends_on_makes_no_student() -> None:

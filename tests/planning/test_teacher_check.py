@@ -43,7 +43,7 @@ def test_dynamic_quantization_is_refused_by_name(tiny_bert: BertForMaskedLM) -> 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         quantized = torch.ao.quantization.quantize_dynamic(tiny_bert, {nn.Linear}, dtype=torch.qint8)
-    refused(quantized, "quantized by torch.ao.quantization", "Pass the model as it was before")
+    refused(quantized, "quantized by torch.ao.quantization", "Pass the model from before")
 
 
 def test_training_that_prepares_quantization_is_refused(tiny_bert: BertForMaskedLM) -> None:

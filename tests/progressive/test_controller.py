@@ -99,7 +99,7 @@ def test_once_rows_are_zero_the_wide_model_equals_the_shrunk_one(family: str, st
     assert tuner.is_wide and tuner.progress.finished
     before = outputs(wid, row.inputs)
     student = wid.merge_and_unload()
-    dims, kept = tuner.student_plan.trace.output_dims[0], tuner.progress.kept()
+    dims, kept = tuner.student_plan.trace.output_dims[0], tuner.progress.index_sets()
     for axis, dim in enumerate(dims):
         before = before.index_select(axis, torch.tensor(axis_indices(tuner.plan, dim, kept)))
     after = outputs(student, row.inputs)
@@ -200,7 +200,7 @@ def test_moments_in_blocks_of_8_bits_start_from_zero_with_a_warning(tiny_bert: B
     model.wid_begin(16, optimizer)
     for parameter in model.parameters():
         optimizer.state[parameter] = {"state1": torch.zeros(parameter.numel(), dtype=torch.uint8)}
-    with pytest.warns(UserWarning, match=r"SGD keeps moments in a form that rows cannot be taken from; those of \d+"):
+    with pytest.warns(UserWarning, match=r"SGD has moments in a form from which rows cannot be taken; those of \d+"):
         for step in range(1, 12):
             model.wid_step(step)
     assert not model.base_model.is_wide
@@ -407,7 +407,7 @@ def test_the_least_rows_go_inside_every_head_by_itself(tiny_bert: BertForMaskedL
     query = model.base_model.model.bert.encoder.layer[0].attention.self.query.parametrizations.weight[0].maps["0"]
     with torch.no_grad():
         query.matrix[[1, 3, 6, 8, 12, 16, 20, 22]] *= 3  # two of the six rows of each of four heads, with some
-    kept = model.base_model.progress.chosen(model.base_model.model)
+    kept = model.base_model.progress.final_index_sets(model.base_model.model)
     widths = [indices for leaf, indices in kept.items() if indices.ndim == 2]
     assert [index for index in widths[0][0].tolist() if index in (1, 3)] == [1, 3]
     assert {0, 2} <= set(widths[0][1].tolist())
@@ -434,7 +434,7 @@ def test_importance_keeps_what_the_loss_needs(tiny_bert: BertForMaskedLM) -> Non
             model.wid_step(step)
         progress = model.base_model.progress
         found[selection] = next(
-            progress.kept()[leaf].tolist()
+            progress.index_sets()[leaf].tolist()
             for leaf, name in zip(progress.leaves, progress.names, strict=True)
             if "intermediate" in name
         )

@@ -11,7 +11,7 @@ from torch.nn import functional
 from transformers import BertConfig, BertForMaskedLM, MarianConfig, MarianMTModel
 
 from wid_hf import PlanError, WidConfig, get_wid_model
-from wid_hf.progressive.masked_statistics import _around, _OverKept
+from wid_hf.progressive.masked_statistics import _around, _MaskedReductions
 
 KEPT = torch.tensor([0, 2, 3, 7, 8])
 
@@ -63,11 +63,11 @@ def test_a_normalisation_of_kept_indices_is_the_narrow_one(kind: Any) -> None:
     wide, narrow = made(kind, 12), made(kind, 5)
     for of_wide, of_narrow in zip(wide.parameters(), narrow.parameters(), strict=True):
         of_narrow.data.copy_(of_wide.data[KEPT])
-    mode = _OverKept(12)
+    mode = _MaskedReductions(12)
     _around(wide, [mode])
     x = torch.randn(3, 4, 12)
     whole = wide(x)
-    mode.kept = KEPT
+    mode.indices = KEPT
     assert torch.allclose(wide(x)[..., KEPT], narrow(x[..., KEPT]), atol=1e-6)
     assert (wide(x) - whole).abs().max() > 0.01
 
@@ -78,26 +78,26 @@ def test_the_order_of_a_norm_is_not_taken_for_a_dimension(norm: Any) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return norm(x)
 
-    module, mode, x = Norm(), _OverKept(12), torch.randn(3, 12)
+    module, mode, x = Norm(), _MaskedReductions(12), torch.randn(3, 12)
     _around(module, [mode])
-    mode.kept = KEPT
+    mode.indices = KEPT
     assert torch.allclose(module(x), x[:, KEPT].norm(dim=-1))
 
 
 def test_dropped_entries_are_normalised_by_the_statistics_of_the_kept() -> None:
     torch.manual_seed(0)
-    norm, mode, x = made(nn.LayerNorm, 12), _OverKept(12), torch.randn(3, 12)
+    norm, mode, x = made(nn.LayerNorm, 12), _MaskedReductions(12), torch.randn(3, 12)
     _around(norm, [mode])
-    mode.kept = KEPT
+    mode.indices = KEPT
     used = x[:, KEPT]
     expected = (x - used.mean(1, True)) / (used.var(1, keepdim=True, unbiased=False) + norm.eps).sqrt()
     assert torch.allclose(norm(x), expected * norm.weight + norm.bias, atol=1e-6)
 
 
 def test_gradients_flow_through_kept_statistics_alone() -> None:
-    norm, mode = made(HandwrittenRMS, 12), _OverKept(12)
+    norm, mode = made(HandwrittenRMS, 12), _MaskedReductions(12)
     _around(norm, [mode])
-    mode.kept = KEPT
+    mode.indices = KEPT
     x = torch.randn(3, 12, requires_grad=True)
     norm(x)[:, KEPT].sum().backward()
     dropped = [at for at in range(12) if at not in KEPT.tolist()]
@@ -111,9 +111,9 @@ def test_other_axes_and_other_sizes_are_left_alone() -> None:
         def forward(self, x: Tensor, axis: int) -> Tensor:
             return x.mean(axis)
 
-    module, mode = Mean(), _OverKept(12)
+    module, mode = Mean(), _MaskedReductions(12)
     _around(module, [mode])
-    mode.kept = KEPT
+    mode.indices = KEPT
     over_tokens, narrow = torch.randn(12, 12), torch.randn(3, 6)
     assert torch.equal(module(over_tokens, 0), over_tokens.mean(0))
     assert torch.equal(module(narrow, -1), narrow.mean(-1))
@@ -121,9 +121,9 @@ def test_other_axes_and_other_sizes_are_left_alone() -> None:
 
 
 def test_a_forward_that_raises_leaves_no_mode_behind() -> None:
-    norm, mode = made(nn.LayerNorm, 12), _OverKept(12)
+    norm, mode = made(nn.LayerNorm, 12), _MaskedReductions(12)
     _around(norm, [mode])
-    mode.kept = KEPT
+    mode.indices = KEPT
     with pytest.raises(RuntimeError):
         norm(torch.randn(3, 11))
     x = torch.randn(3, 12)
@@ -132,9 +132,9 @@ def test_a_forward_that_raises_leaves_no_mode_behind() -> None:
 
 
 def test_half_precision_stays_half_precision(tiny_bert: BertForMaskedLM) -> None:
-    norm, mode = made(nn.LayerNorm, 12).bfloat16(), _OverKept(12)
+    norm, mode = made(nn.LayerNorm, 12).bfloat16(), _MaskedReductions(12)
     _around(norm, [mode])
-    mode.kept = KEPT
+    mode.indices = KEPT
     assert norm(torch.randn(3, 12).bfloat16()).dtype == torch.bfloat16
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert norm.float()(torch.randn(3, 12)).dtype == torch.float32

@@ -91,5 +91,5 @@ def test_an_optimizer_without_a_first_moment_is_refused_by_name() -> None:
     weight = matrix()
     optimizer = torch.optim.SGD([weight], lr=1e-2)
     weight.grad = torch.ones(4, 4)
-    with pytest.raises(ConfigError, match=r"adam_moment.*SGD does not keep.*decoupled"):
+    with pytest.raises(ConfigError, match=r"adam_moment.*SGD does not have.*decoupled"):
         pull_by_moments(optimizer, [(weight, DROPPED)], strength=20.0)

@@ -261,7 +261,7 @@ def test_a_reaction_bert_of_half_width_needs_no_training(
     report = compress(str(reaction_bert_dir), train, output, config, settings)
     assert report.scores["student"]["masked_lm_accuracy"] > 0.86
     assert report.calibration is not None
-    assert len(report.calibration.sites) == 74  # 73 reads, and what the tied decoder reads
+    assert len(report.calibration.inputs) == 74  # 73 reads, and what the tied decoder reads
 
 
 def test_learning_rates_depend_on_the_start_unless_they_are_given(

@@ -1,7 +1,7 @@
-"""What a saved adapter holds, and what must be true of it before a single weight is loaded.
+"""What a saved adapter holds, and the checks before any of it is loaded.
 
 Takes a wid model inside its `PeftModel` and a state dict; gives the part that is saved, or the part that may be
-loaded. PEFT reaches it through the tuner's hooks. With the tensors goes a list of digests: of each of them, of the
+loaded. Called by PEFT through the tuner's hooks. A list of digests is saved with the tensors: of each tensor, of the
 teacher, and of the sizes in `adapter_config.json`, since two students may have weights of the same shapes and still
 be different functions.
 """
@@ -21,7 +21,7 @@ from ..config import WidConfig
 from ..errors import TeacherError, WidError
 from .fingerprint import Fingerprint, digest
 
-STUDENT = "base_model.model."  # what PEFT puts before the names of the model that runs
+STUDENT = "base_model.model."  # PEFT's prefix for the names of the model that runs
 DIGESTS = "base_model.digests"  # (2 + tensors, 32) bytes: of the sizes, of the teacher, of each tensor
 AGAIN = "Download or save the adapter again."
 
@@ -35,7 +35,7 @@ def saved_state(
         model: the `PeftModel`.
         config: of the adapter.
         teacher: the teacher before any training.
-        state: the state dict of `model`, wherever it was gathered.
+        state: the state dict of `model`, complete (gathered from all processes).
     """
     own, teachers = _keys(model, teacher.names)
     trains = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
@@ -46,16 +46,16 @@ def saved_state(
 
 
 def proved_state(config: WidConfig, teacher: Fingerprint, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return all that `saved_state` gave, once it is proved to be what was saved.
+    """Return all that `saved_state` gave, after proving by digests that nothing has changed.
 
     Args:
         config: of the adapter.
-        teacher: the teacher of the model that it is for, before any training.
+        teacher: the teacher of the model to load into, before any training.
         state: what was read from the adapter's file.
 
     Raises:
         TeacherError: the adapter was made from another teacher.
-        WidError: the file is damaged or lacks something, or the config is not that of the adapter.
+        WidError: the file is damaged or incomplete, or the config is not that of the adapter.
     """
     listed = _listed(state)
     sizes, origin = _origin(config, teacher)
@@ -66,50 +66,50 @@ def proved_state(config: WidConfig, teacher: Fingerprint, state: Mapping[str, Te
         )
     if origin not in listed:
         refuse_other_teacher(None, teacher)
-    # What is not listed was added by others: PEFT's save_embedding_layers=True repeats the teacher's tables.
-    held = {key: tensor for key, tensor in state.items() if key != DIGESTS and digest(key, tensor) in listed}
-    if lost := len(listed) - 2 - len(held):
+    # Tensors that are not listed come from elsewhere: PEFT's save_embedding_layers=True adds the teacher's tables.
+    proved = {key: tensor for key, tensor in state.items() if key != DIGESTS and digest(key, tensor) in listed}
+    if lost := len(listed) - 2 - len(proved):
         raise WidError(
             f"Checksum mismatch for {lost} of the adapter's {len(listed) - 2} tensors: they were changed or are "
             f"missing. {AGAIN}"
         )
-    return held
+    return proved
 
 
-def fitting_state(model: PeftModel, teacher: Fingerprint, held: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return `held`, the proved state of an adapter, once it is known to fit `model`.
+def fitting_state(model: PeftModel, teacher: Fingerprint, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return `state`, the proved state of an adapter, after checking that it fits `model`.
 
     Args:
-        model: the `PeftModel`, whose weights may have been trained since it was made; of a progressive training, in
-            the phase of the adapter.
+        model: the `PeftModel`, whose weights may have been trained since it was made; in the adapter's phase of a
+            progressive training.
         teacher: its teacher before any training.
-        held: what `proved_state` returned.
+        state: the result of `proved_state`.
 
     Raises:
         WidError: the model is not that of the adapter.
     """
     own, teachers = _keys(model, teacher.names)
     here = model.state_dict()
-    fits = {key for key, tensor in held.items() if key in here and here[key].shape == tensor.shape}
-    if unfit := sorted({*own, *held} - fits):
+    fits = {key for key, tensor in state.items() if key in here and here[key].shape == tensor.shape}
+    if unfit := sorted({*own, *state} - fits):
         raise WidError(
             f"{len(unfit)} tensors of adapter and student differ in name or shape, the first is {unfit[0]}. Either "
             "adapter_config.json was changed, or the adapter was saved with another version of wid_hf or of the "
             "model's code. Use those versions."
         )
-    if moved := [name for key, name in teachers.items() if key not in held and teacher.changed(name, here[key])]:
+    if moved := [name for key, name in teachers.items() if key not in state and teacher.changed(name, here[key])]:
         raise WidError(
-            f"The adapter leaves {len(moved)} weights as the teacher had them, the first is {moved[0]}, but here they "
-            "were trained. Load it onto a fresh copy of the teacher."
+            f"The adapter leaves {len(moved)} of the teacher's weights unchanged, the first is {moved[0]}, but in this "
+            "model they were trained. Load it onto a fresh copy of the teacher."
         )
-    return dict(held)
+    return dict(state)
 
 
 def refuse_other_teacher(saved: str | None, teacher: Fingerprint) -> None:
     """Refuse a teacher whose fingerprint is not `saved`.
 
     Raises:
-        TeacherError: says what to load instead.
+        TeacherError: the message says what to load.
     """
     if saved != teacher.value:
         raise TeacherError(
@@ -134,13 +134,13 @@ def _origin(config: WidConfig, teacher: Fingerprint) -> tuple[bytes, bytes]:
 
 def _sizes(config: WidConfig) -> str:
     sizes = json.dumps(config.requested | {"head_strategy": config.head_strategy})
-    return json.dumps(json.loads(sizes), sort_keys=True)  # numbers of layers are texts before they are sorted
+    return json.dumps(json.loads(sizes), sort_keys=True)  # first as JSON: it turns layer numbers into texts
 
 
 def _keys(model: PeftModel, names: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
-    """Return the keys of what is the student's own, and those of the teacher's weights with their first names.
+    """Return the keys of the student's own tensors, and those of the teacher's weights with their first names.
 
-    A tensor with several keys, such as a tied table, is under its first one.
+    Of a tensor with several keys, such as a tied table, it is the first one.
     """
     student = model.base_model.model
     teachers = {f"{STUDENT}{_key(student, name)}": first for name, first in names.items()}
@@ -149,7 +149,7 @@ def _keys(model: PeftModel, names: Mapping[str, str]) -> tuple[list[str], dict[s
 
 
 def _key(student: nn.Module, name: str) -> str:
-    """Return the student's key of the tensor of which its weight `name` is made."""
+    """Return the student's key of the tensor from which its weight `name` is computed."""
     path, _, attribute = name.rpartition(".")
     if not parametrize.is_parametrized(student.get_submodule(path), attribute):
         return name

@@ -1,4 +1,4 @@
-"""Refuses calibration data that is of no use, in words.
+"""Refuses calibration data that cannot be used, and says why.
 
 Takes what a user passes as calibration data; gives a list of batches.
 """
@@ -18,7 +18,7 @@ def checked_batches(batches: Any) -> list[Batch]:
     """Return the batches as a list.
 
     Raises:
-        DataError: they are no dictionaries of keyword arguments.
+        DataError: a batch is not a dictionary of keyword arguments.
     """
     if isinstance(batches, Mapping):
         raise DataError("The calibration data is one batch; pass an iterable of batches, such as [batch].")
@@ -38,10 +38,10 @@ def checked_batches(batches: Any) -> list[Batch]:
 
 
 def refuse_unused_data(config: WidConfig) -> None:
-    """Refuse calibration data for a start that does not depend on any.
+    """Refuse calibration data if the start does not depend on data.
 
     Raises:
-        ConfigError: says what to set.
+        ConfigError: the message says what to set.
     """
     if not config.needs_data:
         raise ConfigError(

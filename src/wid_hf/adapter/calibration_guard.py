@@ -1,4 +1,4 @@
-"""Refuses to train or merge a student whose start needs calibration data and has seen none.
+"""Refuses to train or merge a student whose start needs calibration data before it was calibrated.
 
 Takes the config and the compactors' matrices; the tuner calls it before each forward and each merge.
 """
@@ -15,7 +15,7 @@ from ..errors import WidError
 
 
 class CalibrationGuard:
-    """Closed until the start is made from data, open from then on; where the config needs no data, always open.
+    """Closed until the start is made from data, open from then on; always open if the config needs no data.
 
     Args:
         config: how the start is made.
@@ -37,7 +37,7 @@ class CalibrationGuard:
         self._hooks = []
 
     def follow_loaded(self, calibrated: bool) -> None:
-        """Be as an adapter that was loaded says."""
+        """Be open or closed as the loaded adapter is."""
         self._is_open = calibrated
 
     def before_forward(self, trains: bool) -> None:
@@ -46,7 +46,7 @@ class CalibrationGuard:
         Raises:
             WidError: the start was not made and the forward trains.
         """
-        # A number of Python's, since looking into a tensor would break a compiled forward in two.
+        # A Python bool: reading a tensor would split a compiled forward in two.
         self._is_open = self._is_open or self._calibrated()
         if self._is_open:
             return
@@ -57,7 +57,7 @@ class CalibrationGuard:
             warnings.warn(f"{self._advice()} Until then it only selects indices.", stacklevel=3)
 
     def before_merge(self, force: bool) -> None:
-        """Refuse a merge without a start, or warn of it.
+        """Refuse a merge before calibration, or warn with `force`.
 
         Raises:
             WidError: the start was not made, and `force` is False.
@@ -69,7 +69,7 @@ class CalibrationGuard:
         warnings.warn(f"Merged by force: {self._advice()}", stacklevel=3)
 
     def _refuse_gradient(self, gradient: Tensor) -> None:
-        """Refuse a backward pass, through whichever part of the model it comes."""
+        """Refuse a backward pass, even one that does not run the whole model."""
         if not self._calibrated():
             raise WidError(f"{self._advice()} Nothing was trained.")
 

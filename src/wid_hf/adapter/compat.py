@@ -1,7 +1,7 @@
 """Refuses a PEFT that wid_hf cannot work with.
 
 Takes nothing; `wid_hf` runs it before its other modules import PEFT. The hooks by which an adapter is saved and loaded
-are not public, so that another PEFT might leave them out in silence; hence names are looked for, not only a version.
+are not public, and another version of PEFT might not call them; so names are checked as well as the version.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ HOOKS = ("_get_adapter_state_dict", "_remap_adapter_state_dict_for_load", "_remo
 
 
 def refuse_unsupported_peft() -> None:
-    """Do nothing where the installed PEFT can be used.
+    """Refuse an installed PEFT that cannot be used.
 
     Raises:
-        WidError: it is older than `OLDEST`, or lacks something; says which version is there and what to install.
+        WidError: it is older than `OLDEST`, or lacks a name; says which version was found and what to install.
     """
     found = version("peft")
     if Version(found) < Version(OLDEST):

@@ -1,6 +1,6 @@
-"""Digests of weights: which teacher an adapter belongs to, and whether a saved tensor is still what was saved.
+"""Digests of weights: which teacher an adapter belongs to, and whether a saved tensor has changed.
 
-Takes tensors, gives SHA-256 digests. They reveal damage and mix-ups, not forgery: they are no signature.
+Takes tensors, gives SHA-256 digests. They reveal damage and confusion of files, not forgery: they are not signatures.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class Fingerprint:
         return hashlib.sha256(b"".join(self.digests[name] for name in sorted(self.digests))).hexdigest()
 
     def changed(self, name: str, tensor: Tensor) -> bool:
-        """Return whether `tensor` is no longer what the teacher's weight of this first name was."""
+        """Return whether `tensor` differs from the teacher's weight of this first name."""
         return digest(name, tensor) != self.digests[name]
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """Return one SHA-256 of a model's weights as float32, in hexadecimal, whichever dtype they are loaded in."""
+    """Return one SHA-256 of a model's weights as float32, in hexadecimal: the same for any dtype they are loaded in."""
     weights = model.state_dict().items()
     digests = {name: digest(name, w.float() if w.is_floating_point() else w) for name, w in weights}
     return Fingerprint({}, digests).value

@@ -25,7 +25,7 @@ def get_wid_model(
     verify: bool = False,
     adapter_name: str = "default",
 ) -> PeftModel:
-    """Return a model that trains as the small student and is folded from the big teacher.
+    """Return a model that trains as the small student, with weights folded from the teacher's.
 
     The teacher is not copied: its tensors are the originals from which the student's weights are computed
     at each step, and training them (learning rate above 0) changes the teacher.
@@ -44,14 +44,16 @@ def get_wid_model(
         A `PeftModel`, as `peft.get_peft_model(model, config)` returns.
 
     Raises:
-        TeacherError: the model is wrapped, on the meta device, or no `PreTrainedModel`.
-        ConfigError: a name or size that its config cannot express, or example inputs that are no dictionary.
+        TeacherError: the model is wrapped, on the meta device, or not a `PreTrainedModel`.
+        ConfigError: a name or size that its config cannot express, or example inputs that are not a dictionary.
         PlanError: sizes that contradict each other or shrink a frozen dimension.
         ProofError: the permutation proof failed.
         DataError: calibration data that cannot be used.
     """
     if not isinstance(config, WidConfig):
-        raise ConfigError(f"get_wid_model takes a WidConfig, not a {type(config).__name__}.")
+        raise ConfigError(
+            f"get_wid_model takes a WidConfig, not a {type(config).__name__}. Pass WidConfig(hidden_size=...)."
+        )
     if calibration_data is not None:
         refuse_unused_data(config)
     check_teacher(model)

@@ -1,6 +1,6 @@
 """Refuses a student or teacher whose layers were replaced after the student was made.
 
-Takes two models when the student is made; looks at them again at each training forward and at the merge.
+Takes two models when the student is made; checks them at each training forward and at the merge.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Holders = tuple[tuple[str, nn.Module, int | None], ...]  # path, module, rows if
 class LayerGuard:
     """Remembers which module holds each weight of two models, and refuses any other module in its place.
 
-    What another layer computes is not computed from the teacher's weights, so it would not be merged.
+    Another layer would not be computed from the teacher's weights, so it would not be merged.
 
     Args:
         student: the model that trains.
@@ -36,13 +36,13 @@ class LayerGuard:
         self._of_student, self._of_teacher = _holders(student, paths), _holders(teacher, paths)
 
     def check(self, wrapper: PeftModel | None) -> None:
-        """Do nothing where every layer is the one that was there at the start.
+        """Refuse models in which a layer is not the one that was there at the start.
 
         Args:
-            wrapper: the `PeftModel` around the student, as far as it is known; modules set on it would do nothing.
+            wrapper: the `PeftModel` around the student, if it is known; modules set on it would do nothing.
 
         Raises:
-            WidError: names the first layer that is not, and says when it may be replaced.
+            WidError: names the first replaced layer, and says when it may be replaced.
         """
         if path := _replaced(self._student, self._of_student):
             raise WidError(OTHER_LAYERS.format(f"`{path}` of the wid model was replaced or resized"))
@@ -62,7 +62,7 @@ def _holders(model: nn.Module, paths: Iterable[str]) -> Holders:
 
 
 def _replaced(model: nn.Module, holders: Holders) -> str | None:
-    """Return the path of the first module that is not the one that was there, or has other rows now."""
+    """Return the path of the first module that was replaced, or whose number of rows changed."""
     for path, module, rows in holders:
         found: nn.Module | None = model
         for name in filter(

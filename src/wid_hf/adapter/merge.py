@@ -1,4 +1,4 @@
-"""The stock model that a merge gives, and where it may be saved.
+"""The stock model that results from a merge, and where it may be saved.
 
 Takes the teacher, a config and folded weights. Called by the tuner.
 """
@@ -33,8 +33,8 @@ def stock_model(
     """Return an instance of the teacher's class with these weights; names of one tensor stay tied.
 
     Args:
-        teacher: gives class, device and mode.
-        config: as it is now; it may have been changed since the student was made.
+        teacher: its class, device and mode are used.
+        config: the current one; it may have been changed since the student was made.
         weights: by their first names.
         names: every name in a checkpoint with the first name of the same tensor.
 
@@ -44,14 +44,14 @@ def stock_model(
     advice = "Set the sizes in model.config back, or change them on the teacher before get_wid_model."
     try:
         student = empty_student(teacher, config)
-    except Exception as cause:  # whatever a class raises for a config that it cannot be made of
+    except Exception as cause:  # a class may raise anything for a config from which it cannot be made
         raise WidError(
-            f"{type(teacher).__name__} cannot be made of model.config as it is now: {cause} {advice}"
+            f"{type(teacher).__name__} cannot be made from model.config as it is now: {cause} {advice}"
         ) from cause
     wrong = []
     tensors: dict[str, Tensor] = {}
     if others := sorted(set(saved_tensors(student)) ^ set(names)):
-        raise WidError(f"model.config as it is now makes other weights than were trained: {others[0]}. {advice}")
+        raise WidError(f"model.config as it is now does not have the weights that were trained: {others[0]}. {advice}")
     ties = [getattr(each.get_text_config(), "tie_word_embeddings", None) for each in (config, teacher.config)]
     if ties[0] != ties[1]:
         raise WidError(
@@ -77,8 +77,8 @@ def generation_config_of(
 ) -> GenerationConfig | None:
     """Return a copy of the live generation config for a model with `config`.
 
-    One that its class derived from the teacher's config follows a special token that was changed in the config since:
-    `Trainer` only adds the new end token to it, beside the old one that stood there because the old config said so.
+    A generation config that its class derived from the teacher's config follows later changes of special tokens in the
+    config: `Trainer` only adds the new end token and keeps the old one, which came from the old config.
     """
     found = deepcopy(live)
     if found is None or not getattr(found, "_from_model_config", False):
@@ -91,9 +91,9 @@ def generation_config_of(
 
 
 def set_adapter_aside_when_saved(student: PreTrainedModel) -> None:
-    """Let `student.save_pretrained` move an adapter of wid_hf that lies in the folder out of the way.
+    """Make `student.save_pretrained` move an adapter of wid_hf in the same folder to a subfolder.
 
-    `from_pretrained` looks for `adapter_config.json` first, and would load the teacher with the adapter, or fail where
+    `from_pretrained` looks for `adapter_config.json` first, and would load the teacher with the adapter, or fail if
     wid_hf is not installed.
     """
 
@@ -106,7 +106,7 @@ def set_adapter_aside_when_saved(student: PreTrainedModel) -> None:
 
 
 def _set_aside(folder: Path) -> None:
-    """Move the files of an adapter of wid_hf into a folder beside them.
+    """Move the files of an adapter of wid_hf into a subfolder.
 
     Raises:
         OutputError: there is an adapter of another method.

@@ -1,7 +1,7 @@
-"""What a user set on the modules of a model and no config holds: dropout rates, checkpointing, patched methods.
+"""Settings on the modules of a model that are not in its config: dropout rates, checkpointing, patched methods.
 
-Takes two models of one class; gives the second what was set on the first. Called by the tuner, when a student is made
-of its teacher and when it is merged.
+Takes two models of one class; sets on the second what was set on the first. Called by the tuner, when a student is made
+from its teacher and when it is merged.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ OF_LIBRARIES = ("transformers", "peft", "accelerate", "torch")  # their hooks ar
 
 
 def take_over_training_settings(source: nn.Module, target: nn.Module) -> None:
-    """Give every module of `target` the dropout rates and the gradient checkpointing of its namesake in `source`.
+    """Give every module of `target` the dropout rates and checkpointing of the module of that name in `source`.
 
-    Where `target` has a rate of 0 by its config it keeps that: `config.hidden_dropout_prob = 0` is how dropout is often
-    switched off, although modules that are made already do not follow it.
+    A rate of 0 in `target`, from its config, stays: dropout is often switched off by `config.hidden_dropout_prob = 0`,
+    although existing modules do not follow it.
     """
     modules = dict(target.named_modules())
     for name, module in source.named_modules():
@@ -41,8 +41,8 @@ def take_over_training_settings(source: nn.Module, target: nn.Module) -> None:
 def take_over_patches(teacher: nn.Module, student: nn.Module) -> None:
     """Give modules of `student` the methods that were replaced on single modules of `teacher`.
 
-    A method bound to a module of the teacher is bound to the student's module of that name. Hooks stay behind, since
-    they may depend on the teacher's sizes; a warning names the first of those that a user registered.
+    A method bound to a module of the teacher is bound to the student's module of that name. Hooks are not copied, since
+    they may depend on the teacher's sizes; a warning names the first one that a user registered.
 
     Raises:
         TeacherError: the forward of a module is a plain function, which would run the teacher's module.
@@ -63,14 +63,14 @@ def take_over_patches(teacher: nn.Module, student: nn.Module) -> None:
     if left_behind := [name for module, name in names.items() if any(map(_is_users, _forward_hooks(module)))]:
         warnings.warn(
             f"Hooks on {len(left_behind)} modules of the teacher (the first is `{left_behind[0]}`) do not run in the "
-            "student. Register them on model.base_model.model if they should.",
+            "student. If they should, register them on model.base_model.model.",
             stacklevel=4,
         )
 
 
 def _replaced_methods(module: nn.Module) -> dict[str, Any]:
     """Return what was set on `module` itself under the name of a method of its class."""
-    if hasattr(module, "_hf_hook"):  # accelerate's, which moves inputs to the module's device
+    if hasattr(module, "_hf_hook"):  # accelerate's hook, which moves inputs to the module's device
         return {}
     methods = {name: value for name, value in vars(module).items() if callable(value)}
     return {name: value for name, value in methods.items() if callable(getattr(type(module), name, None))}

@@ -1,4 +1,4 @@
-"""What PEFT's tuners offer for adapters beside weights, refused where the whole model is the adapter.
+"""Methods that PEFT's tuners have for adapters of single weights, refused here because the whole model is the adapter.
 
 `WidModel` builds on it. Every method here is one that PEFT or transformers calls by name.
 """
@@ -27,16 +27,16 @@ IN_PLACE = (
 
 
 class OneAdapterTuner(BaseTuner):
-    """A tuner that replaces one model by another, so that nothing can be added, switched off or undone in place.
+    """A tuner that replaces one model by another: nothing can be added, switched off or undone in place.
 
     Attributes:
-        student: stands for the one adapter layer that PEFT's status functions look for.
+        student: the one adapter layer for PEFT's status functions.
     """
 
     student: Student
     prefix = "wid_"
     tuner_layer_cls = FoldedWeight
-    uses_shared_state = True  # PEFT then refuses inject_adapter_in_model, which expects that the teacher is changed
+    uses_shared_state = True  # makes PEFT refuse inject_adapter_in_model, which would change the teacher
     target_module_mapping: ClassVar[dict[str, list[str]]] = {}
 
     def _create_and_replace(self, *args: Any, **kwargs: Any) -> None:
@@ -50,7 +50,7 @@ class OneAdapterTuner(BaseTuner):
             raise WidError(ONE_ADAPTER.format(self.active_adapter))
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Refuse: without its compactors there is no student."""
+        """Refuse: there is no student without its compactors."""
         raise WidError(ONE_ADAPTER.format(self.active_adapter))
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
@@ -82,12 +82,12 @@ class OneAdapterTuner(BaseTuner):
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        return key  # no key holds one; an adapter named "weight" must not change those that do hold that word
+        return key  # keys have no adapter name; an adapter named "weight" must not change keys with that word
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, *args: Any, **kwargs: Any
     ) -> nn.Module:
-        """Return the input embeddings where nothing would change; refuse another number of tokens."""
+        """Return the input embeddings if the number of tokens stays; refuse another number."""
         table: Any = self.model.get_input_embeddings()
         rows = table.num_embeddings if new_num_tokens is None else new_num_tokens
         if pad_to_multiple_of:

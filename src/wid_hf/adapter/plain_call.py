@@ -1,6 +1,6 @@
-"""A place to make models in, whatever context the caller is in.
+"""A context for making models, independent of the caller's context.
 
-Takes a device; gives a context. Used wherever the tuner makes or traces a model.
+Takes a device; gives a context manager. Used wherever the tuner makes or traces a model.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import torch
 
 @contextmanager
 def as_if_called_plainly(device: torch.device) -> Iterator[None]:
-    """Leave inference mode and autocast of the caller, if there are any.
+    """Switch the caller's inference mode and autocast off.
 
-    Tensors made in inference mode can never train, operations are traced by other names there, and outputs in half
-    precision differ too much from each other to prove anything.
+    Tensors made in inference mode can never train, operations have other names there when traced, and outputs in half
+    precision are too inexact for proofs.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))

@@ -1,7 +1,7 @@
-"""Makes PEFT know `WidConfig` and `WidModel` under the name "WID".
+"""Registers `WidConfig` and `WidModel` with PEFT under the name "WID".
 
-`peft.utils.register_peft_method` insists that the name is in PEFT's own enum, which we must not touch;
-its three public mappings take a string as well. Nothing else in wid_hf knows of them.
+`peft.utils.register_peft_method` accepts only names of PEFT's own enum, which wid_hf must not change; its three public
+mappings accept any string. No other module of wid_hf uses them.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ def register() -> None:
     """Enter the config class, the tuner class and the parameter prefix; a second call changes nothing.
 
     Raises:
-        WidError: the name is taken, by a second copy of wid_hf or by somebody else's method.
+        WidError: the name is used already, by a second copy of wid_hf or by another method.
     """
     known = PEFT_TYPE_TO_TUNER_MAPPING.get(PeftType.WID)
     if known is not None and _file(known) != _file(WidModel):
         raise WidError(
-            f'PEFT knows another method as "{PeftType.WID.value}" already, from {_file(known)}; this one is '
-            f"{_file(WidModel)}. "
-            "Import one of them only; if both are copies of wid_hf, uninstall one, or take its folder off sys.path."
+            f'PEFT has another method with the name "{PeftType.WID.value}" already, from {_file(known)}; this one is '
+            f"from {_file(WidModel)}. "
+            "Import only one of them; if both are copies of wid_hf, uninstall one, or remove its folder from sys.path."
         )
     PEFT_TYPE_TO_CONFIG_MAPPING[PeftType.WID] = WidConfig
     PEFT_TYPE_TO_TUNER_MAPPING[PeftType.WID] = WidModel
@@ -37,5 +37,5 @@ def register() -> None:
 
 
 def _file(tuner: type[BaseTuner]) -> str:
-    # Of a method: a module of the same name may have taken the place of the one that the class was made in.
+    # Of a method: another module of the same name may have replaced the class's module in sys.modules.
     return tuner.inject_adapter.__code__.co_filename

@@ -1,4 +1,4 @@
-"""Tells whether a student was changed since its start was made, so that calibrating again would throw that away."""
+"""Detects whether a student was changed since its start was made: calibrating again would lose the changes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from .fingerprint import Fingerprint, digest
 
 
 class StartRecord:
-    """Remembers the compactors of a student's start by their digest.
+    """Remembers a digest of the compactors at a student's start.
 
     Args:
         student: the model that trains.
-        student_plan: what it was made by.
+        student_plan: the plan that it was made from.
         fingerprint: of the teacher's weights before any training.
     """
 
@@ -23,11 +23,11 @@ class StartRecord:
         self._made: bytes | None = None
 
     def note(self) -> None:
-        """Remember the compactors as they are: a start was just made."""
+        """Remember the compactors as they are now: a start was just made."""
         self._made = self._digest()
 
     def is_untouched(self, calibrated: bool) -> bool:
-        """Return whether neither compactors nor the teacher's weights have moved since the last start was made.
+        """Return whether neither compactors nor the teacher's weights have changed since the last start was made.
 
         Args:
             calibrated: whether the student was calibrated, here or before it was saved.

@@ -1,7 +1,7 @@
-"""What PEFT's status functions read of a wid model.
+"""The part of a wid model that PEFT's status functions look at.
 
-PEFT puts a model's status together from its adapter layers, one beside each weight that is adapted. Here the whole
-student is one adapter: this module stands for it in the tuner, and holds no weights.
+PEFT composes a model's status from its adapter layers, one for each adapted weight. Here the whole student is one
+adapter: this module represents it in the tuner, and has no weights.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class Student(nn.Module, BaseTunerLayer):
     """The one adapter layer of a wid model, as PEFT sees it.
 
     Args:
-        tuner: the tuner whose student it stands for.
+        tuner: the tuner whose student it represents.
         adapter_name: PEFT's name for the adapter.
     """
 
@@ -24,12 +24,12 @@ class Student(nn.Module, BaseTunerLayer):
 
     def __init__(self, tuner: BaseTuner, adapter_name: str) -> None:
         super().__init__()
-        self._tuner = (tuner,)  # a tuple, since a module would become a part of this one
+        self._tuner = (tuner,)  # a tuple, since a module attribute would become a submodule
         self._active_adapter = adapter_name
 
     @property
     def folded_weights(self) -> nn.ModuleDict:
-        """The folded_weights that the student has now, by the adapter's name."""
+        """The student's current folded weights, by the adapter's name."""
         (tuner,) = self._tuner
         found = [module for module in tuner.model.modules() if isinstance(module, FoldedWeight)]
         return nn.ModuleDict({self._active_adapter: nn.ModuleList(found)})

@@ -51,14 +51,14 @@ class WidModel(OneAdapterTuner):
 
     Attributes:
         model: the student, an instance of the teacher's class; what trains and what `forward` runs.
-        student_plan: what the student was made by.
+        student_plan: the plan that the student was made from.
         fingerprint: of the teacher's weights when the student was planned.
-        calibration: what the last `calibrate` found, or None.
-        controller: takes a progressive training through its schedule; None with the narrow schedule.
-        progress: where a progressive training stands; None with the narrow schedule.
+        calibration: the report of the last `calibrate`, or None.
+        controller: runs the schedule of a progressive training; None with the narrow schedule.
+        progress: the state of a progressive training; None with the narrow schedule.
         wrapper: the `PeftModel` around this.
-        calibrated: whether the start was made, where the config needs calibration data for it, `()` bool.
-        kept: the coordinates of the teacher's first output (last axis) that the student's are, `(k,)` int64.
+        calibrated: whether the start was made, or the config needs no calibration data for it, `()` bool.
+        kept: the index set of the first output's last axis, `(k,)` int64.
     """
 
     calibrated: Tensor
@@ -72,20 +72,20 @@ class WidModel(OneAdapterTuner):
         low_cpu_mem_usage: bool = False,
         state_dict: dict[str, Tensor] | None = None,
     ) -> None:
-        """Plan the student, and let it replace `model`, the teacher.
+        """Plan the student, and replace `model`, the teacher, by it.
 
         Raises:
             TeacherError: the config is that of an adapter of another teacher.
-            WidError: there is a student already, or PEFT makes weights on the meta device (low_cpu_mem_usage).
+            WidError: there is a student already, or PEFT puts weights on the meta device (low_cpu_mem_usage).
         """
         if hasattr(self, "student_plan"):
             raise WidError(ONE_ADAPTER.format(self.active_adapter))
         if nn.LayerNorm(1).weight.is_meta:  # its weight is made without random numbers
             raise WidError(
-                "low_cpu_mem_usage=True has nothing to save here: no weight of the teacher is copied. Drop it."
+                "low_cpu_mem_usage=True saves no memory here: no weight of the teacher is copied. Leave it out."
             )
         check_teacher(model)
-        config = copy(self.peft_config[adapter_name])  # the caller may make another student by the same config
+        config = copy(self.peft_config[adapter_name])  # the caller may use the same config for another student
         self.fingerprint = Fingerprint.of(named_weights(model), aliases(model))
         if config.teacher_fingerprint is not None:
             refuse_other_teacher(config.teacher_fingerprint, self.fingerprint)
@@ -94,13 +94,13 @@ class WidModel(OneAdapterTuner):
             config.teacher_fingerprint = self.fingerprint.value
             config.overrides = deepcopy(config.overrides)
             config.example_inputs = _savable(config.example_inputs)
-            self._config = student_plan.settled.config(config)  # leaves nothing open, whatever loads it
+            self._config = student_plan.settled.config(config)  # it leaves nothing open when it is loaded
             self.peft_config[adapter_name] = self._config
             self.student = Student(self, adapter_name)
             self._make_student(model, student_plan)
 
     def _make_student(self, teacher: PreTrainedModel, student_plan: StudentPlan) -> None:
-        """Make the student at its start, with what watches over it."""
+        """Make the student at its start, with its guards."""
         config, trace, plan = self._config, student_plan.trace, student_plan.plan
         self.student_plan = student_plan
         self._teacher = (teacher,)  # a tuple keeps it out of the module tree: its parameters are there already
@@ -138,12 +138,12 @@ class WidModel(OneAdapterTuner):
 
     @property
     def settled(self) -> Settled:
-        """Which sizes the config came to mean for the teacher, and why."""
+        """Which sizes were decided on for the teacher, and why."""
         return self.student_plan.settled
 
     @property
     def teacher(self) -> PreTrainedModel:
-        """The teacher; its weights are the very tensors that the student is folded from, trained if those train."""
+        """The teacher; the student is folded from its tensors, so it changes if they train."""
         return self._teacher[0]
 
     @property
@@ -152,9 +152,9 @@ class WidModel(OneAdapterTuner):
         return self.controller is not None and self.controller.is_wide
 
     def kept_outputs(self) -> list[int]:
-        """Return which coordinates of the teacher's first output (last axis) the student's started as, or keeps now."""
+        """Return the index set of the first output's last axis, at the student's start or as it is now."""
         if self.progress is not None and self.is_wide:
-            return self._kept(self.progress.kept()).tolist()
+            return self._kept(self.progress.index_sets()).tolist()
         return self.kept.tolist()
 
     def wid_begin(
@@ -163,32 +163,32 @@ class WidModel(OneAdapterTuner):
         optimizer: torch.optim.Optimizer | None = None,
         wrapped: nn.Module | None = None,
     ) -> None:
-        """Make a progressive schedule ready, before the first step or after a checkpoint was loaded.
+        """Prepare a progressive schedule, before the first step or after a checkpoint was loaded.
 
         `WidCallback` and `WidTrainer` do this. With the narrow schedule it changes nothing.
 
         Args:
             total_steps: optimizer steps of the whole training, if the schedule does not say.
-            optimizer: carried along when the model shrinks. Without it the model stays at the teacher's widths, its
-                dropped rows at zero.
+            optimizer: shrinks with the model. Without it the model stays at the teacher's widths, with dropped rows at
+                zero.
             wrapped: the `DistributedDataParallel` around the model, if there is one; it is set up again when the
                 model shrinks.
 
         Raises:
-            ConfigError: a schedule that does not end within training, in shares of an unknown total, or that needs
-                an optimizer and has none.
+            ConfigError: a schedule that does not end within training, is in shares of an unknown total, or needs an
+                optimizer and has none.
         """
         if self.controller is not None:
             self.controller.begin(total_steps, optimizer, wrapped)
 
     def wid_step(self, step: int) -> bool:
-        """Do what the schedule has due after optimizer step `step`, counted from 1; return whether the model shrank.
+        """Do what the schedule says after optimizer step `step`, counted from 1; return whether the model shrank.
 
         When it shrinks, the optimizer given to `wid_begin` holds the narrow compactors and their moments from then on.
         With the narrow schedule this changes nothing.
 
         Raises:
-            ConfigError: see `wid_begin`, which is called without arguments if nobody did.
+            ConfigError: see `wid_begin`, which is called here without arguments if it was not called before.
             WidError: a step before the last one seen.
         """
         shrank = self.controller is not None and self.controller.step(step)
@@ -203,24 +203,24 @@ class WidModel(OneAdapterTuner):
         adapter_names: list[str] | None = None,
         force: bool = False,
     ) -> PreTrainedModel:
-        """Write the folded weights into a fresh stock model: the student, free of wid_hf.
+        """Write the folded weights into a fresh stock model: the student, which does not need wid_hf.
 
-        Its outputs equal the outputs of this model exactly: the tensors are those that training used.
+        Its outputs equal the outputs of this model exactly: it has the tensors that training used.
 
         Args:
-            progressbar: accepted because PEFT's tuners take it; the merge takes no noticeable time.
+            progressbar: has no effect; PEFT's tuners accept it.
             safe_merge: refuse to merge weights that are not finite.
             adapter_names: None, or a list of the one adapter.
-            force: merge although the schedule is not done or calibration is missing, with a warning; of a schedule,
-                what is left of dropped rows is lost.
+            force: merge although the schedule is not done or calibration is missing, with a warning; dropped rows that
+                are not yet zero are lost.
 
         Returns:
             An instance of the teacher's class with the student's config.
 
         Raises:
-            WidError: the start needs calibration data and was never given any, the schedule is not done,
-                `safe_merge` found NaN, layers were replaced or `config` was given other sizes than the weights have, or
-                there is no adapter of that name.
+            WidError: the start needs calibration data and got none, the schedule is not done, `safe_merge` found NaN,
+                layers were replaced, the sizes in `config` are not those of the weights, or there is no adapter of that
+                name.
         """
         if adapter_names is not None:
             self._refuse_other_names(adapter_names)
@@ -250,30 +250,30 @@ class WidModel(OneAdapterTuner):
         self,
         batches: Iterable[Batch],
         *,
-        lifts: bool = True,
-        spectra: bool = True,
-        basis: bool = True,
+        reconstruction: bool = True,
+        head_svd: bool = True,
+        pca: bool = True,
         reset: bool = False,
     ) -> None:
         """Set the start of every compactor from the teacher's activations on `batches`.
 
-        With `init="calibrated"` indices are chosen, the inside of attention heads is turned to what matters most,
-        and each weight's columns are fitted so that it reads from the student's stream what the teacher reads. A
-        stream that is proved to meet only RMS norms and matrices keeps its principal directions in place of indices.
-        With `init="identity"` only indices are chosen.
+        With `init="calibrated"` index sets are selected, attention heads are rotated by head SVD, and layer-wise least
+        squares fit each weight's columns so that its input in the teacher is reconstructed from its input in the
+        student. A stream that is proved to meet only RMS norms and matrices keeps its principal directions instead of
+        indices. With `init="identity"` only index sets are selected.
 
         Args:
             batches: keyword dictionaries for the teacher's forward; padding is left out by `attention_mask`. Labels are
-                used only where a sequence-to-sequence model makes its decoder's inputs of them.
-            lifts: False leaves the fitting of columns out, to see what it is worth.
-            spectra: False leaves the turning of heads out.
-            basis: False keeps indices of every stream.
-            reset: True throws away what compactors have learned so far.
+                used only if a sequence-to-sequence model makes its decoder's inputs from them.
+            reconstruction: False leaves out the least squares, to measure their effect.
+            head_svd: False selects indices inside heads.
+            pca: False selects indices of every stream.
+            reset: True discards what compactors have learned so far.
 
         Raises:
-            DataError: there is no batch or nothing but padding, too few tokens, or activations are not finite.
+            DataError: there is no batch or only padding, too few tokens, or activations are not finite.
             ConfigError: `init="identity"` with `selection="first"`, which no data changes.
-            WidError: the model is not at its start any more, and `reset` is False.
+            WidError: the model is no longer at its start, and `reset` is False.
         """
         config, teacher = self._config, self.teacher
         if self.controller is not None:
@@ -285,7 +285,7 @@ class WidModel(OneAdapterTuner):
         if not reset and not self._start.is_untouched(self._is_calibrated()):
             raise WidError(
                 "This model's weights are not those of its start: it was trained, loaded or cast since. calibrate() "
-                "would throw that away; call calibrate(batches, reset=True) if it should."
+                "would lose these changes. To lose them, call calibrate(batches, reset=True)."
             )
         batches = checked_batches(batches)
         solved = config.init == "calibrated"
@@ -298,9 +298,9 @@ class WidModel(OneAdapterTuner):
                 self.plan,
                 batches,
                 selection=config.selection,
-                head_svd=spectra and solved,
-                pca=basis and solved,
-                reconstruction=lifts and solved,
+                head_svd=head_svd and solved,
+                pca=pca and solved,
+                reconstruction=reconstruction and solved,
                 ridge=config.calibration_config.ridge,
             )
         self.calibration = found if solved else None
@@ -313,19 +313,19 @@ class WidModel(OneAdapterTuner):
         return bool(self.calibrated)
 
     def _before_forward(self, *_: Any) -> None:
-        """Refuse to train what could not be merged; warn of a forward before calibration."""
+        """Refuse training that could not be merged; warn of a forward before calibration."""
         trains = self.model.training and torch.is_grad_enabled()
         if trains and not torch.compiler.is_compiling():
             self._layer_guard.check(self.wrapper.known)
         self._calibration_guard.before_forward(trains)
 
     def _kept(self, sets: IndexSets) -> Tensor:
-        # The first output may be a number: a loss of routers.
+        # The first output may be a scalar: a loss of routers.
         last = next((dims[-1] for dims in self.student_plan.trace.output_dims if dims), None)
         return torch.tensor(axis_indices(self.plan, last, sets) if last is not None else [], dtype=torch.long)
 
     def _follow_phase(self) -> None:
-        """Bring what depends on the widths up to date after a progressive model has changed them."""
+        """Update everything that depends on the widths after a progressive model has changed them."""
         assert self.controller is not None
         self.kept = self._kept(self.controller.index_sets).to(self.kept.device)
         assigned = self._seen("config")
@@ -353,22 +353,22 @@ class WidModel(OneAdapterTuner):
     ) -> dict[str, Tensor]:
         tuner = model.base_model
         tuner.wrapper.remember(model)
-        held = proved_state(config, tuner.fingerprint, state_dict)
-        tuner._follow_saved(held)  # compactors have other shapes once a progressive training is narrow
-        return fitting_state(model, tuner.fingerprint, held)
+        proved = proved_state(config, tuner.fingerprint, state_dict)
+        tuner._follow_saved(proved)  # compactors have other shapes once a progressive training is narrow
+        return fitting_state(model, tuner.fingerprint, proved)
 
-    def _follow_saved(self, held: dict[str, Tensor]) -> None:
-        """Be calibrated or not, wide or narrow, as the adapter `held` is that is about to be loaded."""
-        if CALIBRATED in held:
-            self._calibration_guard.follow_loaded(bool(held[CALIBRATED]))
+    def _follow_saved(self, state: dict[str, Tensor]) -> None:
+        """Become calibrated or not, wide or narrow, as the adapter is that `state` comes from."""
+        if CALIBRATED in state:
+            self._calibration_guard.follow_loaded(bool(state[CALIBRATED]))
         if self.controller is not None:
-            saved = {name.removeprefix(PROGRESS): t for name, t in held.items() if name.startswith(PROGRESS)}
+            saved = {name.removeprefix(PROGRESS): t for name, t in state.items() if name.startswith(PROGRESS)}
             if self.controller.match(saved):
                 self._follow_phase()
 
 
 def _savable(inputs: Any) -> dict[str, Any] | None:
-    """Return example inputs as a config can hold them; None for what no file can hold, which a loader gives again."""
+    """Return example inputs as a config can hold them; None if no file can hold them (to be given again on loading)."""
     with suppress(ConfigError):
         return packed(inputs) if inputs is not None else None
     return None

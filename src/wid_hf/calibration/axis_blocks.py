@@ -1,6 +1,6 @@
 """Covariances of whole axes cut into blocks of their leaves, and maps of heads joined to block-diagonal ones.
 
-Takes a plan's trees and matrices over their flat indices. Called by `select` and `head_rotation`.
+Takes dimensions of a plan and matrices over their flat indices. Called by `select` and `head_rotation`.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from ..coupling.plan import Plan
 
 
 def pieces(dim: Dim) -> Iterator[tuple[int, Dim]]:
-    """Yield each part of an axis with its first flat index; the axis itself where it has none."""
+    """Yield each part of an axis with its first flat index; the axis itself if it has no parts."""
     start = 0
     for part in parts_of(dim):
         yield start, part
         start += part.size
 
 
-def stretch(dim: Dim, start: int, stop: int) -> list[Dim]:
-    """Return the factors, outermost first, of the part of an axis that spans [start, stop); none if no part does."""
+def part_factors(dim: Dim, start: int, stop: int) -> list[Dim]:
+    """Return the factors, outermost first, of the part of an axis that is exactly [start, stop); none if no part is."""
     found = [part for at, part in pieces(dim) if (at, at + part.size) == (start, stop)]
     return [find(factor) for factor in factors_of(found[0])] if found else []
 
@@ -34,7 +34,7 @@ def stretch(dim: Dim, start: int, stop: int) -> list[Dim]:
 def by_leaf(plan: Plan, dim: Dim, matrix: Tensor) -> Iterator[tuple[Dim, Tensor]]:
     """Yield each leaf of an axis with its blocks of a `(size, size)` matrix, summed over everything else.
 
-    `(n, n)`, or `(n_outer, n, n)` where a leaf's indices may differ for each index of the leaf around it.
+    `(n, n)`, or `(n_outer, n, n)` if a leaf's indices may differ for each index of the leaf around it.
     """
     for start, part in pieces(dim):
         block = matrix[start : start + part.size, start : start + part.size]
@@ -42,28 +42,28 @@ def by_leaf(plan: Plan, dim: Dim, matrix: Tensor) -> Iterator[tuple[Dim, Tensor]
         grid = block.reshape([factor.size for factor in factors] * 2)
         for place, factor in enumerate(factors):
             around = [at for at, other in enumerate(factors) if other is plan.under.get(factor)]
-            reduced = _traced(grid, len(factors), [*around, place])
+            reduced = _partial_trace(grid, len(factors), [*around, place])
             if factor.parts:
                 yield from by_leaf(plan, factor, reduced)
             else:
                 yield factor, reduced
 
 
-def _traced(grid: Tensor, count: int, kept: list[int]) -> Tensor:
-    """Keep two copies of the last of `kept`, one (the diagonal) of the others, and sum over the rest's diagonals."""
-    *around, last = kept
+def _partial_trace(grid: Tensor, count: int, axes: list[int]) -> Tensor:
+    """Keep the last of `axes` twice, the diagonal of its other entries, and sum over the diagonals of all the rest."""
+    *around, last = axes
     rows = list(range(count))
     columns = [count if at == last else at for at in rows]
     return torch.einsum(grid, [*rows, *columns], [*around, last, count])
 
 
 def spread(plan: Plan, factors: list[Dim], outer: Dim | None, sets: IndexSets, maps: Tensor) -> Tensor:
-    """Return one map of a whole stretch from `maps (n_outer, k, n)` of its last factor: block-diagonal.
+    """Return one block-diagonal map of a part of an axis from `maps (n_outer, k, n)` of its last factor.
 
     Args:
         plan: sizes.
-        factors: of the stretch, all of them leaves.
-        outer: the factor whose index selects the map; None where there is one map.
+        factors: of the part, all of them leaves.
+        outer: the factor whose index selects the map; None if there is one map.
         sets: which indices of the factors around the last are kept.
         maps: for each index of `outer`, `k` from `n`.
 
@@ -72,9 +72,9 @@ def spread(plan: Plan, factors: list[Dim], outer: Dim | None, sets: IndexSets, m
     """
     around = factors[:-1]
     _, k, n = maps.shape
-    kept = list(product(*(axis_indices(plan, factor, sets) for factor in around)))
-    whole = maps.new_zeros(len(kept) * k, prod(factor.size for factor in factors))
-    for row, indices in enumerate(kept):
+    selected = list(product(*(axis_indices(plan, factor, sets) for factor in around)))
+    whole = maps.new_zeros(len(selected) * k, prod(factor.size for factor in factors))
+    for row, indices in enumerate(selected):
         flat = 0
         for factor, index in zip(around, indices, strict=True):
             flat = flat * factor.size + index

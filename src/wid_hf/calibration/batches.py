@@ -1,4 +1,4 @@
-"""A batch of calibration data as a forward takes it.
+"""Prepares a batch of calibration data for a forward.
 
 Takes keyword arguments as a tokenizer or a data collator makes them; gives those for one forward without a loss.
 """
@@ -25,9 +25,9 @@ NOT_FINITE = "The {}'s activations on the calibration data are not finite; check
 
 
 def prepared(model: nn.Module, batch: Batch) -> dict[str, Any]:
-    """Return `batch` for one forward: on the model's device, without labels where they are not needed, never caching.
+    """Return `batch` for one forward: on the model's device, without a cache, and without labels unless needed.
 
-    A sequence-to-sequence model keeps its labels where it is given nothing else for its decoder: it shifts them itself.
+    A sequence-to-sequence model keeps its labels if they are all that it gets for its decoder: it shifts them itself.
     """
     device = next(model.parameters()).device
     given = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
@@ -44,7 +44,7 @@ def prepared(model: nn.Module, batch: Batch) -> dict[str, Any]:
 
 
 def refuse_batch(model: nn.Module, batch: Batch, error: BaseException) -> NoReturn:
-    """Raise what a forward raised, as a refusal of its batch where the batch may be at fault.
+    """Raise the error of a forward, as a refusal of its batch if the batch may be the cause.
 
     Raises:
         DataError: names the arguments of the batch.

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-RELATIVE_EPS = 1e-9  # of the largest variance: what is left below it is rounding
+RELATIVE_EPS = 1e-9  # of the largest variance: a smaller rest is rounding
 
 
-def pivots(covariance: Tensor, count: int) -> Tensor:
+def column_subset(covariance: Tensor, count: int) -> Tensor:
     """Return the first `count` pivots of a pivoted Cholesky factorisation, sorted `(count,)`.
 
-    Each pivot is the index that varies most after regression on those chosen before it. Where everything left
-    is explained already (a degenerate covariance), the indices of largest variance fill up.
+    Each pivot is the index that varies most after regression on those chosen before it. If the rest is explained
+    already (a degenerate covariance), the indices of largest variance follow.
 
     Args:
         covariance: `(n, n)`, float64.
@@ -43,10 +43,10 @@ def pivots(covariance: Tensor, count: int) -> Tensor:
     return torch.tensor(sorted(kept))
 
 
-def blocks(covariances: Sequence[Tensor], grams: Sequence[Tensor], size: int, count: int) -> Tensor:
-    """Return the `count` of `size` blocks (heads) whose indices explain what all blocks contribute best.
+def block_subset(covariances: Sequence[Tensor], grams: Sequence[Tensor], size: int, count: int) -> Tensor:
+    """Return the `count` of `size` blocks (heads) whose indices best explain the contribution of all blocks.
 
-    Greedy: each step keeps the block that, together with those kept, regresses the largest share of the
+    Greedy: each step adds the block that, together with those chosen before, explains the largest share of the
     energy `tr(W S W^T)` of the outputs, summed over the weights.
 
     Args:

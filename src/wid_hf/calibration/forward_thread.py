@@ -1,7 +1,7 @@
 """A forward that can be paused in the middle, before a tensor is contracted with a weight.
 
-A forward is a call into the code of a model, which Python leaves only by returning. So each runs in a thread of its
-own, exactly one at a time, and waits inside a dispatch mode. Known to `lockstep` only.
+Python leaves a call into a model's code only when it returns. So each forward runs in a separate thread, exactly one at
+a time, and waits inside a dispatch mode. Used by `lockstep` only.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Operand:
 
     Attributes:
         at: number of the weight input in the plan.
-        tensor: the tensor itself.
-        axis: the axis of it that is contracted.
+        tensor: the tensor.
+        axis: its axis that is contracted.
         padding: of the forward's batch.
     """
 
@@ -49,7 +49,7 @@ class Operand:
 
     @property
     def identity(self) -> tuple[Any, ...]:
-        """Equal for two operands, both of them held, that are the same values in the same memory."""
+        """Equal for two operands of the same values in the same memory, as long as both exist."""
         tensor = self.tensor
         return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor._version, self.axis
 
@@ -59,13 +59,13 @@ class Operand:
 
 
 class _Closed(BaseException):
-    """Ends a forward that nobody waits for; no `except Exception` in a model can hold it up."""
+    """Ends a forward whose results are not needed; an `except Exception` in a model does not catch it."""
 
 
 class ForwardThread(threading.Thread):
     """One forward of a model, which runs only while `advance` waits for it.
 
-    Grad mode, autocast and dispatch modes belong to a thread; all else about the forward is as if it were called.
+    Grad mode, autocast and dispatch modes belong to a thread; in all else the forward is like a plain call.
 
     Args:
         model: whose forward it is.
@@ -89,7 +89,7 @@ class ForwardThread(threading.Thread):
         self._padding = Padding(batch)
         self._precision = precision
         self._mode = _WeightInputMode(weight_inputs, stops, self._pause)
-        # No semaphores: those of `threading` are Python, and a Ctrl-C in the middle of one loses a wake-up for good.
+        # No semaphores: those of `threading` are Python code, and a Ctrl-C inside of it may lose a wake-up.
         self._go: SimpleQueue[None] = SimpleQueue()
         self._arrived: SimpleQueue[None] = SimpleQueue()
         self._here: Operand | None = None
@@ -97,7 +97,7 @@ class ForwardThread(threading.Thread):
         self._closing = False
 
     def advance(self) -> Operand | None:
-        """Run to the next stop and return what is contracted there, or None at the end.
+        """Run to the next stop and return the operand there, or None at the end of the forward.
 
         Raises:
             DataError: the model's forward raised on this batch.
@@ -111,18 +111,18 @@ class ForwardThread(threading.Thread):
         return self._here
 
     def close(self) -> None:
-        """End the forward where it stands."""
+        """End the forward at its current stop."""
         self._closing = True
         self._go.put(None)
         if self.ident is not None:
             self.join()
 
-    def know(self, weight: str, tensor: Tensor) -> None:
-        """Take `tensor` for the weight of that name from now on."""
-        self._mode.know(weight, tensor)
+    def set_weight(self, weight: str, tensor: Tensor) -> None:
+        """Recognise `tensor` as the weight of that name from now on."""
+        self._mode.set_weight(weight, tensor)
 
     def replace(self, weight: str, value: Tensor) -> None:
-        """Give the next operation `value` as `weight`, even though the model has taken hold of the old one."""
+        """Use `value` as `weight` in the next operation: it is written into the tensor that the model already has."""
         old = self._mode.latest.get(weight, lambda: None)()
         if old is not None:
             old.copy_(value)
@@ -137,7 +137,7 @@ class ForwardThread(threading.Thread):
                     self._model.forward(**self._batch)
         except _Closed:
             pass
-        except BaseException as error:  # handed to the thread that waits
+        except BaseException as error:  # raised again in the thread that waits
             self._error = error
         finally:
             self._here = None
@@ -152,7 +152,7 @@ class ForwardThread(threading.Thread):
 
 
 class _WeightInputMode(TorchDispatchMode):
-    """Knows weights among the operands of products, and pauses before the inputs of weights that are asked for."""
+    """Recognises weights among the operands of products, and pauses at the given weight inputs."""
 
     def __init__(
         self, weight_inputs: Sequence[WeightInput], stops: Collection[int], pause: Callable[[int, Tensor, int], None]
@@ -167,8 +167,8 @@ class _WeightInputMode(TorchDispatchMode):
         for at, weight_input in enumerate(weight_inputs):
             self._uses[weight_input.weight].append(at)
 
-    def know(self, weight: str, tensor: Tensor) -> None:
-        """Take `tensor` for the weight of that name from now on."""
+    def set_weight(self, weight: str, tensor: Tensor) -> None:
+        """Recognise `tensor` as the weight of that name from now on."""
         self._names[tensor] = weight
         self.latest[weight] = ref(tensor)
 
@@ -183,7 +183,7 @@ class _WeightInputMode(TorchDispatchMode):
         return out
 
     def _stop(self, func: OpOverload, args: Sequence[Any]) -> tuple[int, Tensor, int] | None:
-        """Return the number of the weight input that `func` is, its tensor and contracted axis; None if it is none."""
+        """Return number, tensor and contracted axis if `func` is a weight input of the plan, else None."""
         if (product := contraction(func, args)) is None:
             return None
         for (tensor, axis), (weight, _) in (product.operands, product.operands[::-1]):

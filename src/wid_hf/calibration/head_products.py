@@ -1,6 +1,6 @@
 """Which widths inside attention heads may be rotated by any matrix, and where the rotation is undone.
 
-Takes the trace and the plan; gives for each such leaf the rows that make it and the weight inputs that contract it.
+Takes the trace and the plan; gives for each such leaf the rows that compute it and the weight inputs that contract it.
 Called by `initialize`; `head_rotation` finds the rotations.
 """
 
@@ -14,17 +14,17 @@ from ..coupling.carrier import Carrier
 from ..coupling.dims import Dim, leaves
 from ..coupling.plan import Plan
 from ..coupling.trace import Trace
-from .axis_blocks import pieces, stretch
+from .axis_blocks import part_factors, pieces
 
 
 @dataclass
 class HeadProducts:
-    """The places where a leaf inside heads is contracted, all that is needed to rotate it.
+    """The places where a leaf inside heads is computed and contracted.
 
     Attributes:
-        left: stretches of rows whose outputs meet those of `right` in a product (queries).
+        left: ranges of rows whose outputs are multiplied with those of `right` (queries).
         right: the others (keys).
-        written: stretches of rows whose outputs arrive, mixed over positions only, at weight inputs (values).
+        written: ranges of rows whose outputs reach weight inputs, mixed over positions only (values).
         weight_inputs: numbers of those weight inputs (of output projections).
     """
 
@@ -35,15 +35,15 @@ class HeadProducts:
 
     @property
     def makers(self) -> set[Carrier]:
-        """Every stretch of rows that makes the leaf."""
+        """Every range of rows that computes the leaf."""
         return self.left | self.right | self.written
 
 
 def rotatable_heads(trace: Trace, plan: Plan) -> dict[Dim, HeadProducts]:
     """Return the shrinking leaves inside heads that may be rotated by any matrix, with the places where it is undone.
 
-    Only linear operations meet such a leaf, and it stands nowhere but in rows whose outputs meet in a product or are
-    contracted with a weight; the biases beside these rows rotate along.
+    Only linear operations use such a leaf, and it occurs only in rows whose outputs are multiplied with each other or
+    contracted with a weight, and in the biases of these rows, which are rotated as well.
     """
     shrinking = {leaf for leaf, size in plan.targets.items() if size < leaf.size}
     free = shrinking.difference(plan.matched, trace.aligned)
@@ -53,7 +53,7 @@ def rotatable_heads(trace: Trace, plan: Plan) -> dict[Dim, HeadProducts]:
         if leaf in free
         and _is_one_sided(products)
         and _have_known_inputs(plan, products)
-        and _stands_nowhere_else(plan, leaf, products)
+        and _occurs_nowhere_else(plan, leaf, products)
     }
 
 
@@ -80,9 +80,9 @@ def _products(trace: Trace, plan: Plan) -> dict[Dim, HeadProducts]:
 
 
 def _inner(plan: Plan, carrier: Carrier) -> Dim | None:
-    """Return the innermost leaf of a stretch of a matrix made of leaves only."""
+    """Return the innermost factor of a range of a matrix's axis, if all its factors are leaves."""
     axes = plan.axes[carrier.parameter]
-    factors = stretch(axes[carrier.axis], carrier.start, carrier.stop)
+    factors = part_factors(axes[carrier.axis], carrier.start, carrier.stop)
     return factors[-1] if len(axes) == 2 and factors and all(factor.is_leaf for factor in factors) else None
 
 
@@ -92,7 +92,7 @@ def _is_one_sided(products: HeadProducts) -> bool:
 
 
 def _have_known_inputs(plan: Plan, products: HeadProducts) -> bool:
-    """Return whether the moments of the makers' outputs follow from those of their inputs.
+    """Return whether the moments of the outputs of these rows follow from those of their inputs.
 
     They do not for rows that are looked up, or whose weight is not contracted along its other axis.
     """
@@ -103,8 +103,8 @@ def _have_known_inputs(plan: Plan, products: HeadProducts) -> bool:
     )
 
 
-def _stands_nowhere_else(plan: Plan, leaf: Dim, products: HeadProducts) -> bool:
-    """Return whether every stretch with `leaf` makes it, is contracted along it, or is a bias beside one that does."""
+def _occurs_nowhere_else(plan: Plan, leaf: Dim, products: HeadProducts) -> bool:
+    """Return whether every part with `leaf` computes it, is contracted along it, or is a bias of rows that do."""
     contracted = _contracted_axes(plan)
     makers = products.makers
     weights = {carrier.parameter for carrier in makers}
@@ -114,11 +114,11 @@ def _stands_nowhere_else(plan: Plan, leaf: Dim, products: HeadProducts) -> bool:
         place in makers
         or ((place.parameter, place.axis) in undone and contracted[place.parameter] == {place.axis})
         or (place.parameter in biases and len(plan.axes[place.parameter]) == 1)
-        for place in _stretches_with(plan, leaf)
+        for place in _parts_with(plan, leaf)
     )
 
 
-def _stretches_with(plan: Plan, leaf: Dim) -> Iterator[Carrier]:
+def _parts_with(plan: Plan, leaf: Dim) -> Iterator[Carrier]:
     """Yield every part of every axis that has `leaf` in it."""
     for weight, axes in plan.axes.items():
         for axis, dim in enumerate(axes):

@@ -1,7 +1,7 @@
 """The rotations inside attention heads, from the moments of weight inputs by head SVD.
 
-Takes the leaves that may be rotated, gathers the moments of what meets inside heads, and gives dense maps of stretches
-of axes. Called by `initialize`.
+Takes the leaves that may be rotated, gathers moments of queries, keys and values, and gives dense maps of parts of
+axes. Called by `initialize`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..coupling.dims import Dim
 from ..coupling.index_sets import IndexSets
 from ..coupling.plan import Plan
 from ..coupling.trace import Trace
-from .axis_blocks import by_leaf, spread, stretch
+from .axis_blocks import by_leaf, part_factors, spread
 from .head_products import HeadProducts, whole_axis
 from .head_svd import context_maps, logit_maps
 from .moment_pass import InputMoments
@@ -41,7 +41,7 @@ class HeadRotation:
         self._contexts: dict[Dim, list[tuple[Tensor, Tensor]]] = defaultdict(list)
 
     def needs(self, at: int) -> bool:
-        """Return whether queries or keys are made from the weight input, or values arrive there."""
+        """Return whether queries or keys are computed from the weight input, or values reach it."""
         weight = self._plan.weight_inputs[at].weight
         return any(carrier.parameter == weight for carrier in self._factors) or any(
             at in products.weight_inputs for products in self._heads.values()
@@ -54,12 +54,12 @@ class HeadRotation:
                 self._contexts[leaf] += self._context(leaf, moments)
             for carrier in products.left | products.right:
                 if carrier.parameter == moments.weight_input.weight:
-                    # A softmax does not change when all keys move by the same vector.
+                    # A softmax does not change when the same vector is added to all keys.
                     output = self._output_moments(carrier, moments, centred=carrier in products.right)
                     self._outputs[carrier] = self._outputs.get(carrier, 0) + output
 
     def maps(self, sets: IndexSets) -> dict[Carrier, Tensor]:
-        """Return for every stretch of an axis along a rotated leaf its map `(k, n)`, block-diagonal over heads.
+        """Return for every part of an axis with a rotated leaf its map `(k, n)`, block-diagonal over heads.
 
         Args:
             sets: which heads, and which indices of anything else around the leaf, are kept.
@@ -68,12 +68,14 @@ class HeadRotation:
         for leaf, products in self._heads.items():
             for carriers, maps in self._maps_per_head(leaf, products):
                 for carrier in carriers:
-                    factors = stretch(self._plan.axes[carrier.parameter][carrier.axis], carrier.start, carrier.stop)
+                    factors = part_factors(
+                        self._plan.axes[carrier.parameter][carrier.axis], carrier.start, carrier.stop
+                    )
                     found[carrier] = spread(self._plan, factors, self._plan.under.get(leaf), sets, maps.cpu())
         return found
 
     def _maps_per_head(self, leaf: Dim, products: HeadProducts) -> Iterator[tuple[Iterable[Carrier], Tensor]]:
-        """Yield the maps `(heads, k, n)` of each side of the products, with the stretches that they are for."""
+        """Yield the maps `(heads, k, n)` of each side of the products, with the parts of axes that they are for."""
         count = self._plan.targets[leaf]
         if products.left:
             sides = products.left, products.right
@@ -96,11 +98,11 @@ class HeadRotation:
         return [(matrix, gram) for (one, matrix), (_, gram) in blocks if one is leaf]
 
     def _output_moments(self, carrier: Carrier, moments: InputMoments, centred: bool) -> Tensor:
-        """Return second moments per head `(heads, n, n)` of the outputs of a stretch of rows."""
+        """Return second moments per head `(heads, n, n)` of the outputs of a range of rows."""
         part = slice(carrier.start, carrier.stop)
         rows = moments.weight[part]
         bias = moments.weight_input.bias
-        factors = stretch(self._plan.axes[carrier.parameter][carrier.axis], carrier.start, carrier.stop)
+        factors = part_factors(self._plan.axes[carrier.parameter][carrier.axis], carrier.start, carrier.stop)
         shape, width = [factor.size for factor in factors[:-1]], factors[-1].size
         heads = rows.view(-1, width, rows.shape[1])
         outputs = heads @ moments.covariance.matrix(centred=True) @ heads.mT

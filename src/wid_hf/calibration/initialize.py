@@ -48,11 +48,11 @@ def initialize(
         student: installed by `layers.install`.
         trace: the teacher's.
         plan: sizes.
-        batches: keyword dictionaries for the teacher's forward; held in memory until the end.
+        batches: keyword dictionaries for the teacher's forward; all are in memory until the end.
         selection: the rule by which indices are chosen: `"first"`, `"variance"` or `"pivots"` (column subsets).
-        head_svd: whether the inside of attention heads is rotated by head SVD, in place of selected indices.
-        pca: whether a stream that meets RMS norms and matrices only is rotated by PCA, in place of selected indices.
-        reconstruction: whether every weight input is fitted to the teacher's.
+        head_svd: whether to rotate the inside of attention heads by head SVD instead of selecting indices.
+        pca: whether to rotate a stream that only RMS norms and matrices use by PCA instead of selecting indices.
+        reconstruction: whether to fit every weight input to the teacher's.
         ridge: ridge strength of these fits, relative to the mean variance of the input.
 
     Raises:
@@ -69,7 +69,7 @@ def initialize(
         elif selection == "variance":
             index_sets = variance_indices(teacher, trace, plan, batches, precision)
 
-        # A dimension that any matrix may rotate keeps combinations of its indices, every other one keeps indices.
+        # A dimension that any matrix may rotate keeps combinations of its indices; all others keep indices.
         heads = rotatable_heads(trace, plan) if head_svd else {}
         stream = rotatable_stream(teacher, trace, plan) if pca and index_sets is None else None
         rotated = set(heads) | ({stream.leaf} if stream is not None else set())

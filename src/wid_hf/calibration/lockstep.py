@@ -1,8 +1,8 @@
 """Forwards of several models on several batches that advance together and stop at inputs of weights.
 
 Takes models and batches; gives, in the order of the forward, the tensors that all forwards are about to contract with
-one weight. No forward runs twice, and nothing is stored but what each paused forward holds. How a forward is paused is
-told in `forward_thread` and known here only.
+one weight. No forward runs twice, and the only activations in memory are those that paused forwards still need.
+`forward_thread` pauses a forward; no other module uses it.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from .forward_thread import ForwardThread, Operand
 from .precision import Precision
 
 Operands = Sequence[Operand | None]
-"""What each batch's forward of one model contracts with the weight; None for a forward that does not reach it."""
+"""For each batch the operand in one model's forward; None for a forward that does not reach the weight input."""
 
 
 @dataclass(frozen=True, eq=False)
 class Watched:
-    """A model and its weights by the plan's names: tensors, or modules that return the weight when it is used."""
+    """A model, and its weights by name in the plan: tensors, or modules whose output is the weight."""
 
     model: nn.Module
     weights: Mapping[str, Tensor] | Mapping[str, nn.Module]
@@ -38,15 +38,15 @@ class Lockstep:
     """One forward per model and batch, all of which stop at the same inputs of weights.
 
     A context manager and, inside, an iterator of `(at, operands)`: the number of the weight input in the plan, and the
-    `Operands` of each model. Weight inputs come in the plan's order, each once all forwards that reach it are there.
-    What is done to operands and weights before the next step is what the forwards go on with. At the end, and when
-    anything is raised, all forwards are ended where they stand.
+    `Operands` of each model. Weight inputs come in the plan's order, each when all forwards that reach it are there.
+    Changes to operands and weights before the next step take effect in the forwards. At the end, and after any error,
+    all forwards are ended at their current stops.
 
     Args:
         models: run in evaluation mode, without gradients.
         batches: keyword arguments of the forwards.
         plan: has the weight inputs.
-        stops: numbers of the weight inputs to stop at; after the last one no forward goes on.
+        stops: numbers of the weight inputs to stop at; after the last one no forward continues.
         precision: of the forwards.
 
     Raises:
@@ -99,15 +99,15 @@ class Lockstep:
                 here = self._advanced(here, present)
 
     def replace(self, model: Watched, name: str, value: Tensor) -> None:
-        """Let the forwards of a model go on with `value` as a weight, though they hold the old one already."""
+        """Let the forwards of a model continue with `value` as a weight, even those that already use the old one."""
         for owner, forward in self._forwards:
             if owner is model:
                 forward.replace(name, value)
 
     def _advanced(self, here: Operands, present: Operands) -> list[Operand | None]:
-        """Let the forwards that are present at this step go on, and return where all of them are now.
+        """Continue the forwards that are at this stop, and return where all of them are now.
 
-        Those that wait elsewhere stay; an input that comes earlier in another order is not waited for.
+        Forwards that wait at another stop stay there; a stop that a forward passed in another order is skipped.
         """
         return [
             forward.advance() if there is not None else waiting
@@ -119,7 +119,7 @@ class Lockstep:
         forward = ForwardThread(watched.model, given, self._plan.weight_inputs, self._stops, self._precision)
         for name, weight in watched.weights.items():
             if isinstance(weight, Tensor):
-                forward.know(name, weight)
+                forward.set_weight(name, weight)
         return forward
 
     def _by_model(self, operands: Operands) -> list[Operands]:
@@ -128,7 +128,7 @@ class Lockstep:
 
 
 class _Made:
-    """A forward hook by which the forward in whose thread it runs knows the weight that was made."""
+    """A forward hook that registers a folded weight with the forward in whose thread it runs."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -136,12 +136,12 @@ class _Made:
     def __call__(self, module: nn.Module, args: Any, made: Tensor) -> None:
         forward = threading.current_thread()
         if isinstance(forward, ForwardThread):
-            forward.know(self._name, made)
+            forward.set_weight(self._name, made)
 
 
 def are_same(before: Sequence[Operand | None], now: Sequence[Operand | None]) -> bool:
-    """Return whether all forwards contract again what they contracted before, as for queries, keys and values.
+    """Return whether the operands of all forwards are the same as before, as for queries, keys and values.
 
-    The operands of before must still be held, so that their memory is not another tensor's by now.
+    The earlier operands must still exist, so that their memory cannot belong to another tensor now.
     """
     return [operand and operand.identity for operand in before] == [operand and operand.identity for operand in now]

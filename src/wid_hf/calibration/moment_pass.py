@@ -1,7 +1,7 @@
-"""One pass of the teacher over the calibration data: the second moments of every weight input that someone needs.
+"""One pass of the teacher over the calibration data: the second moments of the weight inputs that are needed.
 
-Takes the teacher and what gathers moments, each of which says which weight inputs it needs; hands it these one by one
-in the order of the forward. Called by `initialize`.
+Takes the teacher and gatherers, which say which weight inputs they need; gives them the moments of these one by one in
+the order of the forward. Called by `initialize`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .precision import Precision
 
 @dataclass(frozen=True)
 class InputMoments:
-    """The moments of one weight input, with the weight that it meets.
+    """The moments of one weight input, with its weight.
 
     Attributes:
         at: number of the weight input in the plan.
@@ -46,7 +46,7 @@ class InputMoments:
 
     @cached_property
     def matrix(self) -> Tensor:
-        """Second moments `(n, n)`, about the mean where a bias can take over a constant."""
+        """Second moments `(n, n)`, about the mean if there is a bias that can absorb a constant."""
         return self.covariance.matrix(centred=self.weight_input.bias is not None)
 
     @cached_property
@@ -56,13 +56,13 @@ class InputMoments:
 
 
 class Gatherer(Protocol):
-    """What keeps something of the moments of some weight inputs."""
+    """An object that collects moments of some weight inputs."""
 
     def needs(self, at: int) -> bool:
         """Return whether it needs the moments of weight input number `at`."""
 
     def add(self, moments: InputMoments) -> None:
-        """Take the moments of a weight input; of one that it does not need it takes nothing."""
+        """Add the moments of a weight input; those that are not needed are ignored."""
 
 
 def gather_moments(
@@ -73,10 +73,10 @@ def gather_moments(
     precision: Precision,
     gatherers: Sequence[Gatherer],
 ) -> int:
-    """Run the teacher over all batches, give every gatherer its moments, and return the number of positions.
+    """Run the teacher over all batches, give moments to the gatherers, and return the number of positions.
 
     Raises:
-        DataError: there is no batch or nothing but padding, fewer positions than the student is wide, or an activation
+        DataError: there is no batch or only padding, fewer positions than the student is wide, or an activation
             that is not finite.
     """
     stops = [at for at in range(len(plan.weight_inputs)) if any(each.needs(at) for each in gatherers)]

@@ -1,8 +1,8 @@
-"""Running means and second moments: all that calibration keeps of activations.
+"""Running means and second moments: all that calibration stores of activations.
 
 Takes rows of activations, gives covariances of one tensor and regressions of one tensor on another. Products are
 formed batch by batch about the batch's own mean, in the precision of the activations but never less than float32,
-and added up in float64 (Chan, Golub and LeVeque 1979, who show why nothing cancels).
+and added up in float64 (Chan, Golub and LeVeque 1979, who show that this avoids cancellation).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ TINY = 1e-30
 
 
 def place_of(device: torch.device) -> torch.device:
-    """Return where float64 statistics of tensors on `device` live: MPS has no float64."""
+    """Return the device for float64 statistics of tensors on `device`: MPS has no float64."""
     return torch.device("cpu") if device.type == "mps" else device
 
 
@@ -101,14 +101,14 @@ class Regression:
         return self
 
     def is_finite(self) -> tuple[bool, bool]:
-        """Return whether all that was observed of the teacher, and of the student, is finite."""
+        """Return whether all observations of the teacher, and those of the student, are finite."""
         return bool(self.energy.isfinite()), bool(self.second.isfinite().all())
 
     def solve(self, start: Tensor, ridge: float, intercept: bool) -> LinearFit:
         """Return `argmin E|x_teacher - C x_student - c0|^2 + r |C - start|^2`, Tikhonov's ridge regression.
 
-        `r` is `ridge` times the mean variance of the student's indices, so where the student's activations say
-        nothing (constant features, directions never seen) the fit stays at `start`.
+        `r` is `ridge` times the mean variance of the student's indices, so in directions without data (constant
+        features) the fit stays at `start`.
 
         Args:
             start: `(n, k)`, towards which the solution shrinks.
@@ -119,15 +119,15 @@ class Regression:
         start = start.to(second)
         strength = ridge * second.diagonal().mean()
         columns = start
-        if strength > TINY:  # else activations that never vary
+        if strength > TINY:  # otherwise the activations never vary
             columns = start + _ridged(second, float(strength), (cross - start @ second).T).T
         offset = self.teacher - columns @ self.student if intercept else torch.zeros_like(self.teacher)
         return LinearFit(columns, offset)
 
     def filled(self, prior: Regression, count: int) -> Regression:
-        """Return these moments as if `count` more positions had been seen that are related as those of `prior` are.
+        """Return these moments as if `count` more positions with the covariances of `prior` had been seen.
 
-        Only how indices vary together is taken from there; the means stay those of the positions seen here.
+        The means stay those of the positions seen here.
         """
         found = Regression(len(self.teacher), len(self.student), self.energy.device)
         share = count / max(prior.count, 1)
@@ -153,7 +153,7 @@ class Regression:
         normal = (columns.T @ columns) * second
         strength = ridge * normal.diagonal().mean()
         ones = torch.ones_like(second[0])
-        if strength <= TINY:  # activations that never vary
+        if strength <= TINY:  # the activations never vary
             return ones
         missed = (columns * cross).sum(0) - normal @ ones
         return ones + _ridged(normal, float(strength), missed[:, None])[:, 0]
@@ -161,7 +161,7 @@ class Regression:
     def error(self, columns: Tensor, intercept: bool) -> float:
         """Return `E|x_teacher - C x_student - c0|^2 / E|x_teacher|^2` with the best `c0`, or none.
 
-        With an intercept both are taken about the mean. 0 where the teacher's activations never vary.
+        With an intercept both are taken about the mean. 0 if the teacher's activations never vary.
         """
         cross, second, energy = self._moments(intercept)
         columns = columns.to(second)
@@ -179,7 +179,7 @@ class Regression:
 
 
 def _ridged(second: Tensor, strength: float, right: Tensor) -> Tensor:
-    """Return `(second + strength)^-1 right`; what rounding has made of singular directions counts as singular."""
+    """Return `(second + strength)^-1 right`; directions that are singular up to rounding count as singular."""
     factor, failed = torch.linalg.cholesky_ex(
         second + strength * torch.eye(len(second), dtype=second.dtype, device=second.device)
     )

@@ -1,7 +1,7 @@
 """The scale of a tied decoder's input: the weight of the last normalisation, and its bias.
 
-The table of a tied decoder is also looked up: it writes along the axis with which its input is contracted, so its
-columns stay as they are. Fitted instead is the vector that scales its input. Called by `reconstruction`.
+The table of a tied decoder is also looked up, and its columns are then outputs. So they stay as they are, and the
+vector that scales the input is fitted instead. Called by `reconstruction`.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from .moments import as_matrix, place_of
 from .pairing import ENOUGH, paired_moments
 from .report import FEW, ROUTED, UNSCALED, InputReconstruction
 
-COMPARED = 256  # positions whose scores are compared: enough for a mean, and few enough for a large vocabulary
+COMPARED = 256  # positions whose scores are compared: enough for a mean, not too many for a large vocabulary
 
 
 class NormScale:
     """Fits the vectors that scale the inputs of tied decoders.
 
-    The factors are `f = argmin E|W x_teacher - W C (f * x_student)|^2`, since logits are what the table is for. They
-    are kept if their softmax comes nearer to the teacher's as well.
+    The factors are `f = argmin E|W x_teacher - W C (f * x_student)|^2`: the error is that of the logits. They are used
+    if the softmax comes nearer to the teacher's as well.
 
     Args:
         trace: has the teacher's weights.
         plan: sizes and weight inputs.
         folded_weights: of the student.
-        folds: keeps the student's folds, and forgets those of weights that are written.
+        folds: the student's kept folds; those of changed weights are dropped.
         ridge: ridge strength of the factors towards one.
 
     Attributes:
-        vectors: for the number of each tied decoder's weight input the names of the vectors that scale it.
+        vectors: for each tied decoder, by the number of its weight input, the names of the vectors that scale it.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class NormScale:
 
     @torch.no_grad()
     def fit(self, at: int, teacher: Operands, student: Operands) -> InputReconstruction:
-        """Set the vectors before weight input number `at`; the student's operands are scaled along."""
+        """Set the vectors before weight input number `at`, and scale the student's operands as well."""
         weight_input = self._plan.weight_inputs[at]
         size = self._plan.size(self._plan.axes[weight_input.weight][weight_input.axis])
         root, columns = self._root(weight_input)
@@ -68,7 +68,7 @@ class NormScale:
         if moments.count < ENOUGH * size:
             return InputReconstruction.of(self._plan, at, moments.count, before, before, FEW)
         factors = moments.scales(columns, self._ridge)
-        # Squares weigh every score alike, a softmax the high ones: what is nearer by squares may be farther off.
+        # Squares weigh all scores alike, a softmax the high ones: a smaller squared error may be worse for the softmax.
         if not self._is_nearer(weight_input, teacher, student, factors):
             return InputReconstruction.of(self._plan, at, moments.count, before, before, UNSCALED)
         self._scale(at, student, factors)
@@ -78,18 +78,18 @@ class NormScale:
     def _scale(self, at: int, student: Operands, factors: Tensor) -> None:
         for name in self.vectors[at]:
             for selection in self._folded[name].maps.values():
-                assert isinstance(selection, IndexSelect)  # `scaled_inputs` asked
+                assert isinstance(selection, IndexSelect)  # `scaled_inputs` made sure
                 selection.factors.mul_(factors.to(selection.factors))
             self._folds.forget(self._folded[name])
         for operand in student:
-            if operand is not None:  # scaled already, with the factors of before
+            if operand is not None:  # it has the earlier factors
                 operand.scale_(factors)
 
     def _root(self, weight_input: WeightInput) -> tuple[Tensor, Tensor]:
         """Return `V (n, n)` with `V^T V = W^T W` of a table, and `V C (n, k)` for the student's columns C.
 
-        What W makes of x has the length of `V x`, so a fit of the table's outputs needs no more than n rows. W is taken
-        about the mean of its rows: a softmax does not change when all scores move alike.
+        `W x` has the length of `V x`, so a fit of the table's outputs needs no more than n rows. The mean of W's rows
+        is subtracted: a softmax does not change when all scores change by the same number.
         """
         table = as_matrix(self._weights[weight_input.weight], weight_input.axis)
         table = table.to(torch.promote_types(table.dtype, torch.float32))
@@ -99,7 +99,7 @@ class NormScale:
         return root.to(table), root @ self._columns(weight_input).to(root)
 
     def _is_nearer(self, weight_input: WeightInput, teacher: Operands, student: Operands, factors: Tensor) -> bool:
-        """Return whether a table's scores become more like the teacher's by `factors (k,)`, on some positions."""
+        """Return whether `factors (k,)` bring a table's scores nearer to the teacher's, on some positions."""
         table = as_matrix(self._weights[weight_input.weight], weight_input.axis)
         bias = self._weights[weight_input.bias] if weight_input.bias is not None else None
         columns = self._columns(weight_input)
@@ -115,14 +115,14 @@ class NormScale:
 
     def _columns(self, weight_input: WeightInput) -> Tensor:
         compactor = _compactor(self._folded, weight_input)
-        assert compactor is not None  # `scaled_inputs` asked
+        assert compactor is not None  # `scaled_inputs` made sure
         return compactor.matrix.detach().T
 
 
 def scaled_inputs(plan: Plan, folded_weights: Mapping[str, FoldedWeight]) -> dict[int, tuple[str, ...]]:
     """Return the number of each weight input of a table that is also looked up, with the vectors that scale it.
 
-    Left out are vectors that go through a compactor, and those whose products another weight is contracted with too.
+    Left out are vectors with a compactor, and those that scale the input of another weight as well.
     """
     found = {}
     for at, weight_input in enumerate(plan.weight_inputs):
@@ -139,7 +139,7 @@ def scaled_inputs(plan: Plan, folded_weights: Mapping[str, FoldedWeight]) -> dic
 
 
 def scaling_vector(plan: Plan, weight_input: WeightInput) -> str | None:
-    """Return the name of the vector, a normalisation's weight, that scales all of a weight input last, or None."""
+    """Return the name of the vector (a normalisation's weight) that scaled a weight input last, or None."""
     carrier = weight_input.carrier
     size = plan.axes[weight_input.weight][weight_input.axis].size
     if carrier is None or carrier != Carrier(carrier.parameter, 0, 0, size) or len(plan.axes[carrier.parameter]) != 1:
@@ -174,7 +174,7 @@ def _scales_only(plan: Plan, vector: str, weight: str) -> bool:
 
 
 def _beside(plan: Plan, vector: str, dim: Dim, folded_weights: Mapping[str, FoldedWeight]) -> tuple[str, ...]:
-    """Return the vectors along `dim` of the module that has `vector`; none if one of them goes through a compactor."""
+    """Return the vectors along `dim` of the module that has `vector`; none if one of them has a compactor."""
     module = vector.rpartition(".")[0]
     names = tuple(
         name
@@ -186,7 +186,7 @@ def _beside(plan: Plan, vector: str, dim: Dim, folded_weights: Mapping[str, Fold
 
 
 def _compactor(folded_weights: Mapping[str, FoldedWeight], weight_input: WeightInput) -> Compactor | None:
-    """Return the compactor of the axis that the input is contracted with, if that has one."""
+    """Return the compactor of the axis that the input is contracted with, or None."""
     if weight_input.weight not in folded_weights:
         return None
     found = folded_weights[weight_input.weight].maps[str(weight_input.axis)]

@@ -1,7 +1,7 @@
-"""Which positions of a tensor are padding, as far as a batch says.
+"""Which positions of a tensor are padding, by the masks of a batch.
 
-Takes the keyword arguments of a forward; tells, for a tensor somewhere in that forward, which of its rows count. Called
-by `lockstep` and `variance`.
+Takes the keyword arguments of a forward; gives, for a tensor in that forward, which of its rows count. Called by
+`lockstep` and `variance`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ SOUND = ("input_values", "input_features")
 class Padding:
     """The masks of one batch.
 
-    A mask goes with every tensor whose leading axes are those of the mask: `(batch, positions)` or their product,
-    positions first or batch first. Where a text has several rows, as in multiple choice with `(batch, choices,
-    positions)`, each row counts as a text. Convolutions make one frame of many samples of sound: there the mask of the
-    samples is stretched to the frames.
+    A mask belongs to every tensor whose leading axes are those of the mask: `(batch, positions)` or their product,
+    positions first or batch first. If a text has several rows, as in multiple choice with `(batch, choices,
+    positions)`, each row counts as a text. Convolutions make one frame of many samples of sound: the mask of the
+    samples is resized to the frames.
 
     Args:
-        batch: keyword arguments of the forward. Its `labels` are the mask of a decoder whose inputs are made from them.
+        batch: keyword arguments of the forward. If the decoder's inputs are made from `labels`, these are its mask.
     """
 
     def __init__(self, batch: Mapping[str, Any]) -> None:
@@ -38,7 +38,7 @@ class Padding:
 
     @property
     def leaves_any(self) -> bool:
-        """Whether some position of every mask is no padding."""
+        """Whether every mask has a position that is not padding."""
         return all(bool(mask.any()) for mask in self._masks)
 
     def rows(self, tensor: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class Padding:
         return rows if attended is None else rows[attended]
 
     def attended(self, tensor: Tensor) -> Tensor | None:
-        """Return which rows of `tensor (..., n)` count, flat `(rows,)`, or None where no mask goes with it."""
+        """Return which rows of `tensor (..., n)` count, flat `(rows,)`, or None if no mask belongs to it."""
         shape = tensor.shape[:-1]
         for mask in self._masks:
             for each in (mask, mask.T):
@@ -58,7 +58,7 @@ class Padding:
         return self._attended_frames(tensor)
 
     def _attended_frames(self, tensor: Tensor) -> Tensor | None:
-        """Return which rows of `tensor` are frames of sound that is heard, or None where they are no frames."""
+        """Return which rows of `tensor` are frames of sound without padding, or None if they are not frames."""
         if self._samples is None:
             return None
         shape = tensor.shape[:-1]
@@ -75,7 +75,7 @@ class Padding:
 
 
 def _masks(given: Mapping[str, Tensor]) -> Iterator[Tensor]:
-    """Yield the masks `(texts, positions)` of a batch; every choice of a text counts as one."""
+    """Yield the masks `(texts, positions)` of a batch; each answer of multiple choice counts as a text."""
     masks = [given[name] for name in MASKS if name in given]
     if "labels" in given and "decoder_attention_mask" not in given:
         masks.append(given["labels"].ne(NO_LABEL))
@@ -85,7 +85,7 @@ def _masks(given: Mapping[str, Tensor]) -> Iterator[Tensor]:
 
 
 def _one_of_each_shape(masks: Iterable[Tensor]) -> list[Tensor]:
-    """Return one mask of each shape: of several (encoder and decoder) nobody knows whose a tensor is, so all count."""
+    """Return one mask of each shape; of several (encoder and decoder) a position counts if it does in any."""
     found: dict[tuple[int, ...], Tensor] = {}
     for mask in masks:
         found[mask.shape] = found[mask.shape] & mask if mask.shape in found else mask
@@ -93,7 +93,7 @@ def _one_of_each_shape(masks: Iterable[Tensor]) -> list[Tensor]:
 
 
 def _mask_of_samples(given: Mapping[str, Tensor]) -> Tensor | None:
-    """Return the mask `(batch, samples)` of sound that nothing but the forward shortens."""
+    """Return the mask `(batch, samples)` of sound that the forward makes shorter."""
     mask = given.get("attention_mask")
     sound = next((given[name] for name in SOUND if name in given), None)
     if mask is None or sound is None or mask.ndim != 2 or len(mask) != len(sound):

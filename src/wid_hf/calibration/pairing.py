@@ -1,7 +1,7 @@
 """The inputs of one weight in teacher and student, position by position.
 
-Takes what the forwards of both models contract with the weight, batch by batch; gives their joint moments, or nothing
-where positions cannot be paired. Called by `reconstruction` and `norm_scale`.
+Takes the operands of the forwards of both models, batch by batch; gives their joint moments, or nothing if positions
+cannot be paired. Called by `reconstruction` and `norm_scale`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .batches import NOT_FINITE
 from .lockstep import Operands
 from .moments import Regression
 
-ENOUGH = 2  # positions per index of the student; below that a fit says more about these positions than others
+ENOUGH = 2  # positions per index of the student; with fewer a fit does not hold for other positions
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class PairedMoments:
 
     Attributes:
         regression: of the teacher's input on the student's.
-        rows: the inputs `(positions, n)` and `(positions, k)` themselves where they are too few for a plain fit.
+        rows: the inputs `(positions, n)` and `(positions, k)`, if they are too few for a plain fit.
     """
 
     regression: Regression

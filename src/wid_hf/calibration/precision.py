@@ -16,7 +16,7 @@ class Precision:
     Attributes:
         device: type of the device, such as `cuda`.
         enabled: whether autocast is on.
-        dtype: of the autocast; None where it is off.
+        dtype: of the autocast; None if it is off.
     """
 
     device: str
@@ -25,7 +25,7 @@ class Precision:
 
     @classmethod
     def of_caller(cls, device: torch.device) -> Precision:
-        """Return what is on now, in this thread."""
+        """Return the autocast that is on now in this thread."""
         kind = device.type
         if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
             return cls(kind, False, None)
@@ -33,7 +33,7 @@ class Precision:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return a context in which a forward runs as the caller's would."""
-        # Without its cache of cast weights: all threads share that one, so that only the first would see a weight cast.
+        # Without its cache of cast weights: threads share it, so only the first one would see a weight being cast.
         return torch.autocast(self.device, self.dtype, cache_enabled=False) if self.enabled else nullcontext()
 
     def full(self) -> AbstractContextManager[Any]:

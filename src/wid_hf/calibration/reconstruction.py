@@ -46,10 +46,10 @@ def reconstruct(
     weights that are fitted already; then `W_student = R W C`, and `R W c0` goes into the bias, if there is one.
 
     - A weight that is used several times (shared layers) is fitted to all its inputs so far.
-    - Where positions cannot be paired (experts to which other tokens are routed), the latest fit of the same coupled
-      dimension is taken.
-    - Where there are fewer than two positions per index (a pooled token), the fit leans on that one, as strongly as
-      cross-validation says.
+    - If positions cannot be paired (experts that get other tokens), the latest fit of the same coupled dimension is
+      used.
+    - If there are fewer than two positions per index (a pooled token), the fit is drawn towards that latest fit, as
+      strongly as cross-validation says.
     - A table that is also looked up (a tied decoder) keeps its columns; see `norm_scale`.
 
     Args:
@@ -83,23 +83,23 @@ def reconstruct(
         for at, (of_teacher, of_student) in progress_bar(lockstep, "Calibrating", len(stops)):
             if at in norms.vectors:
                 found.append(norms.fit(at, of_teacher, of_student))
-                previous = []  # the student's input was scaled in place
+                previous = []  # the student's input was changed in place
                 continue
             operands = [*of_teacher, *of_student]
             if not previous or not are_same(previous, operands):
                 moments = columns.moments(at, of_teacher, of_student)
             previous = operands
             found.append(columns.fit(at, moments))
-            for name, weight in columns.folds(at):  # every forward has taken hold of the old one already
+            for name, weight in columns.folds(at):  # every forward already has the old fold
                 lockstep.replace(watched, name, weight)
     return found
 
 
 class _Columns:
-    """Fits the columns of weights, and what their biases take over.
+    """Fits the columns of weights, and the shifts of their biases.
 
     Attributes:
-        compactors: for the number of each weight input that is fitted the compactor of the weight's columns.
+        compactors: for each weight input that is fitted, by its number, the compactor of the weight's columns.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class _Columns:
             fit = moments.solve(start, self._ridge, intercept)
         else:
             note = ROUTED if moments is None else FEW
-            fit = self._fit_by_known(weight_input, paired, enough)
+            fit = self._fit_few(weight_input, paired, enough)
         if fit is not None:
             self._write(weight_input, self.compactors[at], fit)
         if moments is None:
@@ -170,8 +170,8 @@ class _Columns:
         total += moments
         return total
 
-    def _fit_by_known(self, weight_input: WeightInput, paired: PairedMoments | None, enough: int) -> LinearFit | None:
-        """Return a fit that leans on the latest one of the same dimension; None where the start is to stay."""
+    def _fit_few(self, weight_input: WeightInput, paired: PairedMoments | None, enough: int) -> LinearFit | None:
+        """Return a fit drawn towards the latest one of the same dimension; None if the start should stay."""
         start, intercept = self._starts[weight_input.weight], weight_input.bias is not None
         latest = self._latest.get(key(self._dim(weight_input)))
         if paired is not None and paired.rows is not None:
@@ -182,7 +182,7 @@ class _Columns:
         return latest.solve(start, self._ridge, intercept) if latest is not None else None
 
     def _write(self, weight_input: WeightInput, compactor: Compactor, fit: LinearFit) -> None:
-        """Write the columns into the compactor, and what the weight makes of the offset into the bias shift."""
+        """Write the columns into the compactor, and the weight's product with the offset into the bias shift."""
         compactor.matrix.detach().copy_(fit.columns.T)
         if weight_input.bias is None:
             return

@@ -25,7 +25,7 @@ UNSCALED = "scores are nearer without scaling"
 
 @dataclass(frozen=True)
 class InputReconstruction:
-    """How well the student's input of one weight restores the teacher's.
+    """How well the teacher's input of one weight follows from the student's.
 
     Attributes:
         weight: the weight's name.
@@ -35,8 +35,8 @@ class InputReconstruction:
         positions: how many positions were compared.
         before: reconstruction error of the start, `E|x_t - C x_s|^2 / E|x_t|^2`, a share of the teacher's energy; about
             the mean where the module has a bias. `C` selects, or undoes the rotation inside heads. For a table that is
-            also looked up it is the error of its outputs. NaN where nothing could be compared.
-        after: the same with the fitted columns; equal to `before` where nothing could be fitted.
+            also looked up it is the error of its outputs. NaN if nothing could be compared.
+        after: the same with the fitted columns; equal to `before` if nothing was fitted.
         note: why there is no plain fit, or empty.
     """
 
@@ -53,7 +53,7 @@ class InputReconstruction:
     def of(
         cls, plan: Plan, at: int, positions: int, before: float, after: float, note: str = ""
     ) -> InputReconstruction:
-        """Return what was found at weight input number `at` of the plan."""
+        """Return the entry of weight input number `at` of the plan."""
         weight_input = plan.weight_inputs[at]
         dim = plan.axes[weight_input.weight][weight_input.axis]
         sizes = dim.size, plan.size(dim)
@@ -61,7 +61,7 @@ class InputReconstruction:
 
     @property
     def layer(self) -> str:
-        """The name up to the first number in it, `bert.encoder.layer.3`; empty where there is none."""
+        """The name up to the first number in it, `bert.encoder.layer.3`; empty if there is none."""
         parts = self.weight.split(".")
         number = next((at for at, part in enumerate(parts) if part.isdigit()), -1)
         return ".".join(parts[: number + 1])
@@ -77,25 +77,25 @@ class Calibration:
     """One calibration.
 
     Attributes:
-        sites: every weight input that was looked at, in the order of the forward.
+        inputs: every weight input that was fitted, in the order of the forward.
         positions: positions of the data that were not padding, at the weight input with the most.
         seconds: wall time.
     """
 
-    sites: tuple[InputReconstruction, ...]
+    inputs: tuple[InputReconstruction, ...]
     positions: int
     seconds: float
 
     @property
     def title(self) -> str:
-        """What the rows show, in a line."""
+        """The title of the rows, on one line."""
         return f"Calibrated on {self.positions:,} positions in {self.seconds:.0f} s: reconstruction error"
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Return the reconstruction errors as text, the head first: a row per weight input, or per layer if many."""
-        if len(self.sites) > LONG:
-            return [BY_LAYER, *_layer_rows(self.sites)]
-        return [BY_INPUT, *map(_input_row, self.sites)]
+        """Return the reconstruction errors as text after a header: a row per weight input, or per layer if many."""
+        if len(self.inputs) > LONG:
+            return [BY_LAYER, *_layer_rows(self.inputs)]
+        return [BY_INPUT, *map(_input_row, self.inputs)]
 
     def __str__(self) -> str:
         """Return the title and the rows as text."""
@@ -105,16 +105,16 @@ class Calibration:
         return "\n".join([self.title, *lines])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON, which has no NaN: None stands for it."""
-        sites = [
+        """Return plain values for JSON, with None for NaN."""
+        entries = [
             asdict(entry) | {name: value if isfinite(value := getattr(entry, name)) else None for name in ERRORS}
-            for entry in self.sites
+            for entry in self.inputs
         ]
-        return asdict(self) | {"sites": sites}
+        return {"sites": entries, "positions": self.positions, "seconds": self.seconds}
 
 
 def percent(share: float) -> str:
-    """Return a share as it is printed and drawn; a dash where nothing was compared."""
+    """Return a share as it is printed and drawn; a dash if nothing was compared."""
     return f"{share:.1%}" if isfinite(share) else "-"
 
 
@@ -123,10 +123,10 @@ def _input_row(entry: InputReconstruction) -> tuple[str, ...]:
     return entry.weight, str(entry.teacher_size), str(entry.student_size), percent(entry.before), after
 
 
-def _layer_rows(sites: Sequence[InputReconstruction]) -> Iterator[tuple[str, ...]]:
+def _layer_rows(inputs: Sequence[InputReconstruction]) -> Iterator[tuple[str, ...]]:
     """Yield a row for each layer; weight inputs outside of layers count as one."""
     layers: dict[str, list[InputReconstruction]] = {}
-    for entry in sites:
+    for entry in inputs:
         layers.setdefault(entry.layer or "outside", []).append(entry)
     for name, members in layers.items():
         yield _layer_row(name, members)

@@ -1,4 +1,4 @@
-"""PCA rotation of the residual stream of a model with RMS norms, in place of selected indices.
+"""PCA rotation of the residual stream of a model with RMS norms, instead of selected indices.
 
 The norm of a vector is the same in every orthogonal basis, so an RMS norm without a weight commutes with a rotation:
 the norm's weight goes into the matrices after it, and the student's stream is `Q^T x` with `Q (n, k)` orthonormal
@@ -32,8 +32,8 @@ class Stream:
 
     Attributes:
         leaf: the dimension.
-        norms: for each weight contracted along it, `(weight, axis)`, the weight of the norm that makes its input.
-        unfolded: the norm weight that a table does not take over, because its rows are looked up as well.
+        norms: for each weight contracted along it, `(weight, axis)`, the weight of the norm that computes its input.
+        unfolded: the norm weight that is not multiplied into the next table, because its rows are looked up as well.
     """
 
     leaf: Dim
@@ -55,12 +55,12 @@ class Stream:
 
 
 class StreamRotation:
-    """Second moments of a stream as its norms make it, their weights aside, all norms counting alike.
+    """Second moments of a stream after its norms, without the norms' weights; all norms count alike.
 
     Args:
         trace: has the weights.
         plan: how wide the stream becomes.
-        stream: the stream; None where none may be rotated, and nothing is gathered.
+        stream: the stream; None if none may be rotated: nothing is gathered.
     """
 
     def __init__(self, trace: Trace, plan: Plan, stream: Stream | None) -> None:
@@ -70,7 +70,7 @@ class StreamRotation:
         self._normed: dict[str, Tensor] = {}
 
     def needs(self, at: int) -> bool:
-        """Return whether one of the stream's norms makes the weight input."""
+        """Return whether one of the stream's norms computes the weight input."""
         return self._norm(self._plan.weight_inputs[at]) is not None
 
     def add(self, moments: InputMoments) -> None:
@@ -84,7 +84,7 @@ class StreamRotation:
         self._normed[norm] = (normed / normed.trace().clamp(min=torch.finfo(torch.float64).tiny)).cpu()
 
     def maps(self) -> tuple[dict[Carrier, Tensor], dict[str, Tensor]]:
-        """Return the maps `(k, n)` of all axes along the stream, and what each norm's weight `(k,)` becomes.
+        """Return the maps `(k, n)` of all axes along the stream, and the student's weight `(k,)` of each norm.
 
         The basis is the leading eigenvectors of the moments. The student's norm divides by the mean of k squares, the
         teacher's by that of n.
@@ -98,7 +98,7 @@ class StreamRotation:
         ones = torch.ones(k, dtype=basis.dtype, device=basis.device)
         norm_weights = dict.fromkeys(stream.norms.values(), ones)
         if stream.unfolded is not None:
-            # Rotated within its span the basis is as good: let this weight be as diagonal there as a weight must be.
+            # Any rotation within the span is as good: take the one that makes this weight diagonal, as it must be.
             scale = self._weights[stream.unfolded].to(basis)
             norm_weights[stream.unfolded], within = torch.linalg.eigh(basis.T @ (scale[:, None] * basis))
             basis = basis @ within
@@ -113,10 +113,10 @@ class StreamRotation:
 def rotatable_stream(teacher: nn.Module, trace: Trace, plan: Plan) -> Stream | None:
     """Return the stream that may be rotated, or None.
 
-    A candidate is a shrinking leaf that is an axis by itself wherever it stands, whose vectors are either beside a
-    matrix or the weights of norms that make weight inputs. It is proved: with every weight along it rotated by a random
-    orthogonal matrix, and norm weights folded, the teacher gives the same outputs for the examples that were traced.
-    The proof holds a second copy of the teacher's weights, in float32 at least.
+    A candidate is a shrinking leaf that is a whole axis wherever it occurs, whose vectors are either in a module with
+    a matrix or the weights of norms that compute weight inputs. It is proved: with every weight along it rotated by a
+    random orthogonal matrix, and norm weights folded, the teacher gives the same outputs for the traced examples.
+    The proof needs a second copy of the teacher's weights, in float32 at least.
     """
     sized = [leaf for leaf, size in plan.targets.items() if size < leaf.size and leaf not in plan.matched]
     candidates = [stream for leaf in sized if (stream := _candidate(plan, trace, leaf)) is not None]
@@ -125,7 +125,7 @@ def rotatable_stream(teacher: nn.Module, trace: Trace, plan: Plan) -> Stream | N
 
 def _candidate(plan: Plan, trace: Trace, leaf: Dim) -> Stream | None:
     if any(leaf in leaves(dim) for dims in trace.output_dims for dim in dims):
-        return None  # whoever takes this output expects the teacher's indices
+        return None  # callers of the model expect the teacher's indices in this output
     scaled = list(_scaled_inputs(plan, leaf))
     norms = dict(scaled)
     unfolded = {norm for (weight, _), norm in scaled if weight in plan.looked_up}
@@ -135,7 +135,7 @@ def _candidate(plan: Plan, trace: Trace, leaf: Dim) -> Stream | None:
 
 
 def _scaled_inputs(plan: Plan, leaf: Dim) -> Iterator[tuple[tuple[str, int], str]]:
-    """Yield each `(weight, axis)` contracted along `leaf` whose input a vector scales last, with that vector's name."""
+    """Yield each `(weight, axis)` contracted along `leaf` whose input was last scaled by a vector, with its name."""
     for weight_input in plan.weight_inputs:
         vector = scaling_vector(plan, weight_input)
         if vector is not None and key(plan.axes[weight_input.weight][weight_input.axis]) == key(leaf):
@@ -143,7 +143,7 @@ def _scaled_inputs(plan: Plan, leaf: Dim) -> Iterator[tuple[tuple[str, int], str
 
 
 def _rotates_whole(plan: Plan, leaf: Dim, norms: Collection[str]) -> bool:
-    """Return whether `leaf` is a whole axis wherever it stands, and every vector a norm's weight or beside a matrix."""
+    """Return whether `leaf` is always a whole axis, and each vector a norm's weight or in a module with a matrix."""
     along = {name: [dim for dim in axes if leaf in leaves(dim)] for name, axes in plan.axes.items()}
     lone = {name for name, dims in along.items() if dims and len(plan.axes[name]) == 1}.difference(norms)
     is_whole = all(key(dim) == key(leaf) for dims in along.values() for dim in dims)
@@ -161,7 +161,7 @@ def _module(weight: str) -> str:
 def _keeps_outputs(teacher: nn.Module, trace: Trace, plan: Plan, stream: Stream) -> bool:
     """Return whether a random rotation of the whole stream leaves the outputs as they are."""
     weights = {name: _full(weight.detach()) for name, weight in trace.weights.items()}
-    if stream.unfolded is not None:  # what no table takes over is no part of the question
+    if stream.unfolded is not None:  # this weight is not rotated, so it must not decide
         weights[stream.unfolded] = torch.ones_like(weights[stream.unfolded])
     generator = torch.Generator().manual_seed(0)
     basis = torch.linalg.qr(torch.randn(stream.leaf.size, stream.leaf.size, dtype=torch.float32, generator=generator)).Q
@@ -183,5 +183,5 @@ def _keeps_outputs(teacher: nn.Module, trace: Trace, plan: Plan, stream: Stream)
 
 
 def _full(weight: Tensor) -> Tensor:
-    """Return a weight in float32 at least; numbers that are no floats stay."""
+    """Return a weight in float32 at least; integers are returned unchanged."""
     return weight.to(torch.promote_types(weight.dtype, torch.float32)) if weight.is_floating_point() else weight

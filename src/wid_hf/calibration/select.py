@@ -15,7 +15,7 @@ from ..coupling.dims import Dim, factors_of, find, leaves
 from ..coupling.index_sets import IndexSets
 from ..coupling.plan import Plan
 from .axis_blocks import by_leaf
-from .column_subset import blocks, pivots
+from .column_subset import block_subset, column_subset
 from .moment_pass import InputMoments
 
 SMALLEST = torch.finfo(torch.float64).tiny
@@ -24,9 +24,9 @@ SMALLEST = torch.finfo(torch.float64).tiny
 class SubsetSelection:
     """Scores of the indices of every leaf that shrinks by selection.
 
-    The indices kept of a leaf are pivots of the covariances of weight inputs along it, each weighted by the norms of
-    the weight's columns and scaled to a trace of one; whole heads are those that contribute most to the outputs of the
-    weights after them. A leaf that no weight is contracted with is scored by what is written along it.
+    The indices that a leaf keeps are the column subset of the covariances of weight inputs along it, each weighted by
+    the norms of the weight's columns and scaled to a trace of one. Of whole heads, those stay that contribute most to
+    the outputs of the next weights. A leaf that is no weight's input is scored by the outputs along it.
 
     Args:
         plan: how many indices each leaf keeps.
@@ -44,14 +44,14 @@ class SubsetSelection:
         self._heads: dict[Dim, list[tuple[Tensor, Tensor]]] = defaultdict(list)
 
     def needs(self, at: int) -> bool:
-        """Return whether the weight input, or an output of its weight, scores some leaf."""
+        """Return whether a leaf is scored by the weight input or by an output of its weight."""
         weight_input = self._plan.weight_inputs[at]
         axes = self._plan.axes[weight_input.weight]
         written = {leaf for dim in axes for leaf in leaves(dim)}
         return bool(self._chosen & set(leaves(axes[weight_input.axis])) or self._only_written & written)
 
     def add(self, moments: InputMoments) -> None:
-        """Add what one weight input says about every leaf of its axis, and of what is written from it."""
+        """Add the scores from one weight input: for the leaves of its axis, and for those of its weight's outputs."""
         if self._chosen & set(leaves(moments.dim)):
             self._keep_heads(moments)
             norms = moments.gram.diagonal().sqrt()
@@ -67,12 +67,12 @@ class SubsetSelection:
             given: index sets of a simpler rule, in place of column subsets.
         """
         chosen = given if given is not None else {leaf: self._indices(leaf) for leaf in self._chosen}
-        # What is rotated keeps no index in particular, but as many.
+        # A rotated leaf keeps combinations; only their number counts.
         rotated = {leaf: torch.arange(self._plan.targets[leaf]) for leaf in self._rotated}
         return {**chosen, **rotated, **self._plan.matched}
 
     def _keep_heads(self, moments: InputMoments) -> None:
-        """Keep the moments of a weight input whose outermost factor is a leaf that is chosen: whole heads."""
+        """Keep the moments of a weight input if its outermost factor shrinks by selection: whole heads."""
         outermost = factors_of(moments.dim)
         if len(outermost) > 1 and (leaf := find(outermost[0])) in self._chosen:
             self._heads[leaf].append((moments.matrix, moments.gram))
@@ -88,8 +88,12 @@ class SubsetSelection:
         count = self._plan.targets[leaf]
         if leaf in self._heads:
             covariances, grams = zip(*self._heads[leaf], strict=True)
-            return blocks(covariances, grams, leaf.size, count)
-        if leaf not in self._scores:  # no weight input and no output shows this leaf: all indices count alike
+            return block_subset(covariances, grams, leaf.size, count)
+        if leaf not in self._scores:  # no weight input and no output has this leaf: all indices count alike
             return torch.arange(count)
         score = self._scores[leaf].cpu()
-        return torch.stack([pivots(each, count) for each in score]) if score.ndim == 3 else pivots(score, count)
+        return (
+            torch.stack([column_subset(each, count) for each in score])
+            if score.ndim == 3
+            else column_subset(score, count)
+        )

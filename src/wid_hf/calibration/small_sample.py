@@ -1,7 +1,7 @@
 """The fit of a weight input at which few positions are seen: of a pooler or a classifier, with one position a text.
 
-Takes the positions of teacher and student and what is known already; gives a fit, or none where what is known does
-better on positions that a fit has not seen. Called by `reconstruction`.
+Takes the positions of teacher and student and an earlier fit; gives a new fit, or none if the earlier one does better
+on held-out positions. Called by `reconstruction`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ WEIGHTS = (0.1, 1.0, 10.0, 100.0)
 
 @dataclass(frozen=True)
 class Known:
-    """What a fit of few positions starts from.
+    """What is known before the few positions are seen.
 
     Attributes:
         start: columns `(n, k)` of the start.
         prior: the moments of the latest fit of the same dimension, if there is one.
         ridge: ridge strength, relative to the mean variance.
-        enough: how many positions would make a fit by themselves.
+        enough: how many positions would be enough for a plain fit.
     """
 
     start: Tensor
@@ -33,14 +33,14 @@ class Known:
     ridge: float
     enough: int
 
-    def alone(self, intercept: bool) -> LinearFit:
-        """Return the fit that is known without the few positions."""
+    def without_positions(self, intercept: bool) -> LinearFit:
+        """Return the fit without the few positions."""
         if self.prior is None:
             return LinearFit(self.start.double(), torch.zeros_like(self.start[:, 0], dtype=torch.float64))
         return self.prior.solve(self.start, self.ridge, intercept)
 
     def fitted(self, x: Tensor, y: Tensor, weight: float, intercept: bool) -> LinearFit:
-        """Return the fit of `x (p, n)` to `y (p, k)` as if `weight * enough` more positions agreed with the known."""
+        """Return the fit of `x (p, n)` to `y (p, k)`, with `weight * enough` more positions from the earlier fit."""
         seen = Regression(x.shape[1], y.shape[1], x.device)
         seen.add(x, y)
         if self.prior is None:
@@ -49,11 +49,11 @@ class Known:
 
 
 def fit_few(x: Tensor, y: Tensor, weight: Tensor, known: Known, intercept: bool) -> LinearFit | None:
-    """Return a fit of the positions, or None if `known` alone does as well.
+    """Return a fit of the positions, or None if `known` does as well without them.
 
-    Cross-validation over `FOLDS` parts of the positions gives the error of the weight's output at positions held out.
-    Taken is the fit that leans most on what is known and whose error is at most the best one's and a standard error
-    (Breiman et al. 1984): all fits before were made on these very texts, so a close fit looks better here than it is.
+    Cross-validation over `FOLDS` parts of the positions gives the error of the weight's output at held-out positions.
+    The fit that trusts `known` most is used, among those with an error of at most the best one's plus its standard
+    error (Breiman et al. 1984): earlier fits used the same texts, so a close fit looks better here than it is.
 
     Args:
         x: the teacher's input of the weight `(p, n)`.
@@ -66,7 +66,7 @@ def fit_few(x: Tensor, y: Tensor, weight: Tensor, known: Known, intercept: bool)
     if min(FOLDS, len(x)) < 2:
         return None
     errors = {trust: _held_out_errors(x, y, weight, known, trust, intercept) for trust in WEIGHTS}
-    without = _errors(x, y, weight, known.alone(intercept))
+    without = _errors(x, y, weight, known.without_positions(intercept))
     best = min(errors.values(), key=lambda each: float(each.mean()))
     most = best.mean() + best.std() / len(x) ** 0.5
     if without.mean() <= most:
@@ -75,7 +75,7 @@ def fit_few(x: Tensor, y: Tensor, weight: Tensor, known: Known, intercept: bool)
 
 
 def _held_out_errors(x: Tensor, y: Tensor, weight: Tensor, known: Known, trust: float, intercept: bool) -> Tensor:
-    """Return the error at every position, held out once, of fits that trust what is known by so much `(p,)`."""
+    """Return the error at every position when held out `(p,)`, of fits with this `trust` in `known`."""
     parts = min(FOLDS, len(x))
     order = torch.arange(len(x), device=x.device)
     held_out = [order % parts == part for part in range(parts)]

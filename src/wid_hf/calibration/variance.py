@@ -65,7 +65,7 @@ def variance_indices(
         precision: of its forwards.
 
     Raises:
-        DataError: there is no batch, nothing but padding, or an activation that is not finite.
+        DataError: there is no batch, only padding, or an activation that is not finite.
     """
     wanted = {leaf for leaf, size in plan.targets.items() if size < leaf.size}
     scores: dict[Dim, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
@@ -81,7 +81,7 @@ def variance_indices(
 def _observe(
     teacher: nn.Module, trace: Trace, wanted: set[Dim], batches: Iterable[Batch], precision: Precision
 ) -> list[tuple[Dim, Variance]]:
-    """Run the teacher; return the moments of every axis of a module output that holds a wanted leaf."""
+    """Run the teacher; return the moments of every axis of a module output that has a shrinking leaf."""
     outputs = _ModuleOutputs(next(teacher.parameters()).device)
     holds_any = False
     with quiet_forward(teacher), ExitStack() as stack:
@@ -96,7 +96,7 @@ def _observe(
             try:
                 with precision.autocast():
                     teacher(**given)
-            except Exception as error:  # whatever a forward raises on arguments that it does not take
+            except Exception as error:  # a forward may raise anything for arguments that it does not accept
                 refuse_batch(teacher, given, error)
     if not holds_any:
         raise DataError(NOTHING_BUT_PADDING)
@@ -108,7 +108,7 @@ class _ModuleOutputs:
 
     Attributes:
         padding: of the batch that runs now.
-        seen: for each module and axis its tree and its moments.
+        seen: for each module and axis the dimension and its moments.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -117,7 +117,7 @@ class _ModuleOutputs:
         self._device = device
 
     def watch(self, name: str, module: nn.Module, dims: Dims, axes: list[int]) -> Callable[[], None]:
-        """Add what `module` returns along `axes` from now on; call the result to stop that."""
+        """Add the outputs of `module` along `axes` from now on; call the result to stop that."""
 
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             tensor = next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
@@ -130,7 +130,7 @@ class _ModuleOutputs:
 
 
 def _largest(score: Tensor, leaf: Dim, plan: Plan) -> Tensor:
-    if not score.ndim:  # no module output shows this leaf: all indices count alike
+    if not score.ndim:  # no module output has this leaf: all indices count alike
         score = torch.zeros(leaf.size, dtype=torch.float64)
     ranked = score.sort(dim=-1, descending=True, stable=True).indices
     return ranked[..., : plan.targets[leaf]].sort(dim=-1).values

@@ -1,6 +1,6 @@
-"""Which weights must be rescaled where the student's own code multiplies by another number than the teacher's.
+"""Which weights must be rescaled where student and teacher multiply by different numbers.
 
-A value that the rules of `ops` attach to tensors, `trace` records and `plan` turns into factors (the attention scale).
+The rules of `ops` attach a `Carrier` to tensors, `trace` records it, `plan` makes factors of it (the attention scale).
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from fractions import Fraction
 
 @dataclass(frozen=True)
 class Carrier:
-    """A stretch of indices of one weight's axis such that scaling it scales the tensor that carries it.
+    """Consecutive indices of a weight's axis: scaling the weight there scales the tensor that carries this object.
 
-    Where the tensor was cut inside the stretch, it is a `share` of what the stretch scales: the other shares
+    Where the tensor was cut inside these indices, it is a `share` of what they scale: the other shares
     may be used elsewhere, so no factor is given to the weights until all shares are joined again.
     """
 
@@ -24,6 +24,6 @@ class Carrier:
     share: Fraction = Fraction(1)
 
     def overlaps(self, other: Carrier) -> bool:
-        """Return whether some index of the same weight's axis is in both stretches."""
+        """Return whether both are of the same weight's axis and have an index in common."""
         same_axis = (self.parameter, self.axis) == (other.parameter, other.axis)
         return same_axis and self.start < other.stop and other.start < self.stop

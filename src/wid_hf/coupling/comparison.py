@@ -1,7 +1,7 @@
 """What the teacher and the student have in common: weights, operations that both ran, tables that both compute.
 
-Takes their traces, or of the student its shapes; gives size constraints, the factors that the student's weights must
-take over, and the indices of computed tables. `plan` puts them together.
+Takes both traces, or the student's shapes in place of its trace; gives size constraints, the factors by which the
+student's weights must be multiplied, and the indices of computed tables. `plan` puts them together.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SPELLINGS = dict.fromkeys(("aten._unsafe_view.default", "aten.reshape.default"),
 
 
 def mismatched_weights(teacher: Trace, shapes: Shapes) -> list[str]:
-    """Return in words which weights only one of the two models has, or has with another number of axes."""
+    """Return a sentence for each weight that one model lacks, or that has another number of axes in it."""
     problems = []
     for weight, axes in teacher.weight_dims.items():
         if weight not in shapes:
@@ -86,7 +86,7 @@ def _alike(pair: tuple[Step, Step]) -> bool:
 
 
 def scale_factors(teacher: Trace, student: Trace) -> tuple[dict[Carrier, float], tuple[str, ...]]:
-    """Return the factors that the student's weights must take over, and in words those that no weight can."""
+    """Return the factors by which weights must be multiplied, and a sentence for each that no weight can take over."""
     per_call: dict[Carrier, dict[Call, float]] = {}
     unfolded = []
     for call, mine, theirs in shared_steps(teacher, student):
@@ -105,9 +105,9 @@ def scale_factors(teacher: Trace, student: Trace) -> tuple[dict[Carrier, float],
 
 
 def matched_indices(teacher: Trace, student: Trace, targets: Mapping[Dim, int]) -> dict[Dim, Tensor]:
-    """Return for each leaf of a computed table the teacher's indices nearest to the student's, none twice.
+    """Return for each leaf of a computed table the teacher's indices whose entries are nearest to the student's.
 
-    Only leaves that shrink have an entry, and of several tables the first counts.
+    No index is taken twice, only leaves that shrink have an entry, and of several tables the first counts.
     """
     found: dict[Dim, Tensor] = {}
     for name, table in teacher.computed.items():

@@ -1,4 +1,4 @@
-"""Size constraints: each says how many indices the student has of a tree of the teacher's dimensions.
+"""Size constraints: each says how many indices of one of the teacher's dimensions the student has.
 
 Takes constraints, gives the student's size of every leaf, or every contradiction that was found. Knows nothing of
 weights or traces; `comparison` collects the constraints, `plan` solves them.
@@ -15,7 +15,7 @@ from .dims import Dim, children_of, describe, find, key, leaves
 
 @dataclass(frozen=True)
 class SizeConstraint:
-    """The student has `size` indices of `dim`; `place` says in words where it comes from."""
+    """The student has `size` indices of `dim`; `place` says in words where this constraint comes from."""
 
     dim: Dim
     size: int
@@ -27,7 +27,7 @@ class SizeSolver:
 
     Attributes:
         targets: the student's size of each leaf that is decided.
-        problems: every contradiction, in words; those given come first.
+        problems: every contradiction, in words, after the problems that were given.
     """
 
     def __init__(self, constraints: Iterable[SizeConstraint], problems: Iterable[str] = ()) -> None:
@@ -37,7 +37,7 @@ class SizeSolver:
         self._waiting = list(constraints)
 
     def solve(self) -> None:
-        """Use constraints until a round decides nothing new; those with several unknowns wait."""
+        """Use constraints until a round decides nothing new; a constraint with several unknowns waits."""
         while self._waiting:
             left = [constraint for constraint in self._waiting if not self._use(constraint)]
             if len(left) == len(self._waiting):
@@ -45,11 +45,11 @@ class SizeSolver:
             self._waiting = left
 
     def require_all(self, needed: Iterable[Dim]) -> None:
-        """Leave what is undecided of `needed` at the teacher's size; a constraint that this breaks is a problem."""
+        """Leave each undecided leaf of `needed` at the teacher's size; a constraint that this breaks is a problem."""
         for leaf in needed:
             self.targets.setdefault(leaf, leaf.size)
         self.problems += [
-            f"{waiting.place}: {describe(waiting.dim)} can become {waiting.size} in several ways. State "
+            f"{waiting.place}: {describe(waiting.dim)} can become {waiting.size} in several ways. Give "
             "num_attention_heads, num_key_value_heads or head_dim as well"
             for waiting in self._waiting
             if self._size(waiting.dim) != waiting.size
@@ -80,7 +80,7 @@ class SizeSolver:
         return self._use(replace(given, dim=unknown[0], size=given.size // rest))
 
     def _use_sum(self, given: SizeConstraint, unknown: list[Dim], decided: list[Dim]) -> bool:
-        """Share among the unknown parts what the decided ones leave, if the unknown ones are one dimension."""
+        """Divide what the decided parts leave evenly among the unknown parts, if these are one dimension."""
         if len({key(child) for child in unknown}) > 1:
             return False
         left = given.size - sum(self._size(child) or 0 for child in decided)
@@ -130,7 +130,7 @@ class SizeSolver:
 
 
 def _because(dims: Iterable[Dim]) -> str:
-    """Say what froze the largest frozen leaf of `dims`, or nothing where none is frozen."""
+    """Return why the largest frozen leaf of `dims` is frozen, or "" where none is."""
     frozen = [leaf for dim in dims for leaf in leaves(dim) if leaf.frozen is not None and leaf.size > 1]
     largest = max(frozen, key=lambda leaf: leaf.size, default=None)
     if largest is None:

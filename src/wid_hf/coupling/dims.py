@@ -33,7 +33,7 @@ class Reason:
 class Dim:
     """One dimension of a tensor, in exactly one of four states.
 
-    - *linked*: it is the same dimension as another; only `find` looks at these.
+    - *linked*: it is the same dimension as another; only `find` looks at linked dimensions.
     - *leaf*: indivisible so far; may be frozen.
     - *product*: `factors`, outermost first; a `view` split 768 into 12 x 64.
     - *concatenation*: `parts` in order; fused q-k-v, GLU halves.
@@ -61,7 +61,7 @@ class Dim:
 
 
 def find(dim: Dim) -> Dim:
-    """Return the dimension that stands for `dim` after all unifications so far."""
+    """Return the dimension that `dim` is linked to, directly or not; `dim` itself if it is not linked."""
     root = dim
     while root.link is not None:
         root = root.link
@@ -123,7 +123,7 @@ def key(dim: Dim) -> Key:
 
 
 def leaves(dim: Dim) -> Iterator[Dim]:
-    """Yield the leaves below `dim`, in order, repeated where they stand in several places."""
+    """Yield the leaves below `dim`, in order, each as often as it occurs."""
     dim = find(dim)
     if dim.is_leaf:
         yield dim
@@ -139,7 +139,7 @@ def freeze(dim: Dim, reason: Reason) -> None:
 
 
 def unify(a: Dim, b: Dim, why: Reason) -> None:
-    """Make `a` and `b` one dimension, splitting them where one has structure that the other lacks.
+    """Make `a` and `b` one dimension; where only one has factors or parts, the other is split alike.
 
     Where the two structures cannot be reconciled, everything below both is frozen with `why`.
     """

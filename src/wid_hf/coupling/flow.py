@@ -1,7 +1,7 @@
 """Which weights the outputs of a forward were computed from.
 
-Takes the operands and results of each operation; knows nothing of dimensions or rules. It says which
-weights an example has reached: a weight that was touched for a value that was then dropped is not reached.
+Takes the operands and results of each operation; gives the weights that an example has reached. A weight whose
+result was dropped is not reached. Knows nothing of dimensions or rules.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Flow:
     """The values of one forward.
 
     Args:
-        weights: each tensor that stands for a weight, with the weight's name.
+        weights: each weight's name with its tensor.
     """
 
     def __init__(self, weights: Iterable[tuple[str, Tensor]]) -> None:
@@ -66,7 +66,7 @@ class Flow:
             operands = []
         sources = tuple(dict.fromkeys(value for tensor in operands for value in self._of(tensor)))
         self.touched |= {source.weight for source in sources if source.weight is not None}
-        if not results:  # a number was taken out of tensors, and what the forward does with it is not seen
+        if not results:  # a tensor became a Python number, and what the forward does with that is not seen
             self._escaped += sources
         for tensor in results:
             self._values[tensor] = value = Value(sources)

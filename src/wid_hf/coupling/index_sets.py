@@ -68,7 +68,7 @@ def axis_factors(plan: Plan, dim: Dim, factors: Mapping[Dim, Tensor]) -> Tensor:
 
 
 def _places(plan: Plan, factors: list[Dim], place: int) -> list[int]:
-    """Return the places of a factor and of the leaf around it, if that stands in the same product."""
+    """Return the place of a factor and that of the leaf around it, if both are in the same product."""
     outer = plan.under.get(factors[place])
     return [at for at, other in enumerate(factors) if at == place or other is outer]
 

@@ -28,9 +28,9 @@ def rule(*operations: OpOverload | torch.Tag | str) -> Callable[[RuleT], RuleT]:
     (None stands for an output that is not a tensor).
 
     Args:
-        operations: `torch.ops.aten.mm.default`, or its name, "aten.mm.default", which is passed over where the
-            installed torch has no such operation; or `torch.Tag.pointwise` for all operations so tagged that have
-            no rule of their own.
+        operations: `torch.ops.aten.mm.default`, or its name, "aten.mm.default", which is ignored if the installed
+            torch has no such operation; or `torch.Tag.pointwise` for all operations with this tag that have no
+            separate rule.
 
     Raises:
         ValueError: an operation has a rule already.
@@ -58,7 +58,7 @@ def _looked_up(name: str) -> OpOverload | None:
 def rule_for(operation: OpOverload) -> Rule | None:
     """Return the rule of `operation`, or None: it is then decomposed, or what it touches is frozen.
 
-    What writes the result into its operand is as pointwise as what makes a new tensor: `abs_` as `abs`.
+    An operation that writes into its operand has the rule of the one that makes a new tensor: `abs_` that of `abs`.
     """
     if operation in _RULES:
         return _RULES[operation]
@@ -75,7 +75,7 @@ def _is_elementwise(operation: OpOverload) -> bool:
 def is_pointwise(operation: OpOverload) -> bool:
     """Return whether torch says that each element of the results depends on one element of each operand alone.
 
-    Those that draw random numbers are left out: permuting their operands does not permute what is drawn.
+    Operations that draw random numbers are left out: permuting their operands does not permute the draws.
     """
     tags = operation.tags
     return (
@@ -86,9 +86,9 @@ def is_pointwise(operation: OpOverload) -> bool:
 
 
 def decomposition(operation: OpOverload) -> Callable[..., Any] | None:
-    """Return a function that computes `operation` by others, as torch itself has it, or None.
+    """Return torch's function that computes `operation` by other operations, or None.
 
-    None also for what writes into its operands or draws random numbers: computing it twice would differ.
+    None also if it writes into its operands or draws random numbers: a second run would give another result.
     """
     if operation._schema.is_mutable or torch.Tag.nondeterministic_seeded in operation.tags:
         return None
@@ -98,5 +98,5 @@ def decomposition(operation: OpOverload) -> Callable[..., Any] | None:
 
 
 def covered_operations() -> list[str]:
-    """Return the names of all operations with a rule of their own, sorted."""
+    """Return the names of all operations with a separate rule, sorted."""
     return sorted(str(operation) for operation in _RULES if isinstance(operation, OpOverload))

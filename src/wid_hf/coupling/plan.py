@@ -57,22 +57,22 @@ class Coupling:
 
 @dataclass(frozen=True, repr=False)
 class Plan:
-    """How a student's weights relate to the teacher's, dimension by dimension.
+    """How a student's weights relate to the teacher's, for each coupled dimension.
 
     Attributes:
         axes: for each weight, the tree of each of its axes.
         targets: for each leaf, how many of its indices the student keeps.
-        under: for each leaf that stands only inside one other (width inside heads), that other leaf: its
-            indices may then be chosen separately for each index of the outer one.
+        under: for each leaf that occurs only inside one other (width inside heads), that other leaf. Indices of
+            the inner one may be chosen separately for each index of the outer one.
         scales: factors by which the student's weights must be multiplied at the start, because the
             student's own code multiplies by another number than the teacher's (attention scale).
-        unfolded: differences of that kind that no weight can take over, in words.
+        unfolded: differing numbers that no weight can take over, in words.
         tables: embedding tables whose rows are summed: they share one column compactor.
         weight_inputs: every product of a tensor with a weight, in the order of the forward.
         looked_up: tables whose rows are taken by number.
         matched: for each leaf that a table computed from the config is added to (sinusoidal positions), the
             indices whose entries are nearest to the student's own table, in its order. Every start keeps these.
-        settled: what becomes of heads, and why; empty where the request left nothing open.
+        settled: how heads and other sizes changed, and why; empty where the request left nothing open.
     """
 
     axes: Mapping[str, Dims]
@@ -103,8 +103,8 @@ class Plan:
     def fitted(self) -> tuple[int, ...]:
         """Numbers of the weight inputs to which the weight's columns may be fitted.
 
-        The axis shrinks, and the weight is a matrix that is used in no other way: a table that is also looked up
-        (a tied decoder) writes along the very axis that it contracts.
+        The axis shrinks, and the weight is a matrix that is not also looked up: the rows of such a table (a tied
+        decoder) are outputs along the axis that it contracts.
         """
         contracted: dict[str, set[int]] = {}
         for given in self.weight_inputs:
@@ -120,7 +120,7 @@ class Plan:
 
     @property
     def couplings(self) -> tuple[Coupling, ...]:
-        """Every coupled dimension, those of size 1 left out, in checkpoint order."""
+        """Every coupled dimension except those of size 1, in checkpoint order."""
         groups: dict[Key, list[tuple[str, Dim]]] = {}
         for weight, axes in self.axes.items():
             for axis, dim in enumerate(axes):
@@ -139,9 +139,9 @@ class Plan:
         )
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Return a row of texts for each coupled dimension, under `TITLES`; those alike but for layer numbers are one.
+        """Return a row of texts for each coupled dimension, under `TITLES`.
 
-        A dimension that does not shrink is "same" in the student's column.
+        Dimensions that differ only in layer numbers share a row. One that does not shrink has "same" for the student.
         """
         rows: list[tuple[str, ...]] = []
         for names, count, members, coupling in _alike(self.couplings):
@@ -159,19 +159,19 @@ class Plan:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the sizes came to mean, and what the start does beside selecting indices, such as folding numbers."""
+        """What was decided about heads, and what the start does beside selecting indices, such as scaling weights."""
         folded = [f"`{c.parameter}` starts scaled by {factor:.4g}" for c, factor in self.scales.items()]
         return (*filter(None, [self.settled]), *folded, *self.unfolded)
 
     def __str__(self) -> str:
-        """Return rows and notes as text, in columns as wide as what they hold."""
+        """Return rows and notes as text, in aligned columns."""
         rows = [TITLES, *self.rows()]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
         return "\n".join([*lines, *self.notes])
 
     def __repr__(self) -> str:
-        """Return a line: a plan of a deep model fills pages."""
+        """Return one line: the whole plan of a deep model fills pages."""
         return f"Plan({len(self.couplings)} coupled dimensions of {len(self.axes)} weights)"
 
 
@@ -179,14 +179,14 @@ def make_plan(teacher: Trace, shapes: Shapes, student: Trace | None = None) -> P
     """Find the student's size of every leaf, or refuse.
 
     Every weight gives one size constraint per axis: the teacher's tree has the student's size. A trace of the
-    student adds one per dimension of every tensor that both forwards computed by the same operations; these tell
-    heads from widths.
+    student adds one per dimension of every tensor that both forwards computed by the same operations; these decide
+    how a size divides into heads and widths.
 
     Args:
         teacher: trace of the teacher.
         shapes: for each weight, the student's shape.
-        student: trace of the student. Without it, what weights alone cannot decide is left at the
-            teacher's size: enough to find contradictions before the student is allocated.
+        student: trace of the student. Without it, leaves that weights alone cannot decide stay at the teacher's
+            size: enough to find contradictions before the student is allocated.
 
     Raises:
         PlanError: names every weight that would need two sizes at once, would have to widen, or whose
@@ -218,9 +218,9 @@ def make_plan(teacher: Trace, shapes: Shapes, student: Trace | None = None) -> P
 
 
 def _listed(problems: Iterable[str]) -> str:
-    """Return the text of a refusal, each problem once, in a line; of very many only the first."""
+    """Return the text of a refusal: each problem once, on a line, at most `SHOWN` of them."""
     once = list(dict.fromkeys(problems))
-    more = [f"- and {len(once) - SHOWN} more of the kind"] if len(once) > SHOWN else []
+    more = [f"- and {len(once) - SHOWN} more like these"] if len(once) > SHOWN else []
     return "\n".join([*(f"- {problem}" for problem in once[:SHOWN]), *more])
 
 

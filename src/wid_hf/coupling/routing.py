@@ -1,4 +1,4 @@
-"""Which rows of which routers to move round, so that experts without a token get some.
+"""By how many places to roll the rows of routers, so that experts without a token get some.
 
 Takes a trace, gives what `Example.rolled` takes. Called by `trace_teacher`. No expert is assumed to be like another.
 """
@@ -16,10 +16,10 @@ TRIES = 16
 
 
 def rolled_routers(trace: Trace) -> Iterator[dict[str, int]]:
-    """Yield rows to move round, as long as there are lists of modules of which some were reached and some were not.
+    """Yield, for each router, by how many places to roll its rows, while a list of modules is reached only in part.
 
-    A router has as many rows as the list has entries, and these rows are frozen, since they were chosen by number. A
-    router with its rows moved round is a router of the same model.
+    A router has as many rows as the list has entries, and these rows are frozen, since they were chosen by number.
+    With its rows rolled it is still a router that the model could have.
     """
     for number in range(1, TRIES + 1):
         missing = set(trace.unreached)

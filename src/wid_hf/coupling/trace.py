@@ -46,8 +46,8 @@ class Example:
         part: name of the submodule that runs; "" is the model itself.
         streams: names of inputs that are hidden states of another model, such as an encoder's: their last
             axis may shrink together with the weights whose input it is.
-        rolled: weights whose rows are moved round by so many places during this forward: a router's, so that other
-            experts are chosen.
+        rolled: weights (of routers) with the number of places by which their rows are rolled during this forward, so
+            that other experts are chosen.
     """
 
     inputs: Mapping[str, Any]
@@ -58,7 +58,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Step:
-    """One operation: its name, the dimensions of its results, and, for a product with a number, which one.
+    """One operation: its name, the dimensions of its results and, for a product with a number, that number.
 
     `carrier` names the weights to rescale should the student multiply by another number.
     """
@@ -83,9 +83,9 @@ class Trace:
         module_outputs: for each module the trees of the first tensor that it returned.
         output_dims: for each output of each example the tree of each axis.
         stream_dims: for each `Example.streams` input, by example and name, the tree of each axis.
-        carried_by: carriers that stand in for others.
+        carried_by: for some carriers another one that scales the same tensors: queries for keys.
         tables: groups of embedding tables whose rows are summed.
-        weight_inputs: every product of a weight with a tensor that is none, in the order of the forwards.
+        weight_inputs: every product of a weight with a tensor that is not a weight, in the order of the forwards.
         looked_up_tables: names of the weights whose rows are taken by number.
         reached: names of the weights from which some example's outputs were computed.
         reduced: for each module every dimension that one of its own operations sums up or takes statistics over.
@@ -138,18 +138,18 @@ class Trace:
     # What rules use.
 
     def dims(self, tensor: Tensor) -> Dims:
-        """Return the dimensions of `tensor`; one never seen before is a constant and arrives frozen."""
+        """Return the dimensions of `tensor`. A tensor never seen before is a constant: its dimensions are frozen."""
         if tensor not in self._dims:
             why = self.reason("meets an input or a constant")
             self._dims[tensor] = tuple(Dim(size, why) for size in tensor.shape)
         return self._dims[tensor]
 
     def unify(self, a: Dim, b: Dim) -> None:
-        """Demand that `a` and `b` are one dimension."""
+        """Make `a` and `b` one dimension."""
         unify(a, b, self.reason("has two structures that cannot be reconciled"))
 
     def unify_each(self, a: Iterable[Dim], b: Iterable[Dim]) -> None:
-        """Demand that each dimension of `a` is the one of `b` in the same place; both are equally long."""
+        """Make each dimension of `a` one with that of `b` in the same place; both are equally long."""
         for dim, other in zip(a, b, strict=True):
             self.unify(dim, other)
 
@@ -183,7 +183,7 @@ class Trace:
         self.reduced[self._calls[-1][0]].append(dim)
 
     def weight_name(self, tensor: Tensor) -> str | None:
-        """Return the name of the weight that `tensor` is, or None."""
+        """Return the weight's name if `tensor` is a weight, else None."""
         return self._names.get(tensor)
 
     def mark_view(self, tensor: Tensor, weight: Tensor) -> None:
@@ -228,7 +228,7 @@ class Trace:
     # What the dispatch mode and the module hooks use.
 
     def observe(self, operation: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> None:
-        """Apply the rule of `operation` to its result, or those of its decomposition, or freeze all that it touches."""
+        """Record the dimensions of the result, by rule or decomposition; without either, freeze all that is touched."""
         self._operation = str(operation)
         self._pending_factor = (None, None)
         self._noted = []
@@ -278,7 +278,7 @@ class Trace:
     ) -> list[Dims] | None:
         """Return the dimensions of `results` as torch's decomposition of `operation` has them, if there is one.
 
-        The operation is computed a second time, by others that are watched in their turn.
+        The operation is computed a second time, by others that are observed as well.
         """
         parts = decomposition(operation)
         if parts is None or self._operation in self._decomposing:
@@ -300,14 +300,14 @@ class Trace:
         return [self.dims(tensor) for tensor in found]
 
     def _forget_what_was(self, results: Sequence[Tensor]) -> None:
-        """Drop what was known of tensors before an operation wrote into them, unless its rule has just said it."""
+        """Drop what was known of tensors before an operation wrote into them, unless its rule has just recorded it."""
         for tensor in results:
             if not any(tensor is noted for noted in self._noted):
                 self._carriers.pop(tensor, None)
                 self._sums.pop(tensor, None)
 
     def _note_weight_input(self, operation: OpOverload, args: Sequence[Any]) -> None:
-        """Remember a product of a weight with a tensor that is none."""
+        """Remember a product of a weight with a tensor that is not a weight."""
         if (product := contraction(operation, args)) is None:
             return
         for (given, _), (weight, place) in (product.operands, product.operands[::-1]):
@@ -321,17 +321,17 @@ class Trace:
                 self.weight_inputs.append(WeightInput(name, axis, bias, self.carrier(given), product.routed))
 
     def _freeze_tables(self, operands: Sequence[Tensor]) -> None:
-        """Forbid computed tables to shrink: the student's own, narrower one holds other numbers.
+        """Forbid computed tables to shrink: the student's own, narrower table holds other numbers.
 
-        Sums are free of that: the student adds its own table, or contracts it with a weight, at indices chosen to
-        suit. Products of entries (rotary positions) and look-ups by them are not.
+        Tables that are only added, or contracted with a weight, are not frozen: the student keeps the indices that
+        match its own table. Tables that multiply (rotary positions) or are used as indices are.
         """
         for tensor in operands:
             if (name := self._from_tables.get(tensor)) is not None:
                 self.freeze_each(self.dims(tensor), f"meets buffer `{name}`")
 
     def _freeze_waiting(self, used: Sequence[Tensor]) -> None:
-        """Freeze what was to be frozen as soon as one of `used` is used."""
+        """Freeze the dimensions that had to wait until one of `used` is used."""
         for tensor in used:
             for dim, why in self._waiting.pop(tensor, ()):
                 freeze(dim, why)
@@ -340,7 +340,7 @@ class Trace:
     def following_modules(self, model: nn.Module) -> Iterator[None]:
         """Keep the name of the module that runs, so that reasons can name it.
 
-        The hooks are global because a forward may put other modules in place (BigBird swaps its attention).
+        The hooks are global because a forward may exchange modules (BigBird does with its attention).
         """
         names: dict[nn.Module, str] = {}
 
@@ -409,7 +409,7 @@ class Trace:
         return True
 
     def _rolled(self, example: Example) -> dict[str, Tensor]:
-        """Return the weights whose rows are moved round: the same weights, with the same dimensions."""
+        """Return the weights with rolled rows, known to this trace as the same weights with the same dimensions."""
         rolled = {name: self.weights[name].detach().roll(by, 0) for name, by in example.rolled.items()}
         for name, tensor in rolled.items():
             self._dims[tensor] = self.weight_dims[name]
@@ -422,13 +422,13 @@ class Trace:
         self._computed[stream] = True
 
     def _forget_calls(self, called: Counter[str]) -> None:
-        """Drop the steps of a forward that does not count, so that the next one's calls have their numbers."""
+        """Drop the steps of a forward that does not count; the next forward uses the numbers of its calls."""
         for late in [at for at in self.steps if at[1] > called[at[0]]]:
             del self.steps[late]
         self._times_called = called
 
     def _freeze_loose_ends(self, outputs: Sequence[Tensor]) -> None:
-        """Freeze what a part returns that no earlier forward knows: where the whole model uses it was not seen."""
+        """Freeze the leaves that only a part's outputs have: how the whole model uses them was not seen."""
         known = self._leaves_of(self.reached)
         for tensor in outputs:
             for dim in self.dims(tensor):
@@ -439,20 +439,20 @@ class Trace:
     def unreached(self) -> list[str]:
         """Names of weights of which no example showed how they are coupled.
 
-        No example took such a weight, or its value was dropped and one of its dimensions no other weight has. What
-        several weights have in common is taken for known though their result is dropped, since operations that were
-        watched made it one: BigBird computes a pooled token under every head, and LXMERT the last layer of a stream
-        of which nothing is returned. That other inputs use such a result is not seen.
+        No example used such a weight, or its result was dropped and one of its dimensions belongs to no other weight.
+        A dimension of several weights counts as known even if the result is dropped, since observed operations
+        coupled it: BigBird computes a pooled token under every head, and LXMERT the last layer of a stream that is not
+        returned. Other inputs might use such a result; that is not seen.
 
-        A buffer whose entries are all equal is left out: no optimizer makes them differ, so whichever a student keeps
-        are the same.
+        A buffer whose entries are all equal is left out: no optimizer makes them differ, so it does not matter which
+        a student keeps.
         """
         return list(self._unknown())
 
     def finish(self) -> None:
         """Freeze the dimensions of which no example showed how they are coupled: other inputs may couple them.
 
-        No example can be run after this: the tensors that passed while it watched are let go.
+        No example can be run after this: the observed tensors are freed.
         """
         for dims in self._unknown().values():
             for leaf in dims:
@@ -460,7 +460,7 @@ class Trace:
         self._noted, self._flow = [], Flow(())
 
     def _unknown(self) -> dict[str, set[Dim]]:
-        """Return for each weight that no example reached the leaves that no other weight has."""
+        """Return for each weight that no example reached those of its leaves that no other weight has."""
         known = self._leaves_of(self.reached)
         inside = {name: self._leaves_of([name]) for name in self._missed()}
         holders = Counter(chain.from_iterable(inside.values()))
@@ -482,7 +482,7 @@ def _tensors_in(tree: Any) -> list[Tensor]:
 
 
 def _fitting(given: Any, results: Sequence[Tensor]) -> list[Dims] | None:
-    """Return one tuple of dimensions per result, or None where the rule gave none that fit."""
+    """Return one tuple of dimensions per result, or None where what the rule returned does not fit."""
     if given is None:
         return None
     listed = [dims for dims in given if dims is not None] if isinstance(given, list) else [given]
@@ -491,7 +491,7 @@ def _fitting(given: Any, results: Sequence[Tensor]) -> list[Dims] | None:
 
 
 class _Watch(TorchDispatchMode):
-    """Shows a trace every operation that runs."""
+    """Passes every operation that runs to a trace."""
 
     def __init__(self, trace: Trace) -> None:
         super().__init__()
@@ -523,7 +523,7 @@ def trace(model: nn.Module, inputs: Mapping[str, Any], further: Sequence[Example
 
 
 class _Part(nn.Module):
-    """A part of a model that is called by itself, with the whole model's names for its weights."""
+    """A part of a model that is called directly, with the whole model's names for its weights."""
 
     def __init__(self, model: nn.Module, part: str) -> None:
         super().__init__()
@@ -558,7 +558,7 @@ def quiet_forward(model: nn.Module) -> Iterator[None]:
 
 
 def forget(model: nn.Module) -> None:
-    """Put `model` into evaluation mode, without what it keeps there of other weights.
+    """Put `model` into evaluation mode and drop what it stored there of other weights.
 
     LeViT computes attention biases once per evaluation; going to training mode drops them.
     """
@@ -572,7 +572,7 @@ def _is_uniform_buffer(weight: Tensor) -> bool:
 
 def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return every tensor of `model` under every name that a checkpoint has for it."""
-    # What transformers recomputes on loading (Marian's positions) is a constant; only this list says so.
+    # Parameters that transformers computes on loading (Marian's positions) are constants; only this list says so.
     computed = getattr(model, "_keys_to_ignore_on_save", None) or ()
     tensors = model.state_dict(keep_vars=True).items()
     return {name: t for name, t in tensors if isinstance(t, Tensor) and name not in computed}

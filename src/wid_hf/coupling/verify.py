@@ -37,14 +37,14 @@ def verify(model: nn.Module, trace: Trace, seed: int = 0) -> int:
             square root of the machine precision, relative to the largest output.
     """
     plan = make_plan(trace, {name: tuple(weight.shape) for name, weight in trace.weights.items()})
-    # An output may show a head's width by itself; then all heads must be permuted alike.
+    # An output may have a head's width as an axis; then all heads must be permuted alike.
     plan = replace(plan, under=nesting([*plan.axes.values(), *trace.output_dims]))
     generator = torch.Generator().manual_seed(seed)
     weights = {name: _jittered(weight, generator) for name, weight in trace.weights.items()}
     permutations = {leaf: _permutation(plan, leaf, generator) for leaf in _free_leaves(plan)}
     wrong = _culprits(model, plan, trace, weights, permutations)
     if wrong and next(iter(weights.values())).dtype != torch.float64:
-        # A deep model can blow rounding up beyond any tolerance; what is wrong is wrong in float64 too.
+        # A deep model can amplify rounding beyond any tolerance; a real error is there in float64 too.
         wide = {name: _cast(weight, torch.float64) for name, weight in weights.items()}
         wrong = _culprits(deepcopy(model).double(), plan, trace, wide, permutations)
     if wrong:
@@ -54,7 +54,7 @@ def verify(model: nn.Module, trace: Trace, seed: int = 0) -> int:
 
 def _refusal(model: nn.Module, plan: Plan, wrong: Sequence[Dim]) -> str:
     unknown = [name for name, axes in plan.axes.items() if any(d.frozen == NOT_REACHED for d in axes)]
-    hint = f"\nNot reached by the example inputs, pass others: {', '.join(unknown[:3])}" if unknown else ""
+    hint = f"\nPass example inputs that reach: {', '.join(unknown[:3])}" if unknown else ""
     return (
         f"The permutation proof failed for {type(model).__name__}: renaming indices changed the outputs, so "
         "a rule of the coupling inference is wrong. Please report it. Dimensions:\n"
@@ -66,7 +66,7 @@ def _refusal(model: nn.Module, plan: Plan, wrong: Sequence[Dim]) -> str:
 def _culprits(
     model: nn.Module, plan: Plan, trace: Trace, weights: Mapping[str, Tensor], permutations: IndexSets
 ) -> list[Dim]:
-    """Return the leaves whose permutation changes the outputs; all of them where only several together do."""
+    """Return the leaves whose permutation changes the outputs; all of them if none does alone."""
     with quiet_forward(model):
         before = outputs_with(model, plan, trace, weights, {})
         if not _changes(model, plan, trace, weights, permutations, before):
@@ -109,7 +109,7 @@ def _permuted(plan: Plan, tensor: Tensor, dims: Sequence[Dim], sets: IndexSets) 
 def outputs_with(
     model: nn.Module, plan: Plan, trace: Trace, weights: Mapping[str, Tensor], sets: IndexSets
 ) -> list[Tensor]:
-    """Return the outputs of all examples with everything permuted by `sets` that has such a leaf.
+    """Return the outputs of all examples, with weights, tables and inputs permuted by `sets`.
 
     In float64, computed tables and inputs are cast as well; other precisions leave them as they are.
     """
@@ -130,7 +130,7 @@ def outputs_with(
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
-    """Return a tensor of numbers in float64, if that is `dtype`; all else as it is."""
+    """Return a floating-point tensor in float64, if that is `dtype`; anything else unchanged."""
     is_number = isinstance(value, Tensor) and value.is_floating_point()
     return value.double() if is_number and dtype == torch.float64 else value
 

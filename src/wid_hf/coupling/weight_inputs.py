@@ -17,7 +17,7 @@ from .carrier import Carrier
 
 aten = torch.ops.aten
 
-# The result holds all of the operand, its axes in another order or with axes of size 1 more or fewer.
+# The result holds all of the operand; only the order of axes, or the number of axes of size 1, may differ.
 WHOLE = frozenset(
     {
         aten.t,
@@ -34,7 +34,7 @@ WHOLE = frozenset(
     }
 )
 
-# If a dimension meets nothing else, any invertible matrix may turn its indices, undone where it is contracted.
+# If a dimension meets nothing else, it may be multiplied by any invertible matrix that the next contraction undoes.
 _LINEAR = WHOLE | {
     aten.mm,
     aten.addmm,
@@ -70,9 +70,9 @@ class WeightInput:
         weight: the weight's name.
         axis: which of its axes is contracted.
         bias: the vector that the same operation adds, if any.
-        carrier: the rows of another weight that make the input, up to mixing of positions, if known.
-        routed: whether positions come in an order that depends on the data (experts), so that those of two
-            models cannot be compared one by one.
+        carrier: the rows of another weight that compute the input (positions may be mixed), if known.
+        routed: whether the data decide the order of positions (experts), so that positions of two models cannot be
+            compared one by one.
     """
 
     weight: str
@@ -105,7 +105,7 @@ def contraction(operation: OpOverload, args: Sequence[Any]) -> Contraction | Non
     if packet is _GROUPED and (args[0].ndim, args[1].ndim) == (2, 3):
         return Contraction(((args[0], 1), (args[1], 1)), routed=True)
     if packet is aten.convolution and not args[6] and args[8] == 1:  # neither transposed nor grouped
-        # Where the border is padded with zeros no constant came in, so none may be compensated there.
+        # At a border padded with zeros the input has no mean to compensate, so the bias is left alone.
         return Contraction(((args[0], 1), (args[1], 1)), None if any(args[4]) else args[2])
     return None
 

@@ -1,4 +1,4 @@
-"""The student's weights as a function of the teacher's: maps of axes, folded weights, and how long folds are kept."""
+"""The student's weights as a function of the teacher's: maps of axes, folded weights, and the cache of folds."""
 
 from .compactor import Compactor, IndexSelect
 from .fold_cache import FoldCache, FoldPolicy

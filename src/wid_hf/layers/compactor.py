@@ -33,8 +33,8 @@ class Compactor(nn.Module):
 class IndexSelect(nn.Module):
     """A fixed selection of `k` of `n` indices of one axis, each with a fixed factor.
 
-    Vectors without a matrix beside them, such as normalisation weights, follow the index set of their
-    dimension; they have no direction that a compactor could turn.
+    Vectors in a module without a matrix, such as normalisation weights, follow the index set of their dimension:
+    mixing their entries would have no meaning.
     """
 
     indices: Tensor

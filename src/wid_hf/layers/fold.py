@@ -18,8 +18,8 @@ from torch.autograd.function import once_differentiable
 def fold(tensor: Tensor, maps: Mapping[int, Tensor]) -> Tensor:
     """Return `tensor` with each axis in `maps` taken from n to k by a matrix `(k, n)`: `R @ W @ C^T` for a weight.
 
-    It is computed in the cheapest order, in the precision of the matrices. Nothing but the arguments is kept for the
-    backward pass, which computes what lies between once more: a student's step holds no activations of the fold.
+    It is computed in the cheapest order, in the precision of the matrices. Only the arguments are saved for the
+    backward pass, which computes intermediate products again: a student's step stores no activations of the fold.
     """
     order = cheapest_order(tensor.shape, {axis: len(matrix) for axis, matrix in maps.items()})
     result: Tensor = _Fold.apply(tensor, order, *(maps[axis] for axis in order))
@@ -27,7 +27,7 @@ def fold(tensor: Tensor, maps: Mapping[int, Tensor]) -> Tensor:
 
 
 def cheapest_order(shape: Sequence[int], sizes: Mapping[int, int]) -> tuple[int, ...]:
-    """Return the axes of `sizes` in the order that needs fewest multiplications; the first of equals as given."""
+    """Return the axes of `sizes` in the order that needs fewest multiplications; among equals, the first."""
     return min(permutations(sizes), key=lambda order: multiplications(shape, sizes, order), default=())
 
 
@@ -59,7 +59,7 @@ class _Fold(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        # A backward pass that is called inside of autocast would form them in half precision.
+        # A backward pass that is called under autocast would compute the gradients in half precision.
         with torch.autocast(gradient.device.type, enabled=False):
             return _gradients(gradient, *ctx.saved_tensors, order=ctx.order, needed=ctx.needs_input_grad)
 
@@ -82,7 +82,7 @@ def _gradients(
 
 
 def _stages(tensor: Tensor, order: Sequence[int], matrices: Sequence[Tensor]) -> list[Tensor]:
-    """Return the tensor, and what it is after each map."""
+    """Return the tensor, then the tensor after each map."""
     stages = [tensor]
     for axis, matrix in zip(order, matrices, strict=True):
         stages.append(along(stages[-1], matrix, axis))

@@ -1,7 +1,7 @@
 """When a weight of the student is folded, and how long its fold is kept: one cache, one policy.
 
-Takes a student with folded weights. `install` keeps shared weights during each forward, `WidTrainer` keeps all weights
-during an optimizer step or an evaluation, calibration keeps each until its maps are written.
+Takes a student with folded weights. `install` keeps folds of shared weights during each forward, `WidTrainer` keeps all
+folds during an optimizer step or an evaluation, calibration keeps each fold until its maps are written.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from .table_rows import fold_by_rows, lookups
 
 @dataclass(frozen=True)
 class FoldPolicy:
-    """Until when folds are kept, and what is kept. One of the four below; see `FoldCache` for what each does.
+    """Until when folds are kept, and which. There are the four below; `FoldCache` says what each does.
 
     Attributes:
-        until: the end of the `"forward"`, the `"release"` of all, or the `"write"` of the weight's own maps.
+        until: the end of the `"forward"`, the `"release"` of all, or a `"write"` of the weight's own maps.
         gradients: whether a backward pass may go through the folds.
-        tokens: how many tokens are looked up until then, in all. Of a table with more rows, which nothing but one
-            embedding uses, each forward folds only the rows that it looks up. None: whole tables are kept.
+        tokens: how many tokens are looked up until then, in all. If a table has more rows and only one embedding uses
+            it, each forward folds only the rows that it looks up. None: whole tables are kept.
         dtype: what the folds are cast to; the teacher's if None.
     """
 
@@ -52,7 +52,7 @@ class FoldPolicy:
 
     @classmethod
     def for_evaluation(cls, dtype: torch.dtype | None = None) -> FoldPolicy:
-        """Keep every weight, cast to `dtype`, during several forwards of which none trains."""
+        """Keep every weight, cast to `dtype`, during several forwards without gradients."""
         return cls("release", gradients=False, dtype=dtype)
 
     @classmethod
@@ -68,32 +68,31 @@ class FoldCache:
     again in the backward pass, folds again. A policy says when a fold is formed, kept and dropped:
 
     - `for_forwards` (set by `install`, for as long as the student lives): a weight that several modules share is formed
-      at its first use in a forward of the whole student, and dropped when that forward returns or raises. Uses with and
-      without gradients have a fold each. A checkpointed part of a forward folds for itself, because it is computed
-      again when the forward is over.
+      at its first use in a forward of the whole student, and dropped when that forward returns or raises. There is one
+      fold for uses with gradients and one for uses without. A checkpointed part of a forward folds separately, because
+      it is computed again when the forward is over.
     - `for_step` (`WidTrainer`): `keep` forms every weight at once, and each stays until `release`. Gradients are
-      linear: all micro-batches but the last see leaves, in which their gradients add up. `open` comes before the last
-      micro-batch, whose backward pass goes through the folds and takes along what the leaves have gathered. These are
-      the gradients of folding in every forward, up to rounding, at the cost of one fold a step; and the last forward
-      reaches every parameter, as `DistributedDataParallel` needs. Large lookup tables are not kept: each forward folds
-      the rows that it looks up.
+      linear: all micro-batches but the last use leaf tensors, in which gradients add up. `open` is called before the
+      last micro-batch, whose backward pass goes through the folds and adds the gradients of the leaves. This equals
+      folding in every forward, up to rounding, at the cost of one fold a step; and the last forward uses every
+      parameter, as `DistributedDataParallel` needs. Large lookup tables are not kept: each forward folds the rows that
+      it looks up.
     - `for_evaluation` (`WidTrainer`): as for a step, without gradients, in any dtype, until `drop`.
-    - `for_calibration`: a weight is formed at its first use, and stays until `forget`, which says that its maps were
+    - `for_calibration`: a weight is formed at its first use, and stays until `forget`, called when its maps were
       written, or until `drop`.
 
-    A fold kept for a step or an evaluation serves every use, in shared weights and checkpoints as well. A copy of a
-    student keeps none.
+    A fold kept for a step or an evaluation is used everywhere, also in shared weights and checkpoints. A copy of a
+    student has no folds.
 
     Args:
-        student: an installed student; its weights are looked up again by each call, since a student that shrinks gets
-            others.
+        student: an installed student; each call looks its weights up again, since a student that shrinks gets new ones.
     """
 
     def __init__(self, student: nn.Module) -> None:
         self.student = student
         self._folds: dict[FoldedWeight, Tensor] = {}  # with the graph that leads to the maps
         self._leaves: dict[FoldedWeight, Tensor] = {}
-        self._kept: set[FoldedWeight] = set()
+        self._filled: set[FoldedWeight] = set()
         self._by_rows: list[Callable[[], None]] = []
 
     def keep(self, policy: FoldPolicy) -> None:
@@ -101,8 +100,8 @@ class FoldCache:
         if policy.until == "forward":
             self._keep_shared_in_forwards()
         elif policy.until == "write":
-            self._kept = {place.weight for place in places(self.student)}
-            for weight in self._kept:
+            self._filled = {place.weight for place in places(self.student)}
+            for weight in self._filled:
                 self.forget(weight)
         else:
             self._form_all(policy)
@@ -117,13 +116,13 @@ class FoldCache:
             self.drop()
 
     def open(self) -> None:
-        """Let the next backward pass go through the folds, with the gradients that the leaves have gathered."""
+        """Let the next backward pass go through the folds and add the gradients of the leaves."""
         for weight, folded in self._folds.items():
             if folded.requires_grad:
-                weight.kept = _Formed(_Opened.apply(folded, partial(self._gathered, weight)))
+                weight.slot = _Formed(_Opened.apply(folded, partial(self._gathered, weight)))
 
     def release(self) -> None:
-        """Drop all folds; gradients in leaves that the last forward did not use go through their folds first."""
+        """Drop all folds; gradients of leaves that the last forward did not use go through their folds first."""
         left = [(self._folds[weight], leaf.grad) for weight, leaf in self._leaves.items() if leaf.grad is not None]
         self.drop()
         if left:
@@ -131,15 +130,15 @@ class FoldCache:
 
     def drop(self) -> None:
         """Let each use fold again; gradients in the leaves are lost."""
-        for weight in self._kept:
-            weight.kept = None
+        for weight in self._filled:
+            weight.slot = None
         for stop in self._by_rows:
             stop()
-        self._folds, self._leaves, self._kept, self._by_rows = {}, {}, set(), []
+        self._folds, self._leaves, self._filled, self._by_rows = {}, {}, set(), []
 
     def forget(self, weight: FoldedWeight) -> None:
         """Let the next use of `weight`, whose maps were written, form its fold again."""
-        weight.kept = _AtFirstUse()
+        weight.slot = _AtFirstUse()
 
     def _form_all(self, policy: FoldPolicy) -> None:
         most = inf if policy.tokens is None else policy.tokens
@@ -148,11 +147,11 @@ class FoldCache:
         with torch.set_grad_enabled(policy.gradients and torch.is_grad_enabled()):
             self._folds = {weight: weight.fold(original) for weight, original in originals.items()}
         for weight, folded in self._folds.items():
-            # Torch chooses how to compute a product by this even where nothing is recorded: round as a parameter does.
+            # Torch chooses kernels by `requires_grad` even without gradients: the rounding must be that of a parameter.
             trains = folded.requires_grad or originals[weight].requires_grad
             leaf = folded.detach().to(policy.dtype or folded.dtype).requires_grad_(trains)
-            weight.kept, self._leaves[weight] = _Formed(leaf), leaf
-        self._kept = set(self._folds)
+            weight.slot, self._leaves[weight] = _Formed(leaf), leaf
+        self._filled = set(self._folds)
         self._by_rows = [fold_by_rows(table, module) for table, module in few.items()]
 
     def _gathered(self, weight: FoldedWeight, gradient: Tensor) -> Tensor:
@@ -165,21 +164,21 @@ class FoldCache:
         spots = {place.weight: place.spot for place in reversed(everything) if users[place.weight] > 1}.values()
 
         def shared(model: nn.Module) -> Iterator[FoldedWeight]:
-            # Looked up at every forward: a model that shrinks gets others, and so does a copy of it.
+            # Looked up at every forward: a model that shrinks gets new weights, and a copy of it has others.
             for path, attribute in spots:
                 module: Any = model.get_submodule(path)
-                if parametrize.is_parametrized(module, attribute):  # no more where its parametrization was removed
+                if parametrize.is_parametrized(module, attribute):  # the parametrization may have been removed
                     yield module.parametrizations[attribute][0]
 
         def begin(model: nn.Module, *_: Any) -> None:
             for weight in shared(model):
-                if not isinstance(weight.kept, _Formed):
-                    weight.kept = _AtFirstUse()
+                if not isinstance(weight.slot, _Formed):
+                    weight.slot = _AtFirstUse()
 
         def end(model: nn.Module, *_: Any) -> None:
             for weight in shared(model):
-                if not isinstance(weight.kept, _Formed):
-                    weight.kept = None
+                if not isinstance(weight.slot, _Formed):
+                    weight.slot = None
 
         if spots:
             self.student.register_forward_pre_hook(begin)
@@ -187,7 +186,7 @@ class FoldCache:
 
 
 class _Formed(KeptFold):
-    """A fold that serves every use."""
+    """A fold that every use shares."""
 
     def __init__(self, fold: Tensor) -> None:
         self.fold = fold
@@ -197,7 +196,7 @@ class _Formed(KeptFold):
 
 
 class _AtFirstUse(KeptFold):
-    """A fold that is formed when it is first asked for, one with gradients and one without."""
+    """Folds that are formed at first use: one with gradients and one without."""
 
     def __init__(self) -> None:
         self.folds: dict[bool, Tensor] = {}  # by whether gradients are recorded
@@ -212,9 +211,9 @@ class _AtFirstUse(KeptFold):
 
 
 class _Opened(torch.autograd.Function):
-    """A fold as it is, whose gradient is changed on the way to the fold.
+    """A fold, unchanged, whose gradient is changed on its way back to the fold.
 
-    A hook on the fold would also change what `torch.autograd.grad` returns to others that call it.
+    A hook on the fold would also change the results of `torch.autograd.grad` elsewhere.
     """
 
     @staticmethod

@@ -1,7 +1,7 @@
-"""One weight of the student as a function of the teacher's, `W_student = R @ W_teacher @ C`, and where it stands.
+"""One weight of the student as a function of the teacher's, `W_student = R @ W_teacher @ C`, and where it is used.
 
 Takes maps of axes and the teacher's tensor, gives the student's. `install` puts one on every weight that shrinks;
-`FoldCache` decides how long what it gives is kept.
+`FoldCache` decides how long the result is kept.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .fold import fold
 
 
 class KeptFold(ABC):
-    """What stands for the folds of one weight as long as a `FoldCache` keeps them."""
+    """What fills the slot of a `FoldedWeight` while a `FoldCache` keeps its folds."""
 
     @abstractmethod
     def of(self, weight: FoldedWeight, original: Tensor) -> Tensor:
@@ -36,27 +36,27 @@ class FoldedWeight(nn.Module):
 
     Args:
         maps: for each shrinking axis its `Compactor` or `IndexSelect`; modules may be shared between weights.
-        shift: a learned vector `(k,)` that is added in the end: what a bias takes over from the dropped indices
-            that the weight beside it reads.
+        shift: a learned vector `(k,)` that is added in the end: in a bias, it replaces the mean contribution of the
+            dropped inputs of the weight beside it.
 
     Attributes:
-        kept: what stands for the fold; None where each use folds. Only a `FoldCache` sets it.
+        slot: gives the kept fold; None if each use folds. Only a `FoldCache` fills it.
     """
 
     def __init__(self, maps: Mapping[int, Compactor | IndexSelect], shift: Tensor | None = None) -> None:
         super().__init__()
         self.maps = nn.ModuleDict({str(axis): module for axis, module in maps.items()})
         self.shift = nn.Parameter(shift) if shift is not None else None
-        self.kept: KeptFold | None = None
+        self.slot: KeptFold | None = None
 
     def forward(self, original: Tensor) -> Tensor:
-        """Return the student's weight `(k_out, k_in)`: what is kept for it, else a new fold."""
-        return self.kept.of(self, original) if self.kept is not None else self.fold_like_a_parameter(original)
+        """Return the student's weight `(k_out, k_in)`: the kept fold, or a new one."""
+        return self.slot.of(self, original) if self.slot is not None else self.fold_like_a_parameter(original)
 
     def fold_like_a_parameter(self, original: Tensor) -> Tensor:
-        """Fold, and let the result require a gradient where a parameter would, also where none is recorded.
+        """Fold; the result requires a gradient where a parameter would, even while gradients are off.
 
-        Torch chooses how to compute a product by this, so rounding is then the same as in the merged model.
+        Torch chooses kernels by `requires_grad`, so rounding is then the same as in the merged model.
         """
         folded = self.fold(original)
         if not torch.is_grad_enabled() and not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled():
@@ -75,7 +75,7 @@ class FoldedWeight(nn.Module):
                 folded = fold(folded, matrices)
             if self.shift is not None:
                 folded = folded + self.shift
-            return folded.to(original.dtype).contiguous()  # as a loaded weight is
+            return folded.to(original.dtype).contiguous()  # like a loaded weight
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Place:
 
     @property
     def spot(self) -> tuple[str, str]:
-        """Where it is, in this student and in a copy of it: `path` and `attribute`."""
+        """`path` and `attribute`, the same in a copy of this student."""
         return self.path, self.attribute
 
 
@@ -108,7 +108,9 @@ def places(student: nn.Module) -> Iterator[Place]:
         if parametrize.is_parametrized(module):
             lists: Any = module.parametrizations
             for attribute, steps in lists.items():
-                if isinstance(steps[0], FoldedWeight):  # a stock model's own may be weight norm
+                if isinstance(
+                    steps[0], FoldedWeight
+                ):  # a stock model may have other parametrizations, such as weight norm
                     yield Place(path, attribute, module, steps[0], steps.original)
 
 

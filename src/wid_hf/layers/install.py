@@ -45,8 +45,8 @@ def install(
         plan: trees and sizes.
         sets: which indices each leaf keeps at the start.
         shifts: give every bias beside a weight whose input shrinks a learned shift, zero at the start.
-        square: let the maps be the identity of the teacher's indices, without factors: the wide form, whose
-            parameters have the names of the narrow one.
+        square: make every map the identity of the teacher's indices, without factors: the wide form, whose parameters
+            have the names of the narrow form.
     """
     maps = _Maps(plan, sets, teacher_weights, square=square)
     shifted = _shifted(plan) if shifts else set()
@@ -73,8 +73,8 @@ def restart(
 ) -> None:
     """Set every map of an installed student back to selecting `sets`, in place; shifts become zero.
 
-    `rotations (k, n)` take the place of selection in the stretches of axes that they name, and the weights named in
-    `vectors (k,)` start at these values.
+    `rotations (k, n)` replace selection in the ranges of axes that their keys name, and the weights named in `vectors
+    (k,)` start at these values.
     """
     maps = _Maps(plan, sets, teacher_weights, rotations, vectors)
     for name, weight in folded_weights(student).items():
@@ -170,11 +170,11 @@ class _Maps:
         return self.shared[place]
 
     def _index_select_of(self, weight: str, axis: int) -> IndexSelect:
-        """Return what makes the given vector of a teacher's vector: by its largest entries, to divide by no zero."""
-        given, wanted = self.weights[weight].detach(), self.vectors[weight]
-        indices = given.abs().argsort(descending=True)[: len(wanted)]
-        factors = wanted.to(given.device) / given[indices].to(given.device, wanted.dtype)
-        return IndexSelect(indices, factors.to(torch.promote_types(given.dtype, torch.float32)))
+        """Return a map from the teacher's vector to the given one: its largest entries (none is zero), scaled."""
+        own, target = self.weights[weight].detach(), self.vectors[weight]
+        indices = own.abs().argsort(descending=True)[: len(target)]
+        factors = target.to(own.device) / own[indices].to(own.device, target.dtype)
+        return IndexSelect(indices, factors.to(torch.promote_types(own.dtype, torch.float32)))
 
     def _rotate(self, start: Tensor, indices: Tensor, *place: Any) -> None:
         """Replace selection by the rotations of this axis; the factors of its indices stay."""
@@ -193,10 +193,10 @@ class _Maps:
         if _is_matrix(self.plan.axes[weight]):
             return ("axis", weight, axis)
         for sibling in filter(lambda name: _is_matrix(self.plan.axes[name]), _siblings(self.plan, weight)):
-            read = {read.axis for read in self.plan.weight_inputs if read.weight == sibling}
+            contracted = {use.axis for use in self.plan.weight_inputs if use.weight == sibling}
             for at, other in enumerate(self.plan.axes[sibling]):
-                # A vector beside a square weight goes with what the weight writes, not with what it reads.
-                if key(other) == key(dim) and read != {at}:
+                # A vector beside a square weight has the map of the weight's output axis, not of its input axis.
+                if key(other) == key(dim) and contracted != {at}:
                     return ("axis", sibling, at)
         return ("select", weight, axis)
 
@@ -215,12 +215,12 @@ class _Maps:
 
 
 def first_indices(plan: Plan) -> dict[Dim, Tensor]:
-    """Return index sets that keep the first indices of every leaf, or those that the model's own tables ask for."""
+    """Return index sets of the first indices of every leaf, or of those that match the student's computed tables."""
     return {leaf: torch.arange(plan.targets[leaf]) for leaf in shrinking_leaves(plan)} | dict(plan.matched)
 
 
 def shrinking_leaves(plan: Plan) -> list[Dim]:
-    """Return every leaf of a weight that loses indices."""
+    """Return every leaf of a weight that has fewer indices in the student."""
     found = dict.fromkeys(leaf for axes in plan.axes.values() for dim in axes for leaf in leaves(dim))
     return [leaf for leaf in found if plan.targets.get(leaf, leaf.size) < leaf.size]
 
@@ -235,7 +235,7 @@ def _is_matrix(dims: tuple[Dim, ...]) -> bool:
 
 
 def _shifted(plan: Plan) -> set[str]:
-    """Return every bias that is added where the columns of a weight are fitted."""
+    """Return every bias that is added to the output of a weight whose columns are fitted."""
     biases = {plan.weight_inputs[at].bias for at in plan.fitted}
     return {bias for bias in biases if bias is not None}
 

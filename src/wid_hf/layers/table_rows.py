@@ -1,7 +1,7 @@
 """Embedding tables of which only the rows that a batch looks up are folded.
 
 A table of 30,522 rows costs more to fold than a small encoder's whole step; a batch looks up a few hundred. Used by
-`FoldCache` during a training step; all outputs without gradients come from whole tables.
+`FoldCache` during a training step; forwards without gradients use whole tables.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ class _Rows(KeptFold):
 
 
 def lookups(student: nn.Module) -> dict[FoldedWeight, nn.Embedding]:
-    """Return the tables whose rows may be folded one by one, with the module that looks them up.
+    """Return the tables whose rows may be folded separately, with the module that looks them up.
 
-    Such a table is looked up by one stock `nn.Embedding` and used nowhere else (no tied decoder), and keeps its rows.
+    Such a table is looked up by one stock `nn.Embedding` and used nowhere else (no tied decoder), and its rows do not
+    shrink.
     """
     everything = list(places(student))
     users = Counter(place.weight for place in everything)
@@ -47,8 +48,8 @@ def lookups(student: nn.Module) -> dict[FoldedWeight, nn.Embedding]:
 def fold_by_rows(table: FoldedWeight, module: nn.Embedding) -> Callable[[], None]:
     """Let `module` fold only the rows that it looks up, until the function that is returned is called.
 
-    Its own forward still looks them up: in a table of one row per looked-up number, in their order. The number of
-    padding has its own row below these, so that it gets no gradient, as in the stock module.
+    Its own forward still looks them up, in a table with one row per looked-up token, in their order. The padding token
+    has another row after these, so that it gets no gradient, as in the stock module.
     """
     padding = module.padding_idx
     first = 0 if padding is None else padding + 1
@@ -56,19 +57,19 @@ def fold_by_rows(table: FoldedWeight, module: nn.Embedding) -> Callable[[], None
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         numbers: Tensor = args[0] if args else kwargs["input"]
         is_small = numbers.numel() + first < module.num_embeddings
-        if not is_small or not torch.is_grad_enabled() or table.kept is not None:
+        if not is_small or not torch.is_grad_enabled() or table.slot is not None:
             return args, kwargs
         places = torch.arange(first, first + numbers.numel(), device=numbers.device).view(numbers.shape)
         rows = numbers.flatten()
         if padding is not None:
             places = torch.where(numbers == padding, padding, places)
             rows = torch.cat([rows.new_full((first,), padding), rows])
-        table.kept = _Rows(rows)
+        table.slot = _Rows(rows)
         return (places,), {}
 
     def after(*_: Any) -> None:
-        if isinstance(table.kept, _Rows):
-            table.kept = None
+        if isinstance(table.slot, _Rows):
+            table.slot = None
 
     handles = [
         module.register_forward_pre_hook(before, with_kwargs=True),

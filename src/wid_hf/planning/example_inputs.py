@@ -1,7 +1,7 @@
-"""Tiny example inputs for any `PreTrainedModel`: just enough to run its forward once.
+"""Tiny example inputs for any `PreTrainedModel`: enough to run its forward once.
 
-Takes a model, gives keyword arguments. `tracing` uses them unless the user gave others, and then
-`further_examples` for the weights that these leave out.
+Takes a model, gives keyword arguments. `tracing` uses them unless the user gave inputs, and then
+`further_examples` for the weights that the first inputs do not reach.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..coupling import Example
 from ..coupling.trace import output_tensors, quiet_forward
 
 SAMPLES = 4000  # a quarter of a second: several frames after the usual convolutions
-LONGER = "a longer text"  # takes the place of an argument's name among further examples
+LONGER = "a longer text"  # used like the name of an optional argument
 TIMES_LONGER = 16
 BATCH, LENGTH = 3, 7  # odd and different, so that neither is mistaken for a model's own dimension
 Inputs = dict[str, Any]
@@ -32,8 +32,8 @@ def example_inputs(model: PreTrainedModel) -> Inputs:
     """Return keyword arguments for one small forward of `model`, on its device.
 
     Tokens are `(3, 7)` integers below the vocabulary size, images `(3, channels, height, width)`, sound
-    `(3, samples)` or `(3, bins, frames)` as the config says. A model that compares texts with images or sound, which
-    it has `get_text_features` for, gets both.
+    `(3, samples)` or `(3, bins, frames)` as the config says. A model that compares texts with images or sound (it has
+    `get_text_features`) gets both.
     """
     accepted = inspect.signature(model.forward).parameters
     main = model.main_input_name
@@ -52,7 +52,7 @@ def example_inputs(model: PreTrainedModel) -> Inputs:
 
 
 def _all_kinds(model: PreTrainedModel) -> Inputs:
-    """Text together with images or sound: models that match one with the other."""
+    """Text together with images or sound, for models that compare them."""
     inputs = example_inputs(model)
     return on_device(model, inputs | _of_all_kinds(model, inputs))
 
@@ -63,8 +63,8 @@ def _videos(model: PreTrainedModel) -> Inputs:
     return {name: value.unsqueeze(1) if name == "pixel_values" else value for name, value in inputs.items()}
 
 
-def _choices(model: PreTrainedModel) -> Inputs:
-    """Two texts to choose from in each row: `(3, 2, 7)`."""
+def _multiple_choice(model: PreTrainedModel) -> Inputs:
+    """Two texts in each row, for multiple choice: `(3, 2, 7)`."""
     return {
         name: torch.stack([value, value.flip(0)], dim=1) if isinstance(value, Tensor) else value
         for name, value in example_inputs(model).items()
@@ -80,14 +80,14 @@ example_forms: tuple[Callable[[PreTrainedModel], Inputs], ...] = (
     example_inputs,
     _all_kinds,
     _videos,
-    _choices,
+    _multiple_choice,
     _one_row,
 )
-"""Forms that a forward may take, the usual one first. Which of them a model takes is found by trying."""
+"""Forms of inputs, the usual one first. Which of them a model accepts is found by trying."""
 
 
 def further_examples(model: PreTrainedModel, unreached: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yield what may reach weights that `example_inputs` does not: a part of the model and an optional argument.
+    """Yield pairs of a part of the model and an optional argument that may reach further weights.
 
     A longer text comes last: it reaches what sees only distant tokens, and experts that got none.
 
@@ -104,7 +104,7 @@ def further_examples(model: PreTrainedModel, unreached: Iterable[str]) -> Iterat
 
 
 def further_example(model: PreTrainedModel, part: str, argument: str) -> Example:
-    """Return the example that also gives `argument` to `part` of `model`.
+    """Return the example in which `part` of `model` is also given `argument`.
 
     Raises:
         Exception: whatever the model raises where the argument cannot be made for it.
@@ -124,7 +124,7 @@ def on_device(model: PreTrainedModel, inputs: InputsT) -> InputsT:
 def _tokens(model: PreTrainedModel, times: int = 1) -> Tensor:
     chunk = getattr(model.config, "chunk_size_feed_forward", 0) or 1
     length = -(-LENGTH // chunk) * chunk * times  # chunks of positions must be full
-    # Counting down from the end keeps clear of padding and other special tokens, which sit at the start.
+    # Counting down from the end avoids padding and other special tokens, which are at the start.
     vocabulary = getattr(model.config.get_text_config(decoder=True), "vocab_size", 100)  # CANINE hashes characters
     return vocabulary - 1 - torch.arange(BATCH * length).view(BATCH, length) % (max(vocabulary // 2, 1))
 
@@ -138,7 +138,7 @@ def _longer(model: PreTrainedModel) -> Inputs:
 
 
 def _of_all_kinds(model: PreTrainedModel, inputs: Inputs) -> Inputs:
-    """Everything that a forward takes beside what `inputs` has: text, images, sound."""
+    """All kinds of inputs that a forward accepts and `inputs` lacks: text, images, sound."""
     accepted = inspect.signature(model.forward).parameters.keys() - inputs.keys()
     made = {name: make(model) for name, make in {"input_ids": _tokens, **_INPUTS}.items() if name in accepted}
     return {name: value for name, value in made.items() if name != "input_values" or "input_features" not in made}
@@ -188,7 +188,7 @@ def _image_and_text(model: Any, inputs: Inputs) -> Inputs:
     """Images, and as many placeholder tokens for them as the model makes features of them."""
     images = _images(model)
     if width := getattr(model.config, "patch_dim", None):
-        images = _waves(model, 2 * BATCH, width)  # the patches of all images, one behind the other
+        images = _waves(model, 2 * BATCH, width)  # the patches of all images, concatenated
     if "input_ids" not in inputs:
         return {"pixel_values": images}
     try:
@@ -231,7 +231,7 @@ def _placeholder(config: Any, kind: str) -> int | None:
 
 
 def _features(model: Any, given: Inputs, guess: Inputs, kind: str) -> int:
-    """Return how many rows of features the model replaces placeholder tokens by.
+    """Return the number of feature rows that replace placeholder tokens in the model.
 
     Raises:
         Exception: whatever the model raises where it cannot make any of `given`.
@@ -260,7 +260,7 @@ def _features_in_refusal(model: Any, guess: Inputs) -> int:
 
 
 def _masked_patches(model: Any, inputs: Inputs) -> Inputs:
-    """Hide every other patch of the images, which puts the mask embedding in its place."""
+    """Hide every other patch of the images, so that the mask embedding is used."""
     size, patch = model.config.image_size, model.config.patch_size
     sides = [s // p for s, p in zip(_pair(size), _pair(patch), strict=True)]
     return {"bool_masked_pos": torch.arange(BATCH * prod(sides)).view(BATCH, -1) % 2 == 0}
@@ -273,8 +273,8 @@ def _masked_frames(model: Any, inputs: Inputs) -> Inputs:
     return {"mask_time_indices": torch.arange(BATCH * frames).view(BATCH, frames) % 2 == 0}
 
 
-def _asked_positions(model: Any, inputs: Inputs) -> Inputs:
-    """Ask for the first two positions without showing them (XLNet)."""
+def _predicted_positions(model: Any, inputs: Inputs) -> Inputs:
+    """Predict the first two positions without showing them (XLNet)."""
     return {"target_mapping": torch.eye(LENGTH)[:2].expand(BATCH, 2, LENGTH).contiguous()}
 
 
@@ -334,7 +334,7 @@ _EXTRAS: dict[str, Callable[[nn.Module, Inputs], Inputs]] = {
     "input_values": _sound_and_text("input_values"),
     "bool_masked_pos": _masked_patches,
     "mask_time_indices": _masked_frames,
-    "target_mapping": _asked_positions,
+    "target_mapping": _predicted_positions,
     "entity_ids": _entities,
     "lang_ids": _languages,
 }

@@ -1,4 +1,4 @@
-"""From a teacher and a `WidConfig` to a `StudentPlan`: which student to make, and all that making it takes.
+"""From a teacher and a `WidConfig` to a `StudentPlan`: which student to make, and what is needed to make it.
 
 The tuner calls `plan_student` and makes the student; `wid-hf plan` prints what comes out. Everything that can be
 refused is refused here, and the teacher is never changed.
@@ -32,35 +32,37 @@ from .tracing import plain_attention, trace_student, trace_teacher
 
 @dataclass(frozen=True)
 class Settled:
-    """What a request came to mean for this teacher.
+    """What was decided about a request for this teacher.
 
     Attributes:
-        strategy: `"dim"` or `"head"`; where no heads are concerned, `"dim"`.
-        sizes: every size that was asked for or could have followed from those, as the student has it.
-        told: what becomes of heads, which other sizes follow, and why, as plan, card and report show it; empty where
+        strategy: `"dim"` or `"head"`; `"dim"` if there are no heads.
+        sizes: every size that was requested or could have followed from those, as the student has it.
+        explanation: how heads change, which other sizes follow, and why, as plan, card and report show it; empty if
             nothing follows.
-        moved: sizes that are not those asked for, as `hidden_size=32 instead of 31`.
+        moved: sizes that differ from those requested, as `hidden_size=32 instead of 31`.
     """
 
     strategy: Strategy
     sizes: Sizes
-    told: str
+    explanation: str
     moved: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """Return `told`."""
-        return self.told
+        """Return the explanation."""
+        return self.explanation
 
-    def config(self, asked: WidConfig) -> WidConfig:
-        """Return a request that leaves nothing open and means the same; one that left nothing open is returned as is.
+    def config(self, requested: WidConfig) -> WidConfig:
+        """Return a request that means the same and leaves nothing open: `requested` itself if it leaves nothing open.
 
-        A saved adapter holds it, so that it means the same student in later versions.
+        A saved adapter holds this request, so that it means the same student in later versions.
         """
-        if asked.head_strategy != "auto":
-            return asked
+        if requested.head_strategy != "auto":
+            return requested
         named: dict[str, Any] = {name: self.sizes.get(name) for name in SIZES}
         others = {name: size for name, size in self.sizes.items() if name not in SIZES}
-        return replace(asked, **named, overrides=others, head_strategy=self.strategy, settled=self.told or None)
+        return replace(
+            requested, **named, overrides=others, head_strategy=self.strategy, settled=self.explanation or None
+        )
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class StudentPlan:
         plan: the coupled dimensions with their sizes; `plan.shape(name)` is the shape of a weight of the student.
         trace: what small forwards of the teacher showed: its weights by name, their ties, the dimensions of outputs.
         config: the student's transformers config.
-        settled: which sizes the request came to mean, and why.
+        settled: which sizes were decided on, and why.
     """
 
     plan: Plan
@@ -89,22 +91,22 @@ def plan_student(
     inputs: Mapping[str, Any] | None = None,
     proof: bool = False,
 ) -> StudentPlan:
-    """Find the student that `config` asks for, or refuse with every reason.
+    """Find the student that `config` describes, or refuse with every reason.
 
     With `head_strategy="auto"` narrower heads are tried first, then fewer ones, heads as they are, other numbers of
-    heads for the hidden size asked for, and last the nearest hidden sizes, with a warning; all on one trace of the
+    heads for the hidden size requested, and last the nearest hidden sizes, with a warning; all on one trace of the
     teacher.
 
     Args:
         teacher: a stock transformers model with real weights.
-        config: the sizes wanted.
-        inputs: keyword arguments for one forward of the teacher; by default those that `config` holds, else made
-            from the teacher's config.
+        config: the sizes requested.
+        inputs: keyword arguments for one forward of the teacher; by default `config.example_inputs`, else made from the
+            teacher's config.
         proof: also run the permutation proof on the teacher.
 
     Raises:
-        TeacherError: the teacher is no plain `PreTrainedModel` with weights, its class takes more than a config, or it
-            does not run on the example inputs.
+        TeacherError: the teacher is not a plain `PreTrainedModel` with weights, its class needs more than a config, or
+            it does not run on the example inputs.
         ConfigError: a size or name that its config does not have, or that is not smaller.
         PlanError: sizes that contradict each other or shrink a frozen dimension.
         ProofError: the permutation proof failed.
@@ -132,7 +134,7 @@ def plan_student(
 
 
 def prove_couplings(teacher: PreTrainedModel, config: WidConfig) -> None:
-    """Run the permutation proof on `teacher`, whatever sizes `config` asks for.
+    """Run the permutation proof on `teacher`; the sizes in `config` do not matter.
 
     Args:
         teacher: a stock transformers model with real weights.
@@ -179,29 +181,29 @@ def _planned(
 
 
 def _settled(request: Request, meaning: Meaning, student: PretrainedConfig, against: Mapping[Way, str]) -> Settled:
-    """Return what the request came to mean; `against` has the first reason against each way that was tried."""
-    asked = request.wanted
-    strategy: Strategy = meaning.strategy or ("head" if asked.head_strategy == "head" else "dim")
+    """Return what was decided; `against` has the first reason against each way that was tried."""
+    config = request.config
+    strategy: Strategy = meaning.strategy or ("head" if config.head_strategy == "head" else "dim")
     moved = request.moved(meaning)
     changes = request.changes(meaning, student)
-    reason = f'The head strategy "{strategy}" was asked for.'
-    if asked.head_strategy == "auto":
+    reason = f'The head strategy "{strategy}" was requested.'
+    if config.head_strategy == "auto":
         better = [f"{way.words} ({text})" for way, text in sorted(against.items()) if way < meaning.way]
-        first = "narrower heads are possible" if strategy == "dim" else "that number of heads was asked for"
+        first = "narrower heads are possible" if strategy == "dim" else "that number of heads was requested"
         why = f"these are not possible: {'; '.join(better)}" if better else first
-        reason = f'The head strategy "auto" took "{strategy}", because {why}.'
-    sentences = [f"NOT the size asked for: {', '.join(moved)}."] if moved else []
+        reason = f'The head strategy "auto" chose "{strategy}", because {why}.'
+    sentences = [f"NOT the size requested: {', '.join(moved)}."] if moved else []
     sentences += [f"{'; '.join(changes)}.", reason] if changes else []
-    return Settled(strategy, request.pinned(meaning, student), asked.settled or " ".join(sentences), tuple(moved))
+    return Settled(strategy, request.pinned(meaning, student), config.settled or " ".join(sentences), tuple(moved))
 
 
 def _against(request: Request, refused: Mapping[Way, PlanError]) -> dict[Way, str]:
-    """Return the first reason against each way that was tried or is out of the question, in a line."""
+    """Return the first reason, on one line, against each way that was tried or is impossible."""
     return request.closed | {way: str(refusal).splitlines()[0].removeprefix("- ") for way, refusal in refused.items()}
 
 
 def _is_not_about_heads(refused: Mapping[Way, PlanError]) -> bool:
-    """Return whether narrower heads and fewer heads fail for one reason, which other heads do not mend."""
+    """Return whether narrower heads and fewer heads fail for a common reason, which has nothing to do with heads."""
     narrower, fewer = (set(str(refused.get(way, "")).splitlines()) for way in (Way.NARROWER, Way.FEWER))
     return bool(narrower & fewer - {""})
 
@@ -219,7 +221,7 @@ def empty_student(teacher: PreTrainedModel, config: PretrainedConfig) -> PreTrai
     for name, parameter in student.named_parameters():
         if name in saved:
             parameter.data = _zeros(parameter.shape, own[name].dtype if name in own else parameter.dtype)
-        elif parameter.shape == own[name].shape:  # computed from the config, which left its sizes alone
+        elif parameter.shape == own[name].shape:  # computed from the config, with the same sizes as the teacher's
             parameter.data = own[name].data.to(parameter.device)
         else:
             _compute_again(student, name)
@@ -230,7 +232,7 @@ def empty_student(teacher: PreTrainedModel, config: PretrainedConfig) -> PreTrai
 
 
 def _allocated(teacher: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
-    """Return the empty student; a class that fails only now, with real tensors, is a refusal."""
+    """Return the empty student, or refuse if its class fails with real tensors."""
     try:
         return empty_student(teacher, config)
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as cause:
@@ -238,14 +240,14 @@ def _allocated(teacher: PreTrainedModel, config: PretrainedConfig) -> PreTrained
 
 
 def _zeros(shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """Return zeros that take no memory until something is written: numpy leaves clearing them to the system."""
+    """Return zeros that take no memory until something is written: numpy lets the operating system clear them."""
     if not shape.numel():
         return torch.zeros(shape, dtype=dtype)
     return torch.from_numpy(np.zeros(shape.numel() * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)
 
 
 def _compute_again(student: PreTrainedModel, name: str) -> None:
-    """Let the model fill a parameter that no checkpoint holds, as loading one does (Marian's positions)."""
+    """Let the model compute a parameter that no checkpoint holds, as on loading (Marian's positions)."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         student._init_weights(student.get_submodule(name.rpartition(".")[0]))
 
@@ -268,13 +270,13 @@ def _weight_shapes(
 
 
 def _line(cause: Exception) -> str:
-    """Return what an error of another library says, in a line; some say nothing but their name."""
+    """Return the message of another library's error on one line; its class name if it has none."""
     return " ".join(str(cause).split()) or type(cause).__name__
 
 
 def _refusal_text(teacher: PreTrainedModel, request: Request, refused: Mapping[Way, PlanError]) -> str:
-    """Return all that was tried with the reasons against it; a reason is given once."""
-    config = request.wanted
+    """Return all that was tried with the reasons against it, each reason once."""
+    config = request.config
     sizes = ", ".join(f"{name}={size}" for name, size in config.requested.items())
     against: dict[Way, str] = {way: f"- {text}" for way, text in request.closed.items()}
     against |= {way: str(refusal) for way, refusal in refused.items()}

@@ -1,7 +1,7 @@
 """Refuses a teacher whose weights are not plain tensors of one device, and says how to get one that is.
 
-Takes a model; raises, or returns nothing. Called first by everything that plans. What a model is is read off its
-tensors, modules and hooks, never off its name.
+Takes a model; raises, or returns nothing. Called by `plan_student` first. It looks at tensors, modules and hooks, never
+at a model's name.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ QUANTIZERS = ("bitsandbytes", "torchao", "quanto", "gptqmodel", "auto_gptq", "aw
 
 
 def check_teacher(teacher: object) -> None:
-    """Refuse what is not a stock model with weights.
+    """Refuse anything but a stock model with weights.
 
     Raises:
-        TeacherError: says what it is, and what to pass.
+        TeacherError: says what was given, and what to pass.
     """
     if hasattr(teacher, "peft_config"):
         raise TeacherError(
@@ -58,7 +58,7 @@ def _wrapped(teacher: object) -> str | None:
 
 
 def _shared_among_processes(teacher: PreTrainedModel) -> str | None:
-    """Weights of which each process has a piece."""
+    """Weights that are divided among processes."""
     for name, tensor in _tensors(teacher):
         if type(tensor).__name__ == "DTensor" or isinstance(getattr(tensor, "data", None), _dtensor()):
             return (
@@ -85,7 +85,7 @@ def _offloaded(teacher: PreTrainedModel) -> str | None:
     if (away := _offloaded_part(teacher)) is None:
         return None
     return (
-        f"Parts of the teacher are offloaded by accelerate ({away}), so that its weights are not there. Load it "
+        f"Parts of the teacher are offloaded by accelerate ({away}), so that weights are missing. Load it "
         "whole on one device: from_pretrained(..., device_map=None), or device_map={'': 0} where it fits."
     )
 
@@ -113,7 +113,7 @@ def _dtensor() -> type:
 
 
 def _offloaded_part(teacher: PreTrainedModel) -> str | None:
-    """Return what accelerate fetches for each forward, or whereto it is offloaded."""
+    """Return which part accelerate fetches for each forward, or where it is offloaded to."""
     for name, module in teacher.named_modules():
         hook = getattr(module, "_hf_hook", None)
         for step in getattr(hook, "hooks", (hook,)):
@@ -128,7 +128,7 @@ def _mapped_places(teacher: PreTrainedModel) -> set[str]:
 
 
 def _quantized(teacher: PreTrainedModel) -> str | None:
-    """Weights in few bits, whoever packed them: recognised by tensors and modules, not by the config.
+    """Weights in few bits, from any library: recognised by tensors and modules, not by the config.
 
     A model that was dequantized on loading has weights like any other, though its config may still say otherwise.
     """
@@ -139,8 +139,8 @@ def _quantized(teacher: PreTrainedModel) -> str | None:
     by, sign = found
     if by == IRREVERSIBLE:
         return (
-            f"The teacher is quantized by {by} ({sign}), which cannot be undone. Pass the model as it was before, and "
-            "quantize the student."
+            f"The teacher is quantized by {by} ({sign}), which cannot be undone. Pass the model from before "
+            "quantization, and quantize the student."
         )
     return (
         f"The teacher is quantized{f' {by}' if by else ''} ({sign}): weights in few bits cannot be narrowed. "
@@ -150,7 +150,7 @@ def _quantized(teacher: PreTrainedModel) -> str | None:
 
 
 def _quantizer_of_tensor(name: str, tensor: Tensor) -> tuple[str, str] | None:
-    """Return how a tensor was quantized, and by what that is seen; None where it was not."""
+    """Return how a tensor was quantized, and what shows it; None if it was not."""
     if (library := next((word for word in QUANTIZERS if word in _classes(tensor)), None)) is not None:
         return f"by {library}", f"`{name}` is a {type(tensor).__name__}"
     if isinstance(tensor, nn.Parameter) and not (tensor.is_floating_point() or tensor.is_complex()):
@@ -161,7 +161,7 @@ def _quantizer_of_tensor(name: str, tensor: Tensor) -> tuple[str, str] | None:
 
 
 def _quantizer_of_module(name: str, module: nn.Module) -> tuple[str, str] | None:
-    """Return by what a module was quantized, and by what that is seen; None where it was not."""
+    """Return which library quantized a module, and what shows it; None if none did."""
     kinds = [kind.__module__ for kind in type(module).__mro__]
     if any(kind.startswith(("torch.ao.nn.", "torch.ao.quantization.")) for kind in kinds):
         return IRREVERSIBLE, f"`{name}` is a {type(module).__module__}.{type(module).__name__}"
@@ -205,7 +205,7 @@ def _absent(teacher: PreTrainedModel) -> str | None:
 
 
 def _not_recordable(teacher: PreTrainedModel) -> str | None:
-    """Tensors of other kinds, of which no student can be computed with gradients."""
+    """Tensors of kinds from which no student can be computed with gradients."""
     for name, tensor in _tensors(teacher):
         if tensor.is_inference():
             return (
@@ -226,7 +226,7 @@ def _needs_more_than_a_config(teacher: PreTrainedModel) -> str | None:
 
 
 def why_not_made_of_a_config(model_class: type) -> str | None:
-    """Return why a class cannot be made from a config alone, as `from_pretrained` does and the student is made."""
+    """Return why a class cannot be made from a config alone, as `from_pretrained` and the student need it."""
     others = list(inspect.signature(model_class).parameters.values())[1:]
     needed = [p.name for p in others if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     if not needed:
@@ -256,7 +256,7 @@ def _parametrizations(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _is_foreign(step: nn.Module) -> bool:
-    """Return whether a stock model does not come with this: torch's own weight norm (wav2vec 2.0) it may have."""
+    """Return whether a parametrization is none of torch's own, which stock models may have (wav2vec 2.0)."""
     return type(step).__module__ != "torch.nn.utils.parametrizations"
 
 

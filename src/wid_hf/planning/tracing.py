@@ -1,7 +1,7 @@
 """Runs a teacher, and then its student, on small examples and gives their traces.
 
-Takes a model and, if the user has some, example inputs; gives a `Trace` for `coupling.make_plan`. Whatever a model
-raises meanwhile becomes a `TeacherError` or a `PlanError`.
+Takes a model and, if the user gave some, example inputs; gives a `Trace` for `coupling.make_plan`. Any error that the
+model raises becomes a `TeacherError` or a `PlanError`.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from .example_inputs import Inputs, example_forms, further_example, further_exam
 def trace_teacher(
     teacher: PreTrainedModel, inputs: Mapping[str, Any] | None = None
 ) -> tuple[Trace, list[tuple[str, str]]]:
-    """Trace `teacher`, also with optional arguments as long as there are weights that nothing has reached.
+    """Trace `teacher`, also with optional arguments while there are weights that no forward has reached.
 
     Args:
-        teacher: a model that `check_teacher` lets pass.
-        inputs: keyword arguments of one forward; made from its config by default, in the first of some forms that
-            the model takes.
+        teacher: a model that passes `check_teacher`.
+        inputs: keyword arguments of one forward; by default made from its config, in the first form that the model
+            accepts.
 
     Returns:
-        the trace, and which parts and arguments it took (see `further_examples`).
+        the trace, and which parts and arguments were used (see `further_examples`).
 
     Raises:
-        TeacherError: the model does not run on the inputs given, or on any that were made for it.
+        TeacherError: the model does not run on the given inputs, or on any that were made for it.
     """
     seen = Trace(teacher)
     with plain_attention(teacher):
@@ -45,7 +45,7 @@ def trace_teacher(
             try:
                 if seen.run(further_example(teacher, part, argument), optional=True):
                     further.append((part, argument))
-            except Exception:  # whatever a model raises for an argument that it does not take in this form
+            except Exception:  # a model may raise anything for an argument that it does not accept in this form
                 continue
         for rows in rolled_routers(seen):
             seen.run(Example(seen.examples[0].inputs, rolled=rows), optional=True)
@@ -54,7 +54,7 @@ def trace_teacher(
 
 
 def trace_student(student: PreTrainedModel, inputs: Mapping[str, Any] | None, further: list[tuple[str, str]]) -> Trace:
-    """Trace `student` by the same examples as its teacher.
+    """Trace `student` with the same examples as its teacher.
 
     Raises:
         PlanError: it does not run at its sizes.
@@ -67,7 +67,7 @@ def trace_student(student: PreTrainedModel, inputs: Mapping[str, Any] | None, fu
                 seen.run(further_example(student, part, argument))
     except Exception as refusal:  # such as rotary positions of an odd head width
         cause = refusal.__cause__ if isinstance(refusal, TeacherError) else refusal
-        raise PlanError(f"- {type(student).__name__} does not run at these sizes: {_said(cause)}") from cause
+        raise PlanError(f"- {type(student).__name__} does not run at these sizes: {_error_text(cause)}") from cause
     seen.finish()
     return seen
 
@@ -76,8 +76,8 @@ def trace_student(student: PreTrainedModel, inputs: Mapping[str, Any] | None, fu
 def plain_attention(model: PreTrainedModel) -> Iterator[None]:
     """Let `model` compute attention by operations that can be watched, as it does with "eager".
 
-    Kernels that are compiled on the spot (flex attention) or run on some devices only (flash attention) compute the
-    same from the same weights. The implementation that was set comes back.
+    Kernels that are compiled when they run (flex attention) or run on some devices only (flash attention) compute the
+    same from the same weights. Afterwards the former implementation is set again.
     """
     configs = [m.config for m in model.modules() if isinstance(m, PreTrainedModel)]
     before = [(config, config._attn_implementation) for config in configs]
@@ -94,10 +94,10 @@ def plain_attention(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _run_first(seen: Trace, model: PreTrainedModel, inputs: Mapping[str, Any] | None) -> None:
-    """Run the model's own forward, in the first form that it takes where the user gave none.
+    """Run the model's own forward, on inputs in the first form that it accepts if the user gave none.
 
     Raises:
-        TeacherError: it takes none; names what was tried and what the model said.
+        TeacherError: it accepts none; names what was tried and the model's errors.
     """
     forms: tuple[Callable[[PreTrainedModel], Inputs], ...] = example_forms
     if inputs is not None:
@@ -108,9 +108,9 @@ def _run_first(seen: Trace, model: PreTrainedModel, inputs: Mapping[str, Any] | 
         try:
             made = form(model)
             seen.run(Example(made))
-        except Exception as refusal:  # whatever a model raises, or a config lacks from which inputs are made
+        except Exception as refusal:  # a model may raise anything, and a config may lack what inputs are made from
             first = first or refusal
-            line = f"- {_described(made) or 'no inputs could be made'}: {_said(refusal)}"
+            line = f"- {_described(made) or 'no inputs could be made'}: {_error_text(refusal)}"
             tried += [line] if line not in tried else []
         else:
             return
@@ -130,7 +130,7 @@ def _described(inputs: Mapping[str, Any]) -> str:
     return ", ".join(words) or ", ".join(inputs)
 
 
-def _said(cause: BaseException | None) -> str:
-    """Return the kind and the first lines of what a model raised."""
+def _error_text(cause: BaseException | None) -> str:
+    """Return the class and the first lines of an error that a model raised."""
     lines = [line for line in str(cause).strip().splitlines() if line.strip()]
     return f"{type(cause).__name__}: {' '.join(lines[:2])[:300]}"

@@ -18,7 +18,7 @@ from ..coupling import Plan, Trace
 from ..coupling.index_sets import IndexSets
 from ..errors import ConfigError, WidError
 from ..layers import first_indices, install
-from .masked_statistics import KeptStatistics, check_wide
+from .masked_statistics import MaskedStatistics, check_wide
 from .progress import Progress
 from .schedule import WidSchedule
 from .shrink import Moved, become, can_carry, carry, rewrap, take_over
@@ -36,12 +36,12 @@ class ProgressiveController:
         student_config: the narrow model's config.
         plan: the coupled dimensions.
         trace: the teacher's.
-        schedule: when how much is dropped.
-        empty_student: makes an instance of the teacher's class of a config, its weights zeros.
+        schedule: how much is dropped at which step.
+        empty_student: makes an instance of the teacher's class from a config, with weights of zero.
 
     Attributes:
         model: the model that trains, the same object in both phases.
-        progress: the phase, what is dropped since when, and what it was dropped by; all that is saved.
+        progress: the phase, which indices were dropped at which step, and their scores; all that is saved.
 
     Raises:
         PlanError: the wide model with dropped rows at zero is not the narrow one.
@@ -65,7 +65,7 @@ class ProgressiveController:
         self._warned = False
         self.progress = Progress(plan, schedule, teacher.device)
         self.model, trial = self._wide(), self._wide()
-        self._statistics: KeptStatistics | None = KeptStatistics(self.model, plan, trace)
+        self._statistics: MaskedStatistics | None = MaskedStatistics(self.model, plan, trace)
         sets = first_indices(plan)
         self._make_narrow(trial, sets)
         check_wide(self.model, trial, plan, trace, sets, self._statistics)
@@ -78,16 +78,16 @@ class ProgressiveController:
     @property
     def index_sets(self) -> IndexSets:
         """The teacher's indices that the model has; empty while it has all of them."""
-        return {} if self.is_wide else self.progress.kept()
+        return {} if self.is_wide else self.progress.index_sets()
 
     def begin(
         self, total_steps: int | None, optimizer: torch.optim.Optimizer | None, wrapped: nn.Module | None
     ) -> None:
-        """Fix what happens at which step, and with whom the model shrinks; see `WidModel.wid_begin`.
+        """Fix what happens at which step, and which optimizer shrinks with the model; see `WidModel.wid_begin`.
 
         Raises:
-            ConfigError: a schedule that does not end within training, in shares of an unknown total, or that needs
-                an optimizer and has none.
+            ConfigError: a schedule that does not end within training, is in shares of an unknown total, or needs an
+                optimizer and has none.
         """
         self.progress.begin(total_steps)
         self._optimizer = getattr(optimizer, "optimizer", optimizer)  # what accelerate wraps
@@ -103,16 +103,16 @@ class ProgressiveController:
             self._optimizer_hook = self._optimizer.register_step_pre_hook(self._before_optimizer)
 
     def step(self, step: int) -> bool:
-        """Do what is due after optimizer step `step`, counted from 1; return whether the model shrank.
+        """Do what the schedule says after optimizer step `step`, counted from 1; return whether the model shrank.
 
         Raises:
-            ConfigError: see `begin`, which is called without arguments if nobody did.
+            ConfigError: see `begin`, which is called here without arguments if it was not called before.
             WidError: a step before the last one seen.
         """
         if self.progress.timeline is None:
             self.begin(None, None, None)
         if self.progress.advance(self.model, step) and self._statistics is not None:
-            self._statistics.keep(self.progress.kept())
+            self._statistics.keep(self.progress.index_sets())
         if not self.is_wide or not self.progress.finished:
             return False
         if self._optimizer is None or not can_carry(self._optimizer):
@@ -120,18 +120,18 @@ class ProgressiveController:
                 self._warned = True
                 warnings.warn(
                     "The schedule is done, but the model stays at the teacher's widths: wid_begin was given no "
-                    "optimizer, or one that shares its state among processes. Merging is exact all the same.",
+                    "optimizer, or one that shares its state among processes. Merging is still exact.",
                     stacklevel=3,
                 )
             return False
-        self._shrink(self.progress.kept())
+        self._shrink(self.progress.index_sets())
         return True
 
     def finish(self, *, force: bool = False) -> None:
         """Shrink the wide model for a merge.
 
         Args:
-            force: shrink although the schedule is not done; a warning says what is cut off.
+            force: shrink although the schedule is not done; a warning says what is lost.
 
         Raises:
             WidError: the schedule is not done, and `force` is False.
@@ -142,7 +142,7 @@ class ProgressiveController:
             if not force:
                 raise WidError(
                     f"The model is still at the teacher's widths: {done}. Nothing was merged. Train on (WidTrainer, "
-                    "WidCallback, or model.wid_step(step) after each step), or pass force=True to cut off what is left."
+                    "WidCallback, or model.wid_step(step) after each step), or pass force=True to cut off the rest."
                 )
             left = progress.figures(self.model)["wid/dropped_norm"]
             warnings.warn(
@@ -150,15 +150,15 @@ class ProgressiveController:
                 f"norm of {left:.3g}.",
                 stacklevel=3,
             )
-        final = progress.kept()
+        final = progress.index_sets()
         if any(indices.shape[-1] != self._plan.targets[leaf] for leaf, indices in final.items()):
-            final = progress.chosen(self.model)
+            final = progress.final_index_sets(self.model)
         self._shrink(final)
 
     def match(self, saved: Mapping[str, Tensor]) -> bool:
         """Take over a saved progress, in the phase that it was saved in; return whether the model's phase changed.
 
-        Compactors made on the way hold no trained values yet: the caller loads them next.
+        Compactors that are made for this have no trained values yet: the caller loads them next.
 
         Args:
             saved: the state dict of a `Progress`.
@@ -166,15 +166,15 @@ class ProgressiveController:
         was_wide = self.is_wide
         self.progress.load_state_dict(saved)
         if was_wide and not self.is_wide:
-            self._shrink(self.progress.kept())
+            self._shrink(self.progress.index_sets())
         elif not was_wide and self.is_wide:
             self._widen()
         if self._statistics is not None:
-            self._statistics.keep(self.progress.kept())
+            self._statistics.keep(self.progress.index_sets())
         return was_wide != self.is_wide
 
     def _shrink(self, sets: IndexSets) -> None:
-        """Make the wide model narrow, and all that trains with it."""
+        """Make the wide model narrow, with its optimizer and its wrapper."""
         moved = self._make_narrow(self.model, sets)
         if self._statistics is not None:
             self._statistics.remove()
@@ -190,10 +190,10 @@ class ProgressiveController:
         """Make the narrow model wide again, its compactors the identity."""
         before = self._empty_student(self._teacher, self._student_config)
         become(self.model, self._wide(), before, self._trace.aliases)
-        self._statistics = KeptStatistics(self.model, self._plan, self._trace)
+        self._statistics = MaskedStatistics(self.model, self._plan, self._trace)
 
     def _make_narrow(self, wide: PreTrainedModel, sets: IndexSets) -> dict[Tensor, Moved]:
-        """Make `wide` narrow, in place; return where its compactors went."""
+        """Make `wide` narrow, in place; return what each of its compactors became."""
         narrow = self._installed(self._student_config, sets)
         moved = take_over(wide, narrow)
         become(wide, narrow, self._empty_student(self._teacher, self._teacher.config), self._trace.aliases)

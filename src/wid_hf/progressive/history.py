@@ -1,4 +1,4 @@
-"""What a progressive training's log tells about widths.
+"""The widths in the log of a progressive training.
 
 Takes a trainer's `state.log_history`; gives numbers for reports and pictures.
 """
@@ -22,5 +22,5 @@ def widths_over_steps(history: Sequence[Mapping[str, Any]]) -> dict[str, list[tu
 
 
 def narrow_from(history: Sequence[Mapping[str, Any]]) -> int | None:
-    """Return the step after which the model was narrow, None if a trainer's log does not tell of one."""
+    """Return the step after which the model was narrow, None if a trainer's log has no such step."""
     return next((int(entry["step"]) for entry in history if entry.get("wid/wide") == 0.0), None)

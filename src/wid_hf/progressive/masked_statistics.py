@@ -1,7 +1,7 @@
 """The wide phase: a stock model at the teacher's width whose statistics ignore dropped indices.
 
-Takes the wide model, the plan and the trace; the controller says what is kept. No module is replaced: while a module
-that sums over a shrinking dimension runs, torch's public function mode lets those sums run over the kept indices.
+Takes the wide model, the plan and the trace; the controller sets the index sets. No module is replaced: while a module
+that sums over a shrinking dimension runs, torch's public function mode restricts those sums to the kept indices.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ REDUCTIONS = NORMS | {
 }
 
 
-class KeptStatistics:
-    """Keeps the statistics of a wide model to the kept indices, from `keep` on.
+class MaskedStatistics:
+    """Restricts the statistics of a wide model to index sets, once `keep` is called.
 
     Args:
         wide: a model with the teacher's widths.
@@ -55,7 +55,7 @@ class KeptStatistics:
 
     def __init__(self, wide: nn.Module, plan: Plan, trace: Trace) -> None:
         self.wide, self.plan = wide, plan
-        self.modes: list[tuple[Dim, _OverKept]] = []
+        self.modes: list[tuple[Dim, _MaskedReductions]] = []
         self._hooks: list[RemovableHandle] = []
         for name, dims in trace.reduced.items():
             shrinking = {key(dim): dim for dim in dims if plan.size(dim) < dim.size}
@@ -67,34 +67,34 @@ class KeptStatistics:
                     'Use schedule="narrow".'
                 )
             if shrinking:
-                modes = [_OverKept(dim.size) for dim in shrinking.values()]
+                modes = [_MaskedReductions(dim.size) for dim in shrinking.values()]
                 self.modes += zip(shrinking.values(), modes, strict=True)
                 self._hooks += _around(wide.get_submodule(name), modes)
 
     def remove(self) -> None:
-        """Leave the model's statistics to its modules again."""
+        """Let the model's modules compute their statistics unrestricted again."""
         for hook in self._hooks:
             hook.remove()
 
     def keep(self, sets: IndexSets) -> None:
-        """Take statistics over these indices from now on; all of them where `sets` drop none."""
+        """Take statistics over these indices from now on; over all indices of a dimension that loses none."""
         device = next(self.wide.parameters()).device
         for dim, mode in self.modes:
             indices = axis_indices(self.plan, dim, sets)
-            mode.kept = torch.tensor(indices, device=device) if len(indices) < dim.size else None
+            mode.indices = torch.tensor(indices, device=device) if len(indices) < dim.size else None
 
 
 def check_wide(
-    wide: nn.Module, narrow: nn.Module, plan: Plan, trace: Trace, sets: IndexSets, statistics: KeptStatistics
+    wide: nn.Module, narrow: nn.Module, plan: Plan, trace: Trace, sets: IndexSets, statistics: MaskedStatistics
 ) -> None:
     """Refuse a model whose wide form, all dropped rows at zero, is not its narrow form.
 
     Args:
-        wide: with compactors that are the identity; they are afterwards, too.
+        wide: with compactors that are the identity; it is returned to this state.
         narrow: with compactors that select `sets`.
         plan: the coupled dimensions.
         trace: the teacher's; its first example is run.
-        sets: what is kept in this trial.
+        sets: the index sets of this trial.
         statistics: of `wide`.
 
     Raises:
@@ -115,7 +115,7 @@ def check_wide(
         for square, _ in squares:
             torch.nn.init.eye_(square.matrix)
     for ours, theirs, dims in zip(of_wide, of_narrow, trace.output_dims, strict=False):
-        off = _difference(_kept_part(ours, dims, plan, sets), theirs)
+        off = _difference(_narrow_part(ours, dims, plan, sets), theirs)
         if not off <= 1e3 * (torch.finfo(ours.dtype).eps if ours.is_floating_point() else 0):
             raise PlanError(
                 f"A progressive schedule is not supported for {type(wide).__name__}: with dropped rows at zero its "
@@ -125,7 +125,7 @@ def check_wide(
             )
 
 
-def _kept_part(output: Tensor, dims: Sequence[Dim], plan: Plan, sets: IndexSets) -> Tensor:
+def _narrow_part(output: Tensor, dims: Sequence[Dim], plan: Plan, sets: IndexSets) -> Tensor:
     """Return the indices of an output of the wide model that the narrow one has as well."""
     for axis, dim in enumerate(dims):
         if plan.size(dim) < dim.size:
@@ -140,27 +140,27 @@ def _difference(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).abs().max()) / float(theirs.abs().max().clamp(min=1e-6))
 
 
-class _OverKept(TorchFunctionMode):
-    """Lets reductions of the last axis, if it has `size` indices, run over the kept ones."""
+class _MaskedReductions(TorchFunctionMode):
+    """Restricts reductions of the last axis, if it has `size` indices, to `indices`."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.size = size
-        self.kept: Tensor | None = None
+        self.indices: Tensor | None = None
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         given = kwargs or {}
         tensor = args[0] if args else given.get("input")
-        if self.kept is None or not self._has_axis(tensor):
+        if self.indices is None or not self._has_axis(tensor):
             return func(*args, **given)
         if func in NORMALISATIONS and len(args[1]) == 1:
-            return _normalised(func is functional.layer_norm, self.kept, *args, **given)
-        others = args[2:] if func in NORMS else args[1:]  # an order stands before the dimensions
+            return _normalised(func is functional.layer_norm, self.indices, *args, **given)
+        others = args[2:] if func in NORMS else args[1:]  # a norm's order comes before its dimensions
         if func in REDUCTIONS and _reduces_last(tensor, others, given):
-            kept = tensor.index_select(-1, self.kept)
-            return func(kept, *args[1:], **given) if args else func(**{**given, "input": kept})
+            used = tensor.index_select(-1, self.indices)
+            return func(used, *args[1:], **given) if args else func(**{**given, "input": used})
         return func(*args, **given)
 
     def _has_axis(self, tensor: object) -> TypeGuard[Tensor]:
@@ -170,25 +170,25 @@ class _OverKept(TorchFunctionMode):
 def _reduces_last(tensor: Tensor, args: Sequence[Any], given: Mapping[str, Any]) -> bool:
     places = given.get("dim", next((arg for arg in args if isinstance(arg, (int, list, tuple))), None))
     if places is None:
-        return True  # everything is summed up
+        return True  # it reduces all dimensions
     return tensor.ndim - 1 in {place % tensor.ndim for place in ([places] if isinstance(places, int) else places)}
 
 
 def _normalised(
     centred: bool,
-    kept: Tensor,
+    indices: Tensor,
     x: Tensor,
     normalized_shape: Sequence[int],
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float | None = None,
 ) -> Tensor:
-    """Return `weight * (x - m) / sqrt(v + eps) + bias` with m and v over the kept indices; m = 0 for RMS norms.
+    """Return `weight * (x - m) / sqrt(v + eps) + bias` with m and v over `indices`; m = 0 for RMS norms.
 
-    The variance is the biased one and eps stands inside the root, as in torch.
+    The variance is the biased one and eps is inside the root, as in torch.
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    used = wide.index_select(-1, kept)
+    used = wide.index_select(-1, indices)
     if centred:
         mean = used.mean(-1, keepdim=True)
         wide, used = wide - mean, used - mean
@@ -201,8 +201,8 @@ def _normalised(
     return result if torch.is_autocast_enabled(x.device.type) else result.to(x.dtype)
 
 
-def _around(module: nn.Module, modes: Sequence[_OverKept]) -> list[RemovableHandle]:
-    """Let `modes` be on while `module` runs; a forward that raises leaves none behind."""
+def _around(module: nn.Module, modes: Sequence[_MaskedReductions]) -> list[RemovableHandle]:
+    """Turn `modes` on while `module` runs, and off again even if its forward raises."""
 
     def enter(*_: Any) -> None:
         for mode in modes:

@@ -28,20 +28,20 @@ def fade(matrix: Tensor, factors: Tensor) -> None:
 def pull_by_moments(
     optimizer: torch.optim.Optimizer, matrices: Iterable[tuple[Tensor, Tensor]], strength: float
 ) -> None:
-    """Repeat the reference arithmetic before a step of Adam (Wu et al. 2024, their public code, in our words).
+    """Repeat the reference arithmetic before a step of Adam (Wu et al. 2024, from their public code).
 
     For dropped rows the task's gradient is replaced by `strength * value`. As Adam divides by the root of the second
-    moment, that alone would pull no harder than strength 1; so the gradient becomes `value`, and the part above 1 goes
-    into the first moment only, which becomes `beta1 * m + (1 - beta1) * strength * value` by the step. The very first
-    step makes the moments, so its part above 1 is left out.
+    moment, that alone would have no more effect than strength 1; so the gradient becomes `value`, and the part above 1
+    is added to the first moment only, which the step turns into `beta1 * m + (1 - beta1) * strength * value`. The very
+    first step creates the moments, so its part above 1 is left out.
 
     Args:
-        optimizer: Adam, AdamW or their kin, which keep `exp_avg`.
-        matrices: parameters `(n, n)` with which of their rows are dropped, `(n,)` bool.
+        optimizer: Adam, AdamW or a similar one with `exp_avg` in its state.
+        matrices: parameters `(n, n)`, each with a mask of its dropped rows, `(n,)` bool.
         strength: lambda.
 
     Raises:
-        ConfigError: the optimizer keeps no `exp_avg`.
+        ConfigError: the optimizer has no `exp_avg`.
     """
     betas = {p: group.get("betas") for group in optimizer.param_groups for p in group["params"]}
     for matrix, dropped in matrices:
@@ -50,7 +50,7 @@ def pull_by_moments(
         state, own = optimizer.state[matrix], betas[matrix]
         if own is None or (state and "exp_avg" not in state):
             raise ConfigError(
-                f"penalty='adam_moment' works on Adam's first moment, which {type(optimizer).__name__} does not keep. "
+                f"penalty='adam_moment' works on Adam's first moment, which {type(optimizer).__name__} does not have. "
                 "Use penalty='decoupled'."
             )
         value = matrix.detach()[dropped]

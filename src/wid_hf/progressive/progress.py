@@ -1,7 +1,7 @@
-"""Where a progressive training stands: what is dropped since when, what is chosen next, how rows fade.
+"""The state of a progressive training: which indices were dropped when, which are dropped next, how rows fade.
 
 Takes a plan, a `WidSchedule` and the wide model's compactors. The controller calls `advance` after each optimizer step
-and shrinks the model when `finished`. Everything that a resumed run must know is a buffer.
+and shrinks the model when `finished`. Everything that a resumed run needs is a buffer.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from ..layers import Compactor, compactor_axes, shrinking_leaves
 from .penalty import fade, pull_by_moments
 from .schedule import Kind, Timeline, WidSchedule
 
-KEPT = -1  # stands for the step at which an index was dropped, where it is not
+NOT_DROPPED = -1  # in place of the step at which an index was dropped
 
 
 class Progress(nn.Module):
-    """The index sets of a progressive training, growing step by step.
+    """The index sets of a progressive training, which become smaller step by step.
 
     It is in exactly one of four states:
 
     - *wide*: nothing is dropped yet.
-    - *growing*: some indices are dropped and fade; more will be.
-    - *fading*: the last choice is made, not all dropped rows are zero.
-    - *finished*: they are. `narrow` says whether the model has been shrunk since.
+    - *dropping*: some indices are dropped and fade; more will be dropped.
+    - *fading*: all indices that must go are dropped, but not all their rows are zero.
+    - *finished*: all these rows are zero. `narrow` says whether the model has been shrunk since.
 
     Attributes:
         steps: optimizer steps seen, `()` int64.
         narrow: whether the model is the narrow one, `()` bool.
         timeline: what happens when; None until `begin`.
-        chose_at: the step after which something was dropped last; None if this process has seen none.
+        last_drop: the step after which indices were last dropped; None if this process has seen none.
     """
 
     steps: Tensor
@@ -50,7 +50,7 @@ class Progress(nn.Module):
         self.plan = plan
         self.schedule = schedule
         self.timeline: Timeline | None = None
-        self.chose_at: int | None = None
+        self.last_drop: int | None = None
         self.leaves = shrinking_leaves(plan)
         outer = set(plan.under.values())
         self.kinds: list[Kind] = [
@@ -59,7 +59,7 @@ class Progress(nn.Module):
         self.names = _names(plan, self.leaves, self.kinds)
         for at, leaf in enumerate(self.leaves):
             shape = (plan.under[leaf].size, leaf.size) if leaf in plan.under else (leaf.size,)
-            self.register_buffer(f"dropped_{at}", torch.full(shape, KEPT, device=device))
+            self.register_buffer(f"dropped_{at}", torch.full(shape, NOT_DROPPED, device=device))
             if schedule.selection == "importance":
                 self.register_buffer(f"importance_{at}", torch.zeros(shape, dtype=torch.float32, device=device))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=device))
@@ -80,15 +80,15 @@ class Progress(nn.Module):
 
     @property
     def finished(self) -> bool:
-        """Whether every index that is to go is dropped and its rows are zero."""
+        """Whether every index that must go is dropped and its rows are zero."""
         return self.due is not None and int(self.steps) >= self.due
 
-    def kept(self) -> dict[Dim, Tensor]:
+    def index_sets(self) -> dict[Dim, Tensor]:
         """Return the indices that each leaf keeps now: `(k,)`, or `(n_outer, k)` inside heads."""
-        return {leaf: _where(self._dropped(at) == KEPT) for at, leaf in enumerate(self.leaves)}
+        return {leaf: _where(self._dropped(at) == NOT_DROPPED) for at, leaf in enumerate(self.leaves)}
 
-    def chosen(self, wide: nn.Module) -> dict[Dim, Tensor]:
-        """Return what each leaf would keep if the last choice were made now."""
+    def final_index_sets(self, wide: nn.Module) -> dict[Dim, Tensor]:
+        """Return the indices that each leaf would keep if all that must go were dropped now."""
         scores = self._scores(wide)
         return {
             leaf: _where(~_lowest(score, leaf.size - self.plan.targets[leaf]))
@@ -96,12 +96,12 @@ class Progress(nn.Module):
         }
 
     def advance(self, wide: nn.Module, step: int) -> bool:
-        """Choose what is dropped and fade what was, as is due after optimizer step `step`; return whether sets changed.
+        """Drop indices and fade dropped rows as the schedule says after step `step`; return whether index sets changed.
 
-        A step that was seen before changes nothing; steps that are left out are made up for.
+        A step that was seen before changes nothing; what belongs to skipped steps is done as well.
 
         Raises:
-            WidError: the step lies before the last one seen.
+            WidError: the step is before the last one seen.
         """
         assert self.timeline is not None, "begin comes first"
         seen = int(self.steps)
@@ -116,13 +116,13 @@ class Progress(nn.Module):
         grown = self.timeline.increment(step) > self.timeline.increment(seen)
         if grown:
             self._choose(wide, step)
-            self.chose_at = step
+            self.last_drop = step
         self._fade(wide, seen, step)
         self.steps.fill_(step)
         return grown
 
     def before_optimizer(self, wide: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Read or edit the gradients of compactors before a step of the optimizer, if the schedule needs it."""
+        """Use or change the gradients of compactors before a step of the optimizer, if the schedule needs it."""
         if self.schedule.selection == "importance":
             self._note_importance(wide)
         if self.schedule.penalty == "adam_moment":
@@ -130,16 +130,16 @@ class Progress(nn.Module):
             pull_by_moments(optimizer, matrices, self.schedule.strength)
 
     def figures(self, wide: nn.Module | None) -> dict[str, float]:
-        """Return what a log shows: kept indices of each coupled dimension (layers taken together), norm of what fades.
+        """Return figures for a log: kept indices of each coupled dimension (mean over layers), norm of the fading rows.
 
-        The penalty is what the rows that were dropped last have lost by now, as a share.
+        The penalty is the share that the most recently dropped rows have lost by now.
 
         Args:
             wide: the wide model; None once it is narrow.
         """
         figures: dict[str, float] = {}
         for at, name in enumerate(self.names):
-            kept = (self._dropped(at) == KEPT).sum(-1).double().mean()
+            kept = (self._dropped(at) == NOT_DROPPED).sum(-1).double().mean()
             figures[f"wid/kept/{name}"] = float(kept)
         fading = 0.0
         if wide is not None:
@@ -148,7 +148,9 @@ class Progress(nn.Module):
         figures["wid/dropped_norm"] = fading**0.5
         if self.timeline is not None and self.schedule.penalty == "decoupled":
             last = max(int(self._dropped(at).max()) for at in range(len(self.leaves)))
-            left = self.timeline.remaining(int(self.steps) - last, self.schedule.strength) if last != KEPT else 1.0
+            left = (
+                self.timeline.remaining(int(self.steps) - last, self.schedule.strength) if last != NOT_DROPPED else 1.0
+            )
             figures["wid/penalty"] = 1 - left
         return figures
 
@@ -156,19 +158,23 @@ class Progress(nn.Module):
         return self.get_buffer(f"dropped_{at}")
 
     def _choose(self, wide: nn.Module, step: int) -> None:
-        """Drop what counts least, from scratch: what counts for more again by now comes back, unless it is zero."""
+        """Drop the indices of lowest score. A dropped index whose score rose comes back, unless its rows are zero."""
         assert self.timeline is not None
         increment = self.timeline.increment(step)
         for at, (leaf, score) in enumerate(zip(self.leaves, self._scores(wide), strict=True)):
             final = self.plan.targets[leaf]
             kept = self.timeline.kept(leaf.size, final, increment, self.kinds[at])
             dropped = self._dropped(at)
-            dead = (dropped != KEPT) & (step - dropped >= self.timeline.decay) & (self.schedule.penalty == "decoupled")
-            gone = _lowest(score.masked_fill(dead, -1.0), leaf.size - kept)
-            dropped.copy_(torch.where(gone, torch.where(dropped == KEPT, step, dropped), KEPT))
+            dead = (
+                (dropped != NOT_DROPPED)
+                & (step - dropped >= self.timeline.decay)
+                & (self.schedule.penalty == "decoupled")
+            )
+            lowest = _lowest(score.masked_fill(dead, -1.0), leaf.size - kept)
+            dropped.copy_(torch.where(lowest, torch.where(dropped == NOT_DROPPED, step, dropped), NOT_DROPPED))
 
     def _fade(self, wide: nn.Module, seen: int, step: int) -> None:
-        """Multiply dropped rows by what the penalty leaves of them between two steps."""
+        """Multiply dropped rows by the factor of the penalty between two steps."""
         assert self.timeline is not None
         if self.schedule.penalty == "adam_moment" and step < self.timeline.shrink_step:
             return
@@ -179,22 +185,22 @@ class Progress(nn.Module):
     def _left(self, dropped: Tensor, seen: int, step: int) -> Tensor:
         assert self.timeline is not None
         left = torch.ones(dropped.shape, dtype=torch.float64, device=dropped.device)
-        for when in dropped[dropped != KEPT].unique().tolist():
+        for when in dropped[dropped != NOT_DROPPED].unique().tolist():
             before = self.timeline.remaining(max(0, seen - when), self.schedule.strength)
             after = self.timeline.remaining(step - when, self.schedule.strength)
-            ends = self.schedule.penalty == "adam_moment"  # which never reaches zero by itself
+            ends = self.schedule.penalty == "adam_moment"  # this penalty alone never reaches zero
             left[dropped == when] = after / before if before and not ends else 0.0
         return left
 
     def _scores(self, wide: nn.Module) -> list[Tensor]:
-        """Return what every index of every leaf counts for."""
+        """Return the score of every index of every leaf; the lowest are dropped."""
         if self.schedule.selection == "importance":
             return [self.get_buffer(f"importance_{at}") for at in range(len(self.leaves))]
         rows = {c: c.matrix.detach().double().norm(dim=1) for c, _ in compactor_axes(wide, self.plan)}
         return self._sums(wide, rows)
 
     def _note_importance(self, wide: nn.Module) -> None:
-        """Add `(sum of gradient x value)^2` over all rows that go together: what dropping them costs, to first order.
+        """Add `(sum of gradient x value)^2` over all rows that share an index: the first-order cost of dropping it.
 
         The estimate is that of Molchanov et al. 2019, arXiv 1906.10771.
         """
@@ -207,7 +213,7 @@ class Progress(nn.Module):
             self.get_buffer(f"importance_{at}").add_(score.square())
 
     def _sums(self, wide: nn.Module, rows: Mapping[Compactor, Tensor]) -> list[Tensor]:
-        """Return, for each leaf, values of the rows of compactors summed over all rows that go together."""
+        """Return, for each leaf, values of the rows of compactors summed over all rows that share an index."""
         sums: dict[Dim, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
         for compactor, dim in compactor_axes(wide, self.plan):
             if compactor in rows:
@@ -219,38 +225,38 @@ class Progress(nn.Module):
         ]
 
     def _rows(self, wide: nn.Module, factors: Mapping[Dim, Tensor]) -> Iterator[tuple[Compactor, Tensor]]:
-        """Yield every compactor with what `factors` of leaves come to for its rows, `(n,)`."""
+        """Yield every compactor with the product of the leaves' `factors` for each of its rows, `(n,)`."""
         on_cpu = {leaf: tensor.cpu() for leaf, tensor in factors.items()}
-        made: dict[Key, Tensor] = {}  # most compactors of a model share a few dimensions
+        computed: dict[Key, Tensor] = {}  # most compactors of a model share a few dimensions
         for compactor, dim in compactor_axes(wide, self.plan):
-            if key(dim) not in made:
-                made[key(dim)] = axis_factors(self.plan, dim, on_cpu)
-            yield compactor, made[key(dim)].to(compactor.matrix.device)
+            if key(dim) not in computed:
+                computed[key(dim)] = axis_factors(self.plan, dim, on_cpu)
+            yield compactor, computed[key(dim)].to(compactor.matrix.device)
 
     def _dropped_rows(self, wide: nn.Module) -> Iterator[tuple[Compactor, Tensor]]:
-        """Yield every compactor with which of its rows are dropped, `(n,)` bool."""
-        kept = {leaf: (self._dropped(at) == KEPT).double() for at, leaf in enumerate(self.leaves)}
+        """Yield every compactor with a mask of its dropped rows, `(n,)` bool."""
+        kept = {leaf: (self._dropped(at) == NOT_DROPPED).double() for at, leaf in enumerate(self.leaves)}
         for compactor, share in self._rows(wide, kept):
             yield compactor, share == 0
 
 
 def _lowest(score: Tensor, count: int) -> Tensor:
-    """Return which `count` entries along the last axis are lowest, the later ones among equals."""
+    """Return a mask of the `count` lowest entries along the last axis; among equals, of the later ones."""
     order = score.flip(-1).argsort(dim=-1, stable=True)[..., :count]
     return torch.zeros_like(score, dtype=torch.bool).scatter(-1, score.shape[-1] - 1 - order, True)
 
 
 def _where(mask: Tensor) -> Tensor:
-    """Return the indices where `mask` is true along the last axis; every row has as many."""
+    """Return the indices where `mask` is true along the last axis; every row has the same number of them."""
     return mask.nonzero()[:, -1].view(*mask.shape[:-1], -1)
 
 
-def _names(plan: Plan, wanted: list[Dim], kinds: list[Kind]) -> list[str]:
-    """Return the first weight axis that holds each leaf, layer numbers left out, and which part of it the leaf is."""
+def _names(plan: Plan, shrinking: list[Dim], kinds: list[Kind]) -> list[str]:
+    """Return for each leaf the first weight axis with it, without layer numbers, and what the leaf counts in it."""
     names: dict[Dim, str] = {}
     for weight, axes in plan.axes.items():
         for axis, dim in enumerate(axes):
             for leaf in leaves(dim):
                 names.setdefault(leaf, f"{weight}[{axis}]")
     parts = {"stream": "", "head": " heads", "width": " width"}
-    return [re.sub(r"\.\d+\.", ".*.", names[leaf]) + parts[kind] for leaf, kind in zip(wanted, kinds, strict=True)]
+    return [re.sub(r"\.\d+\.", ".*.", names[leaf]) + parts[kind] for leaf, kind in zip(shrinking, kinds, strict=True)]

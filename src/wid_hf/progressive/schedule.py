@@ -1,7 +1,7 @@
-"""When progressive training drops how much: pure arithmetic on steps.
+"""How much progressive training drops at which step: pure arithmetic.
 
-Takes a `WidSchedule` (what a user states) and the number of steps, gives a `Timeline` (what happens at which step).
-`WidConfig` holds the first, `Progress` reads the second.
+Takes a `WidSchedule` (what a user sets) and the number of steps, gives a `Timeline` (what happens at which step).
+`WidConfig` holds the first, `Progress` uses the second.
 """
 
 from __future__ import annotations
@@ -16,35 +16,35 @@ from ..errors import ConfigError
 
 Penalty = Literal["decoupled", "adam_moment"]
 Score = Literal["norm", "importance"]
-Kind = Literal["stream", "head", "width"]  # whole heads, the inside of heads, and all else
+Kind = Literal["stream", "head", "width"]  # "head": whole heads, "width": inside heads, "stream": all else
 
 PAPER_STEPS = 400_000
 
 
 @dataclass(frozen=True)
 class WidSchedule:
-    """The paper's progressive training: full width first, then ever more rows and columns of compactors go to zero.
+    """The paper's progressive training: full width first, then more and more rows of compactors go to zero.
 
     Numbers of steps below 1 are shares of all steps. The defaults are the proportions of the reference code, whose
-    masks are final after 8,000 of 400,000 steps (Wu et al. 2024, arXiv 2305.09098); what is dropped goes by importance,
+    masks are final after 8,000 of 400,000 steps (Wu et al. 2024, arXiv 2305.09098). Indices are dropped by importance,
     which was better than the paper's norms wherever both were measured (docs/starts.md, Schedules).
 
     Args:
         mask_interval: steps between two choices of what is dropped.
-        mask_increments: how many choices there are; the last one drops all that is to go. Widths inside heads take
+        mask_increments: how many choices there are; the last one drops all that must go. Widths inside heads need
             half as many.
-        increments_per_head: choices that pass for each head that is dropped, fewer where they would not suffice.
+        increments_per_head: choices for each head that is dropped; fewer if there are too many heads.
         penalty: how dropped rows and columns go to zero. `"decoupled"` multiplies them after the optimizer's step,
-            which works with every optimizer; `"adam_moment"` repeats the reference arithmetic on Adam's moments.
-        penalty_strength: for `"decoupled"` the power p in `(1 - s / decay_to_zero_steps) ** p`, what is left of a row s
+            which works with every optimizer; `"adam_moment"` repeats the reference code on Adam's moments.
+        penalty_strength: for `"decoupled"` the power p in `(1 - s / decay_to_zero_steps) ** p`, the factor of a row s
             steps after it was dropped (1 by default); for `"adam_moment"` the reference's lambda (20 by default).
-        selection: what a row or column counts for when the least are chosen: first-order `"importance"`, the squared
-            sum of gradient x value, accumulated over steps, or the `"norm"` of its compactors, as in the paper.
+        selection: the score of an index, the lowest are dropped: first-order `"importance"`, the squared sum of
+            gradient x value, accumulated over steps, or the `"norm"` of its compactors, as in the paper.
         decay_to_zero_steps: steps from being dropped to exactly zero.
         total_steps: of the whole training; `WidCallback` fills it in from the trainer.
 
     Raises:
-        ConfigError: a number that is not positive, or an unknown word.
+        ConfigError: a number that is not positive, or an unknown value.
     """
 
     mask_interval: float = 0.02 / 16
@@ -76,7 +76,7 @@ class WidSchedule:
     def paper(cls) -> WidSchedule:
         """Return the absolute values of the reference code: 500 steps x 16 choices, lambda 20.
 
-        How long rows take to zero is not stated there; here it is as long again as the choices take.
+        It does not say in how many steps rows become zero; here in as many as the choices take.
         """
         return cls(
             mask_interval=500, penalty="adam_moment", penalty_strength=20.0, selection="norm", decay_to_zero_steps=8_000
@@ -84,7 +84,7 @@ class WidSchedule:
 
     @classmethod
     def from_dict(cls, stated: dict[str, Any]) -> WidSchedule:
-        """Return the schedule that `dataclasses.asdict` made `stated` of.
+        """Return the schedule from which `dataclasses.asdict` made `stated`.
 
         Raises:
             ConfigError: an unknown name, or what the constructor refuses.
@@ -112,7 +112,7 @@ class WidSchedule:
         total = self.total_steps or total_steps
         if total is None and (self.mask_interval < 1 or self.decay_to_zero_steps < 1):
             raise ConfigError(
-                "The schedule is stated in shares of all steps, but how many there are is not known. Use WidTrainer or "
+                "The schedule is given in shares of all steps, but their number is not known. Use WidTrainer or "
                 "WidCallback, call model.wid_begin(total_steps=...), or set WidSchedule(total_steps=...)."
             )
         window = self.mask_interval * self.mask_increments * (1 if self.mask_interval >= 1 else total or 0)
@@ -133,7 +133,7 @@ class Timeline:
 
     Attributes:
         window: steps until the last choice.
-        increments: how many choices there are; where steps are fewer, several fall on one.
+        increments: how many choices there are; if there are fewer steps, several happen at one.
         decay: steps from being dropped to zero.
         increments_per_head: choices for each head that is dropped.
     """
@@ -149,7 +149,7 @@ class Timeline:
         return self.window + self.decay
 
     def increment(self, step: int) -> int:
-        """Return how many choices are due by `step`."""
+        """Return how many choices are made up to `step`."""
         return min(self.increments, step * self.increments // self.window)
 
     def kept(self, full: int, final: int, increment: int, kind: Kind = "stream") -> int:
@@ -172,7 +172,7 @@ class Timeline:
         return full - min(gone, gone * increment // spread)
 
     def remaining(self, age: int, strength: float = 1.0) -> float:
-        """Return what is left of a row `age` steps after it was dropped, `(1 - age / decay) ** strength`."""
+        """Return the factor of a row `age` steps after it was dropped, `(1 - age / decay) ** strength`."""
         return max(0.0, 1.0 - age / self.decay) ** strength if age < self.decay else 0.0
 
 

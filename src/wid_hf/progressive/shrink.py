@@ -1,8 +1,7 @@
-"""From the wide model to the narrow one in the middle of training: weights, optimizer and wrapper are carried along.
+"""From the wide model to the narrow one in the middle of training, with weights, optimizer and wrapper.
 
-Takes a wide model whose dropped rows are to go and a narrow student installed with the kept index sets; the controller
-calls it. The model that trains stays the same object: hooks, patched methods, settings and references that others hold
-to it or its modules keep working.
+Takes a wide model and a narrow student installed with its index sets. Called by the controller. The model that trains
+stays the same object: hooks, patched methods, settings and references to it or its modules keep working.
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ from transformers import PretrainedConfig
 
 from ..layers import Compactor, folded_weights
 
-OF_TORCH = frozenset(vars(nn.Module()))  # what torch keeps in every module: its parts, hooks and mode
+OF_TORCH = frozenset(vars(nn.Module()))  # attributes that torch gives every module: its parts, hooks and mode
 PLAIN = (bool, int, float, str, type(None), torch.dtype)
 
 
 @dataclass(frozen=True)
 class Moved:
-    """Where a wide compactor `(n, n)` went.
+    """What a wide compactor `(n, n)` became.
 
     Attributes:
         new: the narrow compactor `(k, n)`.
-        rows: `(k,)` which of the wide one's rows it holds.
-        factors: `(k,)` by what each was multiplied (attention scale).
+        rows: `(k,)` the rows of the wide compactor that it has.
+        factors: `(k,)` the factor of each row (attention scale).
     """
 
     new: nn.Parameter
@@ -42,9 +41,9 @@ class Moved:
 
 
 def take_over(wide: nn.Module, narrow: nn.Module) -> dict[Tensor, Moved]:
-    """Give `narrow`, fresh from `install`, the kept rows of `wide`'s compactors; return where each went.
+    """Give `narrow`, fresh from `install`, the kept rows of `wide`'s compactors; return what each became.
 
-    A fresh compactor selects and scales, `S (k, n)`; with `M (n, n)` the wide one it becomes `S M`.
+    A fresh compactor selects and scales, `S (k, n)`; it becomes `S M`, with `M (n, n)` the wide one.
     """
     moved: dict[Tensor, Moved] = {}
     into = folded_weights(narrow)
@@ -63,15 +62,15 @@ def take_over(wide: nn.Module, narrow: nn.Module) -> dict[Tensor, Moved]:
 
 
 def become(model: nn.Module, made: nn.Module, before: nn.Module, weights: Collection[str]) -> None:
-    """Give `model` the sizes and the compactors of `made`, in place; all else that was set on it stays.
+    """Give `model` the sizes and the compactors of `made`, in place; everything else that was set on it stays.
 
-    What differs between `made` and `before`, two models as their class makes them, is what the sizes change: numbers
-    in modules and configs, and tables computed from the config.
+    `made` and `before` are fresh from their class, so they differ only in what depends on the sizes: numbers in modules
+    and configs, and tables computed from the config.
 
     Args:
         model: the model that trains.
         made: fresh from `install`; its compactors become those of `model`.
-        before: fresh from its class, of the sizes that `model` has now; its weights are not looked at.
+        before: fresh from its class, with the sizes that `model` has now; its weights are not used.
         weights: the names in a checkpoint.
     """
     fresh, old = dict(made.named_modules()), dict(before.named_modules())
@@ -96,7 +95,7 @@ def become(model: nn.Module, made: nn.Module, before: nn.Module, weights: Collec
 
 
 def _resize(module: nn.Module, attribute: str, value: Any, before: Any) -> None:
-    """Set one attribute of a module, where its class makes another one of the new sizes than of the old."""
+    """Set one attribute of a module, if its class gives it another value for the new sizes than for the old."""
     if isinstance(value, PretrainedConfig) and isinstance(before, PretrainedConfig):
         rewrite(vars(module)[attribute], value, before)
     elif isinstance(value, Tensor):
@@ -129,7 +128,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 
 def carry(optimizer: torch.optim.Optimizer, moved: Mapping[Tensor, Moved]) -> None:
-    """Replace wide compactors by narrow ones in `optimizer`, in place, with the moments of the rows that are kept.
+    """Replace wide compactors by narrow ones in `optimizer`, in place, with the moments of the kept rows.
 
     Moments of an unknown form (of 8-bit optimizers) start from zero, with a warning.
     """
@@ -149,22 +148,22 @@ def carry(optimizer: torch.optim.Optimizer, moved: Mapping[Tensor, Moved]) -> No
                     optimizer.state[to.new] = cut
     if lost:
         warnings.warn(
-            f"{type(optimizer).__name__} keeps moments in a form that rows cannot be taken from; those of {len(lost)} "
+            f"{type(optimizer).__name__} has moments in a form from which rows cannot be taken; those of {len(lost)} "
             "compactors start from zero.",
             stacklevel=2,
         )
 
 
 def can_carry(optimizer: torch.optim.Optimizer) -> bool:
-    """Return whether `carry` may exchange parameters: not where processes share the moments among themselves."""
+    """Return whether `carry` may exchange parameters: it may not if the moments are divided among processes."""
     return not isinstance(optimizer, Joinable)  # torch's ZeroRedundancyOptimizer
 
 
 def rewrap(wrapped: nn.Module) -> None:
     """Let `DistributedDataParallel` synchronise the parameters that its module has now.
 
-    Its reducer is built for the parameters of the start. Constructed again in place, the wrapper that a trainer's
-    loop holds stays the same object.
+    Its reducer is built for the first parameters. The wrapper is constructed again in place, because a trainer's loop
+    holds this object.
     """
     if isinstance(wrapped, DistributedDataParallel):
         settings = {
@@ -178,13 +177,13 @@ def rewrap(wrapped: nn.Module) -> None:
             "gradient_as_bucket_view": wrapped.gradient_as_bucket_view,
         }
         module, training = wrapped.module, wrapped.training
-        del wrapped.reducer  # its hooks on the teacher's weights go with it
+        del wrapped.reducer  # this removes its hooks on the teacher's weights
         wrapped.__init__(module, **settings)  # type: ignore[misc]
         wrapped.train(training)
 
 
 def _cut(name: str, value: object, old: Tensor, to: Moved) -> object | None:
-    """Return an entry of an optimizer's state for the kept rows, or None where its form is unknown."""
+    """Return an entry of an optimizer's state for the kept rows, or None if its form is unknown."""
     if not isinstance(value, Tensor) or value.ndim == 0 or value.numel() == 1:
         return value
     if not value.is_floating_point():

@@ -74,7 +74,7 @@ class WidCallback(TrainerCallback):
         shrank = tuner.is_wide and tuner.wid_step(self._before + state.global_step)
         if self.trainer is None or tuner.progress is None:
             return
-        if control.should_log or shrank or tuner.progress.chose_at == self._before + state.global_step:
+        if control.should_log or shrank or tuner.progress.last_drop == self._before + state.global_step:
             figures = tuner.progress.figures(tuner.model if tuner.is_wide else None)
             due = control.should_log
             self.trainer.log({**figures, **self._speed(state), "wid/wide": float(tuner.is_wide)})

@@ -119,7 +119,7 @@ def test_another_number_of_heads_takes_the_size_that_was_asked_for() -> None:
     row = ARCHITECTURES["bert"]
     planned = plan_student(row.build(), WidConfig(hidden_size=30))
     assert (planned.config.hidden_size, planned.config.num_attention_heads) == (30, 3)
-    assert "does not divide into 4 heads" in planned.settled.told
+    assert "does not divide into 4 heads" in planned.settled.explanation
     assert planned.settled.moved == ()
 
 
@@ -136,7 +136,7 @@ def test_another_number_of_heads_takes_the_size_that_was_asked_for() -> None:
 )
 def test_the_nearest_hidden_size_is_taken_loudly(family: str, asked: int, taken: int, heads: int) -> None:
     row = ARCHITECTURES[family]
-    with pytest.warns(UserWarning, match=f"NOT the size asked for: hidden_size={taken} instead of {asked}"):
+    with pytest.warns(UserWarning, match=f"NOT the size requested: hidden_size={taken} instead of {asked}"):
         planned = plan_student(row.build(), WidConfig(hidden_size=asked), inputs=row.inputs)
     student = planned.config
     assert (student.hidden_size, student.num_attention_heads) == (taken, heads)

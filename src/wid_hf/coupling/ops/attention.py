@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def fused_attention(
     trace: Trace, out: Sequence[Any], query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
 ) -> list[Dims | None]:
-    """`(b, heads, q, d), (b, heads, k, d), (b, heads, k, v) -> (b, heads, q, v)` and bookkeeping."""
+    """`(b, heads, q, d), (b, heads, k, d), (b, heads, k, v) -> (b, heads, q, v)` and values for the backward pass."""
     (batch, heads, q, width), (batch_k, heads_k, k, width_k) = trace.dims(query), trace.dims(key)
     batch_v, heads_v, k_again, v = trace.dims(value)
     trace.unify_each((batch, batch, heads, heads, width, k), (batch_k, batch_v, heads_k, heads_v, width_k, k_again))

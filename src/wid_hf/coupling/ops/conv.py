@@ -77,7 +77,7 @@ def _space(
     stride: Sequence[int],
     padding: Sequence[int],
 ) -> list[Dim]:
-    """Return the space of `out`: windows of one step pass a dimension by, any others freeze it."""
+    """Return the spatial dimensions of `out`: a window of size and step 1 leaves one free, any other freezes it."""
     n = len(spatial)
     kernel, stride, padding = (list(given) * n if len(given) == 1 else given for given in (kernel, stride, padding))
     result = []
@@ -101,7 +101,7 @@ def average_pooling(
     *args: object,
     **kwargs: object,
 ) -> Dims:
-    """`(b, channels, space) -> (b, channels, coarser space)`; without `b` where space has one dimension more."""
+    """`(b, channels, space) -> (b, channels, coarser space)`; `b` may be missing."""
     dims = trace.dims(a)
     n = int(trace.reason("").operation.partition("pool")[2][0])
     return (*dims[:-n], *_space(trace, out, dims[-n:], kernel, stride or kernel, padding))
@@ -118,7 +118,7 @@ def maximum_pooling(
     *args: object,
     **kwargs: object,
 ) -> list[Dims]:
-    """As for averages, and where each largest element stood."""
+    """Like average pooling, and the position of each largest element."""
     dims = average_pooling(trace, out[0], a, kernel, stride, padding)
     return [dims, dims]
 

@@ -1,4 +1,4 @@
-"""Look-ups: a dimension that data points into keeps its indices, the others pass through."""
+"""Look-ups: a dimension that is indexed by data is frozen, the others pass through."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ def _read_where(trace: Trace, out: Tensor, dims: Dims, mask: Tensor) -> Dims:
 
 
 def _freeze_looked_up(trace: Trace, dim: Dim, index: Tensor) -> None:
-    """Freeze what `index` may point into: `[-2]` in the code counts from the end, so only the end is frozen.
+    """Freeze what `index` may point to: `[-2]` in the code counts from the end, so only the end is frozen.
 
-    Falcon takes its one key and one value head from behind all query heads in this way.
+    Falcon takes its one key head and one value head, which follow all query heads, in this way.
     """
     why = find(trace.dims(index)[0]).frozen if index.ndim == 1 and index.numel() else None
     is_literal = why is not None and why.operation == "aten.lift_fresh.default"
@@ -94,7 +94,7 @@ def gather(trace: Trace, out: Tensor, a: Tensor, place: int, indices: Tensor, **
 
 @rule("aten.arange.default", "aten.arange.start", "aten.arange.start_step", "aten.linspace.default")
 def positions(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> Dims:
-    """Numbers that count: a constant."""
+    """0, 1, 2, ...: a constant."""
     return trace.frozen_each(out.shape, "counts positions")
 
 
@@ -102,13 +102,13 @@ def positions(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> Dims:
 def largest(
     trace: Trace, out: Sequence[Tensor], a: Tensor, count: int, dim: int = -1, *args: Any, **kwargs: Any
 ) -> list[Dims]:
-    """The largest elements and where they stand."""
+    """The largest elements and their positions."""
     return ranking(trace, out, a, dim)
 
 
 @rule("aten.sort.default", "aten.sort.stable")
 def ranking(trace: Trace, out: Sequence[Tensor], a: Tensor, dim: int = -1, *args: Any, **kwargs: Any) -> list[Dims]:
-    """All elements in order and where they stood."""
+    """All elements in order and their former positions."""
     place = dim % a.ndim
     dims = trace.dims(a)
     trace.freeze(dims[place], "is ranked, and the ranks are numbers")
@@ -130,7 +130,7 @@ def write_at(
 
 
 def _unify_written(trace: Trace, into: Dims, values: Tensor) -> None:
-    """Unify the places that are written with what is written, from the right; broadcast dimensions pass."""
+    """Unify the dimensions of what is written with those written to, from the right, except broadcast ones."""
     for dim, given in zip(into[::-1], trace.dims(values)[::-1], strict=False):
         if dim.size == given.size:
             trace.unify(dim, given)
@@ -148,9 +148,9 @@ def _write_where(trace: Trace, a: Tensor, indices: Sequence[Tensor | None], valu
 
 @rule("aten.masked_scatter.default", "aten.masked_scatter_.default")
 def fill_where(trace: Trace, out: Tensor, a: Tensor, mask: Tensor, source: Tensor) -> Dims | None:
-    """Put rows of `source (n, width)` where `mask` is set: image features in place of their placeholder tokens.
+    """Put rows of `source (n, width)` where `mask` is set: image features replace their placeholder tokens.
 
-    Only where the mask takes or leaves whole rows does `width` keep its meaning.
+    `width` keeps its meaning only if the mask covers whole rows.
     """
     whole_rows = bool((mask == mask[..., :1]).all())
     if not whole_rows or source.shape[-1] != a.shape[-1]:

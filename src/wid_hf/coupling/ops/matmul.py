@@ -82,7 +82,7 @@ def scalar_product(trace: Trace, out: Tensor, a: Tensor, b: Tensor) -> Dims:
 
 @rule("aten._grouped_mm.default")
 def expert_products(trace: Trace, out: Tensor, a: Tensor, b: Tensor, *args: Any, **kwargs: Any) -> Dims | None:
-    """`(tokens, k) @ (experts, k, n) -> (tokens, n)`: which expert takes which tokens is data."""
+    """`(tokens, k) @ (experts, k, n) -> (tokens, n)`: the data decide which expert takes which tokens."""
     if (a.ndim, b.ndim) != (2, 3):
         return None
     (tokens, k), (experts, k_again, n) = trace.dims(a), trace.dims(b)

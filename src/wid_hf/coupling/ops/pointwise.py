@@ -27,14 +27,14 @@ def broadcast(trace: Trace, out: Tensor, *tensors: Tensor) -> Dims:
     return tuple(result)
 
 
-# What decompositions end in.
+# The operations that torch's decompositions consist of.
 _PRIMITIVES = """
     acos acosh add asin asinh atan atan2 atanh ceil cos cosh div eq erf erf_inv erfc exp expm1 floor fmod ge gt isfinite
     le lgamma log log10 log1p lt mul ne neg pow remainder round sin sinh sqrt sub tan tanh where
 """
 
 
-# The names are those that torch, or an older torch, does not tag.
+# The names are of operations that torch, or an older torch, does not tag.
 @rule(
     torch.Tag.pointwise,
     "aten.rsub.Tensor",
@@ -69,7 +69,7 @@ def elementwise(trace: Trace, out: Any, /, *args: Any, **kwargs: Any) -> Dims | 
 
 @rule("aten.log_sigmoid_forward.default")
 def log_sigmoid(trace: Trace, out: Sequence[Tensor], a: Tensor) -> list[Dims]:
-    """The result, and what a backward needs on some devices (empty on others)."""
+    """The result, and a tensor for the backward pass (empty on some devices)."""
     return [trace.dims(a), trace.dims(a) if out[1].shape == a.shape else tuple(Dim(size) for size in out[1].shape)]
 
 
@@ -106,9 +106,9 @@ def scaling(trace: Trace, out: Tensor, a: Any, b: Any) -> Dims:
 
 
 def _carry_product(trace: Trace, out: Tensor, a: Tensor, b: Tensor, divides: bool) -> None:
-    """Say what scales `a * b` or `a / b`.
+    """Record which weight scales `a * b` or `a / b`.
 
-    Only a product with a constant surely scales along: `x * f(x)` may not scale as x does.
+    Only a product with a constant is sure to scale as `x` does: `x * f(x)` may not.
     """
     if trace.weight_name(a) is not None or trace.weight_name(b) is not None:
         if not divides:
@@ -161,7 +161,7 @@ def copy(trace: Trace, out: Tensor, into: Tensor, source: Tensor, *args: Any) ->
     "aten.scalar_tensor.default",
 )
 def uniform(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> Dims:
-    """One value everywhere: any choice of indices is the same, so nothing is frozen."""
+    """One value everywhere: any indices give the same tensor, so nothing is frozen."""
     return tuple(Dim(size) for size in out.shape)
 
 

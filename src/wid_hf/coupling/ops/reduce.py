@@ -1,4 +1,4 @@
-"""Operations that sum a dimension up, or that treat all its indices alike."""
+"""Operations that reduce a dimension, or that treat all its indices alike."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def _reduced(trace: Trace, out: Tensor, a: Tensor, places: int | Sequence[int] |
     gone = places_among(a.ndim, None if places == [] else places)
     for place in gone:
         trace.note_reduction(trace.dims(a)[place])
-    kept = [Dim(1) if place in gone else dim for place, dim in enumerate(trace.dims(a))]
-    return tuple(dim for place, dim in enumerate(kept) if keep or place not in gone)
+    left = [Dim(1) if place in gone else dim for place, dim in enumerate(trace.dims(a))]
+    return tuple(dim for place, dim in enumerate(left) if keep or place not in gone)
 
 
 @rule(
@@ -46,7 +46,7 @@ def reduction(trace: Trace, out: Tensor, a: Tensor, places: Any = None, keep: bo
     "prims.var.default",
 )
 def primitive_reduction(trace: Trace, out: Tensor, a: Tensor, places: Any = None, *args: Any, **kwargs: Any) -> Dims:
-    """What decompositions end in: the dimensions are gone."""
+    """The reductions in torch's decompositions: the dimensions are gone."""
     return _reduced(trace, out, a, places, keep=False)
 
 
@@ -67,19 +67,19 @@ def spread(trace: Trace, out: Tensor, a: Tensor, *args: Any, keepdim: bool = Fal
     "aten.prod.default",
 )
 def total(trace: Trace, out: Tensor, a: Tensor, *args: Any, **kwargs: Any) -> Dims:
-    """A symmetric function of everything."""
+    """A symmetric function of all elements."""
     return ()
 
 
 @rule("aten._softmax.default", "aten._log_softmax.default", "aten._safe_softmax.default")
 def softmax(trace: Trace, out: Tensor, a: Tensor, place: int, *args: Any, **kwargs: Any) -> Dims:
-    """All indices compete alike; the result no longer scales with its input."""
+    """All indices are treated alike; the result no longer scales with its input."""
     return trace.dims(a)
 
 
 @rule("aten.max.dim", "aten.min.dim")
 def extreme(trace: Trace, out: Sequence[Tensor], a: Tensor, place: int, keep: bool = False) -> list[Dims]:
-    """The largest element and where it stands: the place is a number, so the dimension is frozen."""
+    """The largest element and its position: the position is a number, so the dimension is frozen."""
     trace.freeze(trace.dims(a)[place], "is reduced by argmax")
     dims = _reduced(trace, out[0], a, place, keep)
     return [dims, dims]
@@ -87,7 +87,7 @@ def extreme(trace: Trace, out: Sequence[Tensor], a: Tensor, place: int, keep: bo
 
 @rule("aten.argmax.default", "aten.argmin.default")
 def position(trace: Trace, out: Tensor, a: Tensor, place: int | None = None, keep: bool = False) -> Dims:
-    """Where the largest element stands."""
+    """The position of the largest element."""
     trace.freeze_each([trace.dims(a)[at] for at in places_among(a.ndim, place)], "is reduced by argmax")
     return _reduced(trace, out, a, place, keep)
 
@@ -96,14 +96,14 @@ def position(trace: Trace, out: Tensor, a: Tensor, place: int | None = None, kee
 def roll(
     trace: Trace, out: Tensor, a: Tensor, shifts: Sequence[int], places: Sequence[int] = (), **kwargs: Any
 ) -> Dims:
-    """Indices move round: those dimensions are frozen, all of them where none is named."""
+    """Indices move by `shifts`: the named dimensions are frozen, all of them if none is named."""
     trace.freeze_each([trace.dims(a)[place] for place in places or range(a.ndim)], "is order-dependent")
     return trace.dims(a)
 
 
 @rule("aten.cumsum.default", "aten.cumprod.default", "aten.flip.default", "aten.tril.default", "aten.triu.default")
 def ordered(trace: Trace, out: Tensor, a: Tensor, places: int | Sequence[int] = 0, *args: Any, **kwargs: Any) -> Dims:
-    """Neighbours matter: the dimension along which it runs (for triangles, the last two) is frozen."""
+    """The order of indices matters: the dimension along which it runs (for triangles, the last two) is frozen."""
     is_triangle = "tri" in trace.reason("").operation
     chosen = places_among(a.ndim, (-2, -1) if is_triangle else places)
     trace.freeze_each([trace.dims(a)[place] for place in chosen], "is order-dependent")

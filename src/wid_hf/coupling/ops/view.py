@@ -79,7 +79,7 @@ def squeeze(trace: Trace, out: Tensor, a: Tensor, places: int | Sequence[int] | 
 
 
 def places_among(ndim: int, places: int | Sequence[int] | None) -> list[int]:
-    """Return places of dimensions counted from the front, each once; None stands for all of them."""
+    """Return places of dimensions counted from the front, each once; None means all of them."""
     if places is None:
         return list(range(ndim))
     listed = [places] if isinstance(places, int) else places
@@ -100,13 +100,13 @@ def expand(trace: Trace, out: Tensor, a: Tensor, *args: Any, **kwargs: Any) -> D
 
 @rule("aten.repeat.default")
 def repeat(trace: Trace, out: Tensor, a: Tensor, repeats: Sequence[int]) -> Dims:
-    """Lay copies one behind the other: the repetition is the outer factor."""
+    """Concatenate copies: the repetition is the outer factor."""
     padded = [Dim(1)] * (out.ndim - a.ndim) + list(trace.dims(a))
     return tuple(product([Dim(count), dim]) for count, dim in zip(repeats, padded, strict=True))
 
 
 def _cut(carrier: Carrier | None, a: Tensor, place: int, start: int, stop: int) -> Carrier | None:
-    """Narrow `carrier` to [start, stop) where it spans exactly the last dimension; else to a share of itself."""
+    """Narrow `carrier` to [start, stop) if it spans exactly the last dimension; else return a share of it."""
     if carrier is None:
         return None
     if place == a.ndim - 1 and carrier.share == 1 and carrier.stop - carrier.start == a.shape[place]:
@@ -141,7 +141,7 @@ def slice_(
     stop: int | None = None,
     step: int = 1,
 ) -> Dims:
-    """Keep a stretch of one dimension, or every step-th index of it: the outer factor of `rest x step`."""
+    """Take consecutive indices of one dimension, or every step-th one: the outer factor of `rest x step`."""
     place %= a.ndim
     dims, kept = trace.dims(a), out.shape[place]
     first = slice(start, None).indices(a.shape[place])[0]
@@ -166,7 +166,7 @@ def _stretch(trace: Trace, dim: Dim, first: int, kept: int) -> Dim:
 
 
 def _every(trace: Trace, dim: Dim, first: int, kept: int, step: int) -> Dim:
-    """Return every `step`-th index of `dim`, which interleaves: `gate, up, gate, up` is `pairs x 2`."""
+    """Return every `step`-th index of an interleaved `dim`: `gate, up, gate, up` is `pairs x 2`."""
     why = trace.reason("is read with a stride")
     if first < step and kept * step == dim.size:
         rest, inner = regroup([dim], [kept, step], why)
@@ -187,7 +187,7 @@ def select(trace: Trace, out: Tensor, a: Tensor, place: int, index: int) -> Dims
 
 @rule("aten.unbind.int")
 def unbind(trace: Trace, outs: Sequence[Tensor], a: Tensor, place: int = 0) -> list[Dims]:
-    """Take every index by itself."""
+    """Take every index separately."""
     return [select(trace, out, a, place, index) for index, out in enumerate(outs)]
 
 
@@ -200,7 +200,7 @@ def _rejoin(trace: Trace, out: Tensor, carriers: Sequence[Carrier | None]) -> No
 
 @rule("aten.cat.default")
 def cat(trace: Trace, out: Tensor, tensors: Sequence[Tensor], place: int = 0) -> Dims:
-    """Lay tensors one behind the other along one dimension."""
+    """Concatenate tensors along one dimension."""
     tensors = [tensor for tensor in tensors if tensor.shape != (0,)]
     place %= out.ndim
     first, *others = (trace.dims(tensor) for tensor in tensors)
@@ -213,7 +213,7 @@ def cat(trace: Trace, out: Tensor, tensors: Sequence[Tensor], place: int = 0) ->
 
 @rule("aten.stack.default")
 def stack(trace: Trace, out: Tensor, tensors: Sequence[Tensor], place: int = 0) -> Dims:
-    """Lay tensors along a new dimension, whose positions differ in meaning: it is frozen."""
+    """Put tensors along a new dimension, whose positions differ in meaning: it is frozen."""
     first, *others = (trace.dims(tensor) for tensor in tensors)
     for dims in others:
         trace.unify_each(first, dims)
@@ -223,7 +223,7 @@ def stack(trace: Trace, out: Tensor, tensors: Sequence[Tensor], place: int = 0) 
 
 @rule("aten.constant_pad_nd.default")
 def pad(trace: Trace, out: Tensor, a: Tensor, widths: Sequence[int], value: float = 0) -> Dims:
-    """Lengthen dimensions at their ends, which fixes where their own indices stand."""
+    """Lengthen dimensions at their ends; their own indices then have fixed positions, so they are frozen."""
     dims = list(trace.dims(a))
     for place, (old, new) in enumerate(zip(a.shape, out.shape, strict=True)):
         if old != new:
@@ -234,7 +234,7 @@ def pad(trace: Trace, out: Tensor, a: Tensor, widths: Sequence[int], value: floa
 
 @rule("aten.unfold.default")
 def windows(trace: Trace, out: Tensor, a: Tensor, place: int, size: int, step: int) -> Dims:
-    """Overlapping stretches of one dimension, their inside as a new last dimension."""
+    """Overlapping windows of one dimension; the positions in a window are a new last dimension."""
     dims = list(trace.dims(a))
     trace.freeze(dims[place], WINDOW)
     dims[place] = trace.frozen(out.shape[place], "counts windows")
@@ -245,24 +245,26 @@ def windows(trace: Trace, out: Tensor, a: Tensor, place: int, size: int, step: i
 def strided(
     trace: Trace, out: Tensor, a: Tensor, sizes: Sequence[int], strides: Sequence[int], offset: int | None = None
 ) -> Dims | None:
-    """A view by memory addresses (overlapping windows): dimensions that are read as before are themselves."""
+    """A view by memory addresses (overlapping windows): dimensions whose stride and size are kept pass through."""
     if (offset is not None and offset != a.storage_offset()) or not _dense(a):
         return None
     own = {(a.shape[place], a.stride(place)): dim for place, dim in enumerate(trace.dims(a)) if dim.size > 1}
-    walk = list(zip(sizes, strides, strict=True))
+    steps = list(zip(sizes, strides, strict=True))
     dims = [
-        own[step] if step in own and _has_own_digit(step, walk[:at] + walk[at + 1 :]) else trace.frozen(step[0], WINDOW)
-        for at, step in enumerate(walk)
+        own[step]
+        if step in own and _is_in_address(step, steps[:at] + steps[at + 1 :])
+        else trace.frozen(step[0], WINDOW)
+        for at, step in enumerate(steps)
     ]
     trace.freeze_each([dim for dim in trace.dims(a) if dim not in dims], WINDOW)
     return tuple(dims)
 
 
-def _has_own_digit(step: tuple[int, int], others: Sequence[tuple[int, int]]) -> bool:
-    """Return whether each address tells the index along a dimension of some (size, stride), whatever the others are.
+def _is_in_address(step: tuple[int, int], others: Sequence[tuple[int, int]]) -> bool:
+    """Return whether the memory address determines the index along the dimension with this (size, stride).
 
-    So it is where the strides of all others are multiples of the dimension's whole extent, or are too small to reach
-    its stride even together.
+    It does where the strides of all others are multiples of the dimension's whole extent, or are together too small
+    to reach its stride.
     """
     size, stride = step
     moving = [(n, s) for n, s in others if n > 1]
@@ -271,7 +273,7 @@ def _has_own_digit(step: tuple[int, int], others: Sequence[tuple[int, int]]) -> 
 
 
 def _dense(a: Tensor) -> bool:
-    """Return whether the elements of `a` fill their stretch of memory without gaps or overlaps, in any order."""
+    """Return whether the elements of `a` fill their memory without gaps or overlaps, in any order."""
     extent = 1
     for stride, size in sorted(zip(a.stride(), a.shape, strict=True)):
         if size > 1:
@@ -283,7 +285,7 @@ def _dense(a: Tensor) -> bool:
 
 @rule("aten.as_strided_.default")
 def restrided(trace: Trace, out: Tensor, a: Tensor, sizes: Sequence[int], *args: Any) -> Dims | None:
-    """A tensor whose strides are changed in place: pooling to one position does so for dimensions of size 1."""
+    """A tensor whose strides are changed in place: pooling to one position does this to dimensions of size 1."""
     dims = trace.dims(a)
     wide = [stride for stride, size in zip(out.stride(), sizes, strict=True) if size > 1]
     same = [dim.size for dim in dims] == list(sizes) and wide == sorted(wide, reverse=True) and _dense(out)
@@ -292,7 +294,7 @@ def restrided(trace: Trace, out: Tensor, a: Tensor, sizes: Sequence[int], *args:
 
 @rule("aten.view_as_complex.default")
 def as_complex(trace: Trace, out: Tensor, a: Tensor) -> Dims:
-    """`(..., 2) -> (...)`: real and imaginary parts are told apart by number."""
+    """`(..., 2) -> (...)`: the index says which is the real and which the imaginary part."""
     *dims, parts = trace.dims(a)
     trace.freeze(parts, "is a complex number's real and imaginary part")
     return tuple(dims)

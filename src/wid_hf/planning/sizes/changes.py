@@ -1,4 +1,4 @@
-"""What messages say of a student's sizes: those that differ from the request, and those that follow from it."""
+"""Texts about a student's sizes: which differ from the request, and which follow from it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def changes_in_words(
     sizes: Mapping[str, Any],
     part: str = "",
 ) -> list[str]:
-    """Return what becomes of heads, then each of `sizes` that follows from those requested, parts included."""
+    """Return in words how heads change, then each of `sizes` that follows from those requested, parts included."""
     inside = f" in {part}" if part else ""
     heads = _heads_in_words(teacher, student, inside)
     said = {"num_attention_heads", "num_key_value_heads", "head_dim"} if heads else set()

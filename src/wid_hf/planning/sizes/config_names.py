@@ -24,7 +24,7 @@ def has(config: PretrainedConfig, name: str) -> bool:
 
 
 def stated(config: PretrainedConfig, name: str) -> Any:
-    """Return an entry of `config`, None where it has none; one that single layers override is the common value.
+    """Return an entry of `config`, None where it has none; if single layers override it, the common value.
 
     A config with `per_layer_config` raises when such an entry is read as an attribute.
     """

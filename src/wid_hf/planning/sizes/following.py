@@ -1,4 +1,4 @@
-"""Sizes other than those of heads that may have to change with the hidden size: configs do not say which do."""
+"""Sizes, other than those of heads, that may have to change with the hidden size; a config does not say which."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ WORDS_OF_WIDTHS = ("size", "dim", "width", "d_")
 
 
 def following_widths(config: PretrainedConfig, requested: Mapping[str, Any]) -> list[Sizes]:
-    """Return what else may have to change with the hidden size, as alternatives; nothing comes first.
+    """Return alternative sets of sizes that change with the hidden size; the first is empty.
 
     - Other sizes that equal the old hidden size. Some models have a projection only where their embedding size
       differs from the hidden size; where the two were equal, the plan refuses a hidden size that shrinks alone.
-    - Other sizes that equal the new one, scaled as it was: the projection must not vanish either.
+    - Other sizes that equal the new hidden size, scaled as well: a projection must not vanish either.
     - Multiples of the old one, where they are hidden sizes too: an attention that reads two streams (Zamba).
     - Lists of sizes that add up to the old one (axial positions), scaled as well.
     """
@@ -37,7 +37,7 @@ def following_widths(config: PretrainedConfig, requested: Mapping[str, Any]) -> 
 
 
 def _other_widths(config: PretrainedConfig, requested: Iterable[str]) -> Sizes:
-    """Return every entry that is called like a width and is neither the hidden size nor requested."""
+    """Return every entry whose name is that of a width, except the hidden size and those requested."""
     given = {"vocab_size", own_name(config, "hidden_size"), *(own_name(config, name) for name in requested)}
 
     def is_width(name: str) -> bool:
@@ -61,10 +61,10 @@ def _shares_of(size: int, widths: Sizes) -> Sizes:
 
 
 def expanded_heads(config: PretrainedConfig, requested: Mapping[str, Any], strategy: str) -> list[Sizes]:
-    """Return what becomes of heads that fill a multiple of the hidden size, as those of state spaces do.
+    """Return alternatives for heads whose total width is a multiple of the hidden size, as in state space models.
 
-    `expand * hidden_size = heads * head width` holds in Mamba 2 and its kin, and their configs do not solve for
-    it: nothing follows by itself. As the strategy says, heads become narrower or fewer; or they stay.
+    `expand * hidden_size = heads * head width` holds in Mamba 2 and similar models, and their configs do not
+    compute one from the others. By the strategy, heads become narrower or fewer; or they stay.
     """
     old = getattr(config, "hidden_size", None)
     new = requested_size(config, requested, "hidden_size", old)
@@ -79,7 +79,7 @@ def expanded_heads(config: PretrainedConfig, requested: Mapping[str, Any], strat
 
 
 def _counts_and_widths(sizes: Mapping[str, int], hidden: int) -> list[tuple[str, str]]:
-    """Return the names of numbers and widths of heads that fill the expanded hidden size together."""
+    """Return pairs of names, number and width of heads, whose product is the expanded hidden size."""
     expand = next((size for name, size in sizes.items() if name.split("_")[-1] == "expand"), 0)
     of_heads = [name for name in sizes if "head" in name]
     counts = [name for name in of_heads if "heads" in name]

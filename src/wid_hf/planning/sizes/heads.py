@@ -15,16 +15,16 @@ from transformers import PretrainedConfig
 from .config_names import LAYERS, Sizes, has, holds_sizes, in_proportion, is_size, own_name, requested_size, stated
 from .meanings import Meaning, Strategy, Way
 
-NEAREST = 6  # hidden sizes that are tried in place of one that has no layout of heads
+NEAREST = 6  # hidden sizes that are tried if the one requested cannot be divided into heads
 
 
 class IndivisibleError(Exception):
-    """Sizes that do not divide into heads; says which are the nearest that do."""
+    """Sizes that do not divide into heads; the message names the nearest that do."""
 
 
 @dataclass(frozen=True)
 class Heads:
-    """The heads of one config, and what a request may make of them.
+    """The heads of one config, and how a request may change them.
 
     Attributes:
         config: the teacher's.
@@ -54,24 +54,24 @@ class Heads:
 
     @property
     def hidden_name(self) -> str:
-        """Under which name the hidden size was requested."""
+        """The name under which the hidden size was requested."""
         own = own_name(self.config, "hidden_size")
         return own if own in self.requested else "hidden_size"
 
     @property
-    def new(self) -> int:
+    def new_hidden(self) -> int:
         """The hidden size requested."""
         return requested_size(self.config, self.requested, "hidden_size", self.hidden)
 
     @property
-    def asked(self) -> int | None:
+    def requested_count(self) -> int | None:
         """The number of heads requested."""
         return requested_size(self.config, self.requested, "num_attention_heads")
 
     @property
     def free(self) -> bool:
         """Whether the number of heads follows from the hidden size."""
-        return self.asked is None and self.new != self.hidden
+        return self.requested_count is None and self.new_hidden != self.hidden
 
     @cached_property
     def width(self) -> int:
@@ -97,7 +97,7 @@ class Heads:
         return [{}]
 
     def layouts(self, way: Way) -> list[Sizes]:
-        """Return the sizes that follow when heads go this way, in order of preference.
+        """Return the sizes that follow when heads change in this way, in order of preference.
 
         Raises:
             IndivisibleError: the hidden size requested does not divide.
@@ -113,19 +113,21 @@ class Heads:
         return self._other_counts()
 
     def meaning(self, following: Sizes, way: Way, strategy: Strategy | None = None) -> Meaning:
-        """Return the meaning of the request with these sizes that follow; by default of the strategy they amount to."""
+        """Return the meaning of the request with these sizes that follow; by default the strategy follows from them."""
         sizes = {**following, **self.requested}
         count = requested_size(self.config, sizes, "num_attention_heads", self.count)
         return Meaning(sizes, way, strategy or ("head" if count < self.count else "dim"), (way,))
 
     def nearest_sizes(self) -> list[int]:
-        """Return hidden sizes near the one requested that have a layout of heads, the nearest first.
+        """Return hidden sizes near the one requested that divide into heads, the nearest first.
 
-        The next ones with heads as wide as the teacher's are among them: often no other width is possible.
+        The nearest two with heads as wide as the teacher's are among them: often no other width is possible.
         """
-        if self.new == self.hidden:
+        if self.new_hidden == self.hidden:
             return []
-        by_distance = sorted(set(range(1, self.hidden)) - {self.new}, key=lambda size: (abs(size - self.new), size))
+        by_distance = sorted(
+            set(range(1, self.hidden)) - {self.new_hidden}, key=lambda size: (abs(size - self.new_hidden), size)
+        )
         divisible = (size for size in by_distance if self.at(size)._divides())
         whole = (size for size in by_distance if self.at(size)._keeps_width())
         near = {*islice(divisible, NEAREST), *islice(whole, 2)}
@@ -136,73 +138,75 @@ class Heads:
         return replace(self, requested={**self.requested, self.hidden_name: size})
 
     def _divides(self) -> bool:
-        return self.new % (self.asked or self.count) == 0 or (self.free and bool(self._other_counts()))
+        return self.new_hidden % (self.requested_count or self.count) == 0 or (self.free and bool(self._other_counts()))
 
     def _keeps_width(self) -> bool:
-        if self.asked is not None:
-            return self.new == self.asked * self.width
-        return self.new % self.width == 0 and bool(self._groups(self.new // self.width))
+        if self.requested_count is not None:
+            return self.new_hidden == self.requested_count * self.width
+        return self.new_hidden % self.width == 0 and bool(self._groups(self.new_hidden // self.width))
 
     @property
     def _step(self) -> int:
-        """By how much the hidden size shrinks when as many heads drop of each group."""
+        """By how much the hidden size shrinks when each group loses the same number of heads."""
         return self.hidden // gcd(self.hidden, self.count, self.groups if self.groups not in (None, 1) else 0)
 
     def _narrower(self) -> list[Sizes]:
-        if self.new == self.hidden and self.asked is None:
+        if self.new_hidden == self.hidden and self.requested_count is None:
             return [{}]
         if not self.stated:
-            count = self.asked or self.count
-            if self.new % count:
+            count = self.requested_count or self.count
+            if self.new_hidden % count:
                 raise self._indivisible(count, f"does not divide into {count} heads")
             return [{}]
         return self._narrower_by_name()
 
     def _narrower_by_name(self) -> list[Sizes]:
         """Return narrower heads for a config that states their width."""
-        if self._is_asked("head_dim") or self.new == self.hidden:
+        if self._is_requested("head_dim") or self.new_hidden == self.hidden:
             return [{}]
-        width = in_proportion({"head_dim": self.stated}, self.new, self.hidden)
+        width = in_proportion({"head_dim": self.stated}, self.new_hidden, self.hidden)
         if not width:
             raise IndivisibleError(
-                f"head_dim={self.stated} x {self.new} / {self.hidden} is not a whole number; give head_dim as well"
+                f"head_dim={self.stated} x {self.new_hidden} / {self.hidden} is not a whole number; also give head_dim"
             )
         return [width]
 
     def _as_they_are(self) -> list[Sizes]:
         """Return heads that do not follow the hidden size: the config says so, or the model may allow it."""
-        sayable = not self.stated and "head_dim" in vars(self.config) and not self._is_asked("head_dim")
-        return [{"head_dim": self.width}, {}] if sayable else [{}]
+        writable = not self.stated and "head_dim" in vars(self.config) and not self._is_requested("head_dim")
+        return [{"head_dim": self.width}, {}] if writable else [{}]
 
     def _fewer(self) -> Sizes:
-        groups = self.groups if self.groups != 1 else None  # a single one is shared by however many heads are left
-        if self.count * self.new % self.hidden or (groups or 0) * self.new % self.hidden:
+        groups = self.groups if self.groups != 1 else None  # a single one serves any number of heads
+        if self.count * self.new_hidden % self.hidden or (groups or 0) * self.new_hidden % self.hidden:
             step = self._step
             raise self._indivisible(step, f"keeps heads of width {self.width} only in steps of {step}")
-        following = {"num_attention_heads": self.count * self.new // self.hidden}
+        following = {"num_attention_heads": self.count * self.new_hidden // self.hidden}
         if groups:
-            following["num_key_value_heads"] = groups * self.new // self.hidden
-        return self._unasked(following)
+            following["num_key_value_heads"] = groups * self.new_hidden // self.hidden
+        return self._without_requested(following)
 
     def _indivisible(self, step: int, problem: str) -> IndivisibleError:
         """Return the refusal of a hidden size that is not a multiple of `step`."""
-        lower = self.new // step * step
+        lower = self.new_hidden // step * step
         nearest = [str(size) for size in (lower, lower + step) if 0 < size < self.hidden]
-        return IndivisibleError(f"hidden_size={self.new} {problem}; nearest legal: {', '.join(nearest) or 'none'}")
+        return IndivisibleError(
+            f"hidden_size={self.new_hidden} {problem}; nearest legal: {', '.join(nearest) or 'none'}"
+        )
 
     def _everywhere(self, following: Sizes) -> list[Sizes]:
-        """Return `following` as it is, then also for what counts its heads by other names.
+        """Return `following`, then `following` with the heads that the config counts by other names.
 
-        That is the decoder beside an encoder, a list by layer, and single layers that state their sizes.
+        Those are a decoder's beside an encoder's, a list for all layers, and single layers that state their sizes.
         """
         names = [own_name(self.config, name) for name in following]
         layers = self._of_layers(names)
         found = {**following, **self._scaled(self._named_alike(names)), **({LAYERS: layers} if layers else {})}
-        found = self._unasked(found)
+        found = self._without_requested(found)
         return [following, found] if found != following else [following]
 
     def _named_alike(self, names: list[str]) -> Sizes:
-        """Return the entries whose names contain one of `names`, or say "decoder" where it says "encoder"."""
+        """Return the entries whose names contain one of `names`, or have "decoder" for its "encoder"."""
 
         def is_alike(name: str) -> bool:
             return any(own in name or own.replace("encoder", "decoder") == name for own in names)
@@ -210,28 +214,30 @@ class Heads:
         return {name: value for name, value in vars(self.config).items() if name not in names and is_alike(name)}
 
     def _of_layers(self, names: Iterable[str]) -> Sizes:
-        """Return for each layer that states some of `names` these sizes in proportion, by the layer's number."""
+        """Return by layer number the sizes among `names` that a single layer states, scaled as the hidden size."""
         layers = (self.config.to_dict().get(LAYERS) or {}).items()
         single = {layer: self._scaled({name: own[name] for name in names if name in own}) for layer, own in layers}
         return {str(layer): sizes for layer, sizes in single.items() if sizes}  # as JSON spells the number
 
     def _scaled(self, sizes: Sizes) -> Sizes:
-        """Return each size, and each list of sizes, as much smaller as the hidden size, where it divides."""
+        """Return each size and list of sizes, scaled as the hidden size, if the results are whole numbers."""
         legal = {name: value for name, value in sizes.items() if holds_sizes(value)}
-        return in_proportion(legal, self.new, self.hidden)
+        return in_proportion(legal, self.new_hidden, self.hidden)
 
     def _other_counts(self) -> list[Sizes]:
-        """Return numbers of heads that divide the hidden size, heads as wide as the teacher's first, then many."""
+        """Return numbers of heads that divide the hidden size: heads of the teacher's width first, then the most."""
         if self.stated:
             return []
-        counts = [n for n in range(self.count, 0, -1) if self.new % n == 0 and self.new // n <= self.width]
-        counts.sort(key=lambda n: self.new // n != self.width)
+        counts = [
+            n for n in range(self.count, 0, -1) if self.new_hidden % n == 0 and self.new_hidden // n <= self.width
+        ]
+        counts.sort(key=lambda n: self.new_hidden // n != self.width)
         layouts = [{"num_attention_heads": n, **groups} for n in counts for groups in self._groups(n)]
-        return [self._unasked(layout) for layout in layouts]
+        return [self._without_requested(layout) for layout in layouts]
 
     def _groups(self, count: int) -> list[Sizes]:
         """Return numbers of key/value heads that `count` query heads may have, the teacher's ratio first."""
-        if self.groups is None or self.groups == 1 or self._is_asked("num_key_value_heads"):
+        if self.groups is None or self.groups == 1 or self._is_requested("num_key_value_heads"):
             return [{}]
         if self.groups == self.count:
             return [{"num_key_value_heads": count}]
@@ -240,14 +246,14 @@ class Heads:
         return [{"num_key_value_heads": g} for g in sorted(legal, key=lambda g: abs(count / g - each))]
 
     def _with_groups(self, layouts: list[Sizes]) -> list[Sizes]:
-        """Return `layouts`, for a number of heads that was requested also with fewer key/value heads."""
-        if self.asked is None:
+        """Return `layouts`; if a number of heads was requested, also each with fewer key/value heads."""
+        if self.requested_count is None:
             return layouts
-        counts = [{}, *filter(None, self._groups(self.asked))]
+        counts = [{}, *filter(None, self._groups(self.requested_count))]
         return [{**one, **groups} for one in layouts for groups in counts]
 
-    def _is_asked(self, name: str) -> bool:
+    def _is_requested(self, name: str) -> bool:
         return requested_size(self.config, self.requested, name) is not None
 
-    def _unasked(self, sizes: Sizes) -> Sizes:
-        return {name: size for name, size in sizes.items() if not self._is_asked(name)}
+    def _without_requested(self, sizes: Sizes) -> Sizes:
+        return {name: size for name, size in sizes.items() if not self._is_requested(name)}

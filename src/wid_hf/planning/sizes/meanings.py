@@ -1,4 +1,4 @@
-"""What one request comes to: sizes, and what becomes of heads."""
+"""One meaning of a request: sizes, and how heads change."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Strategy = Literal["dim", "head"]
 
 
 class Way(IntEnum):
-    """What becomes of heads when the hidden size shrinks, in the order in which `head_strategy="auto"` prefers it."""
+    """How heads change when the hidden size shrinks, in the order that `head_strategy="auto"` prefers."""
 
     NARROWER = 0
     FEWER = 1
@@ -23,7 +23,7 @@ class Way(IntEnum):
 
     @property
     def words(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
         return ("narrower heads", "fewer heads", "heads as they are", "other head counts", "other hidden sizes")[self]
 
 
@@ -33,9 +33,9 @@ class Meaning:
 
     Attributes:
         sizes: those requested and those that follow, nested as the config is.
-        way: what becomes of heads; of several parts, the way that is preferred least.
-        strategy: the explicit head strategy that it amounts to; None where no heads are concerned.
-        ways: of all parts that have heads.
+        way: how heads change; for several parts, the way that is preferred least.
+        strategy: the explicit head strategy with the same result; None if there are no heads.
+        ways: those of all parts that have heads.
     """
 
     sizes: Sizes
@@ -45,12 +45,12 @@ class Meaning:
 
     @property
     def preference(self) -> tuple[int, int]:
-        """Sorts meanings, the best first."""
+        """The sort key that puts the best meaning first."""
         return self.way, sum(self.ways)
 
 
 def together(own: Meaning, parts: Iterable[str], inside: list[Meaning]) -> Meaning:
-    """Return the meaning of a composite request: `own` sizes, and `inside` has a meaning for each of `parts`."""
+    """Return one meaning for a composite config: of its `own` sizes, and of each of its `parts` from `inside`."""
     whole = (own, *inside)
     strategies = [one.strategy for one in whole if one.strategy is not None]
     return Meaning(

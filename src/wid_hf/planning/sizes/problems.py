@@ -9,7 +9,7 @@ from transformers import PretrainedConfig
 
 from .config_names import LAYERS, has, is_list, own_name, stated
 
-# Sizes that the model derives from others as long as nobody states them, as n_inner in GPT-2.
+# Words in the names of sizes that a model computes from others if they are None, as n_inner in GPT-2.
 WORDS_OF_DERIVED_SIZES = ("size", "dim", "inner", "width")
 
 
@@ -28,7 +28,7 @@ def size_problems(config: PretrainedConfig, sizes: Mapping[str, Any], prefix: st
             problems.append(f"{prefix}{first} and {prefix}{name} are one size; give one of them")
         problems += _problems_of(config, name, size, prefix)
     if not problems and not any(_is_smaller(config, name, size) for name, size in sizes.items()):
-        problems.append("every size equals the teacher's; ask for at least one smaller size")
+        problems.append("every size equals the teacher's; give at least one smaller size")
     return problems
 
 
@@ -49,7 +49,7 @@ def _problems_of(config: PretrainedConfig, name: str, size: Any, prefix: str) ->
 
 
 def _is_smaller(config: PretrainedConfig, name: str, size: Any) -> bool:
-    """Return whether a size that is legal makes anything smaller, or may: what the teacher derives is not known."""
+    """Return whether a legal size makes, or may make, anything smaller: a size that the model computes is not known."""
     old = stated(config, name)
     if isinstance(size, Mapping) or old is None:
         return True

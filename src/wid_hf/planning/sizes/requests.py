@@ -1,4 +1,4 @@
-"""A `WidConfig` and a teacher's config together: every meaning of the request, the best first."""
+"""Every meaning of a `WidConfig` for a teacher's config, the best first."""
 
 from __future__ import annotations
 
@@ -21,41 +21,41 @@ from .stages import stage_meanings
 from .student_config import complete_sizes, with_sizes
 
 MOST = 48  # meanings of one request that are tried; composite models multiply those of their parts
-COMBINED = 4096  # combinations of the meanings of parts that are sorted
+COMBINED = 4096  # at most so many combinations of the meanings of parts are made and sorted
 
 
 class Request:
-    """A `WidConfig` together with the teacher's config: all that it may mean.
+    """A `WidConfig` together with the teacher's config, and all that it may mean.
 
     Attributes:
         meanings: the best first; at least one.
-        closed: which ways are impossible whatever the model is, and why.
+        closed: ways to change heads that are impossible for any model, with the reason.
 
     Raises:
-        ConfigError: lists every name and size that cannot be.
+        ConfigError: lists every illegal name and size.
     """
 
-    def __init__(self, teacher: PretrainedConfig, wanted: WidConfig) -> None:
-        self.teacher, self.wanted = teacher, wanted
-        problems = size_problems(teacher, wanted.requested)
+    def __init__(self, teacher: PretrainedConfig, config: WidConfig) -> None:
+        self.teacher, self.config = teacher, config
+        problems = size_problems(teacher, config.requested)
         if problems:
             raise ConfigError(refusal(teacher, problems))
         self.closed: dict[Way, str] = {}
-        self.meanings = _meanings(teacher, wanted.requested, wanted.head_strategy, self.closed)
+        self.meanings = _meanings(teacher, config.requested, config.head_strategy, self.closed)
         if not self.meanings:
             raise ConfigError(refusal(teacher, dict.fromkeys(self.closed.values())))
 
     def configs(self) -> Iterator[tuple[Meaning, PretrainedConfig | PlanError]]:
         """Yield the student's config for each meaning, without those that equal an earlier one.
 
-        Where the config's own class refuses the sizes, yield that refusal instead.
+        If the config's own class refuses the sizes, yield that refusal in its place.
         """
         seen: list[dict[str, Any]] = []
         for meaning in self.meanings:
             try:
                 config = with_sizes(self.teacher, meaning.sizes)
                 stated = config.to_dict()
-            except Exception as cause:  # each class checks its entries in its own way, with errors of its own
+            except Exception as cause:  # each class checks its entries and raises other errors
                 yield meaning, PlanError(f"- the config itself refuses these sizes: {cause}")
                 continue
             if stated not in seen:
@@ -71,7 +71,7 @@ class Request:
 
     def moved(self, meaning: Meaning) -> list[str]:
         """Return the sizes of `meaning` that are not those requested, as `hidden_size=32 instead of 31`."""
-        return moved_sizes(self.wanted.requested, meaning.sizes)
+        return moved_sizes(self.config.requested, meaning.sizes)
 
     def other_sizes(self) -> list[str]:
         """Return the hidden sizes that are tried in place of those requested, the nearest first."""
@@ -79,8 +79,8 @@ class Request:
         return list(dict.fromkeys(text.partition(" instead")[0] for moved in others for text in moved))
 
     def changes(self, meaning: Meaning, student: PretrainedConfig) -> list[str]:
-        """Return in words what becomes of heads, and which other sizes follow from those requested."""
-        return changes_in_words(self.teacher, student, self.wanted.requested, meaning.sizes)
+        """Return in words how heads change, and which other sizes follow from those requested."""
+        return changes_in_words(self.teacher, student, self.config.requested, meaning.sizes)
 
 
 def _meanings(
@@ -110,17 +110,17 @@ def _meanings(
 def _with_following_sizes(
     config: PretrainedConfig, requested: Mapping[str, Any], meaning: Meaning, strategy: HeadStrategy
 ) -> Iterator[Meaning]:
-    """Yield `meaning` with each choice of other sizes that may follow; at first, as a rule, with none."""
-    asked = {name: meaning.sizes[name] for name in requested}
-    for widths in following_widths(config, asked):
-        for heads in expanded_heads(config, asked, meaning.strategy or strategy):
+    """Yield `meaning` with each set of other sizes that may follow; the first set is usually empty."""
+    own = {name: meaning.sizes[name] for name in requested}
+    for widths in following_widths(config, own):
+        for heads in expanded_heads(config, own, meaning.strategy or strategy):
             yield Meaning({**widths, **heads, **meaning.sizes}, meaning.way, meaning.strategy, meaning.ways)
 
 
 def _meanings_of_heads(
     config: PretrainedConfig, requested: Mapping[str, Any], strategy: HeadStrategy, closed: dict[Way, str], prefix: str
 ) -> list[Meaning]:
-    """Return what may become of the heads of one config, without its parts.
+    """Return how the heads of one config may change, without its parts.
 
     Raises:
         ConfigError: an explicit strategy whose sizes do not divide; names the nearest that do.

@@ -13,9 +13,9 @@ from .meanings import Meaning, Way
 
 
 class Stage(NamedTuple):
-    """Heads of one stage, and the widths that decide what becomes of them.
+    """Heads of one stage, and the widths that decide how they change.
 
-    Where all stages are in proportion to one number, that number stands for the widths.
+    If the widths of all stages are in proportion to one number, that number is used for each.
     """
 
     heads: int
@@ -24,18 +24,18 @@ class Stage(NamedTuple):
 
     @property
     def fewer(self) -> int:
-        """How many heads as wide as the teacher's fill the new width; 0 where none do."""
+        """How many heads as wide as the teacher's fill the new width; 0 if it is not a multiple of theirs."""
         return 0 if self.heads * self.new % self.old else self.heads * self.new // self.old
 
     @property
     def most(self) -> int:
-        """The largest number of heads that divides the new width, none wider than the teacher's; 0 where none does."""
+        """The largest number of heads, no wider than the teacher's, that divides the new width; 0 if there is none."""
         legal = (n for n in range(self.heads, 0, -1) if self.new % n == 0 and self.new * self.heads <= self.old * n)
         return next(legal, 0)
 
 
 def stage_meanings(config: PretrainedConfig, requested: Mapping[str, Any]) -> Iterator[Meaning]:
-    """Yield what may become of heads that are counted stage by stage: fewer of them, or other numbers.
+    """Yield how heads that are counted stage by stage may change: fewer of them, or other numbers.
 
     Stages have a list of widths, or widths in proportion to one number (Swin).
     """
@@ -51,7 +51,7 @@ def stage_meanings(config: PretrainedConfig, requested: Mapping[str, Any]) -> It
 
 
 def _stages(config: PretrainedConfig, name: str, size: Any, heads: list[int]) -> list[Stage]:
-    """Return the stages whose widths `name` states, none where it states something else."""
+    """Return the stages whose widths `name` states, none if it states something else."""
     old = stated(config, name)
     if is_list(size) and is_list(old) and len(size) == len(heads):
         return [Stage(*stage) for stage in zip(heads, old, size, strict=True)]

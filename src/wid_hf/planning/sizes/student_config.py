@@ -1,4 +1,4 @@
-"""The student's config: sizes written into a copy of the teacher's, and read from it so that nothing is left open."""
+"""The student's config: a copy of the teacher's with other sizes, and the complete list of sizes that it has."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .config_names import LAYERS, Sizes, holds_sizes, is_list, is_part, own_name
 def with_sizes(config: PretrainedConfig, sizes: Mapping[str, Any]) -> PretrainedConfig:
     """Return a copy of `config` with `sizes`, as it is once saved and loaded."""
     new = deepcopy(config)
-    new.name_or_path = ""  # the student is not what its teacher's name loads
+    new.name_or_path = ""  # the teacher's name loads the teacher
     if hasattr(new, "quantization_config"):  # of a file that was dequantized on loading, such as GGUF
         del new.quantization_config
     _write(new, sizes)
@@ -25,7 +25,7 @@ def with_sizes(config: PretrainedConfig, sizes: Mapping[str, Any]) -> Pretrained
 
 
 def _take_computed(config: PretrainedConfig, loaded: PretrainedConfig) -> None:
-    """Give `config` the numbers that it has once saved and loaded, where its class computes some from others."""
+    """Give `config` the numbers that it has once saved and loaded: some classes compute some from others."""
     for name, value in vars(loaded).items():
         own = vars(config).get(name)
         if isinstance(own, PretrainedConfig):

@@ -53,8 +53,8 @@ def draw(calibration: Calibration, path: Path) -> None:
     with extra("cli"):
         from matplotlib.figure import Figure  # takes a while to import, and only who draws needs it
 
-    grid = _grid([site for site in calibration.sites if site.layer])
-    outside = [site for site in calibration.sites if not site.layer]
+    grid = _grid([site for site in calibration.inputs if site.layer])
+    outside = [site for site in calibration.inputs if not site.layer]
     named = LETTER * max((len(site.place) + 7 for site in outside), default=0)
     width = min(max(CELL[0] * max(len(grid.columns), 4), named), MOST[0])
     heights = [min(CELL[1] * len(part), MOST[1]) for part in (grid.rows, outside)]
@@ -64,7 +64,7 @@ def draw(calibration: Calibration, path: Path) -> None:
         f"{calibration.seconds:.0f} s",
         fontsize="medium",
     )
-    shown = [share for site in calibration.sites for share in (site.before, site.after) if isfinite(share)]
+    shown = [share for site in calibration.inputs for share in (site.before, site.after) if isfinite(share)]
     style = {"cmap": "YlOrRd", "vmin": 0.0, "vmax": min(max([0.01, *shown]), 1.0), "aspect": "auto"}
     drawn = [bool(grid.rows), bool(outside)]
     axes = figure.subplots(

@@ -135,7 +135,7 @@ class Report:
         Raises:
             MissingExtraError: matplotlib is not installed.
         """
-        if self.calibration is not None and self.calibration.sites:
+        if self.calibration is not None and self.calibration.inputs:
             draw(self.calibration, folder / CALIBRATION_PICTURE)
         if self.widths:
             draw_widths(self.widths, self.narrow_from, folder / WIDTHS_PICTURE)

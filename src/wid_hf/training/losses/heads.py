@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
-from ...calibration.axis_blocks import pieces, stretch
+from ...calibration.axis_blocks import part_factors, pieces
 from ...coupling import Plan, Trace
 from ...coupling.carrier import Carrier
 
@@ -35,7 +35,7 @@ def value_rows(plan: Plan) -> Iterator[Rows]:
         if carrier is None or len(plan.axes[carrier.parameter]) != 2:
             continue
         dim, columns = plan.axes[carrier.parameter][carrier.axis], plan.axes[read.weight][read.axis]
-        factors, heads = stretch(dim, carrier.start, carrier.stop), stretch(columns, 0, columns.size)
+        factors, heads = part_factors(dim, carrier.start, carrier.stop), part_factors(columns, 0, columns.size)
         if len(factors) > 1 and heads and heads[-1] is factors[-1]:
             yield _rows(plan, carrier)
 
@@ -45,7 +45,8 @@ def query_and_key_rows(plan: Plan, trace: Trace) -> Iterator[tuple[Rows, Rows]]:
     for keys, queries in trace.carried_by.items():
         both = queries, keys
         if all(
-            len(plan.axes[each.parameter]) == 2 and stretch(plan.axes[each.parameter][each.axis], each.start, each.stop)
+            len(plan.axes[each.parameter]) == 2
+            and part_factors(plan.axes[each.parameter][each.axis], each.start, each.stop)
             for each in both
         ):
             yield _rows(plan, queries), _rows(plan, keys)
@@ -53,11 +54,11 @@ def query_and_key_rows(plan: Plan, trace: Trace) -> Iterator[tuple[Rows, Rows]]:
 
 def _rows(plan: Plan, carrier: Carrier) -> Rows:
     dim = plan.axes[carrier.parameter][carrier.axis]
-    factors = stretch(dim, carrier.start, carrier.stop)
-    sizes, kept = [factor.size for factor in factors], [plan.size(factor) for factor in factors]
+    factors = part_factors(dim, carrier.start, carrier.stop)
+    sizes, student = [factor.size for factor in factors], [plan.size(factor) for factor in factors]
     start = sum(plan.size(part) for at, part in pieces(dim) if at < carrier.start)
     return (
         carrier.parameter.rpartition(".")[0],
         Heads(dim.size, carrier.start, carrier.stop, prod(sizes[:-1])),
-        Heads(plan.size(dim), start, start + prod(kept), prod(kept[:-1])),
+        Heads(plan.size(dim), start, start + prod(student), prod(student[:-1])),
     )
