@@ -105,6 +105,7 @@ def test_importing_leaves_trainers_and_tools_alone(tmp_path: Path) -> None:
     assert python(script, folder=tmp_path).startswith("[]")
 
 
+@pytest.mark.slow
 def test_all_but_what_needs_them_works_where_no_extra_is_installed(tmp_path: Path) -> None:
     teacher, texts = save_teacher(tmp_path / "teacher", BertForMaskedLM), write_texts(tmp_path / "texts.txt")
     told = python(BLOCK + TRAIN + COMPRESS + NEEDING, str(teacher), str(texts), folder=tmp_path)

@@ -80,6 +80,7 @@ print(AutoModelForMaskedLM.from_pretrained(sys.argv[1]).config.hidden_size)
 """
 
 
+@pytest.mark.slow
 def test_a_student_saved_beside_its_adapter_loads_and_the_adapter_is_kept(
     tiny_bert: BertForMaskedLM, tmp_path: Path
 ) -> None:

@@ -56,6 +56,7 @@ except Exception as refusal:
 """
 
 
+@pytest.mark.slow
 def test_the_same_files_may_be_imported_twice_and_a_second_copy_is_refused(tmp_path: Path) -> None:
     source = Path(wid_hf.__file__).parent
     shutil.copytree(source, tmp_path / "wid_hf", ignore=shutil.ignore_patterns("__pycache__"))

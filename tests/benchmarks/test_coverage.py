@@ -142,6 +142,7 @@ def test_the_summary_counts_hidden_sizes_among_families_that_were_built(harness:
     assert all(fact in told for fact in ("2 of 2 built (100 %)", "by default: 1 (50 %)", "2 works", "1 not built"))
 
 
+@pytest.mark.slow
 def test_a_run_that_was_interrupted_goes_on_where_it_stopped(
     harness: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

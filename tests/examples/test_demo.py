@@ -169,6 +169,7 @@ def test_nothing_unfinished_is_left_in_the_folder(first_run: FirstRun) -> None:
     assert {path.name for path in first_run[0].iterdir()} == {"corpus", "student", "before_after.png"}
 
 
+@pytest.mark.slow
 def test_the_proof_fails_for_changed_weights(student: Path) -> None:
     expected = demo.embed_sentence(AutoModel.from_pretrained(student), AutoTokenizer.from_pretrained(student))
     weights = load_file(student / "model.safetensors")

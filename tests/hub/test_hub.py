@@ -94,6 +94,7 @@ def test_a_pushed_student_loads_by_its_name_where_wid_hf_cannot_be_imported(hub:
     assert ("GET", "/api/models/me/student/revision/v1", True) in hub.requests
 
 
+@pytest.mark.slow
 def test_a_pushed_adapter_loads_by_its_name_onto_the_teacher_that_it_names(hub: Hub, home: Path) -> None:
     succeeded(run(hub, home, "-c", LOAD_ADAPTER, str(home / "adapter.pt")))
     for found in ("adapter.pt", "adapter.pt-merged"):

@@ -62,6 +62,7 @@ def hub(home: Path, licensed_teacher: Path) -> Iterator[Hub]:
         yield hub
 
 
+@pytest.mark.slow
 def test_each_strategy_sends_its_checkpoints_and_they_load_by_name(hub: Hub, home: Path) -> None:
     found = torch.load(home / "found.pt")
     trained = found.pop("trained")

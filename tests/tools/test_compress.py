@@ -129,6 +129,7 @@ def test_a_schedule_that_does_not_end_within_the_steps_is_refused_before_anythin
         compress("nowhere", "nothing.txt", tmp_path / "student", config, UNTRAINED)
 
 
+@pytest.mark.slow
 def test_the_student_loads_where_wid_hf_cannot_be_imported(
     tmp_path: Path, masked_teacher: Path, train_file: Path
 ) -> None:
@@ -391,7 +392,9 @@ def stopping(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object], afte
     monkeypatch.setattr(StudentTrainer, "training_step", training_step)
 
 
-@pytest.mark.parametrize("name", SIGNALS)
+@pytest.mark.parametrize(
+    "name", ["SIGTERM", *(pytest.param(name, marks=pytest.mark.slow) for name in ("SIGINT", "SIGHUP"))]
+)
 def test_a_signal_during_training_keeps_the_student_as_it_stands(
     tmp_path: Path, masked_teacher: Path, train_file: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

@@ -49,6 +49,7 @@ def test_an_exported_student_gives_its_logits_for_any_batch_and_length(student: 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["student", "student.onnx"]
 
 
+@pytest.mark.slow
 def test_an_encoder_and_decoder_have_lengths_of_their_own(tmp_path: Path) -> None:
     config = T5Config(
         vocab_size=60, d_model=24, d_kv=6, num_layers=1, num_heads=4, d_ff=48, decoder_start_token_id=0, pad_token_id=0
@@ -62,6 +63,7 @@ def test_an_encoder_and_decoder_have_lengths_of_their_own(tmp_path: Path) -> Non
     assert done.inputs["input_ids"] == done.inputs["attention_mask"] == ["batch", "length"]
 
 
+@pytest.mark.slow
 def test_a_file_that_computes_something_else_gets_no_name(
     student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,6 +117,7 @@ def test_only_what_was_exported_here_is_replaced(student: Path, tmp_path: Path) 
     assert (tmp_path / "s.onnx.data").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_an_export_is_replaced_when_asked_and_a_killed_one_is_cleared(
     student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,9 +60,12 @@ SOURCES = {
     "table": lambda: labelled_rows(40),
     "lazy table": lambda: labelled_rows(40).to_iterable_dataset(),
 }
+every_source = pytest.mark.parametrize(
+    "source", ["rows", "stream", *(pytest.param(name, marks=pytest.mark.slow) for name in ("table", "lazy table"))]
+)
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@every_source
 def test_a_plain_trainer_starts_where_wid_trainer_does(source: str, tiny_bert: BertForMaskedLM, tmp_path: Path) -> None:
     ended = []
     for kind, more in ((Trainer, [WidCallback()]), (WidTrainer, [])):
@@ -81,7 +84,7 @@ def test_a_plain_trainer_starts_where_wid_trainer_does(source: str, tiny_bert: B
     assert any(not torch.equal(plain[name], of_stock[name]) for name in plain)
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@every_source
 def test_training_goes_on_as_if_nothing_had_been_drawn(source: str, tiny_bert: BertForMaskedLM, tmp_path: Path) -> None:
     """The batches and the random numbers are those of a run whose model was calibrated before."""
 

@@ -132,6 +132,7 @@ def test_modes_come_back_when_the_forward_fails(tiny_bert: BertForMaskedLM) -> N
     assert tiny_bert.training
 
 
+@pytest.mark.slow
 def test_the_reaction_teacher_knows_its_reactions(reaction_bert_dir: Path, uspto50k: Path) -> None:
     teacher = AutoModelForMaskedLM.from_pretrained(reaction_bert_dir)
     smiles = AutoTokenizer.from_pretrained(reaction_bert_dir)

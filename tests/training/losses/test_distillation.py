@@ -66,7 +66,13 @@ def trained(teacher: PreTrainedModel, config: WidConfig, args: WidTrainingArgume
 FAMILIES = [(bert, HALF), (gpt2, WidConfig(hidden_size=12, init="identity")), (llama, HEADS)]
 
 
-@pytest.mark.parametrize(("make", "config"), FAMILIES, ids=["bert", "gpt2", "llama"])
+@pytest.mark.parametrize(
+    ("make", "config"),
+    [
+        pytest.param(*family, id=name, marks=() if name == "bert" else pytest.mark.slow)
+        for family, name in zip(FAMILIES, ("bert", "gpt2", "llama"), strict=True)
+    ],
+)
 @pytest.mark.parametrize("loss", DISTILLED)
 def test_accumulated_micro_batches_have_the_gradients_of_one_batch(
     make: Any, config: WidConfig, loss: str, tmp_path: Path
