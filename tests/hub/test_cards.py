@@ -24,14 +24,9 @@ TEACHERS_CARD = "---\nlicense: apache-2.0\nlanguage: en\ndatasets: [secret-of-th
 
 
 @pytest.fixture
-def teacher(tmp_path: Path) -> Path:
-    return save_teacher(tmp_path / "teacher", BertForMaskedLM)
-
-
-@pytest.fixture
-def student(tmp_path: Path, teacher: Path) -> Path:
-    (teacher / "README.md").write_text(TEACHERS_CARD)
-    compress(str(teacher), str(write_texts(tmp_path / "train.txt")), tmp_path / "student", CONFIG, QUICK)
+def student(tmp_path: Path, masked_teacher: Path) -> Path:
+    (masked_teacher / "README.md").write_text(TEACHERS_CARD)
+    compress(str(masked_teacher), str(write_texts(tmp_path / "train.txt")), tmp_path / "student", CONFIG, QUICK)
     return tmp_path / "student"
 
 
@@ -101,10 +96,12 @@ def test_license_and_language_come_from_the_teachers_card(student: Path) -> None
 
 
 @pytest.mark.parametrize("text", [None, "# no metadata\n", "---\n: [not yaml\n---\n", "---\nlicense:\n---\n"])
-def test_a_teacher_without_a_license_is_said_to_have_none(student: Path, teacher: Path, text: str | None) -> None:
-    (teacher / "README.md").unlink()
+def test_a_teacher_without_a_license_is_said_to_have_none(
+    student: Path, masked_teacher: Path, text: str | None
+) -> None:
+    (masked_teacher / "README.md").unlink()
     if text is not None:
-        (teacher / "README.md").write_text(text)
+        (masked_teacher / "README.md").write_text(text)
     card = student_card(student)
     assert card.data.license is None
     assert "names no license that could be taken over" in card.text
@@ -140,9 +137,9 @@ def test_a_headless_student_is_loaded_by_automodel(tmp_path: Path) -> None:
     assert "AutoModel.from_pretrained" in card.text and "cosine correlation" in rows(card)
 
 
-def test_a_folder_without_a_report_is_refused(teacher: Path) -> None:
+def test_a_folder_without_a_report_is_refused(masked_teacher: Path) -> None:
     with pytest.raises(WidError, match=r"holds no wid_report\.json, where a card takes its figures from"):
-        student_card(teacher)
+        student_card(masked_teacher)
 
 
 @pytest.mark.parametrize("report", ["[]", "{}", "not json", '{"settings": {"hub": 1}}'])
@@ -161,9 +158,9 @@ def test_a_student_that_was_not_scored_has_a_card_without_scores(student: Path) 
 
 
 @pytest.fixture
-def adapter(teacher: Path) -> PeftModel:
-    (teacher / "README.md").write_text(TEACHERS_CARD)
-    model = AutoModelForMaskedLM.from_pretrained(teacher)
+def adapter(masked_teacher: Path) -> PeftModel:
+    (masked_teacher / "README.md").write_text(TEACHERS_CARD)
+    model = AutoModelForMaskedLM.from_pretrained(masked_teacher)
     return get_wid_model(model, WidConfig(hidden_size=12, intermediate_size=24, init="identity"))
 
 
