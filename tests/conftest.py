@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # of programs that tests start, t
 
 import pytest
 import torch
+from toys import save_teacher
 from transformers import BertConfig, BertForMaskedLM
 
 REPOSITORY = Path(__file__).parents[1]
@@ -30,6 +31,12 @@ def tiny_bert() -> BertForMaskedLM:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return BertForMaskedLM(config).eval()
+
+
+@pytest.fixture
+def masked_teacher(tmp_path: Path) -> Path:
+    """The folder of a tiny random BERT with a masked-LM head and a word tokenizer."""
+    return save_teacher(tmp_path / "teacher", BertForMaskedLM)
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from distilled_models import mamba2
 from distilling_trainer import DistillingTrainer, stock_student
 from peft import PeftModel
 from teacher_losses import LOSSES, LayersLoss, relation_heads
@@ -312,22 +313,7 @@ def test_a_run_whose_loss_learns_is_not_resumed(tmp_path: Path) -> None:
 
 
 def test_a_teacher_without_attention_is_refused() -> None:
-    from transformers import Mamba2Config, Mamba2ForCausalLM
-
-    config = Mamba2Config(
-        vocab_size=60,
-        hidden_size=24,
-        num_hidden_layers=1,
-        num_heads=4,
-        head_dim=12,
-        n_groups=1,
-        state_size=8,
-        chunk_size=8,
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    model = get_wid_model(Mamba2ForCausalLM(config), WidConfig(hidden_size=12, init="identity"))
+    model = get_wid_model(mamba2(), WidConfig(hidden_size=12, init="identity"))
     for name in ("relations", "layers"):
         with pytest.raises(TeacherError, match="has no attention whose queries, keys and values"):
             LOSSES[name](model, stock_student(model, random=True, seed=0))

@@ -7,12 +7,12 @@ import random
 import shutil
 import sys
 from dataclasses import replace
-from importlib import util
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from benchmark_command import load_command
 from methods import METHODS
 from toys import save_teacher, texts
 from transformers import BertForMaskedLM, BertModel
@@ -32,10 +32,7 @@ TUNING = {"tuning_steps": 2, "tuning_rate": [1e-3], "tuning_examples": 16, "eval
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """`benchmarks/methods/__main__.py` with tiny teachers and data, and a folder of its own for records."""
-    spec = util.spec_from_file_location("methods_run", FOLDER / "__main__.py")
-    assert spec is not None and spec.loader is not None
-    module = util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_command(FOLDER)
     monkeypatch.setattr(sys.modules["students"], "STUDENTS", tmp_path / "students")
     write_data(tmp_path / "data")
     shared = {

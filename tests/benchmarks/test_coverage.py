@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from ask import asks, is_hidden, wanted
+from benchmark_command import load_command
 from check import TooSlow, Verdict, check, verdict
 from tiny import TASKS, families, tiny_config
 from transformers import CLIPConfig, LlamaConfig, Mamba2Config, ResNetConfig, SwinConfig
@@ -36,15 +35,7 @@ def found_for(task: str, family: str) -> Verdict:
 
 @pytest.fixture(scope="module")
 def harness() -> ModuleType:
-    """`benchmarks/architectures/__main__.py`, under a name of its own and known to worker processes."""
-    file = Path(__file__).parents[2] / "benchmarks" / "architectures" / "__main__.py"
-    spec = importlib.util.spec_from_file_location("coverage_run", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_command(Path(__file__).parents[2] / "benchmarks" / "architectures")
 
 
 @pytest.mark.parametrize(

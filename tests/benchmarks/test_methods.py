@@ -34,11 +34,6 @@ RATES = {
 
 
 @pytest.fixture
-def teacher(tmp_path: Path) -> Path:
-    return save_teacher(tmp_path / "teacher", BertForMaskedLM)
-
-
-@pytest.fixture
 def encoder(tmp_path: Path) -> Path:
     return save_teacher(tmp_path / "encoder", BertModel)
 
@@ -87,9 +82,9 @@ def run(
 @pytest.mark.parametrize("strategy", ["dim", "head"])
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_lowers_the_loss_of_a_stock_student(
-    name: str, strategy: str, teacher: Path, train_file: Path, tmp_path: Path
+    name: str, strategy: str, masked_teacher: Path, train_file: Path, tmp_path: Path
 ) -> None:
-    report = run(name, teacher, train_file, tmp_path / "student", head_strategy=strategy)
+    report = run(name, masked_teacher, train_file, tmp_path / "student", head_strategy=strategy)
     assert report.method == name
     loss = "masked_lm_loss"
     assert report.scores["student"][loss] < report.scores["start"][loss]
@@ -108,7 +103,7 @@ def test_every_method_lowers_the_loss_of_a_stock_student(
 
 
 def test_all_methods_see_the_same_batches_and_make_the_same_shape(
-    teacher: Path, train_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    masked_teacher: Path, train_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[dict[str, torch.Tensor]] = []
     before = StudentTrainer.training_step
@@ -121,7 +116,7 @@ def test_all_methods_see_the_same_batches_and_make_the_same_shape(
     budgets, shapes, batches = {}, {}, {}
     for name in METHODS:
         seen.clear()
-        report = run(name, teacher, train_file, tmp_path / name, steps=12)
+        report = run(name, masked_teacher, train_file, tmp_path / name, steps=12)
         budgets[name] = (report.steps, report.tokens)
         batches[name] = list(seen)
         student = AutoModelForMaskedLM.from_pretrained(tmp_path / name)
@@ -135,12 +130,14 @@ def test_all_methods_see_the_same_batches_and_make_the_same_shape(
             assert all(torch.equal(mine[key], wanted[key]) for key in mine), name
 
 
-def test_what_is_cut_is_the_teachers_and_what_is_random_is_not(teacher: Path, train_file: Path, tmp_path: Path) -> None:
+def test_what_is_cut_is_the_teachers_and_what_is_random_is_not(
+    masked_teacher: Path, train_file: Path, tmp_path: Path
+) -> None:
     tables = {}
     for name in ("slice", "variance", "scratch"):
-        made(name, teacher, train_file, tmp_path / name, steps=0)
+        made(name, masked_teacher, train_file, tmp_path / name, steps=0)
         tables[name] = AutoModelForMaskedLM.from_pretrained(tmp_path / name).bert.embeddings.word_embeddings.weight
-    whole = AutoModelForMaskedLM.from_pretrained(teacher).bert.embeddings.word_embeddings.weight
+    whole = AutoModelForMaskedLM.from_pretrained(masked_teacher).bert.embeddings.word_embeddings.weight
     assert torch.equal(tables["slice"], whole[:, :12])
     kept = [(whole == column[:, None]).all(0).nonzero().item() for column in tables["variance"].T]
     assert kept == sorted(kept) and kept != list(range(12))
@@ -149,18 +146,20 @@ def test_what_is_cut_is_the_teachers_and_what_is_random_is_not(teacher: Path, tr
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if not method.folds])
 def test_the_same_seed_gives_the_same_student_and_another_seed_another(
-    name: str, teacher: Path, train_file: Path, tmp_path: Path
+    name: str, masked_teacher: Path, train_file: Path, tmp_path: Path
 ) -> None:
     weights = []
     for at, seed in enumerate((0, 0, 1)):
-        run(name, teacher, train_file, tmp_path / str(at), steps=3, seed=seed)
+        run(name, masked_teacher, train_file, tmp_path / str(at), steps=3, seed=seed)
         weights.append(AutoModelForMaskedLM.from_pretrained(tmp_path / str(at)).state_dict())
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
     assert any(not torch.equal(weights[0][key], weights[2][key]) for key in weights[0])
 
 
-def test_a_baseline_loads_where_wid_hf_cannot_be_imported(teacher: Path, train_file: Path, tmp_path: Path) -> None:
-    run("tinybert", teacher, train_file, tmp_path / "student", steps=2)
+def test_a_baseline_loads_where_wid_hf_cannot_be_imported(
+    masked_teacher: Path, train_file: Path, tmp_path: Path
+) -> None:
+    run("tinybert", masked_teacher, train_file, tmp_path / "student", steps=2)
     script = (
         "import sys; sys.modules['wid_hf'] = None\n"
         "from transformers import AutoModelForMaskedLM\n"
@@ -206,41 +205,43 @@ def test_methods_that_need_logits_or_a_loss_are_refused_for_a_headless_encoder(
     ],
 )
 def test_settings_that_contradict_the_method_are_refused(
-    name: str, given: dict[str, Any], words: str, teacher: Path, train_file: Path, tmp_path: Path
+    name: str, given: dict[str, Any], words: str, masked_teacher: Path, train_file: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=words):
-        made(name, teacher, train_file, tmp_path / "student", **given)
+        made(name, masked_teacher, train_file, tmp_path / "student", **given)
     assert not (tmp_path / "student").exists()
 
 
 def test_progressive_wid_has_a_schedule(
-    teacher: Path, train_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    masked_teacher: Path, train_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     schedules = []
     monkeypatch.setattr("methods.compress", lambda *given, **_: schedules.append(given[3].schedule))
     for config in (CONFIG, WidConfig(**SIZES, schedule=SOON)):
-        made("wid-progressive", teacher, train_file, tmp_path / "student", config)
+        made("wid-progressive", masked_teacher, train_file, tmp_path / "student", config)
     assert schedules == [WidSchedule(), SOON]
 
 
-def test_a_baseline_that_diverges_leaves_its_last_good_student(teacher: Path, train_file: Path, tmp_path: Path) -> None:
+def test_a_baseline_that_diverges_leaves_its_last_good_student(
+    masked_teacher: Path, train_file: Path, tmp_path: Path
+) -> None:
     with pytest.raises(TrainingError, match=r"The loss became .*Lower learning_rate.*student-last-good"):
-        made("scratch", teacher, train_file, tmp_path / "student", rate=1e30)
+        made("scratch", masked_teacher, train_file, tmp_path / "student", rate=1e30)
     kept = AutoModelForMaskedLM.from_pretrained(tmp_path / "student-last-good")
     assert all(torch.isfinite(p).all() for p in kept.parameters())
 
 
-def test_a_student_has_its_own_learning_rate(teacher: Path, train_file: Path, tmp_path: Path) -> None:
+def test_a_student_has_its_own_learning_rate(masked_teacher: Path, train_file: Path, tmp_path: Path) -> None:
     for name, rate, used in (("minilm", 0.002, 0.002), ("minilm", None, 1e-3), ("slice", None, 3e-4)):
-        report = made(name, teacher, train_file, tmp_path / f"{name}-{rate}", rate=rate, steps=2)
+        report = made(name, masked_teacher, train_file, tmp_path / f"{name}-{rate}", rate=rate, steps=2)
         assert report.settings["learning_rates"] == {"student": used}
     assert report.start == "identity, first"
 
 
 def test_the_teacher_stays_as_it_was(
-    teacher: Path, train_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    masked_teacher: Path, train_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = AutoModelForMaskedLM.from_pretrained(teacher).state_dict()
+    before = AutoModelForMaskedLM.from_pretrained(masked_teacher).state_dict()
     made: list[PreTrainedModel] = []
 
     def load(name: str, **given: Any) -> PreTrainedModel:
@@ -248,8 +249,8 @@ def test_the_teacher_stays_as_it_was(
         return made[-1]
 
     monkeypatch.setattr("wid_hf.tools.compress.load_teacher", load)
-    run("tinybert", teacher, train_file, tmp_path / "a", steps=3)
-    run("slice", teacher, train_file, tmp_path / "b", steps=3)
+    run("tinybert", masked_teacher, train_file, tmp_path / "a", steps=3)
+    run("slice", masked_teacher, train_file, tmp_path / "b", steps=3)
     assert len(made) == 2
     for model in made:
         assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())

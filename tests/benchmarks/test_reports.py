@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from importlib import util
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from benchmark_command import load_command
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "reports"
 ROOT = FOLDER.parents[1]
@@ -20,11 +20,7 @@ QUICK = ("pruned_by_mask", "pruned_for_good", "hidden_size_that_heads_do_not_div
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """`benchmarks/reports/__main__.py` with three quick cases, tried in this process, whose threads a fork lacks."""
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    spec = util.spec_from_file_location("reports_run", FOLDER / "__main__.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_command(FOLDER)
     import case
 
     monkeypatch.setattr(case, "in_own_process", lambda work, *given, **_: work(*given))

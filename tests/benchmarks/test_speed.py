@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from importlib import util
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from benchmark_command import load_command
 from torch import nn
 from toys import noisy
 
@@ -38,11 +38,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """`benchmarks/speed/__main__.py` for a tiny teacher, with a folder of its own for records."""
-    spec = util.spec_from_file_location("speed_run", FOLDER / "__main__.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_command(FOLDER)
     monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(module, "BASE", sizes())
     return module

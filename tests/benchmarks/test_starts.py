@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from importlib import util
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pandas as pd
 import pytest
+from benchmark_command import load_command
 from toys import save_teacher, texts
 from transformers import BertForMaskedLM, BertModel
 
@@ -23,11 +23,7 @@ SIZES = {width: {"hidden_size": 4 * share, "intermediate_size": 8 * share} for w
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """`benchmarks/calibration/__main__.py` with tiny teachers, and a folder of its own for records and page."""
-    spec = util.spec_from_file_location("starts_run", FOLDER / "__main__.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_command(FOLDER)
     monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(module, "SUBJECTS", {"reaction-bert": masked(tmp_path), "minilm": sentences(tmp_path)})
     return module

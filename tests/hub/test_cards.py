@@ -24,11 +24,6 @@ QUICK = CompressSettings(steps=2, batch_size=8, max_length=12, validation_texts=
 TEACHERS_CARD = "---\nlicense: apache-2.0\nlanguage: en\ndatasets: [secret-of-the-teacher]\n---\n# Teacher\n"
 
 
-@pytest.fixture
-def teacher(tmp_path: Path) -> Path:
-    return save_teacher(tmp_path / "teacher", BertForMaskedLM)
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `compress` wrote, for all tests that read it."""
@@ -40,11 +35,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def student(tmp_path: Path, teacher: Path, made: Path) -> Path:
-    """A copy that a test may change, of a student of `teacher`."""
-    (teacher / "README.md").write_text(TEACHERS_CARD)
+def student(tmp_path: Path, masked_teacher: Path, made: Path) -> Path:
+    """A copy that a test may change, of a student of `masked_teacher`."""
+    (masked_teacher / "README.md").write_text(TEACHERS_CARD)
     folder = shutil.copytree(made, tmp_path / "student")
-    change_report(folder, teacher=str(teacher))
+    change_report(folder, teacher=str(masked_teacher))
     return folder
 
 
@@ -114,10 +109,12 @@ def test_license_and_language_come_from_the_teachers_card(student: Path) -> None
 
 
 @pytest.mark.parametrize("text", [None, "# no metadata\n", "---\n: [not yaml\n---\n", "---\nlicense:\n---\n"])
-def test_a_teacher_without_a_license_is_said_to_have_none(student: Path, teacher: Path, text: str | None) -> None:
-    (teacher / "README.md").unlink()
+def test_a_teacher_without_a_license_is_said_to_have_none(
+    student: Path, masked_teacher: Path, text: str | None
+) -> None:
+    (masked_teacher / "README.md").unlink()
     if text is not None:
-        (teacher / "README.md").write_text(text)
+        (masked_teacher / "README.md").write_text(text)
     card = student_card(student)
     assert card.data.license is None
     assert "names no license that could be taken over" in card.text
@@ -153,9 +150,9 @@ def test_a_headless_student_is_loaded_by_automodel(tmp_path: Path) -> None:
     assert "AutoModel.from_pretrained" in card.text and "cosine correlation" in rows(card)
 
 
-def test_a_folder_without_a_report_is_refused(teacher: Path) -> None:
+def test_a_folder_without_a_report_is_refused(masked_teacher: Path) -> None:
     with pytest.raises(WidError, match=r"holds no wid_report\.json, where a card takes its figures from"):
-        student_card(teacher)
+        student_card(masked_teacher)
 
 
 @pytest.mark.parametrize("report", ["[]", "{}", "not json", '{"settings": {"hub": 1}}'])
@@ -174,9 +171,9 @@ def test_a_student_that_was_not_scored_has_a_card_without_scores(student: Path) 
 
 
 @pytest.fixture
-def adapter(teacher: Path) -> PeftModel:
-    (teacher / "README.md").write_text(TEACHERS_CARD)
-    model = AutoModelForMaskedLM.from_pretrained(teacher)
+def adapter(masked_teacher: Path) -> PeftModel:
+    (masked_teacher / "README.md").write_text(TEACHERS_CARD)
+    model = AutoModelForMaskedLM.from_pretrained(masked_teacher)
     return get_wid_model(model, WidConfig(hidden_size=12, intermediate_size=24, init="identity"))
 
 

@@ -14,6 +14,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    Mamba2Config,
+    Mamba2ForCausalLM,
     OPTConfig,
     OPTForCausalLM,
     PreTrainedModel,
@@ -87,6 +89,24 @@ def moved(model: PeftModel, amount: float = 0.05) -> PeftModel:
             if name.endswith(".matrix"):
                 parameter.add_(amount * torch.randn(parameter.shape, generator=generator))
     return model
+
+
+def mamba2() -> Mamba2ForCausalLM:
+    """A teacher without attention."""
+    config = Mamba2Config(
+        vocab_size=60,
+        hidden_size=24,
+        num_hidden_layers=1,
+        num_heads=4,
+        head_dim=12,
+        n_groups=1,
+        state_size=8,
+        chunk_size=8,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    return Mamba2ForCausalLM(config)
 
 
 def opt(layerdrop: float) -> OPTForCausalLM:

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
-from transformers import BertConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import BertConfig, PreTrainedModel, PreTrainedTokenizerFast, Wav2Vec2Config
 
 from wid_hf import CalibrationConfig
 from wid_hf.calibration import InputReconstruction
@@ -72,6 +72,29 @@ def save_teacher(folder: Path, model_class: type[PreTrainedModel], hidden: int =
         model_class(config).save_pretrained(folder)
     word_tokenizer().save_pretrained(folder)
     return folder
+
+
+def wav2vec2_config(**given: Any) -> Wav2Vec2Config:
+    """A tiny model of speech in which nothing is random."""
+    defaults: dict[str, Any] = {
+        "vocab_size": 20,
+        "hidden_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "conv_dim": (8, 8),
+        "conv_stride": (5, 4),
+        "conv_kernel": (10, 8),
+        "num_conv_pos_embeddings": 8,
+        "num_conv_pos_embedding_groups": 2,
+        "num_feat_extract_layers": 2,
+        "pad_token_id": 0,
+        "mask_time_prob": 0.0,
+        "apply_spec_augment": False,
+    }
+    kinds = ("hidden", "attention", "activation", "feat_proj", "final")
+    defaults |= {"layerdrop": 0.0, **{f"{kind}_dropout": 0.0 for kind in kinds}}
+    return Wav2Vec2Config(**{**defaults, **given})
 
 
 def noisy(model: nn.Module, scale: float = 0.3) -> None:

@@ -58,11 +58,6 @@ UNTRAINED = replace(QUICK, steps=0)
 
 
 @pytest.fixture
-def masked_teacher(tmp_path: Path) -> Path:
-    return save_teacher(tmp_path / "teacher", BertForMaskedLM)
-
-
-@pytest.fixture
 def train_file(tmp_path: Path) -> Path:
     return write_texts(tmp_path / "train.txt")
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from toys import noisy
+from toys import noisy, wav2vec2_config
 from training_runs import QUIET
 from transformers import (
     BertConfig,
@@ -26,7 +26,6 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
     TrainerCallback,
-    Wav2Vec2Config,
     Wav2Vec2ForCTC,
 )
 
@@ -59,23 +58,7 @@ def mixtral(coefficient: float) -> PreTrainedModel:
 
 
 def ctc(reduction: str) -> PreTrainedModel:
-    none = ("layerdrop", "hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")
-    config = Wav2Vec2Config(
-        **{**SMALL, "vocab_size": 20},
-        conv_dim=(8, 8),
-        conv_stride=(5, 4),
-        conv_kernel=(10, 8),
-        num_conv_pos_embeddings=8,
-        num_conv_pos_embedding_groups=2,
-        num_feat_extract_layers=2,
-        final_dropout=0.0,
-        mask_time_prob=0.0,
-        apply_spec_augment=False,
-        pad_token_id=0,
-        ctc_loss_reduction=reduction,
-        **dict.fromkeys(none, 0.0),
-    )
-    return Wav2Vec2ForCTC(config)
+    return Wav2Vec2ForCTC(wav2vec2_config(ctc_loss_reduction=reduction))
 
 
 def tokens() -> dict[str, Any]:

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from toys import save_teacher, write_texts
-from transformers import AutoModelForMaskedLM, BertForMaskedLM
+from toys import write_texts
+from transformers import AutoModelForMaskedLM
 from typer.testing import CliRunner
 
 from wid_hf.errors import ConfigError, Stopped
@@ -20,26 +20,21 @@ from wid_hf_cli import app as program
 SIZES = ["--hidden-size", "12", "--intermediate-size", "24"]
 
 
-@pytest.fixture
-def teacher(tmp_path: Path) -> Path:
-    return save_teacher(tmp_path / "teacher", BertForMaskedLM)
-
-
 def invoke(*words: str) -> str:
     result = CliRunner().invoke(program.app, words, env={"COLUMNS": "160"}, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output
 
 
-def test_plan_prints_coupled_dimensions_sizes_and_reasons(teacher: Path, tmp_path: Path) -> None:
-    out = invoke("plan", str(teacher), *SIZES, "--verify")
+def test_plan_prints_coupled_dimensions_sizes_and_reasons(masked_teacher: Path, tmp_path: Path) -> None:
+    out = invoke("plan", str(masked_teacher), *SIZES, "--verify")
     assert "4 x 6 = 24" in out
     assert "4 x 3 = 12" in out
     assert "is looked up by number" in out
     assert "Proved by permutation" in out
     invoke(
         "compress",
-        str(teacher),
+        str(masked_teacher),
         "--train",
         str(write_texts(tmp_path / "t.txt")),
         "--output",
@@ -54,10 +49,10 @@ def test_plan_prints_coupled_dimensions_sizes_and_reasons(teacher: Path, tmp_pat
     assert f"{real:,} (" in out
 
 
-def test_compress_prints_teacher_start_and_student_side_by_side(teacher: Path, tmp_path: Path) -> None:
+def test_compress_prints_teacher_start_and_student_side_by_side(masked_teacher: Path, tmp_path: Path) -> None:
     out = invoke(
         "compress",
-        str(teacher),
+        str(masked_teacher),
         "--train",
         str(write_texts(tmp_path / "t.txt")),
         "--output",
@@ -80,10 +75,10 @@ def test_compress_prints_teacher_start_and_student_side_by_side(teacher: Path, t
     assert report["command"].startswith(Path(sys.argv[0]).name)
 
 
-def test_compress_without_steps_calibrates_merges_and_tells_how_well(teacher: Path, tmp_path: Path) -> None:
+def test_compress_without_steps_calibrates_merges_and_tells_how_well(masked_teacher: Path, tmp_path: Path) -> None:
     out = invoke(
         "compress",
-        str(teacher),
+        str(masked_teacher),
         "--train",
         str(write_texts(tmp_path / "t.txt")),
         "--output",
@@ -116,10 +111,10 @@ def test_compress_without_steps_calibrates_merges_and_tells_how_well(teacher: Pa
     assert str(tmp_path / "s" / "calibration.png") in out
 
 
-def test_compress_with_an_identity_start_tells_of_no_calibration(teacher: Path, tmp_path: Path) -> None:
+def test_compress_with_an_identity_start_tells_of_no_calibration(masked_teacher: Path, tmp_path: Path) -> None:
     out = invoke(
         "compress",
-        str(teacher),
+        str(masked_teacher),
         "--train",
         str(write_texts(tmp_path / "t.txt")),
         "--output",
@@ -137,25 +132,35 @@ def test_compress_with_an_identity_start_tells_of_no_calibration(teacher: Path, 
 
 
 @pytest.mark.parametrize("ridge", ["0", "-1", "nan"])
-def test_a_ridge_that_is_no_strength_is_refused(teacher: Path, tmp_path: Path, ridge: str) -> None:
+def test_a_ridge_that_is_no_strength_is_refused(masked_teacher: Path, tmp_path: Path, ridge: str) -> None:
     with pytest.raises(ConfigError, match="is not a number above 0"):
-        invoke("compress", str(teacher), "--train", "t.txt", "--output", str(tmp_path / "s"), *SIZES, "--ridge", ridge)
+        invoke(
+            "compress",
+            str(masked_teacher),
+            "--train",
+            "t.txt",
+            "--output",
+            str(tmp_path / "s"),
+            *SIZES,
+            "--ridge",
+            ridge,
+        )
 
 
-def test_overrides_reach_the_config_under_the_teachers_own_names(teacher: Path) -> None:
-    assert "24" in invoke("plan", str(teacher), "--override", "intermediate_size=24")
+def test_overrides_reach_the_config_under_the_teachers_own_names(masked_teacher: Path) -> None:
+    assert "24" in invoke("plan", str(masked_teacher), "--override", "intermediate_size=24")
 
 
 @pytest.mark.parametrize("pair", ["embedding_size", "embedding_size=", "embedding_size=big"])
-def test_an_override_that_is_no_size_is_refused(teacher: Path, pair: str) -> None:
+def test_an_override_that_is_no_size_is_refused(masked_teacher: Path, pair: str) -> None:
     with pytest.raises(ConfigError, match="is not NAME=SIZE"):
-        invoke("plan", str(teacher), "--override", pair)
+        invoke("plan", str(masked_teacher), "--override", pair)
 
 
-def test_a_refusal_is_printed_without_a_traceback_and_exits_with_1(teacher: Path) -> None:
+def test_a_refusal_is_printed_without_a_traceback_and_exits_with_1(masked_teacher: Path) -> None:
     command = [sys.executable, "-c", "from wid_hf_cli.main import main; main()"]
     ended = subprocess.run(
-        [*command, "plan", str(teacher), "--hidden-size", "13", "--head-strategy", "dim"],
+        [*command, "plan", str(masked_teacher), "--hidden-size", "13", "--head-strategy", "dim"],
         capture_output=True,
         text=True,
         check=False,
@@ -188,7 +193,7 @@ def run(*words: str, home: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
-def test_a_refusal_speaks_options_and_the_home_folder_is_expanded(teacher: Path, tmp_path: Path) -> None:
+def test_a_refusal_speaks_options_and_the_home_folder_is_expanded(masked_teacher: Path, tmp_path: Path) -> None:
     write_texts(tmp_path / "t.txt")
     words = ["compress", "~/teacher", "--train", "~/t.txt", "--output", "~/s", *SIZES, "--steps", "0"]
     done = run(*words, "--max-length", "64", home=tmp_path)
@@ -201,12 +206,12 @@ def test_a_refusal_speaks_options_and_the_home_folder_is_expanded(teacher: Path,
 
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_the_exit_status_is_that_of_the_signal(
-    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, status: int
+    masked_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, status: int
 ) -> None:
     def stop(*_: object, **__: object) -> None:
         raise Stopped(getattr(signal, name), "It is in x.")
 
     monkeypatch.setattr("wid_hf.tools.compress.compress", stop)
-    words = ["compress", str(teacher), "--train", "t.txt", "--output", str(tmp_path / "s"), *SIZES]
+    words = ["compress", str(masked_teacher), "--train", "t.txt", "--output", str(tmp_path / "s"), *SIZES]
     result = CliRunner().invoke(program.app, words)
     assert result.exit_code == status and f"Stopped by {name}. It is in x." in result.stderr

@@ -12,7 +12,7 @@ import torch
 import training_runs
 from distilled_models import HEADS, bert, distilled, gpt2, llama, moved, opt, seeded
 from torch import Tensor
-from toys import hooks, labelled_batch, labelled_rows
+from toys import hooks, labelled_batch, labelled_rows, wav2vec2_config
 from training_runs import HALF
 from transformers import (
     BertModel,
@@ -20,7 +20,6 @@ from transformers import (
     PreTrainedModel,
     T5Config,
     T5ForConditionalGeneration,
-    Wav2Vec2Config,
     Wav2Vec2ForCTC,
 )
 
@@ -231,29 +230,7 @@ def test_a_progressive_student_is_distilled_while_wide_and_after_it_shrank(
 
 
 def wav2vec2(layerdrop: float) -> Wav2Vec2ForCTC:
-    config = Wav2Vec2Config(
-        vocab_size=20,
-        hidden_size=24,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        intermediate_size=48,
-        conv_dim=(8, 8),
-        conv_stride=(5, 4),
-        conv_kernel=(10, 8),
-        num_conv_pos_embeddings=8,
-        num_conv_pos_embedding_groups=2,
-        num_feat_extract_layers=2,
-        layerdrop=layerdrop,
-        pad_token_id=0,
-        mask_time_prob=0.0,
-        apply_spec_augment=False,
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
-        activation_dropout=0.0,
-        feat_proj_dropout=0.0,
-        final_dropout=0.0,
-    )
-    return seeded(Wav2Vec2ForCTC, config)
+    return seeded(Wav2Vec2ForCTC, wav2vec2_config(num_hidden_layers=3, layerdrop=layerdrop))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from math import sqrt
 
 import pytest
 import torch
-from distilled_models import HEADS, bert, distilled, gpt2, llama, moved, opt
+from distilled_models import HEADS, bert, distilled, gpt2, llama, mamba2, moved, opt
 from torch import Tensor
 from toys import labelled_batch
 from training_runs import HALF
@@ -79,22 +79,7 @@ def test_relations_are_those_of_the_last_layer_that_ran() -> None:
 
 
 def test_a_teacher_without_attention_has_no_relations() -> None:
-    from transformers import Mamba2Config, Mamba2ForCausalLM
-
-    config = Mamba2Config(
-        vocab_size=60,
-        hidden_size=24,
-        num_hidden_layers=1,
-        num_heads=4,
-        head_dim=12,
-        n_groups=1,
-        state_size=8,
-        chunk_size=8,
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    model = get_wid_model(Mamba2ForCausalLM(config), WidConfig(hidden_size=12, init="identity"))
+    model = get_wid_model(mamba2(), WidConfig(hidden_size=12, init="identity"))
     with pytest.raises(TeacherError, match="has no attention whose values"):
         Distillation(model, ["relations"])
 
