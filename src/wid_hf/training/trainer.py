@@ -231,7 +231,7 @@ class WidTrainer(StudentTrainer):
             self._wants_loss_only = False
 
     def _micro_batch(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None) -> Tensor:
-        """Run one micro-batch on weights that the step's first one folded; gradients of the last go through the folds."""
+        """Run one micro-batch on weights folded at the step's first; gradients of the last go through the folds."""
         if self._folds is None and self._may_hold_folds() and not self._folds_compiled:
             self._folds = FoldCache(self.student)
             self._folds.keep(FoldPolicy.for_step(self._tokens_of_step(inputs)))
