@@ -47,7 +47,7 @@ def test_a_saved_config_has_calibrations_settings_in_a_dictionary(tmp_path: Path
 
 def test_the_arguments_of_version_0_1_work_with_a_warning_that_says_what_to_write() -> None:
     message = (
-        r"WidConfig\(calibration_samples=40, ridge=0.01\) is deprecated and goes in 0.3: "
+        r"WidConfig\(calibration_samples=40, ridge=0.01\) is deprecated and will be removed in wid-hf 0.3: "
         r"use calibration_config=CalibrationConfig\(samples=40, ridge=0.01\)"
     )
     with pytest.warns(FutureWarning, match=message) as caught:

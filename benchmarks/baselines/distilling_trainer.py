@@ -122,7 +122,7 @@ class DistillingTrainer(StudentTrainer):
         """Return the model's own loss, where it counts, and while training the teacher's, both over the whole step."""
         if not model.training:
             return self._own_loss(model, inputs, return_outputs, num_items_in_batch)
-        asked = {**inputs, **self.teacher_loss.asks}
+        asked = {**inputs, **self.teacher_loss.forward_arguments}
         with watch(self.student, [], self.teacher_loss.watched) as student:
             if self.own_loss:
                 loss, student.output = self._own_loss(model, asked, True, num_items_in_batch)
@@ -133,7 +133,7 @@ class DistillingTrainer(StudentTrainer):
             torch.no_grad(),
             watch(self.teacher, [], self.teacher_loss.watched) as teacher,
         ):
-            teacher.output = self.teacher(**prepared(self.teacher, inputs), **self.teacher_loss.asks)
+            teacher.output = self.teacher(**prepared(self.teacher, inputs), **self.teacher_loss.forward_arguments)
         loss = loss + self._part(self.teacher_loss(student, teacher, inputs), inputs)
         return (loss, student.output) if return_outputs else loss
 

@@ -37,11 +37,11 @@ class TeacherLoss(nn.Module, ABC):
     Its parameters, if it has any, are learned together with the student and thrown away afterwards.
 
     Attributes:
-        asks: keyword arguments for both forwards.
+        forward_arguments: keyword arguments for both forwards.
         watched: names of the modules whose outputs the loss looks at.
     """
 
-    asks: ClassVar[Mapping[str, Any]] = {}
+    forward_arguments: ClassVar[Mapping[str, Any]] = {}
     watched: frozenset[str] = frozenset()
 
     @abstractmethod
@@ -127,7 +127,7 @@ class LayersLoss(_RowLoss):
         TeacherError: the teacher returns no hidden states of one width, or the plan shows no queries and keys.
     """
 
-    asks: ClassVar[Mapping[str, Any]] = {"output_hidden_states": True}
+    forward_arguments: ClassVar[Mapping[str, Any]] = {"output_hidden_states": True}
 
     def __init__(self, wid_model: PeftModel, student: PreTrainedModel) -> None:
         super().__init__(wid_model)

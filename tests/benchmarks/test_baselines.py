@@ -88,7 +88,7 @@ def loss_of(name: str, model: PeftModel, student: PreTrainedModel, inputs: dict[
     shown = []
     for each in (student, teacher):
         with watch(each, [], term.watched) as seen:
-            seen.output = each(**inputs, **term.asks)
+            seen.output = each(**inputs, **term.forward_arguments)
         shown.append(seen)
     return term(*shown, inputs).detach(), term
 
@@ -279,7 +279,7 @@ def test_the_loss_is_the_models_own_and_the_teachers(loss: str, tmp_path: Path) 
     shown = []
     for each in (trainer.model, trainer.teacher):
         with watch(each, [], trainer.teacher_loss.watched) as seen:
-            seen.output = each(**inputs, **trainer.teacher_loss.asks)
+            seen.output = each(**inputs, **trainer.teacher_loss.forward_arguments)
         shown.append(seen)
     term = trainer.teacher_loss(*shown, inputs).item()
     assert term > 0 and both == pytest.approx(own + term, rel=1e-5)

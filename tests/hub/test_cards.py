@@ -151,14 +151,14 @@ def test_a_headless_student_is_loaded_by_automodel(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_report_is_refused(masked_teacher: Path) -> None:
-    with pytest.raises(WidError, match=r"holds no wid_report\.json, where a card takes its figures from"):
+    with pytest.raises(WidError, match=r"holds no wid_report\.json, from which a card takes its figures"):
         student_card(masked_teacher)
 
 
 @pytest.mark.parametrize("report", ["[]", "{}", "not json", '{"settings": {"hub": 1}}'])
 def test_a_report_of_somebody_else_is_refused_in_words(student: Path, report: str) -> None:
     (student / "wid_report.json").write_text(report)
-    with pytest.raises(WidError, match="No card can be made of"):
+    with pytest.raises(WidError, match="No card can be made for"):
         student_card(student)
 
 

@@ -197,7 +197,7 @@ def test_a_checkpoint_asked_for_by_name_is_refused_unless_it_is_whole(copy: Path
     for given in (str(copy / "checkpoint-4"), copy / "checkpoint-4"):
         with pytest.raises(WidError, match=words):
             make_trainer(copy).train(resume_from_checkpoint=given)
-    with pytest.raises(WidError, match=r"There is no folder .*checkpoint-5: resume_from_checkpoint takes"):
+    with pytest.raises(WidError, match=r"There is no folder .*checkpoint-5: resume_from_checkpoint must be"):
         refuse_torn_checkpoint(copy / "checkpoint-5")
 
 

@@ -1,7 +1,7 @@
 """Model cards: what a student or an adapter is, in the figures of its report.
 
 Takes a folder with `wid_report.json` and `config.json`, or a wid model; gives a `huggingface_hub.ModelCard`.
-Called by `compress`. Names of local files stay out of cards: only what is on the Hub is named.
+Called by `compress`. Cards have no names of local files, only names on the Hub.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def student_card(folder: str | Path, name: str | None = None) -> ModelCard:
 
     Args:
         folder: holds `wid_report.json` and `config.json`, as `compress` writes them.
-        name: what `from_pretrained` is told to load in the card, such as `me/my-student`; the folder's name if None.
+        name: the argument of `from_pretrained` in the card, such as `me/my-student`; the folder's name if None.
 
     Raises:
-        WidError: the folder has no report, or one that is not of `compress`; or no student beside it.
+        WidError: the folder has no report, a report that is not from `compress`, or no student.
         FormatError: a newer wid_hf wrote the report.
         MissingExtraError: jinja2 is not installed.
     """
@@ -48,7 +48,7 @@ def student_card(folder: str | Path, name: str | None = None) -> ModelCard:
     path = folder / FILE_NAME
     if not path.is_file():
         raise WidError(
-            f"{folder} holds no {FILE_NAME}, where a card takes its figures from. `wid-hf compress` writes it."
+            f"{folder} holds no {FILE_NAME}, from which a card takes its figures. `wid-hf compress` writes it."
         )
     try:
         report = read_report(path)
@@ -58,7 +58,7 @@ def student_card(folder: str | Path, name: str | None = None) -> ModelCard:
         if isinstance(error, WidError):
             raise
         raise WidError(
-            f"No card can be made of {folder}: {FILE_NAME} or config.json is not as compress writes it "
+            f"No card can be made for {folder}: {FILE_NAME} or config.json is not as compress writes it "
             f"({type(error).__name__}: {error})."
         ) from error
 
@@ -103,12 +103,12 @@ def _student_card(folder: Path, report: dict[str, Any], config: PretrainedConfig
 def adapter_card(model: PeftModel, name: str, report: Mapping[str, Any] | None = None) -> ModelCard:
     """Return the card of a wid adapter, to be saved as `README.md` after `model.save_pretrained(folder)`.
 
-    PEFT writes a card itself, but knows only the student's config, which names no teacher.
+    PEFT writes a card as well, but from the student's config, which does not name the teacher.
 
     Args:
         model: what `get_wid_model` returned.
-        name: what `PeftModel.from_pretrained` is told to load in the card.
-        report: what `wid_report.json` holds, if there is one; without it the card has neither scores nor recipe.
+        name: the argument of `PeftModel.from_pretrained` in the card.
+        report: the values of `wid_report.json`, if there is one; without it the card has neither scores nor recipe.
 
     Raises:
         MissingExtraError: jinja2 is not installed.
@@ -187,20 +187,20 @@ def _teacher_link(hub_name: str | None, revision: str | None) -> str:
 
 
 def _inherited(teacher: str | None, revision: str | None) -> dict[str, Any]:
-    """Return what a student takes over from its teacher's card, if that can be read."""
+    """Return the metadata that a student takes from its teacher's card, if that can be read."""
     if not teacher:
         return {}
     try:
         local = Path(teacher) / CARD_NAME
         path = local if Path(teacher).exists() else hf_hub_download(teacher, CARD_NAME, revision=revision)
         data = ModelCard.load(path, ignore_metadata_errors=True).data
-    except Exception:  # no card, no network, metadata that is no YAML: each raises another error
+    except Exception:  # no card, no network, metadata that is not YAML: each raises another error
         return {}
     return {name: value for name in INHERITED if (value := data.get(name)) is not None}
 
 
 def _task(model_class: str, config: PretrainedConfig) -> tuple[str | None, str]:
-    """Return the Hub's pipeline tag of a class, and the auto class that makes it; the class itself where none does."""
+    """Return the Hub's pipeline tag of a class, and the auto class that makes it; the class itself if there is none."""
     from transformers.pipelines import SUPPORTED_TASKS
 
     for task, row in SUPPORTED_TASKS.items():

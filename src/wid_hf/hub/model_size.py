@@ -1,6 +1,6 @@
 """How large a model is: parameters, and bytes on disk.
 
-Takes a model, also on the meta device; gives a `ModelSize`. Called by cards, reports and commands, before and after.
+Takes a model, also on the meta device; gives a `ModelSize`. Called by cards, reports and commands.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Which files of a folder this program wrote: its report lists them with their digests.
 
-Takes a folder; gives the list for a report, or in words why a folder is not this program's alone. Called where a
+Takes a folder; gives the list for a report, or a sentence about files that this program did not write. Called when a
 report is saved, and before a folder is replaced.
 """
 
@@ -26,10 +26,10 @@ def file_digests(folder: Path) -> dict[str, str]:
 
 
 def why_not_ours(folder: Path, ignored: Collection[str] = ()) -> str | None:
-    """Return in words what in `folder` this program did not write; None if it wrote everything there.
+    """Return in words which files in `folder` this program did not write; None if it wrote all of them.
 
-    A file that was changed since is somebody else's. Without a report that lists its files, all of them are. What is
-    called as one of `ignored` does not count.
+    A file that was changed since counts as not written by it. Without a report that lists files, all files do. Files
+    with a name in `ignored` are skipped.
     """
     files = _listed(folder / FILE_NAME)
     if files is None:

@@ -1,6 +1,6 @@
 """`wid_report.json` as any version of wid_hf wrote it.
 
-Takes a file; gives its values, with what version 0.1 did not write filled in, or a refusal. Called by cards and by
+Takes a file; gives its values, with fields that version 0.1 lacks filled in, or a refusal. Called by cards and by
 the HTML page; `tools/reports/wid_report.py` writes the file.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 from ..format_version import KEY, refuse_newer
 
 FORMAT_VERSION = 1
-# Title and weights of the methods that version 0.1 knew by name alone.
+# Title and weights of the methods of which version 0.1 wrote only the name.
 METHODS_OF_0_1 = {
     "scratch": ("from scratch", "random"),
     "slice": ("slicing, then fine-tuning", "cut"),
@@ -28,11 +28,11 @@ METHODS_OF_0_1 = {
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """Return the values of the report at `path`; `title` and `weights` tell how the student was made.
+    """Return the values of the report at `path`; `title` and `weights` say how the student was made.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is no JSON object.
+        ValueError: it is not a JSON object.
         FormatError: a newer wid_hf wrote it.
     """
     values = json.loads(path.read_text(encoding="utf-8"))

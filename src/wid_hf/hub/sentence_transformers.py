@@ -1,4 +1,4 @@
-"""The files by which a folder is a sentence-transformers model: pooling and normalisation behind the encoder.
+"""The files that make a folder a sentence-transformers model: pooling and normalisation after the encoder.
 
 Takes the name of a teacher and a student's folder; copies the files, with the student's width in them. Called by
 `compress`.
@@ -24,10 +24,10 @@ WITHOUT_WEIGHTS = {"Transformer", "Pooling", "Normalize"}
 
 
 def save_sentence_modules(teacher: str, folder: Path, width: int | None, *, revision: str | None = None) -> None:
-    """Write to `folder` what makes it the sentence-transformers model that the teacher is, if it is one.
+    """Write the files to `folder` that make it a sentence-transformers model, if the teacher is one.
 
-    Modules with weights of their own (Dense) were made for the teacher's width: a warning says that they are left out,
-    and then no module is listed.
+    Modules with weights (Dense) were made for the teacher's width: a warning says that they are left out, and then no
+    module is listed.
 
     Args:
         teacher: folder or Hub id.

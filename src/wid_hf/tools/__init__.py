@@ -1,1 +1,1 @@
-"""What the extras add: command line, compress, evaluation, reports, pictures, ONNX."""
+"""The tools behind the extras: compress, evaluation, reports, pictures, ONNX."""

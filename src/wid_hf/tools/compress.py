@@ -72,11 +72,11 @@ def compress(
     """Make a student of `teacher`, train it on `train`, and write it to `output`.
 
     A start that needs data is made from rows of `train`, masked as in training. The objective is masked language
-    modelling where the teacher has such a head; a headless encoder follows its own originals. Every recipe trains a
-    student of the same shape on the same batches with the same masks. `output` appears only when everything in it is
-    complete. A trained student is saved before anything else is done with it; what cannot be made then (its scores, a
-    picture, the card) is missing, and a warning says so. A run that is stopped during training by Ctrl-C or SIGTERM,
-    or by an error, leaves the student as it stands in `<output>-last-good`.
+    modelling if the teacher has such a head; a student of a headless encoder follows its teacher. Every recipe trains a
+    student of the same shape on the same batches with the same masks. `output` appears only when it is complete. A
+    trained student is saved first; anything that cannot be made afterwards (scores, a picture, the card) is missing,
+    and a warning says so. A run that is stopped during training, by Ctrl-C, SIGTERM or an error, leaves its last state
+    in `<output>-last-good`.
 
     Args:
         teacher: folder or Hub id.
@@ -87,18 +87,18 @@ def compress(
         recipe: another way to make a student than WID, which decides the start itself.
         revision: of the teacher on the Hub.
         trust_remote_code: passed on to transformers.
-        overwrite: replace an `output`, or a `<output>-last-good`, that holds only what an earlier call wrote.
+        overwrite: replace an `output`, or a `<output>-last-good`, that holds only files of an earlier call.
         command: the command line, for the report.
 
     Returns:
         What `wid_report.json` holds.
 
     Raises:
-        WidError: with the child class that says what is wrong; nothing is written at `output`.
-        OutputError: before work, `output` cannot be written; or after it, the complete student could not take its
-            place, and the error says where it is.
+        WidError: one of its subclasses; nothing is written at `output`.
+        OutputError: `output` cannot be written; or, after the work, the complete student could not be moved there, and
+            the error says where it is.
         TrainingError: the loss became NaN; the last good student is in `<output>-last-good`.
-        Stopped: a signal came, and the message says what was kept.
+        Stopped: a signal ended the run; the message says what was kept.
     """
     teacher, train = expanded(teacher), expanded(train)
     validation = None if settings.validation is None else expanded(settings.validation)
@@ -113,7 +113,7 @@ def compress(
     recipe = recipe or WidRecipe.of(config, settings)
     config = recipe.configured(config)
     if isinstance(config.schedule, WidSchedule):
-        config.schedule.timeline(settings.steps)  # refuses what does not end within the steps
+        config.schedule.timeline(settings.steps)  # refuses a schedule that does not end within the steps
     model = load_teacher(teacher, revision=revision, trust_remote_code=trust_remote_code)
     objective = _objective(model)
     recipe.check_objective(objective, type(model).__name__)
@@ -121,7 +121,7 @@ def compress(
     original = load_tokenizer(teacher, revision=revision, trust_remote_code=trust_remote_code)
     tokenizer = working_tokenizer(original, model, masks=objective == "masked-lm")
     settings = _fitting(settings, model, tokenizer)
-    wid_model = get_wid_model(model, config)  # before texts are read, because it is what refuses most
+    wid_model = get_wid_model(model, config)  # before texts are loaded: most refusals come from here
     report = Report(
         teacher=teacher,
         requested=config.requested,
@@ -179,16 +179,16 @@ def compress(
             report = replace(report, seconds=time.monotonic() - began if settings.steps else 0.0)
             if ended is not None:
                 where = _keep(staging, folder.last_good, trainer, report, ended, save)
-                raise _told(ended, where) from ended
+                raise _ended_early(ended, where) from ended
             student = _stock(trainer)
             report = _with_training(report, trainer, student)
             complete = staging.complete(folder.output, partial(save, student, report))
         report, stop = _with_scores(report, complete, student, scorer, stops)
         with stops.later():
-            _tell(report, complete, folder.output.path.name)
+            _write_report_and_card(report, complete, folder.output.path.name)
             staging.place(folder.output)
-    if stop is not None or stops.asked is not None:
-        number = stops.asked if stop is None or stops.asked is not None else stop.signal
+    if stop is not None or stops.pending is not None:
+        number = stops.pending if stop is None or stops.pending is not None else stop.signal
         raise Stopped(number or 0, f"Training had ended: the student is complete, in {folder.output.path}.")
     return report
 
@@ -196,8 +196,8 @@ def compress(
 def _with_scores(
     report: Report, complete: Path, student: PreTrainedModel, scorer: _Scorer, stops: Stops
 ) -> tuple[Report, Stopped | None]:
-    """Score a student that is saved, draw what there is to draw, and return the report; a signal ends this early."""
-    if stops.asked is not None:
+    """Score a saved student, draw the pictures, and return the report; a signal ends this early."""
+    if stops.pending is not None:
         return report, None
     try:
         with _optional("The student's scores"):
@@ -213,8 +213,8 @@ def _with_scores(
     return report, None
 
 
-def _tell(report: Report, complete: Path, name: str) -> None:
-    """Write report and card beside a student that is saved already, with a first report."""
+def _write_report_and_card(report: Report, complete: Path, name: str) -> None:
+    """Write report and card into the folder of a student that is saved already, with a first report."""
     with _optional("The report's scores"):
         report.save(complete)
     with _optional("The model card"), atomic_write(complete / CARD_NAME) as unfinished:
@@ -231,7 +231,7 @@ def _local(source: str) -> str:
 def _fitting(
     settings: CompressSettings, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> CompressSettings:
-    """Return `settings` with texts no longer than the model has positions for; say so where a length was asked for."""
+    """Return `settings` with texts no longer than the model has positions for; warn if the user gave a length."""
     longest = longest_text(model, tokenizer, settings.max_length)
     if longest < settings.max_length != CompressSettings.max_length:
         warnings.warn(
@@ -251,8 +251,8 @@ def _train(trainer: StudentTrainer, stops: Stops) -> BaseException | None:
         raise
     except BaseException as error:
         return error
-    if stops.asked is not None and trainer.state.global_step < trainer.state.max_steps:
-        return Stopped(stops.asked)
+    if stops.pending is not None and trainer.state.global_step < trainer.state.max_steps:
+        return Stopped(stops.pending)
     return None
 
 
@@ -264,7 +264,7 @@ def _keep(
     ended: BaseException,
     save: Callable[[PreTrainedModel, Report, Path], None],
 ) -> str:
-    """Save the student as it stands when training has ended early; return in words where it is."""
+    """Save the current student when training has ended early; return in words where it is."""
     if not (trainer.state.global_step or isinstance(ended, TrainingError | Stopped)):
         return "No step was done, so nothing was kept."
     try:
@@ -276,12 +276,12 @@ def _keep(
     except OutputError as error:
         return str(error)
     except Exception as error:  # the device may be out of memory, the model half built
-        return f"The student as it stood could not be saved: {error}."
-    return f"The student as it stood after {report.steps} steps is in {place.path}."
+        return f"The student could not be saved: {error}."
+    return f"The student after {report.steps} steps is in {place.path}."
 
 
-def _told(ended: BaseException, where: str) -> BaseException:
-    """Return what to raise for a training that ended early: the same kind of error, with where the student is."""
+def _ended_early(ended: BaseException, where: str) -> BaseException:
+    """Return the error to raise for a training that ended early: of the same class, with the student's place."""
     if isinstance(ended, TrainingError):
         return TrainingError(f"{ended} {where}")
     if isinstance(ended, Stopped):
@@ -291,7 +291,7 @@ def _told(ended: BaseException, where: str) -> BaseException:
 
 
 def _with_training(report: Report, trainer: StudentTrainer, student: PreTrainedModel) -> Report:
-    """Return `report` with what training did and what came out, but for scores."""
+    """Return `report` with the figures of training and the student, but without scores."""
     state = trainer.state
     return replace(
         report,
@@ -307,7 +307,7 @@ def _with_training(report: Report, trainer: StudentTrainer, student: PreTrainedM
 
 @contextmanager
 def _optional(what: str) -> Iterator[None]:
-    """Let a block fail with a warning: what it makes is not worth a trained student."""
+    """Let a block fail with a warning: its result is less important than a trained student."""
     try:
         yield
     except Exception as error:
@@ -361,12 +361,12 @@ class _Scorer:
 def _objective(teacher: PreTrainedModel) -> str:
     """Return `masked-lm` for an encoder with a masked-LM head, `following` for a headless one."""
     name = type(teacher).__name__
-    instead = "Use get_wid_model and WidTrainer with a data collator of your own for it."
+    instead = "Use get_wid_model and WidTrainer with your own data collator for it."
     if "input_ids" not in inspect.signature(teacher.forward).parameters:
-        raise TeacherError(f"compress trains models that read texts, and {name} reads none. {instead}")
+        raise TeacherError(f"compress trains models of texts, and {name} takes none. {instead}")
     if teacher.config.is_encoder_decoder:
         raise TeacherError(
-            f"{name} is an encoder-decoder: it writes texts, and compress trains masked language models and headless "
+            f"{name} is an encoder-decoder, and compress trains masked language models and headless "
             "encoders. Use get_wid_model and WidTrainer with transformers' DataCollatorForSeq2Seq for it, or compress "
             "its encoder alone: model.get_encoder().save_pretrained(folder)."
         )
@@ -385,7 +385,7 @@ def _objective(teacher: PreTrainedModel) -> str:
 def _tokens(
     train: str, tokenizer: PreTrainedTokenizerBase, config: WidConfig, settings: CompressSettings
 ) -> tuple[Dataset, Dataset]:
-    """Return tokens to train on and held-out ones; without training, only what calibration takes."""
+    """Return tokens to train on and held-out ones; without training, only those for calibration."""
     texts = load_texts(train, column=settings.column)
     if settings.validation is not None:
         held_out = load_texts(settings.validation, column=settings.column, split="validation")
@@ -404,7 +404,7 @@ def _collator(objective: str, tokenizer: PreTrainedTokenizerBase) -> Callable[[l
 
 
 def _arguments(settings: CompressSettings, scratch: Path) -> dict[str, Any]:
-    """Return what every recipe trains with, as arguments of `TrainingArguments`."""
+    """Return the arguments of `TrainingArguments` that all recipes share."""
     return {
         "output_dir": str(scratch),
         "max_steps": max(settings.steps, 1),

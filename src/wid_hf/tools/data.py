@@ -36,7 +36,7 @@ def load_texts(source: str, *, column: str | None = None, split: str = "train") 
 
     `source` is a .txt file with one text per line, a .jsonl file with one object per line, a .json file
     with a list of objects (each also with .gz), or a dataset name, "name" or "name:config".
-    `column` names the column to read; by default "text", else the only column of strings.
+    `column` is the name of the column of texts; by default "text", else the only column of strings.
     `split` chooses among the splits of a named dataset; a file has only one.
 
     Raises DataError when the source is missing, unreadable or empty, or the column is not clear.
@@ -79,12 +79,12 @@ def hold_out(texts: Dataset, validation: int, seed: int) -> tuple[Dataset, Datas
     if len(texts) < 2:
         raise DataError(
             f"{len(texts)} {'text is' if len(texts) == 1 else 'texts are'} too few to hold some out for validation: at "
-            "least 2 are needed. Give more texts, or others to score on with validation=."
+            "least 2 are needed. Give more texts, or separate ones to score on with validation=."
         )
     if not 0 < validation < len(texts):
         raise DataError(
             f"cannot hold out {validation} of {len(texts)} texts. Legal: 1 to {len(texts) - 1}. "
-            "Ask for fewer validation texts, or give more texts."
+            "Hold out fewer validation texts, or give more texts."
         )
     parts = texts.train_test_split(test_size=validation, seed=seed)
     return parts["train"], parts["test"]
@@ -94,7 +94,7 @@ def tokenize(texts: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
     """Tokens of each text, cut after `max_length` tokens and not padded.
 
     The columns are input_ids, attention_mask and special_tokens_mask, each a list of ints per row.
-    The tokenizer stays as it is: cutting would otherwise be written into its file when it is saved.
+    The tokenizer is not changed: the length would otherwise be saved in its file.
     Raises DataError when no token in the whole dataset is other than special or unknown.
     """
     tokenizer = copy.deepcopy(tokenizer)
@@ -121,14 +121,14 @@ def check_content(tokens: Dataset, tokenizer: PreTrainedTokenizerBase, max_lengt
     if all(empty.issuperset(ids) for ids in tokens["input_ids"]):
         raise DataError(
             f"The {len(tokens)} texts contain only special or unknown tokens after tokenization, cut at "
-            f"max_length={max_length}. Use texts of the kind that the tokenizer is for, or a larger max_length."
+            f"max_length={max_length}. Use texts in the tokenizer's language, or a larger max_length."
         )
 
 
 def batches(
     dataset: Dataset, collator: Callable[[list[dict[str, Any]]], Any], batch_size: int
 ) -> Iterator[dict[str, Tensor]]:
-    """Batches of up to `batch_size` rows, in order, none dropped, as `collator` puts them together."""
+    """Batches of up to `batch_size` rows, in order, none dropped, collated by `collator`."""
     for start in range(0, len(dataset), batch_size):
         rows = [dataset[row] for row in range(start, min(start + batch_size, len(dataset)))]
         yield dict(collator(rows))
@@ -165,7 +165,7 @@ def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _json_rows(content: str) -> Iterator[dict[str, Any]]:
-    """Rows of a JSON list of objects or, as many .json files in truth are, of one object per line."""
+    """Rows of a JSON list of objects or, as in many .json files, of one object per line."""
     if content.lstrip().startswith("["):
         for number, row in enumerate(json.loads(content), start=1):
             if not isinstance(row, dict):
@@ -199,7 +199,7 @@ def _named_texts(source: str, column: str | None, split: str) -> Dataset:
         dataset = datasets.load_dataset(name, config or None, split=split)
     except Exception as error:  # the loaders of `datasets` raise errors of every class
         raise DataError(
-            f"{source!r} is no file here, and its split {split!r} cannot be loaded as a dataset: {error}. "
+            f"{source!r} is not a file here, and its split {split!r} cannot be loaded as a dataset: {error}. "
             f"Give {LEGAL_SOURCES}, and check the network and the split."
         ) from error
     strings = [
@@ -214,7 +214,7 @@ def _named_texts(source: str, column: str | None, split: str) -> Dataset:
 
 
 def _text_column(source: str, column: str | None, strings: list[str]) -> str:
-    """The column to read: the one asked for, else "text", else the only one that holds strings."""
+    """The column of texts: the given one, else "text", else the only one that holds strings."""
     listed = ", ".join(sorted(strings)) or "none"
     if column is not None and column not in strings:
         raise DataError(f"{source} has no text column {column!r}. Its text columns: {listed}. Name one of them.")

@@ -40,11 +40,11 @@ HASHED_ROWS = 1000  # at once
 
 @dataclass(frozen=True)
 class EvalSettings:
-    """What a model is evaluated on and how.
+    """On which data a model is evaluated, and how.
 
     Attributes:
-        places: of the data.
-        fine_tuning: of tasks with training.
+        places: where the data is.
+        fine_tuning: settings of tasks with training.
         max_length: tokens per example; None leaves it to each task. Never more than the model has positions for.
     """
 
@@ -65,9 +65,9 @@ def evaluate(
 ) -> EvalReport:
     """Score the model `model` on `tasks`, fine-tuning it where a task has labels to train on.
 
-    Everything is checked and all data is read before the first training. A run that is finished, by the same weights,
-    data and settings, is read from `output` instead of repeated; `eval_report.json` is written again after each task
-    and keeps what other calls found for the same weights.
+    Everything is checked and all data is loaded before the first training. A finished run with the same weights, data
+    and settings is loaded from `output` instead of repeated; `eval_report.json` is updated after each task and keeps
+    the results of other calls for the same weights.
 
     Args:
         model: folder or Hub id of a stock model.
@@ -82,7 +82,7 @@ def evaluate(
         What `eval_report.json` holds.
 
     Raises:
-        WidError: with the child class that says what is wrong.
+        WidError: one of its subclasses.
     """
     settings, output, model = settings or EvalSettings(), Path(expanded(output)), expanded(model)
     chosen = find_tasks(tasks)
@@ -196,14 +196,14 @@ def _report(output: Path, name: str, model: PreTrainedModel, command: str | None
 
 
 def _check_output(output: Path) -> None:
-    """Refuse a folder that holds something else than results: they would get lost among other files, or replace them.
+    """Refuse a folder with other files than results: results would be lost among them, or replace them.
 
-    A student's folder that `compress` wrote takes the results of the student as well.
+    A student's folder that `compress` wrote is accepted for the student's results.
     """
     others = sorted(path.name for path in output.iterdir() if path.name != RUNS) if output.is_dir() else []
     if others and not (output / FILE_NAME).exists() and why_not_ours(output) is not None:
         raise OutputError(
-            f"The output {output} holds {', '.join(others[:5])} and no {FILE_NAME}, so it is no folder of results. "
+            f"The output {output} holds {', '.join(others[:5])} and no {FILE_NAME}, so it is not a folder of results. "
             "Name another with output=."
         )
 

@@ -1,8 +1,7 @@
-"""A student, or any stock model, as an ONNX file that another program runs.
+"""A student, or any stock model, as an ONNX file for other programs.
 
-Takes a folder or Hub id, gives one file. torch's own exporter writes it; here it gets inputs made from the model's
-config, and what it wrote is run by onnxruntime and compared with the model before it gets its name. Called by
-`wid-hf export`.
+Takes a folder or Hub id, gives one file. torch's exporter writes it, from inputs made from the model's config; the file
+is run by onnxruntime and compared with the model before it gets its name. Called by `wid-hf export`.
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ TRIED = ((1, 5), (6, 14))  # rows and tokens of the comparison: fewer and more t
 Tensors = dict[str, Tensor]
 DATA = ".data"  # after the name of the file: where torch puts weights of more than 2 GB
 MADE = "made"
-MARK = "wid-hf"  # in the metadata of what is exported here
+MARK = "wid-hf"  # in the metadata of files that are exported here
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """The file that was written.
 
     Attributes:
         difference: the largest between an output of onnxruntime and of the model.
@@ -57,14 +56,13 @@ def export_onnx(
 ) -> Exported:
     """Write the model in the folder or Hub repository `name` to the file `output`, in float32.
 
-    The number of rows is free in the file, and that of tokens where the model reads tokens; images and sound keep
-    the size that the config names. Weights of more than protobuf's 2 GB go to `output` + ".data".
+    The number of rows is free in the file, and so is the number of tokens, if the model takes tokens; images and
+    sound have the size in the config. Weights of more than protobuf's 2 GB go to `output` + ".data".
 
     Raises:
         MissingExtraError: onnx, onnxruntime or onnxscript is not installed.
-        WidError: the exporter does not know something in the model, or the file computes something else than the
-            model.
-        OutputError: `output` exists already, and is no ONNX file or is not to be replaced; or it cannot be written.
+        WidError: the exporter does not support something in the model, or the file's outputs differ from the model's.
+        OutputError: `output` exists already and is not an ONNX file or must not be replaced; or it cannot be written.
         TeacherError: `name` cannot be loaded.
     """
     with extra("onnx"):
@@ -85,11 +83,11 @@ def export_onnx(
         unfinished.parent.mkdir()
         outputs = _write(model, inputs, unfinished)
         shapes, difference = _compare(model, inputs, unfinished)
-        if not difference <= TOLERANCE:  # NaN is no better
+        if not difference <= TOLERANCE:  # NaN is refused as well
             raise WidError(
-                f"The ONNX file of {name} is not the model: run by onnxruntime, its outputs differ by up to "
-                f"{difference:.2g}, more than {TOLERANCE:g}. Nothing was written to {output}. Another version of "
-                "torch, onnxscript or onnxruntime may do better."
+                f"The ONNX file of {name} does not equal the model: in onnxruntime its outputs differ by up to "
+                f"{difference:.2g}, more than {TOLERANCE:g}. Nothing was written to {output}. Try another version of "
+                "torch, onnxscript or onnxruntime."
             )
         files = sorted(unfinished.parent.iterdir(), key=lambda file: file == unfinished)  # weights beside it first
         size = sum(file.stat().st_size for file in files)
@@ -102,7 +100,7 @@ def export_onnx(
 
 
 def _check_output(output: Path, overwrite: bool, name: str) -> None:
-    """Refuse what cannot be written, and to replace anything but an ONNX file of ours and the weights beside it."""
+    """Refuse a path that cannot be written, or that has anything but an ONNX file of wid-hf and its weights."""
     try:
         writable = output.parent.is_dir() and os.access(output.parent, os.W_OK)
         longest = os.pathconf(output.parent, "PC_NAME_MAX") if writable and hasattr(os, "pathconf") else None
@@ -133,12 +131,12 @@ def _is_ours(path: Path) -> bool:
         return False
     try:
         return any(entry.key == MARK for entry in onnx.load(path, load_external_data=False).metadata_props)
-    except Exception:  # protobuf and onnx raise errors of their own for what is none
+    except Exception:  # protobuf and onnx raise various errors for other files
         return False
 
 
 def _inputs(model: PreTrainedModel) -> Tensors:
-    """Return example inputs, with a mask of padding where the model reads tokens and takes one."""
+    """Return example inputs, with a mask of padding if the model takes tokens and a mask."""
     inputs = {key: value for key, value in example_inputs(model).items() if isinstance(value, Tensor)}
     if "input_ids" in inputs and "attention_mask" in inspect.signature(model.forward).parameters:
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
@@ -151,16 +149,16 @@ def _write(model: PreTrainedModel, inputs: Tensors, path: Path) -> list[str]:
     free = {key: {0: "batch"} | ({1: _length(key)} if _has_length(value) else {}) for key, value in inputs.items()}
     try:
         with warnings.catch_warnings():
-            # Of torch about itself, and about two inputs that rightly share a length.
+            # Warnings of torch about its own code, and about two inputs that share a length, as they should.
             warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
             warnings.filterwarnings("ignore", message="# The axis name: ", category=UserWarning)
             program = torch.onnx.export(
                 model, (), kwargs=inputs, dynamic_shapes=free, output_names=names, dynamo=True, verbose=False
             )
-            assert program is not None  # None is of the exporter that went before this one
+            assert program is not None  # only torch's older exporter returns None
             program.model.metadata_props[MARK] = version(MARK)
             program.save(path)
-    except Exception as cause:  # the exporter raises whatever its passes raise
+    except Exception as cause:  # the exporter's passes may raise anything
         raise WidError(
             f"torch cannot export {type(model).__name__} to ONNX: {_summary(cause)}. The traceback above names the "
             "operation; this is a limit of torch's exporter or of the model's code, not of the student."
@@ -213,6 +211,6 @@ def _length(key: str) -> str:
 
 
 def _summary(error: Exception) -> str:
-    """Return the line of an error that says what went wrong: exporters put advice first, and the cause below."""
+    """Return the line of an error that says what went wrong: exporters put advice before the cause."""
     cause = error.__cause__ or error
     return str(cause).strip().splitlines()[0].rstrip(".") if str(cause).strip() else type(cause).__name__

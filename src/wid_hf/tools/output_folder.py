@@ -1,8 +1,8 @@
-"""The folder that a run writes: refused before work where it cannot end well, and never the end of finished work.
+"""The folder that a run writes: refused before the work if it cannot be written, and finished work is never lost.
 
-Takes the path that a user gave. Everything is made in a staging folder beside it (inside it, where it cannot be
-renamed); what is complete there is moved to its place in one step, and if that fails it stays, and the error says
-where. Called by `compress` and the examples.
+Takes the path that a user gave. Everything is made in a staging folder beside it (inside it, if it cannot be
+renamed); a complete folder is moved to its place in one step. If that fails it stays, and the error says where.
+Called by `compress` and the examples.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from ..hub.paths import expanded
 from .staging import is_staging, let_go, staging_folder, stale_folders
 
 LAST_GOOD = "-last-good"
-COMPLETE = "-complete"  # what could not take its place
+COMPLETE = "-complete"  # a complete folder that could not be moved to its place
 WRITING, SCRATCH = "writing", "scratch"  # in the staging folder
-REPLACED, ARRIVING = ".replaced", ".arriving"  # beside what is complete there
+REPLACED, ARRIVING = ".replaced", ".arriving"  # beside the complete folder there
 MARGIN = 1 << 20  # bytes for all files but weights
 SHOWN = 100  # letters of a name that is too long
 LONGEST_FILE = 80  # bytes of the longest path inside the folder
@@ -38,13 +38,13 @@ def holds_anything(folder: Path, ignored: Collection[str]) -> str | None:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a complete folder is to be.
+    """The path that a complete folder will be moved to.
 
     Attributes:
         name: of the folder in staging.
         path: real path.
-        overwrite: whether what this program wrote there may be replaced.
-        advice: what a user can do where it may not.
+        overwrite: whether files that this program wrote there may be replaced.
+        advice: what a user can do if they may not.
     """
 
     name: str
@@ -56,18 +56,18 @@ class Place:
 class OutputFolder:
     """A folder to be written, with a second one beside it for the last state of a run that stops early.
 
-    What an earlier run that was killed left behind is put right first: what it had completed goes to its place, what
-    was incomplete is deleted.
+    Folders of an earlier run that was killed are cleaned up first: complete ones are moved to their places, incomplete
+    ones are deleted.
 
     Args:
         given: the folder as the user spelled it. Links are followed.
         overwrite: replace a folder that holds only what this program wrote.
-        why_not_ours: says in words what in an existing folder this program did not write, but for some names; None if
-            it wrote all.
-        sources: what the run reads, by a name for messages; the output may not be, hold or lie in any of it.
+        why_not_ours: returns in words which files of an existing folder this program did not write, except some names;
+            None if it wrote all.
+        sources: inputs of the run, by a name for messages; the output may not be, contain or be inside any of them.
 
     Raises:
-        OutputError: it cannot be written, or something else is there.
+        OutputError: it cannot be written, or other files are there.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class OutputFolder:
         for what, source in (sources or {}).items():
             for place in (self.output, self.last_good):
                 _check_apart(place.path, what, Path(expanded(source)))
-        self._put_right()
+        self._clean_up()
         for place in (self.output, self.last_good):
             self.check(place)
 
@@ -134,7 +134,7 @@ class OutputFolder:
 
     @contextmanager
     def staging(self) -> Iterator[Staging]:
-        """Yield where to work; at the end it is deleted, but for what is complete and has found no place."""
+        """Yield a folder to work in; at the end it is deleted, except complete folders that could not be moved."""
         with ExitStack() as stack:
             stack.callback(_remove_empty, _make_parents(self.parent))
             try:
@@ -148,10 +148,10 @@ class OutputFolder:
             yield staging
 
     def move(self, place: Place, complete: Path) -> None:
-        """Move a complete folder to its place, or raise OSError and leave it, and what was in its place, as they were.
+        """Move a complete folder to its place, or raise OSError and leave both as they were.
 
-        A folder that can be renamed is replaced as a whole; one that cannot (the current one, a mount point) keeps
-        being that folder, and entries go in and out.
+        A folder that can be renamed is replaced as a whole; of one that cannot (the current one, a mount point) the
+        entries are exchanged.
         """
         replaced, arriving = (complete.with_name(complete.name + end) for end in (REPLACED, ARRIVING))
         self.check(place)  # it may have been filled meanwhile
@@ -182,7 +182,7 @@ class OutputFolder:
             raise
 
     def set_aside(self, place: Place, complete: Path) -> Path:
-        """Give a complete folder that finds no place a name that users see; return where it is now."""
+        """Give a complete folder that cannot be moved to its place a visible name; return where it is now."""
         names = [place.path.name + COMPLETE, *(f"{place.path.name}{COMPLETE}-{number}" for number in range(2, 100))]
         for path in (self.parent / name for name in names):
             if not os.path.lexists(path):
@@ -195,12 +195,12 @@ class OutputFolder:
         return complete
 
     def _stays(self, folder: Path) -> bool:
-        """Return whether a folder cannot be renamed, or not without taking it from under somebody."""
+        """Return whether a folder cannot be renamed, or should not because a process works in it."""
         here = Path(os.path.realpath(Path.cwd()))
         return _is_mount(folder) or folder in (here, *here.parents) or not os.access(folder.parent, os.W_OK | os.X_OK)
 
     def _entries(self, folder: Path) -> list[Path]:
-        """Return what lies in a folder, without staging folders and what a file system keeps at its root."""
+        """Return the entries of a folder, without staging folders and a file system's own entries at its root."""
         if not folder.is_dir():
             return []
         ignored = self._ignored(folder)
@@ -226,7 +226,7 @@ class OutputFolder:
             raise
 
     def _take_back(self, replaced: Path, path: Path) -> None:
-        """Put what was to be replaced in its place again; what cannot go there stays where it is and is not deleted."""
+        """Move the replaced entries back; those that cannot be moved stay where they are and are not deleted."""
         try:
             if path.is_dir():
                 self._move_entries(replaced, path)
@@ -237,8 +237,8 @@ class OutputFolder:
             let_go(replaced.parent)
             _warn(f"What was in {path} is in {replaced} now and could not be put back: {error}.")
 
-    def _put_right(self) -> None:
-        """End what runs that were killed had begun."""
+    def _clean_up(self) -> None:
+        """Complete or delete what runs that were killed had begun."""
         with stale_folders(self.parent, self.key) as folders:
             for folder in folders:
                 try:
@@ -250,7 +250,7 @@ class OutputFolder:
                     shutil.rmtree(folder, ignore_errors=True)
 
     def _finish(self, place: Place, complete: Path) -> None:
-        """Bring what a killed run had completed to its place."""
+        """Move the complete folder of a killed run to its place."""
         replaced, arriving = (complete.with_name(complete.name + end) for end in (REPLACED, ARRIVING))
         if arriving.is_dir():
             self._move_entries(arriving, place.path)
@@ -270,7 +270,7 @@ class Staging:
     """The folder in which a run works.
 
     Attributes:
-        scratch: for files that nobody needs afterwards.
+        scratch: a folder for temporary files.
     """
 
     def __init__(self, output: OutputFolder, folder: Path) -> None:
@@ -279,12 +279,12 @@ class Staging:
         self.scratch = folder / SCRATCH
 
     def complete(self, place: Place, write: Callable[[Path], None]) -> Path:
-        """Let `write` fill a folder, and return it; from now on it is not deleted, whatever happens.
+        """Let `write` fill a folder, and return it; from now on it is never deleted.
 
-        Where it cannot be written, for instance because the disk is full, other disks are tried.
+        If it cannot be written, for instance because the disk is full, other disks are tried.
 
         Raises:
-            OutputError: it could not be written here. The error says where it is instead.
+            OutputError: it could not be written here. The error says where it is.
         """
         writing, complete = self.folder / WRITING, self.folder / place.name
         try:
@@ -292,13 +292,13 @@ class Staging:
             write(writing)
             _flush(writing)
             writing.rename(complete)
-        except Exception as cause:  # libraries that write files have errors of their own for a full disk
+        except Exception as cause:  # libraries that write files raise various errors for a full disk
             shutil.rmtree(writing, ignore_errors=True)
             where = _written_elsewhere(place.path.name, write)
             if where is None and not isinstance(cause, OSError):
-                raise  # no disk takes it, so it is not the disk
-            kept = f"It is in {where} instead." if where else "It could be written nowhere else either."
-            raise OutputError(f"The student could not be written to {place.path}: {_reason(cause)}. {kept}") from cause
+                raise  # it fails on every disk, so the disk is not the reason
+            found = f"It is in {where} instead." if where else "It could not be written elsewhere either."
+            raise OutputError(f"The student could not be written to {place.path}: {_reason(cause)}. {found}") from cause
         return complete
 
     def place(self, place: Place) -> None:
@@ -324,7 +324,7 @@ class Staging:
             ) from cause
 
     def rescue(self) -> None:
-        """Set aside what is complete and was never placed, because something else failed."""
+        """Give complete folders that were not moved, because something else failed, visible names."""
         for place in (self.output.output, self.output.last_good):
             if (self.folder / place.name).is_dir():
                 _warn(f"What was complete is in {self.output.set_aside(place, self.folder / place.name)}.")
@@ -351,7 +351,7 @@ def _real_path(given: str | Path) -> Path:
         str(path).encode()
     except UnicodeEncodeError as error:
         raise OutputError(
-            f"The output {str(given)!r} is no text in UTF-8, at which libraries that write into it fail. Name another."
+            f"The output {str(given)!r} is not UTF-8, so that some libraries cannot write to it. Name another."
         ) from error
     if path.parts[:1] and path.parts[0].startswith("~"):
         raise OutputError(f"The output {given}: there is no user {path.parts[0][1:]}. Write ./{given} if it is a name.")
@@ -380,7 +380,7 @@ def _check_parents(given: str | Path, path: Path) -> None:
 
 
 def _check_lengths(given: str | Path, paths: list[Path]) -> None:
-    """Refuse names that the file system does not take, `-last-good` and files inside counted."""
+    """Refuse names that are too long for the file system, including `-last-good` and files inside."""
     if not hasattr(os, "pathconf"):
         return
     here = next(folder for folder in (paths[0], *paths[0].parents) if folder.exists())
@@ -399,7 +399,7 @@ def _too_long(given: str | Path) -> OutputError:
 
 
 def _check_apart(output: Path, what: str, source: Path) -> None:
-    """Refuse an output that is, holds or lies in what the run reads, however either is spelled."""
+    """Refuse an output that is, contains or is inside an input of the run, however the paths are spelled."""
     if not source.exists():
         return
     real = Path(os.path.realpath(source))
@@ -442,26 +442,26 @@ def _make_parents(parent: Path) -> list[Path]:
 
 
 def _remove_empty(folders: list[Path]) -> None:
-    """Remove the folders that were made for the staging folder, as far as nothing came of it."""
+    """Remove the folders that were made for the staging folder, if they are still empty."""
     with suppress(OSError):
         for folder in folders:
             folder.rmdir()
 
 
 def _flush(folder: Path) -> None:
-    """Have the disk take over what was written; some say only now that they are full."""
+    """Flush written files to the disk; some disks report only now that they are full."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb+") as file:
                 try:
                     os.fsync(file.fileno())
                 except OSError as error:
-                    if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that knows no such thing
+                    if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # the file system does not support this
                         raise
 
 
 def _written_elsewhere(name: str, write: Callable[[Path], None]) -> Path | None:
-    """Let `write` fill a new folder on whatever disk takes it; return None if none does."""
+    """Let `write` fill a new folder on any disk that works; return None if none does."""
     for parent in (Path(tempfile.gettempdir()), Path.cwd(), Path.home()):
         try:
             folder = Path(tempfile.mkdtemp(prefix=f"{name}{COMPLETE}-", dir=parent))

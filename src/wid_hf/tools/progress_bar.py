@@ -1,6 +1,6 @@
 """Trainer's progress bar without its lines of figures.
 
-Takes the place of `ProgressCallback` in any `Trainer`. Called by `compress` and by the evaluation on tasks.
+Replaces `ProgressCallback` in any `Trainer`. Called by `compress` and by the evaluation on tasks.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from transformers import ProgressCallback, TrainerControl, TrainerState, Trainin
 
 
 class TrainingBar(ProgressCallback):
-    """Trainer's bar with the loss beside it, instead of a line for every logged figure."""
+    """Trainer's bar with the loss, instead of a line for every logged figure."""
 
     def on_log(
         self,

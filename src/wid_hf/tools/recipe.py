@@ -1,7 +1,7 @@
-"""The settings of `compress`, what it needs of a way to make students, and the one that is WID.
+"""The settings of `compress`, the interface of recipes (ways to make students), and the recipe of WID.
 
-Takes a `WidConfig`, settings and a wid model; gives learning rates and a trainer, or a refusal. Benchmarks hand
-`compress` recipes of their own, for the methods that WID is compared with.
+Takes a `WidConfig`, settings and a wid model; gives learning rates and a trainer, or a refusal. Benchmarks pass
+`compress` other recipes, for the baselines.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class CompressSettings:
         batch_size: texts per step.
         max_length: tokens per text, longer ones are cut; never more than the teacher has positions for.
         compactor_learning_rate: of compactors.
-        teacher_learning_rate: of the teacher's weights; must be 0 for a headless encoder and where they are followed.
-        distillation: losses from the teacher beside the model's own, some of `"logits"`, `"hidden"`, `"relations"`; the
-            teacher's weights stay as they are then.
+        teacher_learning_rate: of the teacher's weights; must be 0 for a headless encoder and with distillation.
+        distillation: losses from the teacher beside the model's own, some of `"logits"`, `"hidden"`, `"relations"`;
+            with them the teacher's weights do not change.
         column: which column of the training file holds the text.
         validation: file or dataset with held-out texts; by default taken from the training texts.
         validation_texts: how many held-out texts are scored.
@@ -65,15 +65,15 @@ class CompressSettings:
 
 
 class Recipe(Protocol):
-    """How a student is made of a teacher: what it starts from, what trains it and how fast."""
+    """How a student is made from a teacher: its start, its trainer and its learning rates."""
 
     @property
     def name(self) -> str:
-        """What `wid_report.json` calls it, as its `method`."""
+        """Its name in `wid_report.json`, the `method`."""
 
     @property
     def title(self) -> str:
-        """What cards call it."""
+        """Its name in cards."""
 
     @property
     def weights(self) -> Literal["folded", "cut", "random"]:
@@ -83,11 +83,11 @@ class Recipe(Protocol):
         """Return `config` with the start that the recipe decides.
 
         Raises:
-            ConfigError: the recipe cannot have what `config` asks for.
+            ConfigError: the recipe does not support something in `config`.
         """
 
     def check_objective(self, objective: str, teacher: str) -> None:
-        """Raise TeacherError if the class `teacher` cannot be trained so; `objective` is `masked-lm` or `following`."""
+        """Raise TeacherError if the recipe cannot train the class `teacher` by `objective` (`masked-lm`, `following`)."""
 
     def learning_rates(self, objective: str, config: WidConfig, settings: CompressSettings) -> Rates:
         """Return the learning rate of each kind of weight that trains: those in `settings`, else the defaults.
@@ -110,7 +110,7 @@ class Recipe(Protocol):
         Args:
             model: the wid model, perhaps not calibrated.
             objective: `masked-lm` or `following`.
-            rates: what `learning_rates` returned.
+            rates: the result of `learning_rates`.
             settings: of the run.
             arguments: of transformers' `TrainingArguments`, without learning rates.
             data: `train_dataset` and `data_collator`, for any trainer.
@@ -129,14 +129,14 @@ LEARNING_RATES = {
 
 @dataclass(frozen=True)
 class WidRecipe:
-    """Weight-Inherited Distillation, with losses from the teacher where `distillation` names some.
+    """Weight-Inherited Distillation, with losses from the teacher if `distillation` names some.
 
     Attributes:
         progressive: whether the student becomes narrow by steps.
         distillation: losses of `WidTrainer`, beside the model's own.
 
     Raises:
-        ConfigError: a loss that there is not.
+        ConfigError: an unknown loss.
     """
 
     progressive: bool = False
@@ -153,12 +153,12 @@ class WidRecipe:
 
     @property
     def name(self) -> str:
-        """What reports call it."""
+        """Its name in reports."""
         return "wid-kd" if self.distillation else "wid-progressive" if self.progressive else "wid"
 
     @property
     def title(self) -> str:
-        """What cards call it."""
+        """Its name in cards."""
         return {"wid": "WID", "wid-progressive": "WID, progressive", "wid-kd": "WID with distillation"}[self.name]
 
     def configured(self, config: WidConfig) -> WidConfig:
@@ -166,7 +166,7 @@ class WidRecipe:
         return config
 
     def check_objective(self, objective: str, teacher: str) -> None:
-        """Raise TeacherError if losses from the teacher are asked for beside a training loss that it does not have."""
+        """Raise TeacherError if distillation is requested, but the model has no training loss to add it to."""
         if objective == "following" and self.distillation:
             raise TeacherError(
                 f"distillation={','.join(self.distillation)} adds to a training loss of the model's own, and {teacher} "
@@ -175,10 +175,10 @@ class WidRecipe:
             )
 
     def learning_rates(self, objective: str, config: WidConfig, settings: CompressSettings) -> Rates:
-        """Return the learning rates of compactors and of the teacher's weights, 0 where those are followed.
+        """Return the learning rates of compactors and of the teacher's weights, 0 if losses compare with these.
 
         Raises:
-            ConfigError: a followed teacher that would train.
+            ConfigError: losses compare with a teacher that would train.
         """
         compactors, teacher = LEARNING_RATES[objective, str(config.init)]
         if self.distillation:

@@ -1,7 +1,7 @@
-"""Hidden folders to work in, which a run that is killed leaves behind and the next one finds and clears away.
+"""Hidden folders to work in; a run that is killed leaves one behind, and the next run deletes it.
 
-Takes the folder that they lie in and the name of what is made there. Whoever makes one holds a lock on a file in it
-for as long as the process lives, so that a stale folder is told from one in use without guessing from process ids.
+Takes their parent folder and the name of the result. The process that makes one holds a lock on a file in it as long as
+it lives, so that a stale folder can be distinguished from one in use without process ids.
 Called by `output_folder` and `export`.
 """
 
@@ -24,14 +24,14 @@ except ImportError:  # Windows: nothing is locked there, so nothing counts as st
 OWNER = "owner.json"
 TAG = ".wid-hf-"
 TRIES = 10
-NAME_BYTES = 100  # of the name of what is made, so that the folder's own name is not too long
+NAME_BYTES = 100  # of the result's name, so that the folder's own name is not too long
 
 
 @contextmanager
 def staging_folder(parent: Path, name: str) -> Iterator[Path]:
-    """Yield a new folder in `parent` for the making of `name`; it is deleted at the end, with what is still in it.
+    """Yield a new folder in `parent` for making `name`; it is deleted at the end, with everything in it.
 
-    A folder in which a file called `OWNER` is missing at the end is left alone: see `let_go`.
+    A folder without the file `OWNER` at the end is not deleted: see `let_go`.
 
     Raises:
         OSError: `parent` cannot be written.
@@ -46,15 +46,15 @@ def staging_folder(parent: Path, name: str) -> Iterator[Path]:
 
 
 def let_go(folder: Path) -> None:
-    """Make a staging folder one that nobody deletes, because something in it must not be lost."""
+    """Protect a staging folder from being deleted, because something in it must not be lost."""
     (folder / OWNER).unlink(missing_ok=True)
 
 
 @contextmanager
 def stale_folders(parent: Path, name: str) -> Iterator[list[Path]]:
-    """Yield the folders that killed runs left in `parent` while making `name`; nobody else may take them meanwhile.
+    """Yield the folders that killed runs left in `parent` while making `name`; they are locked inside the context.
 
-    Only a folder that says itself what it was made for, and whose maker is gone, is one of them.
+    Only folders whose `OWNER` file names `name`, and whose process is gone, are among them.
     """
     held: list[tuple[Path, int]] = []
     try:
@@ -87,10 +87,10 @@ def _make(parent: Path, name: str) -> tuple[Path, int]:
         try:
             folder.mkdir()
             lock = os.open(folder / OWNER, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-            if not _lock(lock):  # another run takes the folder, still empty, for one that was left behind
+            if not _lock(lock):  # another run has locked the folder, still empty, as a stale one
                 os.close(lock)
                 continue
-            # Only now, so that a folder that says what it is for has been locked.
+            # Only now, so that a folder with this file has always been locked.
             os.write(lock, json.dumps({"program": "wid-hf", "makes": name}).encode())
             return folder, lock
         except (FileExistsError, FileNotFoundError):
@@ -131,7 +131,7 @@ def _makes(content: bytes) -> str | None:
 
 
 def _lock(file: int) -> bool:
-    """Take the lock; return False if another process has it. Where a file system knows no locks, nobody has."""
+    """Take the lock; return False if another process has it. On a file system without locks, none has."""
     if fcntl is None:
         return True
     try:

@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM: a run that is told to stop ends where nothing is lost.
+"""Ctrl-C and SIGTERM: a run that must stop ends where nothing is lost.
 
-Gives a context in which signals raise `Stopped`, at once or, while a step of training or a move of finished work is
-under way, as soon as that is done. Called by `compress`.
+Gives a context in which signals raise `Stopped`: at once, or at the end of a training step or of a move of finished
+work. Called by `compress`.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from ..errors import Stopped
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 SAVING = b"\nStopping: what there is will be saved first. Once more stops at once and saves nothing.\n"
-ONCE = 1.0  # seconds in which a second signal counts as the same one: launchers pass a Ctrl-C on that came already
+ONCE = 1.0  # seconds in which a second signal counts as the same one: launchers may repeat a Ctrl-C
 
 
 class Stops:
-    """While it is entered, signals that ask the process to end raise `Stopped` in the main thread.
+    """A context in which signals that end the process raise `Stopped` in the main thread.
 
-    Handlers that somebody else has set, and signals that are ignored (`nohup`), stay as they are.
+    Handlers that other code has set, and signals that are ignored (`nohup`), stay as they are.
 
     Attributes:
-        asked: the signal that came while it had to wait.
+        pending: the signal that came while it had to wait.
     """
 
     def __init__(self) -> None:
-        self.asked: int | None = None
-        self._asked_at = 0.0
+        self.pending: int | None = None
+        self._pending_at = 0.0
         self._waits = False
         self._before: dict[int, Any] = {}
 
@@ -57,7 +57,7 @@ class Stops:
 
     @contextmanager
     def later(self) -> Iterator[None]:
-        """Let a signal wait in `asked` until the block has ended; a second one does not wait."""
+        """Let a signal wait in `pending` until the block has ended; a second one does not wait."""
         self._waits = True
         try:
             yield
@@ -66,11 +66,11 @@ class Stops:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if self._waits and self.asked is None:
-            self.asked, self._asked_at = number, now
+        if self._waits and self.pending is None:
+            self.pending, self._pending_at = number, now
             # Not print: the signal may have come in the middle of one.
             os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, SAVING)
-        elif self.asked is None or now - self._asked_at > ONCE:
+        elif self.pending is None or now - self._pending_at > ONCE:
             raise Stopped(number)
 
 
@@ -81,6 +81,6 @@ class StopAfterStep(TrainerCallback):
         self.stops = stops
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Ask the trainer to stop."""
-        if self.stops.asked is not None:
+        """Make the trainer stop if a signal is pending."""
+        if self.stops.pending is not None:
             control.should_training_stop = True

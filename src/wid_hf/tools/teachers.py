@@ -33,7 +33,7 @@ TOKENIZER_FILES = (
     SPECIAL_TOKENS_MAP_FILE,
     ADDED_TOKENS_FILE,
     CHAT_TEMPLATE_FILE,
-    "tokenizer.model",  # what tokenizers of today no longer read, and converters to other formats do
+    "tokenizer.model",  # current tokenizers do not need it, but converters to other formats do
 )
 
 
@@ -45,8 +45,8 @@ def load_teacher(
     Its class is the one its config names under `architectures`, or the headless model of its type.
 
     Raises:
-        TeacherError: nothing there, unreadable weights, weights missing from the checkpoint, or its own code that
-            would have to run without `trust_remote_code`; a class whose constructor takes more than a config.
+        TeacherError: there is no model, weights are unreadable or missing, its own code would have to run without
+            `trust_remote_code`, or its class's constructor needs more than a config.
     """
     name = expanded(name)
     config = _config(name, revision, trust_remote_code)
@@ -62,7 +62,7 @@ def load_teacher(
             dtype=dtype,
             output_loading_info=True,
         )
-    except Exception as cause:  # every file format behind from_pretrained raises other errors
+    except Exception as cause:  # each file format that from_pretrained loads raises other errors
         raise TeacherError(
             f"The weights of {name!r} cannot be loaded as {model_class.__name__}: {_first_line(cause)}. "
             "A complete checkpoint is a config.json with model.safetensors; download or save it again."
@@ -93,7 +93,7 @@ def load_with_head(
     """
     name = expanded(name)
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # that the head is new is what was asked for
+    logging.set_verbosity_error()  # no warning about the new head, which is intended
     try:
         model, info = head.from_pretrained(
             name,
@@ -111,7 +111,7 @@ def load_with_head(
     fresh = {key if isinstance(key, str) else key[0] for key in (*info["missing_keys"], *info["mismatched_keys"])}
     below = {id(parameter): parameter.numel() for parameter in model.base_model.parameters()}
     lost = sum(below.get(id(parameter), 0) for key, parameter in model.named_parameters() if key in fresh)
-    if lost > sum(below.values()) / 2:  # a pooler that the checkpoint's own head had no use for is new as well
+    if lost > sum(below.values()) / 2:  # a pooler that the checkpoint's own head did not need is new as well
         raise TeacherError(
             f"Of {name!r}, {lost:,} weights below the head of {type(model).__name__} are not in the checkpoint; they "
             "would be random. Save the model from a class with the same base model."
@@ -133,16 +133,16 @@ def load_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as cause:
         raise TeacherError(f"{name!r} has no usable tokenizer: {_first_line(cause)}. {advice}") from cause
-    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes an empty one where there are no files
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes an empty one if there are no files
         raise TeacherError(f"{name!r} has no usable tokenizer: its vocabulary is empty. {advice}")
     return tokenizer
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, name: str, *, revision: str | None = None) -> None:
-    """Save a tokenizer in `folder` as it is in the teacher `name`: its own files, not what saving makes of them.
+    """Copy the tokenizer files of the teacher `name` to `folder`; saving the tokenizer could change them.
 
     Args:
-        tokenizer: what `load_tokenizer` returned for it, for files that cannot be had.
+        tokenizer: the loaded tokenizer, saved if the files cannot be copied.
         folder: of the student.
         name: folder or Hub id of the teacher.
         revision: of the teacher on the Hub.
@@ -168,13 +168,13 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, name: str, 
 def working_tokenizer(
     tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, *, masks: bool = False
 ) -> PreTrainedTokenizerBase:
-    """Return a copy of `tokenizer` to make batches for `model` with; the original stays as it was loaded.
+    """Return a copy of `tokenizer` for making batches for `model`; the original is not changed.
 
     A tokenizer without padding token, as decoders often have, pads with its end-of-text token, which is masked anyway.
 
     Args:
         tokenizer: of the model.
-        model: whose table the tokens are looked up in.
+        model: the model with the table of tokens.
         masks: whether tokens will be masked.
 
     Raises:
@@ -192,7 +192,7 @@ def working_tokenizer(
     if table is not None and tokens > len(table):
         raise TeacherError(
             f"The tokenizer ({kind}) has {tokens:,} tokens, and {type(model).__name__} has {len(table):,} rows for "
-            "them: a token without a row cannot be looked up. Take the tokenizer that belongs to the model, or call "
+            "them: a token without a row cannot be looked up. Use the tokenizer that belongs to the model, or call "
             "model.resize_token_embeddings(len(tokenizer)), train the new rows, and save both."
         )
     if tokenizer.pad_token is None and tokenizer.eos_token is None:
@@ -210,7 +210,7 @@ def working_tokenizer(
 def longest_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, length: int) -> int:
     """Return how many of `length` tokens a text may have for `model`, which is on a CPU and in evaluation mode.
 
-    What config and tokenizer say is tried in a forward: RoBERTa's table, for one, has two rows that no token gets.
+    The length in config and tokenizer is tried in a forward: RoBERTa's table, for example, has two unused rows.
     """
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     stated = [n for n in (positions, tokenizer.model_max_length) if isinstance(n, int) and n > 0]
@@ -224,7 +224,7 @@ def longest_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, len
             return False
         return True
 
-    if fits(longest) or not fits(1):  # what fails with one token fails for another reason, which others tell
+    if fits(longest) or not fits(1):  # with one token it fails for another reason, which is reported elsewhere
         return longest
     least, most = 1, longest
     while most - least > 1:
@@ -243,7 +243,7 @@ def _input_table(model: PreTrainedModel) -> nn.Module | None:
 def _config(name: str, revision: str | None, trust_remote_code: bool) -> PretrainedConfig:
     path = Path(name)
     if path.is_dir() and not (path / "config.json").is_file():
-        raise TeacherError(f"The folder {name!r} has no config.json, so it is no Hugging Face model folder.")
+        raise TeacherError(f"The folder {name!r} has no config.json, so it is not a Hugging Face model folder.")
     if not path.is_dir() and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
         raise TeacherError(f"There is no folder {name!r}. Give a model folder or a Hub id such as 'org/name'.")
     try:

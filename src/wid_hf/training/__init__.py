@@ -1,1 +1,1 @@
-"""Everything that is transformers' `Trainer`, or hangs on it."""
+"""Training with transformers' `Trainer`: trainers, arguments, callbacks, losses, checkpoints."""

@@ -1,8 +1,8 @@
 """One loss for an optimizer step, however it is split into micro-batches.
 
-Takes a model and a batch; gives how the model's loss adds up, found by trying: that of two rows is compared with those
-of each. Then a micro-batch's part of the step is known, and the sum of the parts is the loss of one large batch. Called
-by `StudentTrainer`.
+Takes a model and a batch; gives how the model's loss is reduced, found by trying: the loss of two rows is compared with
+that of each row. Then a micro-batch's part of the step is known, and the parts add up to the loss of one large batch.
+Called by `StudentTrainer`.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StepSize:
-    """How much a micro-batch, or an optimizer step as a whole, has.
+    """The size of a micro-batch, or of a whole optimizer step.
 
     Attributes:
         rows: examples.
-        counted: positions with labels, attended ones where there are no labels; None where there is neither.
+        counted: positions with labels, or attended ones if there are no labels; None if there is neither.
     """
 
     rows: Tensor | int
@@ -52,7 +52,7 @@ class StepSize:
         return StepSize(self.rows + other.rows, counted)
 
     def share(self, step: StepSize, reduction: Reduction = "labels") -> Tensor | float:
-        """Return by what a micro-batch's loss is multiplied so that the losses of a step add up to that of one batch.
+        """Return the factor of a micro-batch's loss with which the losses of a step add up to that of one batch.
 
         Args:
             step: the size of the whole step.
@@ -66,7 +66,7 @@ class StepSize:
 
 
 def has_no_label(model: PreTrainedModel, batch: Mapping[str, Any]) -> bool:
-    """Return whether nothing in a batch counts for the loss: no label, or no answer within its text."""
+    """Return whether a batch has nothing that counts for the loss: no label, or no answer within its text."""
     if batch.get("labels") is not None:
         counted = counted_positions(model, batch)
         return counted is not None and not bool(counted.any())
@@ -78,23 +78,24 @@ def has_no_label(model: PreTrainedModel, batch: Mapping[str, Any]) -> bool:
 def find_reduction(
     model: nn.Module, stock: PreTrainedModel, batch: Mapping[str, Any], *, takes_items: bool
 ) -> Reduction:
-    """Return how the loss of `model` adds up, by forwards on one or two rows of `batch` in evaluation mode.
+    """Return how the loss of `model` is reduced, by forwards on one or two rows of `batch` in evaluation mode.
 
-    Where a loss is none of these (contrastive ones compare rows with each other), the nearest is taken; where the
-    trial fails, a mean over labels if there are any, else over rows.
+    If a loss is none of these (contrastive losses compare rows with each other), the nearest is returned; if the trial
+    fails, a mean over labels if there are any, else over rows.
 
     Args:
-        model: what trains, called as it is.
-        stock: the stock model inside, which tells how labels are counted.
+        model: the model that trains, called unchanged.
+        stock: the stock model inside; its class decides how labels are counted.
         batch: keyword arguments of the forward, on its device.
         takes_items: whether the forward may be given `num_items_in_batch`.
     """
     try:
         with quiet_forward(model), torch.autocast(next(model.parameters()).device.type, enabled=False):
             return _tried(model, stock, batch, takes_items)
-    except Exception as error:  # whatever a model that nobody has tried may raise
+    except Exception as error:  # an unknown model may raise anything
         _log.warning(
-            "How the loss of %s adds up over micro-batches cannot be tried (%s: %s); it is taken for a mean over %s.",
+            "How the loss of %s adds up over micro-batches could not be tested (%s: %s); it is treated as a mean over "
+            "%s.",
             type(stock).__name__,
             type(error).__name__,
             error,
@@ -116,7 +117,7 @@ def _tried(model: nn.Module, stock: PreTrainedModel, batch: Mapping[str, Any], t
 
     of_one = loss(one)
     of_thrice = loss(one, 3)
-    if not _same(of_thrice, of_one):  # what else there is in it (losses of a router) is not divided
+    if not _same(of_thrice, of_one):  # other parts of it (losses of a router) are not divided
         return "items" if _same(3 * of_thrice, of_one) else "labels"
     of_other, together = loss(other), loss(_both(one, other))
     sizes = [StepSize.of(stock, rows) for rows in (one, other)]
@@ -148,7 +149,7 @@ def _row(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_fewer_labels(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return `row` with the first half of its labels, where it has several by position."""
+    """Return `row` with the first half of its labels, if it has labels by position."""
     labels = row.get("labels")
     if not isinstance(labels, Tensor) or labels.ndim != 2 or labels.is_floating_point():
         return row

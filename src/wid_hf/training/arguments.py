@@ -1,6 +1,6 @@
-"""Arguments of `WidTrainer`: transformers' own, with what only a wid model has.
+"""Arguments of `WidTrainer`: those of transformers, and those that only a wid model has.
 
-Plain numbers and names, which `HfArgumentParser` reads from a command line or a file.
+Plain numbers and names, so that `HfArgumentParser` can take them from a command line or a file.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class WidTrainingArguments(TrainingArguments):
         teacher_learning_rate: for the teacher's weights; `learning_rate` if None, 0 freezes them.
         distillation: losses between student and teacher that are added to the training loss, some of `"logits"`,
             `"hidden"`, `"relations"`; none by default. The teacher's weights must be frozen.
-        distillation_weight: the factor of their sum.
+        distillation_weight: the factor of the sum of these losses.
         distillation_temperature: of the logits.
-        full_logits: run a language-model head on all positions, also on those without a label.
+        full_logits: run a language-model head on all positions, including those without a label.
 
     Raises:
         ConfigError: a learning rate below 0, or both 0; an unknown loss, a weight or temperature that is not above 0,
@@ -55,8 +55,8 @@ class WidTrainingArguments(TrainingArguments):
                 raise ConfigError(f"{name}={getattr(self, name)} must be above 0")
         if self.distillation and self.teacher_learning_rate != 0:
             raise ConfigError(
-                f"distillation={self.distillation} compares the student with its teacher, whose weights must stay as "
-                f"they are: set teacher_learning_rate=0 (it is {self.teacher_learning_rate}), or leave distillation out"
+                f"distillation={self.distillation} compares the student with its teacher, whose weights must not "
+                f"change: set teacher_learning_rate=0 (it is {self.teacher_learning_rate}), or leave distillation out"
             )
 
     def _refuse_wrong_rates(self) -> None:

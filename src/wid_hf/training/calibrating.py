@@ -1,4 +1,4 @@
-"""The calibrated start from training data, in any trainer.
+"""Makes the calibrated start from training data, in any trainer.
 
 Takes a wid model and the data loader of a training; calibrates the model on some of its rows. Called by `WidCallback`
 before the first step, and so by `WidTrainer`.
@@ -27,10 +27,10 @@ BY_HAND = "call model.calibrate(batches) before training, or pass calibration_da
 
 
 def calibrate_first(model: PeftModel, loader: DataLoader | None, args: TrainingArguments) -> None:
-    """Calibrate a model that still needs it on rows of its training data; one that does not is left alone.
+    """Calibrate a model on rows of its training data, if it still needs calibration.
 
     Raises:
-        DataError: there is no training data, or the teacher's forward does not take its batches.
+        DataError: there is no training data, or the teacher's forward does not accept its batches.
     """
     tuner = model.base_model
     if tuner.calibrated:
@@ -44,16 +44,16 @@ def calibrate_first(model: PeftModel, loader: DataLoader | None, args: TrainingA
 def calibration_batches(model: PeftModel, loader: DataLoader | None, args: TrainingArguments) -> list[dict[str, Any]]:
     """Return batches of `CalibrationConfig.samples` training rows, the same in every process of a run.
 
-    Rows are taken from the loader's dataset and put together by its `collate_fn`. The loader is not iterated, and
-    random states stay as they are, so training goes on as if nothing had been drawn.
+    Rows are taken from the loader's dataset and collated by its `collate_fn`. The loader is not iterated and random
+    states are restored, so training is not affected.
 
     Args:
-        model: a wid model, whose config has the number of rows, and of rows per batch.
-        loader: of the training, as a callback is given it.
-        args: with the seed that decides which rows of a dataset with a length are taken; of any other, the first ones.
+        model: a wid model; its config has the number of rows, and of rows per batch.
+        loader: the training's, as a callback gets it.
+        args: their seed decides which rows of a dataset are taken; if it has no length, the first ones are.
 
     Raises:
-        DataError: there is no training data, or batches are no dictionaries.
+        DataError: there is no training data, or batches are not dictionaries.
     """
     loader = _with_data(loader)
     config = model.peft_config[model.active_adapter].calibration_config
@@ -67,12 +67,12 @@ def calibration_batches(model: PeftModel, loader: DataLoader | None, args: Train
             f"forward, so the training data cannot calibrate: {BY_HAND}."
         )
     made = [dict(batch) for batch in batches]
-    # A dataset may be split among processes already; with starts of their own they would train different students.
+    # A dataset may be divided among processes already; with different starts they would train different students.
     return broadcast_object_list(made) if args.world_size > 1 else made
 
 
 def _with_data(loader: DataLoader | None) -> DataLoader:
-    """Refuse what has no rows to calibrate on."""
+    """Refuse a loader without rows to calibrate on."""
     if loader is None or not hasattr(loader, "dataset") or not hasattr(loader, "collate_fn"):
         what = "no training data" if loader is None else f"no dataset in a {type(loader).__name__}"
         raise DataError(f"There is {what} to calibrate on: pass train_dataset, or {BY_HAND}.")
@@ -92,13 +92,13 @@ def _rows(dataset: Any, samples: int, seed: int) -> Iterator[Any]:
 
 
 def _refuse_unfit(teacher: Any, batch: Mapping[str, Any]) -> None:
-    """Refuse batches that the teacher's forward does not take, as those are that a trainer's own loss takes apart."""
+    """Refuse batches that the teacher's forward does not accept, such as those that a trainer's own loss splits up."""
     try:
         with quiet_forward(teacher):
             teacher(**prepared(teacher, batch))
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # whatever a forward raises on arguments that are not its own
+    except Exception as error:  # a forward may raise anything for arguments that it does not have
         raise DataError(
             f"The model is not calibrated, and the training data cannot calibrate it: "
             f"{type(teacher).__name__}.forward does not accept a batch with the arguments {', '.join(batch)} "

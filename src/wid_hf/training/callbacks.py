@@ -1,7 +1,6 @@
-"""`WidCallback`: start and schedule of a wid model in any trainer that is transformers' `Trainer`, or built on it.
+"""`WidCallback`: start and schedule of a wid model in transformers' `Trainer`, or any trainer built on it.
 
-Takes a trainer's events; calibrates, and calls the wid model's `wid_begin` and `wid_step`. `WidTrainer` adds one by
-itself.
+Takes a trainer's events; calibrates, and calls the wid model's `wid_begin` and `wid_step`. `WidTrainer` adds one.
 """
 
 from __future__ import annotations
@@ -25,22 +24,22 @@ from .rates import refuse_untrainable
 class WidCallback(TrainerCallback):
     """Prepares a wid model for training: `Trainer(model=wid_model, ..., callbacks=[WidCallback()])`.
 
-    Before the first step a model that is not calibrated yet is calibrated on rows of the training data, of which
-    `CalibrationConfig.samples` says how many; a run that is resumed keeps its own start. Then a progressive model
-    is taken through its schedule. A training that begins on a model that is in the middle of its schedule goes on with
-    it; where the schedule is done, it trains the narrow model.
+    Before the first step a model that is not calibrated yet is calibrated on `CalibrationConfig.samples` rows of the
+    training data; a resumed run keeps its start. Then the callback runs the schedule of a progressive model. A training
+    that begins on a model in the middle of its schedule continues the schedule; if the schedule is done, it trains the
+    narrow model.
 
     Args:
-        trainer: the trainer that it is added to. With it, kept sizes, the norm of what fades and tokens per second are
-            logged to whatever `report_to` names, a picture of widths over steps is drawn in the end, and
-            `DistributedDataParallel` is set up again when the model shrinks; a progressive training in several
+        trainer: the trainer that the callback is added to. With it, kept sizes, the norm of fading rows and tokens per
+            second are logged to `report_to`, a picture of widths over steps is drawn at the end, and
+            `DistributedDataParallel` is set up again when the model shrinks. A progressive training in several
             processes therefore needs it: `trainer.add_callback(WidCallback(trainer))`.
 
     Raises:
-        WidError: when training begins, if the model is no wid model, or several processes take it through a schedule
+        WidError: when training begins, if the model is not a wid model, or several processes train a progressive model
             without `trainer`.
-        TrainingError: then too, if no weight of the model may change.
-        DataError: then too, if the model is not calibrated and the training data cannot calibrate it.
+        TrainingError: when training begins, if no weight of the model may change.
+        DataError: when training begins, if the model is not calibrated and the training data cannot calibrate it.
     """
 
     def __init__(self, trainer: Trainer | None = None) -> None:
@@ -51,7 +50,7 @@ class WidCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Calibrate, and fix the schedule for `max_steps`; a checkpoint to resume from has been loaded by now."""
+        """Calibrate, and fix the schedule for `max_steps`; a checkpoint to resume from is loaded already."""
         tuner = _tuner(kwargs["model"])
         refuse_untrainable(kwargs["model"])
         calibrate_first(kwargs["model"], kwargs.get("train_dataloader"), args)
@@ -69,7 +68,7 @@ class WidCallback(TrainerCallback):
         tuner.wid_begin(self._before + state.max_steps, kwargs.get("optimizer"), wrapped)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Do what is due, before the step is logged or saved."""
+        """Do what the schedule says, before the step is logged or saved."""
         tuner = _tuner(kwargs["model"])
         shrank = tuner.is_wide and tuner.wid_step(self._before + state.global_step)
         if self.trainer is None or tuner.progress is None:
@@ -78,7 +77,7 @@ class WidCallback(TrainerCallback):
             figures = tuner.progress.figures(tuner.model if tuner.is_wide else None)
             due = control.should_log
             self.trainer.log({**figures, **self._speed(state), "wid/wide": float(tuner.is_wide)})
-            control.should_log = due  # a log answers the request; the trainer's own, with the loss, comes after
+            control.should_log = due  # a log resets the flag; the trainer's own log, with the loss, comes after
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -88,11 +87,11 @@ class WidCallback(TrainerCallback):
         if self.trainer is not None and tuner.progress is not None and state.is_world_process_zero:
             history = state.log_history
             picture = Path(args.output_dir or ".") / WIDTHS_PICTURE
-            was_wide = any(entry.get("wid/wide") for entry in history)  # not one that trains a narrow model further
+            was_wide = any(entry.get("wid/wide") for entry in history)  # False if a narrow model was trained further
             if was_wide and (widths := widths_over_steps(history)):
                 try:
                     draw_widths(widths, narrow_from(history), picture)
-                except Exception as error:  # no matplotlib, a full disk: no reason to lose what was trained
+                except Exception as error:  # no matplotlib, a full disk: the trained model must not be lost
                     warnings.warn(f"{picture} could not be drawn: {error}", WidWarning, stacklevel=2)
 
     def _speed(self, state: TrainerState) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Which checkpoints are whole: a run that is killed while it writes one leaves a folder that looks like the others.
 
-Takes folders that `Trainer` wrote and tells from their content what is missing; nothing is unpickled. `trainer` asks
+Takes folders that `Trainer` wrote; finds from their content what is missing; nothing is unpickled. Called by `trainer`
 before it resumes.
 """
 
@@ -31,7 +31,7 @@ def last_whole_checkpoint(run: Path, *, processes: int = 1, model_only: bool = F
         run: the folder that holds `checkpoint-<step>` folders.
         processes: how many processes train; see `missing_parts`.
         model_only: see `missing_parts`.
-        warn: False says nothing, for all processes but one.
+        warn: False gives no warnings, for all processes but one.
 
     Raises:
         WidError: there is none.
@@ -52,7 +52,7 @@ def last_whole_checkpoint(run: Path, *, processes: int = 1, model_only: bool = F
 
 
 def refuse_torn_checkpoint(folder: Path, *, processes: int = 1, model_only: bool = False) -> None:
-    """Check a checkpoint that somebody asked for by name.
+    """Check a checkpoint that was given by name.
 
     Args:
         folder: the checkpoint.
@@ -63,26 +63,28 @@ def refuse_torn_checkpoint(folder: Path, *, processes: int = 1, model_only: bool
         WidError: there is no such folder, or it is not whole.
     """
     if not folder.is_dir():
-        raise WidError(f"There is no folder {folder}: resume_from_checkpoint takes the path of a checkpoint, or True.")
+        raise WidError(
+            f"There is no folder {folder}: resume_from_checkpoint must be the path of a checkpoint, or True."
+        )
     if missing := missing_parts(folder, processes=processes, model_only=model_only):
         raise WidError(
-            f"{_not_whole(folder, missing)} Name another one, or pass resume_from_checkpoint=True, "
-            "which takes the last whole one."
+            f"{_not_whole(folder, missing)} Name another one, or pass resume_from_checkpoint=True "
+            "for the last whole one."
         )
 
 
 def missing_parts(folder: Path, *, processes: int = 1, model_only: bool = False) -> list[str]:
-    """Return in words what keeps a checkpoint from being whole; nothing if it is.
+    """Return in words what is missing or damaged in a checkpoint; nothing if it is whole.
 
-    What lies there must be whole, and what resuming reads must lie there.
+    Every file must be whole, and every file that resuming needs must exist.
 
     Args:
         folder: the checkpoint.
         processes: how many processes train. Each writes its random state, and the checkpoint does not say how many
-            wrote it: if several did, so many are asked for at least. One that a single process wrote is whole for any.
+            wrote it: if several did, at least this number is required. If one did, it is whole for any number.
         model_only: the run saves models without optimizer, schedule and random states (`save_only_model`).
     """
-    files = sorted(path for path in folder.rglob("*") if path.is_file())  # adapters not named "default" lie deeper
+    files = sorted(path for path in folder.rglob("*") if path.is_file())  # some adapters are in subfolders
     names = {path.name for path in files}
     needed = [ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME, TRAINER_STATE_NAME]
     if not model_only:
@@ -92,7 +94,7 @@ def missing_parts(folder: Path, *, processes: int = 1, model_only: bool = False)
 
 
 def begin_checkpoint(folder: Path) -> None:
-    """Take from a folder what would make a checkpoint look whole that is written over an older one."""
+    """Remove files of an older checkpoint that would make a half-written new one look whole."""
     for path in (folder / TRAINER_STATE_NAME, *folder.glob("rng_state*.pth")):
         path.unlink(missing_ok=True)
 
@@ -116,7 +118,7 @@ def _random_states(names: set[str], processes: int) -> list[str]:
 
 
 def _flaw(path: Path) -> str | None:
-    """Return what is wrong with a file, as far as its format tells where it ends."""
+    """Return what is wrong with a file, if its format says where it must end."""
     try:
         if path.suffix == ".json":
             content = json.loads(path.read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
-"""Random masks that do not depend on what was drawn before them, so that a resumed run draws the same.
+"""Random masks that do not depend on earlier random numbers, so that a resumed run has the same masks.
 
-`Trainer` collates batches ahead of the step that uses them, and on resuming collates the first ones before it restores
-the random state. `trainer` wraps the data collator of training for that reason.
+`Trainer` collates batches before the step that uses them, and on resuming collates the first ones before it restores
+the random state. So `student_trainer` wraps the data collator of training.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ import torch
 
 
 class SteadyCollator:
-    """Calls a collator with random numbers that follow from a seed, the epoch and what is in the batch alone.
+    """Calls a collator with random numbers that depend only on a seed, the epoch and the rows of the batch.
 
-    The random state of the process is the same afterwards as before. Rows of tensors, arrays, numbers and texts are
-    understood; batches of anything else are collated as they would be without this class.
+    The random state of the process is restored. This works for rows of tensors, arrays, numbers and texts; batches of
+    anything else are collated as without this class.
 
     Args:
         collate: the collator.
         seed: any number; another one gives other masks.
 
     Attributes:
-        epoch: counted from 0 by whoever trains; the same batch gets other masks in another epoch.
+        epoch: counted from 0, set by the trainer; the same batch gets other masks in another epoch.
     """
 
     def __init__(self, collate: Callable[[list[Any]], Any], seed: int) -> None:
@@ -37,7 +37,7 @@ class SteadyCollator:
         self.epoch = 0
 
     def __call__(self, rows: list[Any]) -> Any:
-        """Return what the collator makes of `rows`."""
+        """Return the collator's batch of `rows`."""
         try:
             content = json.dumps([self.seed, self.epoch, rows], default=_plain)
         except TypeError:
@@ -48,7 +48,7 @@ class SteadyCollator:
 
 @contextmanager
 def random_state(seed: int) -> Iterator[None]:
-    """Let torch (on the CPU), NumPy and Python draw from `seed` inside; afterwards all draw as if nothing had been."""
+    """Seed torch (on the CPU), NumPy and Python inside; afterwards their random states are restored."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):
@@ -62,7 +62,7 @@ def random_state(seed: int) -> Iterator[None]:
 
 
 def _plain(thing: Any) -> Any:
-    """Return what JSON can write, for `json.dumps`."""
+    """Return a JSON value for `thing`, for `json.dumps`."""
     if isinstance(thing, Mapping):
         return dict(thing)
     if isinstance(thing, torch.Tensor):

@@ -1,7 +1,7 @@
-"""Training a headless encoder without labels: the student follows its own originals.
+"""Training a headless encoder without labels: the student follows its teacher.
 
-Takes a wid model of an encoder that returns `last_hidden_state`; the teacher that it follows is the same
-tensors the student is folded from, so there is no second copy. Called by `compress` and by users.
+Takes a wid model of an encoder that returns `last_hidden_state`. The teacher has the tensors that the student is folded
+from, so there is no second copy. Called by `compress` and by users.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .trainer import WidTrainer
 
 
 class FollowingTrainer(WidTrainer):
-    """Train a headless student to keep its teacher's hidden states and the angles between its sentences.
+    """Train a headless student towards its teacher's hidden states and the cosines between its texts.
 
     The teacher's weights are frozen (they are the target); `teacher_learning_rate` must be 0.
 
@@ -44,7 +44,7 @@ class FollowingTrainer(WidTrainer):
         if getattr(args, "teacher_learning_rate", None) != 0:
             raise ConfigError(
                 f'FollowingTrainer compares the student with its teacher (loss "{FOLLOWED}": {LOSSES[FOLLOWED]}). The '
-                "teacher's weights must stay as they are: pass WidTrainingArguments(teacher_learning_rate=0, ...)."
+                "teacher's weights must not change: pass WidTrainingArguments(teacher_learning_rate=0, ...)."
             )
         if getattr(args, "distillation", []):
             raise ConfigError(
@@ -56,7 +56,7 @@ class FollowingTrainer(WidTrainer):
 
     @property
     def teacher(self) -> PreTrainedModel:
-        """The teacher, of the model that there is now."""
+        """The teacher of the current model."""
         return self.model.base_model.teacher
 
     def _tried_reduction(self, inputs: dict[str, Any]) -> Reduction:
@@ -79,12 +79,12 @@ class FollowingTrainer(WidTrainer):
                 "Give FollowingTrainer an encoder without a head, or use WidTrainer."
             )
         output = model(**given)
-        kept = torch.tensor(self.model.base_model.kept_outputs(), device=target.last_hidden_state.device)
-        mask = given.get("attention_mask", torch.ones(target.last_hidden_state.shape[:2], device=kept.device))
+        indices = torch.tensor(self.model.base_model.kept_outputs(), device=target.last_hidden_state.device)
+        mask = given.get("attention_mask", torch.ones(target.last_hidden_state.shape[:2], device=indices.device))
         states = output.last_hidden_state
         if self.model.base_model.is_wide:
-            states = states[..., kept]
-        loss = following_loss(states, target.last_hidden_state, kept, mask, self.cosine_weight)
+            states = states[..., indices]
+        loss = following_loss(states, target.last_hidden_state, indices, mask, self.cosine_weight)
         if model.training:
             loss = self._part(loss, inputs)
         return (loss, output) if return_outputs else loss

@@ -1,4 +1,4 @@
-"""`Trainer` that generates in evaluations where its arguments are `Seq2SeqTrainingArguments`.
+"""A `Trainer` that generates in evaluations if its arguments are `Seq2SeqTrainingArguments`.
 
 Takes what `Trainer` takes, so that one trainer serves both; `StudentTrainer` builds on it.
 """
@@ -17,7 +17,7 @@ class GeneratingTrainer(Seq2SeqTrainer):
     """`Seq2SeqTrainer` with `Seq2SeqTrainingArguments` (`predict_with_generate`, ...), `Trainer` with all others."""
 
     def __init__(self, *given: Any, **kwargs: Any) -> None:
-        # Seq2SeqTrainer's own lacks optimizer_cls_and_kwargs, and reads args that only its own arguments have.
+        # Seq2SeqTrainer.__init__ lacks optimizer_cls_and_kwargs, and uses fields that only its own arguments have.
         Trainer.__init__(self, *given, **kwargs)
         self._take_generation_config(self.model)
 
@@ -34,7 +34,7 @@ class GeneratingTrainer(Seq2SeqTrainer):
         metric_key_prefix: str = "eval",
         **gen_kwargs: Any,
     ) -> dict[str, float]:
-        """Evaluate as the trainer does that the arguments belong to."""
+        """Evaluate like the trainer whose arguments these are."""
         if self._is_seq2seq:
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **gen_kwargs)
         return super(Seq2SeqTrainer, self).evaluate(eval_dataset, ignore_keys, metric_key_prefix, **gen_kwargs)
@@ -46,7 +46,7 @@ class GeneratingTrainer(Seq2SeqTrainer):
         metric_key_prefix: str = "test",
         **gen_kwargs: Any,
     ) -> PredictionOutput:
-        """Predict as the trainer does that the arguments belong to."""
+        """Predict like the trainer whose arguments these are."""
         if self._is_seq2seq:
             return super().predict(test_dataset, ignore_keys, metric_key_prefix, **gen_kwargs)
         return super(Seq2SeqTrainer, self).predict(test_dataset, ignore_keys, metric_key_prefix, **gen_kwargs)
@@ -59,7 +59,7 @@ class GeneratingTrainer(Seq2SeqTrainer):
         ignore_keys: list[str] | None = None,
         **gen_kwargs: Any,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Evaluate one batch as the trainer does that the arguments belong to."""
+        """Evaluate one batch like the trainer whose arguments these are."""
         if self._is_seq2seq:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **gen_kwargs)
         return super(Seq2SeqTrainer, self).prediction_step(model, inputs, prediction_loss_only, ignore_keys)

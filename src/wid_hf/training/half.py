@@ -1,7 +1,7 @@
-"""Evaluation in half precision (`bf16_full_eval`, `fp16_full_eval`) that leaves the model as it was.
+"""Evaluation in half precision (`bf16_full_eval`, `fp16_full_eval`) that does not change the model.
 
-`Trainer` casts the model in place and leaves it so; compactors, and the teacher that they fold, would have lost digits
-that training needs.
+`Trainer` casts the model in place and does not cast it back; compactors, and the teacher that they fold, would lose
+precision that training needs.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ def full_eval_dtype(args: TrainingArguments) -> torch.dtype | None:
 
 
 @contextmanager
-def kept_values(model: nn.Module) -> Iterator[None]:
-    """Give all parameters and buffers of `model` their values back that are cast inside; nothing is copied."""
+def restored_values(model: nn.Module) -> Iterator[None]:
+    """Undo casts of parameters and buffers of `model` that happen inside; nothing is copied."""
     parameters = [(parameter, parameter.data) for parameter in model.parameters()]
     buffers = [(module, *named) for module in model.modules() for named in module.named_buffers(recurse=False)]
     try:

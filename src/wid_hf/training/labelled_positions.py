@@ -1,7 +1,7 @@
-"""Language-model heads that run on labelled positions only, so that no logits are made which no loss looks at.
+"""Language-model heads that run on labelled positions only, so that no unused logits are computed.
 
 Takes a stock model with a language-model head and a batch with labels; gives a context in which the model's own
-forward has the loss that it has without, from fewer logits. Called by `WidTrainer` and the evaluation.
+forward has the same loss as without, from fewer logits. Called by `WidTrainer` and the evaluation.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 def shifts_labels(model: PreTrainedModel) -> bool:
-    """Return whether logits at a position predict the label of the next one, as `Trainer` tells for label smoothing."""
+    """Return whether logits at a position predict the label of the next one, by `Trainer`'s label smoothing rule."""
     named = type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()  # GPT-2 has no loss_type
     causal = named or str(getattr(model, "loss_type", "")).startswith("ForCausalLM")
     return causal and not model.config.is_encoder_decoder
@@ -41,17 +41,17 @@ def shifts_labels(model: PreTrainedModel) -> bool:
 class LabelledPositions:
     """Lets the head of a model run on labelled positions only.
 
-    The model's forward is its own. While it runs, hooks hand its head the hidden states `(1, m, hidden)` of the `m`
-    positions that have a label instead of all `(b, s, hidden)`, with the labels `(1, m)` of these. Where that
-    makes too many logits, or those of more than half of all positions, the head takes the positions in pieces, and the
-    gradients of each piece are formed before the next one's logits. Both ways are tried on a part of the first batch
-    that needs them; where the loss is not that of the stock forward, or the trial fails, a line in the log says so and
-    the stock forward runs from then on.
+    The model's forward is unchanged. While it runs, hooks give its head the hidden states `(1, m, hidden)` of the `m`
+    positions that have a label instead of all `(b, s, hidden)`, with their labels `(1, m)`. If this makes too many
+    logits, or those of more than half of all positions, the head processes the positions in pieces, and the gradients
+    of each piece are computed before the next one's logits. Both ways are tried on a part of the first batch that
+    needs them; if the loss is not that of the stock forward, or the trial fails, a line in the log says so and the
+    stock forward runs from then on.
 
     Args:
         model: a stock model, or a `PeftModel` around it.
-        logits_at_once: with more logits than these the positions are taken in pieces.
-        shifts: whether logits predict the label of the next position; as the model's class does it if None.
+        logits_at_once: with more logits than these the positions are processed in pieces.
+        shifts: whether logits predict the label of the next position; if None, as the model's class does.
     """
 
     def __init__(self, model: nn.Module, logits_at_once: int = LOGITS_AT_ONCE, *, shifts: bool | None = None) -> None:
@@ -62,28 +62,28 @@ class LabelledPositions:
             isinstance(self.model, PreTrainedModel) and shifts_labels(self.model) if shifts is None else shifts
         )
         self._divides = False  # whether the model divides its loss by num_items_in_batch
-        self._proved: dict[bool, bool] = {}  # by whether positions are taken in pieces
+        self._proved: dict[bool, bool] = {}  # by whether positions are processed in pieces
 
     @contextmanager
     def only(self, inputs: Mapping[str, Any], *, together: bool = False) -> Iterator[bool]:
         """Let the forward on `inputs` inside run the head on their labelled positions.
 
-        Its loss is that of the stock forward, and 0 where no position has a label. Its logits are `(1, m, vocabulary)`,
-        row by row (and one more where labels are shifted); where positions are taken in pieces, those of one position.
+        Its loss is that of the stock forward, and 0 if no position has a label. Its logits are `(1, m, vocabulary)`,
+        row by row (and one more if labels are shifted); if positions are processed in pieces, those of one position.
 
         Args:
             inputs: keyword arguments of the forward, with labels `(b, s)`; the forward itself may be called without.
-            together: never take the positions in pieces.
+            together: never process the positions in pieces.
 
         Yields:
-            Whether it does so; False where the stock forward runs.
+            Whether it does so; False if the stock forward runs.
         """
         if self._rows is None or not _label_per_token(inputs):
             yield False
             return
         picked = _Picked(inputs["labels"], self._shifts)
         most = max(1, min(self._rows, inputs["labels"].numel() // 2))
-        rows = most if len(picked.wanted) > most and not together else None
+        rows = most if len(picked.targets) > most and not together else None
         if rows is not None and not self._holds(inputs, in_pieces=True):
             rows = None
         if rows is None and not self._holds(inputs, in_pieces=False):
@@ -102,7 +102,7 @@ class LabelledPositions:
             nonlocal items
             items = kwargs.get("num_items_in_batch")
             if kwargs.get("labels") is not None:
-                kwargs = {**kwargs, "labels": picked.labels(picked.wanted[: rows and 1])}
+                kwargs = {**kwargs, "labels": picked.labels(picked.targets[: rows and 1])}
             if picked.empty:  # num_items_in_batch may be 0
                 kwargs = {name: value for name, value in kwargs.items() if name != "num_items_in_batch"}
             return args, kwargs
@@ -120,7 +120,7 @@ class LabelledPositions:
                 return output
             if total is not None:
                 return _with_first(
-                    output, total / (items if self._divides and items is not None else len(picked.wanted))
+                    output, total / (items if self._divides and items is not None else len(picked.targets))
                 )
             return _with_first(output, output[0] * 0) if picked.empty else output
 
@@ -138,8 +138,8 @@ class LabelledPositions:
     def _in_pieces(self, output: Any, states: Tensor, picked: _Picked, rows: int) -> Tensor:
         """Return the loss summed over all positions, never with the logits of more than `rows`.
 
-        Gradients are formed piece by piece as well, since what backward would need is the logits. Weights are folded
-        once, and their gradients end at the fold.
+        Gradients are computed piece by piece as well, since the backward pass needs the logits. Weights are folded
+        once, and the gradients of a piece end at the folds.
         """
         head, body = _head_alone(self.model)
         recording = torch.is_grad_enabled()
@@ -148,10 +148,10 @@ class LabelledPositions:
             read = read if recording else []
             of_weights: list[Tensor | None] = [None] * len(read)
             of_states, total = [], states.new_zeros((), dtype=torch.float32)
-            for piece, wanted in zip(states.split(rows), picked.wanted.split(rows), strict=True):
+            for piece, targets in zip(states.split(rows), picked.targets.split(rows), strict=True):
                 given = piece.detach().requires_grad_(recording)
                 body.output = _only_first(output, picked.states(given))
-                loss = head.forward(labels=picked.labels(wanted))[0] * len(wanted)
+                loss = head.forward(labels=picked.labels(targets))[0] * len(targets)
                 total += loss.detach()
                 if recording:
                     of_piece, *found = torch.autograd.grad(loss, [given, *read], allow_unused=True)
@@ -166,8 +166,8 @@ class LabelledPositions:
         if in_pieces not in self._proved:
             part = self._part(inputs)
             picked = _Picked(part["labels"], self._shifts)
-            if picked.empty or len(picked.wanted) < 1 + in_pieces:
-                return False  # too short to tell
+            if picked.empty or len(picked.targets) < 1 + in_pieces:
+                return False  # too short for a trial
             why = self._differs(part, picked, in_pieces)
             self._proved[in_pieces] = why is None
             if why is not None:
@@ -177,27 +177,27 @@ class LabelledPositions:
 
     def _differs(self, part: Mapping[str, Any], picked: _Picked, in_pieces: bool) -> str | None:
         """Return why the loss of `part` is not the stock forward's, or None if it is."""
-        model, count = self.model, len(picked.wanted)
+        model, count = self.model, len(picked.targets)
         rows = -(-count // 2) if in_pieces else None
         calls = [dict(part)]
         if any(each.kind is each.VAR_KEYWORD for each in inspect.signature(model.forward).parameters.values()):
-            calls.append({**part, "num_items_in_batch": picked.wanted.new_tensor(3 * count)})
+            calls.append({**part, "num_items_in_batch": picked.targets.new_tensor(3 * count)})
         try:
-            with quiet_forward(model), torch.autocast(picked.wanted.device.type, enabled=False):
+            with quiet_forward(model), torch.autocast(picked.targets.device.type, enabled=False):
                 stock = [float(model(**call)[0]) for call in calls]
                 self._divides = not _same(stock[0], stock[-1], model.dtype)
                 with self._hooked(picked, rows):
                     found = [float(model(**call)[0]) for call in calls]
-        except Exception as error:  # whatever a model that nobody has tried may raise
+        except Exception as error:  # an unknown model may raise anything
             return f"{type(error).__name__}: {error}"
         if all(_same(a, b, model.dtype) for a, b in zip(found, stock, strict=True)):
             return None
-        return f"its loss is {found} where the stock forward's is {stock}"
+        return f"its loss is {found}, that of the stock forward {stock}"
 
     def _part(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Return half of the positions of one row, with labels for two of three positions.
 
-        So the trial makes few logits as well. The row is the one with the most attended positions.
+        This keeps the logits of the trial few. The row is the one with the most attended positions.
         """
         size, length = inputs["labels"].shape
         mask = inputs.get("attention_mask")
@@ -222,8 +222,8 @@ class _Picked:
 
     Attributes:
         places: `(m,)` which of the `b * s` positions predict a label.
-        wanted: `(m,)` the labels.
-        empty: no position has a label; then the first one stands in with any label.
+        targets: `(m,)` the labels.
+        empty: no position has a label; then the first one is used with an arbitrary label.
         shifts: the model predicts each label from the position before.
     """
 
@@ -233,20 +233,20 @@ class _Picked:
         self.empty = not len(self.places)
         if self.empty:
             self.places = self.places.new_zeros(1)
-        self.wanted = labels[self.places].clamp(min=0) if self.empty else labels[self.places]
+        self.targets = labels[self.places].clamp(min=0) if self.empty else labels[self.places]
         self.shifts = shifts
 
     def states(self, rows: Tensor) -> Tensor:
-        """Return hidden states `(r, n)` of labelled positions as one row of a batch, which `labels` goes with."""
+        """Return hidden states `(r, n)` of labelled positions as one row of a batch, to be used with `labels`."""
         return torch.cat([rows, rows[:1]])[None] if self.shifts else rows[None]
 
-    def labels(self, wanted: Tensor) -> Tensor:
-        """Return labels `(r,)` as one row of a batch; where the model shifts labels, a first one that it drops."""
-        return functional.pad(wanted, (1, 0), value=NO_LABEL)[None] if self.shifts else wanted[None]
+    def labels(self, targets: Tensor) -> Tensor:
+        """Return labels `(r,)` as one row of a batch; if the model shifts labels, after a first one that it drops."""
+        return functional.pad(targets, (1, 0), value=NO_LABEL)[None] if self.shifts else targets[None]
 
 
 class _Given(nn.Module):
-    """Stands in for a model's body and returns what it was given."""
+    """Replaces a model's body and returns a given output."""
 
     output: Any
 
@@ -270,14 +270,14 @@ class _Summed(torch.autograd.Function):
 
 
 def _head_alone(model: nn.Module) -> tuple[nn.Module, _Given]:
-    """Return `model` with all its own modules but the body, and what stands there in the body's place."""
+    """Return a copy of `model` that shares all its modules but the body, and the module that replaces the body."""
     head, body = copy(model), _Given()
     head._modules = {name: body if part is model.base_model else part for name, part in model._modules.items()}
     return head, body
 
 
 def _weights(model: nn.Module, *, outside: nn.Module) -> list[Tensor]:
-    """Return every weight as modules of `model` see it, folded, but for those of `outside`."""
+    """Return every weight of `model` as its modules use it, folded, except those of `outside`."""
     made: dict[nn.Module, Any] = {
         module: module.parametrizations for module in model.modules() if is_parametrized(module)
     }
@@ -299,7 +299,7 @@ def _vocabulary(model: nn.Module) -> int | None:
 
 
 def _compiled(*models: nn.Module) -> bool:
-    """Return whether the forward of a whole model is compiled, which then runs with the hooks of its first call."""
+    """Return whether the forward of a whole model is compiled; it then keeps the hooks of its first call."""
     return any(getattr(model, "_compiled_call_impl", None) is not None for model in models)
 
 
@@ -311,14 +311,14 @@ def _label_per_token(inputs: Mapping[str, Any]) -> bool:
 
 
 def _with_first(output: Any, tensor: Tensor) -> Any:
-    """Return what a module returned with another first tensor."""
+    """Return a module's output with another first tensor."""
     if isinstance(output, dict):
         return type(output)(**{**output, next(iter(output)): tensor})
     return (tensor, *output[1:])
 
 
 def _only_first(output: Any, tensor: Tensor) -> Any:
-    """Return the same kind of output with nothing but `tensor`; losses of what else the body knows are then missed."""
+    """Return the same kind of output with only `tensor`; losses from other outputs of the body are then missed."""
     return type(output)(**{next(iter(output)): tensor}) if isinstance(output, dict) else (tensor,)
 
 
@@ -329,6 +329,6 @@ def _add(total: Tensor | None, gradient: Tensor | None) -> Tensor | None:
 
 
 def _same(loss: float, stock: float, dtype: torch.dtype) -> bool:
-    """Return whether two losses differ by rounding, which goes with the size of logits where the loss is below 1."""
+    """Return whether two losses differ only by rounding: of the logits, if the losses are below 1."""
     tolerance = max(1e-6, torch.finfo(dtype).eps)
     return abs(loss - stock) <= tolerance * max(1.0, abs(stock))

@@ -1,4 +1,4 @@
-"""Which weights of a wid model train and how fast: a learning rate for each kind, and who froze what.
+"""Which weights of a wid model train, at which learning rate: for each kind of weight, unless it is frozen.
 
 Takes a wid model and training arguments. Called by `WidTrainer` before it makes an optimizer, and by `WidCallback`
 before the first step.
@@ -15,13 +15,13 @@ from transformers import TrainingArguments
 from ..errors import TrainingError
 from ..layers import FoldedWeight
 
-# Weights frozen by a learning rate of 0; a later training may unfreeze them. Whatever else is frozen was frozen by the
-# user and stays so. Noted by tensor, because wid models of one teacher share its tensors.
+# Weights frozen by a learning rate of 0; a later training may unfreeze them. All other frozen weights were frozen by
+# the user and stay frozen. Recorded by tensor, because wid models of one teacher share its tensors.
 _FROZEN_BY_RATE: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 def learning_rates(model: nn.Module, args: TrainingArguments | None) -> dict[nn.Parameter, float | None]:
-    """Return the learning rate of every parameter; None stands for `args.learning_rate`."""
+    """Return the learning rate of every parameter; None means `args.learning_rate`."""
     compactors = _compactors(model)
     for_compactors = getattr(args, "compactor_learning_rate", None)
     for_teacher = getattr(args, "teacher_learning_rate", None)
@@ -29,7 +29,7 @@ def learning_rates(model: nn.Module, args: TrainingArguments | None) -> dict[nn.
 
 
 def freeze_by_rate(model: nn.Module, args: TrainingArguments | None) -> None:
-    """Freeze weights whose learning rate is 0, and unfreeze those that an earlier call froze and that now have one.
+    """Freeze weights whose learning rate is 0; unfreeze weights with a rate above 0 that an earlier call froze.
 
     What the user froze with `requires_grad_(False)` stays frozen.
     """
@@ -43,7 +43,7 @@ def freeze_by_rate(model: nn.Module, args: TrainingArguments | None) -> None:
 
 
 def warn_of_rate_without_effect(model: nn.Module, args: TrainingArguments) -> None:
-    """Warn where `teacher_learning_rate` is given, but the user froze all of the teacher's weights."""
+    """Warn if `teacher_learning_rate` is given although the user froze all of the teacher's weights."""
     rate = getattr(args, "teacher_learning_rate", None)
     trains = {parameter for parameter in model.parameters() if parameter.requires_grad}
     if rate and trains and trains <= _compactors(model):
@@ -55,10 +55,10 @@ def warn_of_rate_without_effect(model: nn.Module, args: TrainingArguments) -> No
 
 
 def refuse_untrainable(model: nn.Module) -> None:
-    """Refuse to train a model none of whose weights may change.
+    """Refuse to train a model in which all weights are frozen.
 
     Raises:
-        TrainingError: says what to call to make them trainable.
+        TrainingError: the message says how to make them trainable.
     """
     if any(p.requires_grad for p in model.parameters()):
         return
@@ -70,7 +70,7 @@ def refuse_untrainable(model: nn.Module) -> None:
         )
     raise TrainingError(
         "Nothing would train: every weight of the model is frozen (requires_grad=False). Call requires_grad_(True) on "
-        "those that are to train."
+        "those that should train."
     )
 
 

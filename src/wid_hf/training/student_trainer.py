@@ -1,8 +1,8 @@
-"""`StudentTrainer`: transformers' `Trainer` with what the training of any student needs.
+"""`StudentTrainer`: transformers' `Trainer` with additions for the training of any student.
 
-Takes what `Trainer` takes. Runs that are compared see the same batches with the same masks, a loss does not depend on
-how a step is split into micro-batches, and a loss that is not finite stops the training. `WidTrainer` and
-`DistillingTrainer` build on it.
+Takes `Trainer`'s arguments. Runs with one seed have the same batches with the same masks, a loss does not depend on how
+a step is split into micro-batches, and a loss that is not finite stops the training. `WidTrainer` and `benchmarks/`'
+`DistillingTrainer` are built on it.
 """
 
 from __future__ import annotations
@@ -25,26 +25,25 @@ from .labelled_positions import shifts_labels
 
 
 class StudentTrainer(GeneratingTrainer):
-    """Train a student: the same masks for all, a step whose loss is that of one large batch, and a stop at NaN.
+    """Train a student: the same masks in each run, the loss of a step as of one large batch, and a stop at NaN.
 
-    It takes what `Trainer` takes, in the same order; with `Seq2SeqTrainingArguments` it is transformers'
-    `Seq2SeqTrainer`. Where the loss stops being finite, training stops before the step is taken, the weights go back to
-    the last ones whose loss was finite, and `TrainingError` says so. They are kept in memory every `logging_steps`
-    steps.
+    Its arguments are those of `Trainer`, in the same order; with `Seq2SeqTrainingArguments` it is transformers'
+    `Seq2SeqTrainer`. If the loss is not finite, training stops before the optimizer's step, the weights go back to the
+    last copy with a finite loss, and `TrainingError` says so. A copy is kept in memory every `logging_steps` steps.
 
     Raises:
         TrainingError: from `train`, when the loss is NaN or infinite.
     """
 
     data_collator: Any
-    rates = "learning_rate"  # what the message about a loss that is not finite advises to lower
+    rates = "learning_rate"  # the argument to lower, for the message about a loss that is not finite
 
     def __init__(
         self, model: nn.Module | None = None, args: TrainingArguments | None = None, *others: Any, **kwargs: Any
     ) -> None:
         super().__init__(model, args, *others, **kwargs)
         self.add_callback(_TrainingBegins(self))
-        self._good: tuple[int, list[tuple[nn.Parameter, Tensor]]] | None = None  # step, weights, their values then
+        self._good: tuple[int, list[tuple[nn.Parameter, Tensor]]] | None = None  # step, and weights with their values
         self._back_at: int | None = None  # the step that weights went back to
         self._step: StepSize | None = None  # of the optimizer step that is running
         self._reduction: Reduction | None = None
@@ -56,11 +55,11 @@ class StudentTrainer(GeneratingTrainer):
 
     @property
     def weights_of_step(self) -> int:
-        """After how many steps the weights were as they are: fewer than were done where the loss became NaN."""
+        """The step of the current weights: smaller than the number of steps done if the loss became NaN."""
         return self.state.global_step if self._back_at is None else self._back_at
 
     def get_train_dataloader(self) -> DataLoader:
-        """Return `Trainer`'s, whose batches have the same random masks in a run that is resumed."""
+        """Return `Trainer`'s data loader; its batches have the same random masks in a resumed run."""
         given = self.data_collator
         self.data_collator = self.steady_collator = SteadyCollator(given, self.args.seed)
         try:
@@ -71,7 +70,7 @@ class StudentTrainer(GeneratingTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
-        """Return `Trainer`'s micro-batches of an optimizer step, and note how much they have in all."""
+        """Return `Trainer`'s micro-batches of an optimizer step, and record their total size."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._step = self._size_of(batches) if batches and self._splits_steps else None
         return batches, items
@@ -91,13 +90,13 @@ class StudentTrainer(GeneratingTrainer):
         return size
 
     def _part(self, loss: Tensor, inputs: Mapping[str, Any], reduction: Reduction = "labels") -> Tensor:
-        """Return the loss of this micro-batch as its part of the step's; those of all parts add up to one batch's."""
+        """Return the loss of this micro-batch as a part of the step's: the parts add up to the loss of one batch."""
         if self._step is None:
             return loss
-        # `Trainer` divides by it what the model did not divide; no part is to be divided once more.
+        # `Trainer` divides by this what the model did not divide; a part must not be divided again.
         self.current_gradient_accumulation_steps = 1
         share = StepSize.of(self.student, inputs).share(self._step, reduction)
-        averaged = self.args.average_tokens_across_devices  # gradients are averaged over processes, and are to add up
+        averaged = self.args.average_tokens_across_devices  # gradients are averaged over processes but must add up
         return loss * share * self.accelerator.num_processes if averaged else loss * share
 
     def compute_loss(
@@ -107,7 +106,7 @@ class StudentTrainer(GeneratingTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Return the loss of a micro-batch; those of an optimizer step add up to the loss of one large batch."""
+        """Return the loss of a micro-batch; the losses of an optimizer step add up to that of one large batch."""
         return self._own_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def _own_loss(
@@ -115,12 +114,12 @@ class StudentTrainer(GeneratingTrainer):
     ) -> Any:
         """Return the loss of the model's own objective, scaled to its part of the optimizer step.
 
-        `Trainer` leaves that to the model where it takes `num_items_in_batch`, and many take it without dividing by it
-        (BERT among them); all others it divides by the number of micro-batches, sums as well as means.
+        `Trainer` leaves this to models that accept `num_items_in_batch`, and many (such as BERT) accept it without
+        dividing by it; the losses of all others it divides by the number of micro-batches, sums as well as means.
         """
         if not model.training:
             if self.args.world_size > 1 and not shifts_labels(self.student):
-                num_items_in_batch = None  # `Trainer` multiplies by the processes what the model did not divide
+                num_items_in_batch = None  # `Trainer` multiplies by the number of processes if the model did not divide
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         is_whole = self._step is None  # this batch is the step
         if is_whole or self.compute_loss_func is not None or self._reduction == "items":
@@ -135,14 +134,14 @@ class StudentTrainer(GeneratingTrainer):
         size = StepSize.of(self.student, inputs)
         given = dict(inputs)
         if self.model_accepts_loss_kwargs and "labels" in inputs and size.counted is not None:
-            # The mean of this micro-batch, whose share is taken below; where nothing has a label it is 0, not NaN.
+            # The mean of this micro-batch, scaled below; without any label it is 0, not NaN.
             given["num_items_in_batch"] = torch.as_tensor(size.counted).clamp(min=1)
         loss, outputs = super().compute_loss(model, given, return_outputs=True)
         loss = self._without_nothing(loss, outputs, inputs)
         return self._part(loss, inputs, self._reduction or "labels"), outputs
 
     def _without_nothing(self, loss: Tensor, outputs: Any, inputs: dict[str, Any]) -> Tensor:
-        """Return `loss`, or 0 where it is the mean over no label at all, which is NaN."""
+        """Return `loss`, or 0 if there is no label: the mean over nothing is NaN."""
         if bool(torch.isfinite(loss)) or not has_no_label(self.student, inputs):
             return loss
         made = [tensor for tensor in output_tensors(outputs) if tensor.requires_grad and bool(tensor.isfinite().all())]
@@ -155,7 +154,7 @@ class StudentTrainer(GeneratingTrainer):
         loss = self._micro_batch(model, inputs, num_items_in_batch)
         step = self.state.global_step
         if self._good is not None and not self._is_kept():
-            self._keep_weights()  # it has shrunk since; what it is made of came from a step whose loss was finite
+            self._keep_weights()  # the model has shrunk since; its weights come from a step with a finite loss
         if not torch.isfinite(loss):
             self._go_back(float(loss))
         if self._good is None or (step != self._good[0] and step % self._keep_every() == 0):
@@ -163,7 +162,7 @@ class StudentTrainer(GeneratingTrainer):
         return loss
 
     def _tried_reduction(self, inputs: dict[str, Any]) -> Reduction:
-        """Return how the loss of the model adds up, the same in every process."""
+        """Return how the loss of the model is reduced, the same in every process."""
         if self.label_smoother is not None and "labels" in inputs:  # Trainer's own loss, a mean over labels
             return "items" if self.model_accepts_loss_kwargs else "labels"
         batch, takes_items = self._prepare_inputs(inputs), self.model_accepts_loss_kwargs
@@ -176,30 +175,30 @@ class StudentTrainer(GeneratingTrainer):
         return super().training_step(model, inputs, num_items_in_batch)
 
     def _begin(self) -> None:
-        """Make ready what belongs to one training; `Trainer` may have exchanged the model."""
+        """Prepare one training; `Trainer` may have exchanged the model."""
         self._good = self._reduction = None
 
     def _keep_weights(self) -> None:
         self._good = self.state.global_step, [(parameter, parameter.detach().clone()) for parameter in self._trained()]
 
     def _is_kept(self) -> bool:
-        """Return whether what is kept belongs to the weights that train now."""
-        kept = self._good[1] if self._good is not None else []
-        return [id(parameter) for parameter, _ in kept] == [id(parameter) for parameter in self._trained()]
+        """Return whether the kept copy is of the weights that train now."""
+        copied = self._good[1] if self._good is not None else []
+        return [id(parameter) for parameter, _ in copied] == [id(parameter) for parameter in self._trained()]
 
     def _go_back(self, loss: float) -> None:
         step = self.state.global_step
         self._back_at = 0
-        kept = "No step had a finite loss, so the weights are those before training."
+        state = "No step had a finite loss, so the weights are those before training."
         if self._good is not None:
             good, weights = self._good
             self._back_at = good
             with torch.no_grad():
                 for parameter, value in weights:
                     parameter.copy_(value)
-            kept = f"The model is back at its weights after step {good}, whose loss was finite."
+            state = f"The model is back at its weights after step {good}, whose loss was finite."
         raise TrainingError(
-            f"The loss became {loss} after {step} of {self.state.max_steps} steps, and training stopped. {kept} "
+            f"The loss became {loss} after {step} of {self.state.max_steps} steps, and training stopped. {state} "
             f"Lower {self.rates}, or check the data for empty batches."
         )
 
@@ -212,7 +211,7 @@ class StudentTrainer(GeneratingTrainer):
 
 
 class _TrainingBegins(TrainerCallback):
-    """Tells the trainer that a training begins, and the collator of training which epoch does."""
+    """Informs the trainer that a training begins, and the training collator which epoch begins."""
 
     def __init__(self, trainer: StudentTrainer) -> None:
         self.trainer = trainer

@@ -1,7 +1,7 @@
 """`WidTrainer`: transformers' `Trainer` with one learning rate for compactors and one for teacher weights.
 
-Takes what `Trainer` takes; `model` is what `get_wid_model` returned. Only hooks that `Trainer` offers are
-overridden, so callbacks, checkpoints, distribution and logging are its own.
+Takes `Trainer`'s arguments; `model` is the result of `get_wid_model`. Only hooks that `Trainer` offers are overridden,
+so callbacks, checkpoints, distribution and logging are those of `Trainer`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..layers import FoldCache, FoldPolicy
 from .calibrating import calibration_batches
 from .callbacks import WidCallback
 from .checkpoints import begin_checkpoint, last_whole_checkpoint, refuse_torn_checkpoint
-from .half import full_eval_dtype, kept_values
+from .half import full_eval_dtype, restored_values
 from .labelled_positions import LabelledPositions
 from .losses.distillation import Distillation
 from .rates import freeze_by_rate, learning_rates, refuse_untrainable, warn_of_rate_without_effect
@@ -35,17 +35,17 @@ from .student_trainer import StudentTrainer
 class WidTrainer(StudentTrainer):
     """Train a wid model: `Trainer` with learning rates for compactors and teacher weights.
 
-    It takes what `Trainer` takes, in the same order, and with `Seq2SeqTrainingArguments` what `Seq2SeqTrainer` does.
+    Its arguments are those of `Trainer`, in the same order; with `Seq2SeqTrainingArguments` those of `Seq2SeqTrainer`.
     With plain `TrainingArguments` compactors and teacher both learn at `learning_rate`. A rate of 0 freezes; weights
     that were frozen before, with `requires_grad_(False)`, stay frozen. The student's weights are folded once per
-    optimizer step, however many micro-batches it has, and once per evaluation; where parameters are sharded or
-    replicated (FSDP, DeepSpeed, `nn.DataParallel`), each forward folds. An uncalibrated model is calibrated on training
-    rows before step 1, see `WidCallback`. Where the loss stops being finite, training stops before
-    the step is taken, the weights go back to the last ones whose loss was finite, and `TrainingError` says so. They are
-    kept in memory every `logging_steps` steps.
+    optimizer step, for any number of micro-batches, and once per evaluation; if parameters are sharded or replicated
+    (FSDP, DeepSpeed, `nn.DataParallel`), each forward folds. An uncalibrated model is calibrated on training rows
+    before step 1, see `WidCallback`. If the loss is not finite, training stops before the optimizer's step, the weights
+    go back to the last copy with a finite loss, and `TrainingError` says so. A copy is kept in memory every
+    `logging_steps` steps.
 
     Raises:
-        WidError: the model is no wid model.
+        WidError: the model is not a wid model.
         TrainingError: from `train`, when the loss is NaN or infinite, or nothing would train.
     """
 
@@ -54,7 +54,7 @@ class WidTrainer(StudentTrainer):
     def __init__(
         self, model: PeftModel | None = None, args: TrainingArguments | None = None, *others: Any, **kwargs: Any
     ) -> None:
-        if model is not None:  # one of model_init is checked when it is made
+        if model is not None:  # a model from model_init is checked when it is made
             _refuse_others(model)
         super().__init__(model, args, *others, **kwargs)
         freeze_by_rate(self.model, self.args)
@@ -66,7 +66,7 @@ class WidTrainer(StudentTrainer):
         self._bind()
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
-        """Return a new wid model by `model_init`, as each training starts from."""
+        """Return a new wid model by `model_init`, for the start of a training."""
         model = super().call_model_init(trial)
         _refuse_others(model)
         freeze_by_rate(model, self.args)  # before it may be sharded
@@ -77,7 +77,7 @@ class WidTrainer(StudentTrainer):
         self._bind()
 
     def _bind(self) -> None:
-        """Make what depends on the model and on arguments, for those that there are now."""
+        """Set up everything that depends on the current model and arguments."""
         if self.place_model_on_device or (self.is_in_train and full_eval_dtype(self.args) is not None):
             self._place_teacher()
         wanted = getattr(self.args, "distillation", [])
@@ -93,7 +93,7 @@ class WidTrainer(StudentTrainer):
             self._distillation = Distillation(*given)
 
     def _place_teacher(self) -> None:
-        """Bring the teacher's buffers to the device; its parameters came along, since they are the student's."""
+        """Move the teacher's buffers to the device; its parameters are there, since they are the student's."""
         if not self.is_model_parallel:
             self.model.base_model.teacher.to(self.args.device)
 
@@ -110,15 +110,15 @@ class WidTrainer(StudentTrainer):
         Args:
             resume_from_checkpoint: a checkpoint of this run, or True for its last whole one in `output_dir`; a warning
                 names those that are skipped.
-            *others: what else `Trainer.train` takes.
-            **kwargs: what else `Trainer.train` takes.
+            *others: other arguments of `Trainer.train`.
+            **kwargs: other arguments of `Trainer.train`.
 
         Raises:
             WidError: the checkpoint is not whole, or there is none.
             TrainingError: nothing would train, or the loss is NaN or infinite.
             DataError: the model is not calibrated, and the training data cannot calibrate it.
         """
-        # A model sharded by FSDP or DeepSpeed writes other files, which Trainer itself must judge.
+        # A model sharded by FSDP or DeepSpeed has other files, which Trainer itself must check.
         if resume_from_checkpoint and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             run = {"processes": self.args.world_size, "model_only": self.args.save_only_model}
             if resume_from_checkpoint is True:
@@ -130,7 +130,7 @@ class WidTrainer(StudentTrainer):
         return super().train(resume_from_checkpoint, *others, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save as `Trainer` does; a checkpoint that is written over an older one does not look whole before it is."""
+        """Save as `Trainer` does; a checkpoint written over an older one does not look whole until it is complete."""
         if output_dir is not None and _internal_call:
             if self.args.should_save:
                 begin_checkpoint(Path(output_dir))
@@ -138,9 +138,9 @@ class WidTrainer(StudentTrainer):
         super().save_model(output_dir, _internal_call)
 
     def _load_best_model(self) -> None:
-        """Load the best checkpoint, also of an adapter that is not named "default", which lies in its own folder.
+        """Load the best checkpoint, even of an adapter that is not named "default" and so is in a subfolder.
 
-        `Trainer` overlooks that folder, and would go on with the last weights.
+        `Trainer` ignores that folder, and would continue with the last weights.
         """
         name = self.model.active_adapter
         folder = Path(self.state.best_model_checkpoint or "") / name
@@ -164,7 +164,7 @@ class WidTrainer(StudentTrainer):
         Raises:
             TrainingError: nothing would train.
         """
-        freeze_by_rate(self.model, self.args)  # a search of hyperparameters changes the arguments
+        freeze_by_rate(self.model, self.args)  # a hyperparameter search changes the arguments
         refuse_untrainable(self.model)
         warn_of_rate_without_effect(self.model, self.args)
         if self.optimizer is None:
@@ -185,17 +185,17 @@ class WidTrainer(StudentTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Return the loss averaged over the labels of the whole optimizer step, and what is distilled while training.
+        """Return the loss averaged over the labels of the whole optimizer step; in training, plus distillation.
 
-        The loss of evaluation is the model's own, so that runs with and without distillation compare.
+        The loss of evaluation is the model's own, so that runs with and without distillation can be compared.
         """
         if self._distillation is None or not model.training:
             with self._on_labels(inputs) if self._wants_loss_only or not return_outputs else nullcontext():
                 return self._own_loss(model, inputs, return_outputs, num_items_in_batch)
-        given = dict(inputs)  # label smoothing takes labels out of inputs
+        given = dict(inputs)  # label smoothing removes labels from inputs
         everywhere = return_outputs or self._distillation.labelled is None
-        asked = nullcontext() if everywhere else self._on_labels(inputs, together=True)
-        with asked as labelled, self._distillation.watching() as student:
+        positions = nullcontext() if everywhere else self._on_labels(inputs, together=True)
+        with positions as labelled, self._distillation.watching() as student:
             loss, student.output = self._own_loss(model, inputs, True, num_items_in_batch)
         student.labelled = bool(labelled)
         with self.accelerator.autocast():
@@ -205,7 +205,7 @@ class WidTrainer(StudentTrainer):
         return (loss, student.output) if return_outputs else loss
 
     def _on_labels(self, inputs: dict[str, Any], *, together: bool = False) -> AbstractContextManager[Any]:
-        """Let the head run on labelled positions only, unless others are asked for or a wrapper hides the model."""
+        """Let the head run on labelled positions only, unless all are required or a wrapper hides the model."""
         wrapped = self.args.n_gpu > 1 or self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.torch_compile
         asked = getattr(self.args, "full_logits", False) or self.compute_loss_func is not None
         if wrapped or asked or self.label_smoother is not None:
@@ -223,7 +223,7 @@ class WidTrainer(StudentTrainer):
         ignore_keys: list[str] | None = None,
         **gen_kwargs: Any,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Evaluate one batch; without metrics that look at logits, on labelled positions only."""
+        """Evaluate one batch; on labelled positions only, if no metric uses the logits."""
         self._wants_loss_only = prediction_loss_only
         try:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **gen_kwargs)
@@ -231,7 +231,7 @@ class WidTrainer(StudentTrainer):
             self._wants_loss_only = False
 
     def _micro_batch(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None) -> Tensor:
-        """Run one micro-batch on weights that were folded at the step's first, and go through the folds at its last."""
+        """Run one micro-batch on weights folded at the step's first; gradients of the last go through the folds."""
         if self._folds is None and self._may_hold_folds() and not self._folds_compiled:
             self._folds = FoldCache(self.student)
             self._folds.keep(FoldPolicy.for_step(self._tokens_of_step(inputs)))
@@ -250,13 +250,13 @@ class WidTrainer(StudentTrainer):
 
     @property
     def _folds_compiled(self) -> bool:
-        """Whether folds are part of what is compiled, as they may be where each serves one forward."""
+        """Whether folds are part of the compiled graph, as they may be if each is used in one forward only."""
         return self.args.torch_compile and self.args.gradient_accumulation_steps == 1
 
     def _tokens_of_step(self, inputs: dict[str, Any]) -> int | None:
-        """Return about how many tokens a whole optimizer step has, or None where tables are to be folded as a whole."""
+        """Return about how many tokens a whole optimizer step has, or None if whole tables must be folded."""
         tokens = inputs.get(self.model.base_model.model.main_input_name)
-        # A compiled forward would meet a table of other rows in every batch.
+        # A compiled forward would get a table with another number of rows in every batch.
         if self.args.torch_compile or not isinstance(tokens, Tensor) or tokens.is_floating_point():
             return None
         return tokens.numel() * self.args.gradient_accumulation_steps
@@ -267,19 +267,19 @@ class WidTrainer(StudentTrainer):
             self._folds = None
 
     def _may_hold_folds(self) -> bool:
-        # Reentrant checkpoints go through a fold once for every segment that uses it.
+        # Reentrant checkpoints run backward through a fold once for every segment that uses it.
         return self._reaches_folds and not (self.args.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)
 
     @property
     def _reaches_folds(self) -> bool:
-        """Whether forwards run in the model that is at hand here, neither replicated nor sharded."""
+        """Whether forwards run in this very model, neither replicated nor sharded."""
         return self.args.n_gpu <= 1 and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Evaluate as `Trainer` does, on weights that are folded once.
 
-        With `bf16_full_eval` or `fp16_full_eval` these are the folds in half precision, as of the merged student cast
-        to it; the model itself keeps its own.
+        With `bf16_full_eval` or `fp16_full_eval` the folds are in half precision, like the merged student cast to it;
+        the model's own values stay as they are.
         """
         if not self._reaches_folds:
             return super().evaluation_loop(*args, **kwargs)
@@ -290,16 +290,16 @@ class WidTrainer(StudentTrainer):
         if not self.is_model_parallel:
             self.model.to(self.args.device)
         self._place_teacher()
-        with FoldCache(self.student).keeping(FoldPolicy.for_evaluation(half)), kept_values(self.model):
+        with FoldCache(self.student).keeping(FoldPolicy.for_evaluation(half)), restored_values(self.model):
             return super().evaluation_loop(*args, **kwargs)
 
     def create_model_card(self, *, tags: str | list[str] | None = None, **metadata: Any) -> None:
-        """Write the adapter's card to `output_dir`, as `push_to_hub` asks; `Trainer`'s own would name no teacher.
+        """Write the adapter's card to `output_dir`, for `push_to_hub`; `Trainer`'s card would not name the teacher.
 
         Args:
-            tags: to be added to the card's own.
-            **metadata: what else `Trainer.create_model_card` takes. `language`, `license` and `dataset` go before what
-                the teacher's card says; the rest is known from the model.
+            tags: added to the card's own.
+            **metadata: other arguments of `Trainer.create_model_card`. `language`, `license` and `dataset` have
+                priority over the teacher's card; all others are ignored, since the model has them.
         """
         if not self.is_world_process_zero():
             return
@@ -318,7 +318,7 @@ class WidTrainer(StudentTrainer):
 
 
 def _refuse_others(model: nn.Module) -> None:
-    """Refuse a model that is no wid model."""
+    """Refuse a model that is not a wid model."""
     if not isinstance(getattr(model, "base_model", None), WidModel):
         raise WidError(
             f"WidTrainer trains what get_wid_model returns, not a {type(model).__name__}. "

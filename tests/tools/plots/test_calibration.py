@@ -45,7 +45,7 @@ def bert(layers: int) -> list[InputReconstruction]:
 
 def test_before_and_after_stand_side_by_side_on_one_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figure = drawn([*bert(3), reconstruction("head.weight", 0.6, 0.3)], tmp_path / "c.png", monkeypatch)
-    assert [axes.get_title() for axes in figure.axes[:2]] == ["missed by the start", "missed with lifts"]
+    assert [axes.get_title() for axes in figure.axes[:2]] == ["missed by the start", "missed after reconstruction"]
     assert numbers(figure, 0) == [[0.4, 0.5], [0.41, 0.5], [0.42, 0.5]]
     assert numbers(figure, 1) == [[0.1, 0.2], [0.11, 0.2], [0.12, 0.2]]
     assert [numbers(figure, at) for at in (2, 3)] == [[[0.6]], [[0.3]]]
@@ -83,7 +83,7 @@ def test_stacks_of_layers_stand_beside_each_other(tmp_path: Path, monkeypatch: p
 def test_a_weight_that_is_read_again_has_a_row_for_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sites = [reconstruction("groups.0.ffn.weight", 0.5, after) for after in (0.1, 0.2, 0.3)]
     figure = drawn(sites, tmp_path / "c.png", monkeypatch)
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["0", "0, read 2", "0, read 3"]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["0", "0, use 2", "0, use 3"]
     assert numbers(figure, 1) == [[0.1], [0.2], [0.3]]
 
 

@@ -308,10 +308,10 @@ def test_label_smoothing_and_distillation_accumulate(make: Any, accumulation: in
     [
         (
             {"distillation": ["logit"]},
-            r"\['logit'\] is unknown; it takes some of \"logits\" \(.*; \"hidden\" \(.*; \"relations\" \(",
+            r"\['logit'\] is unknown; legal are \"logits\" \(.*; \"hidden\" \(.*; \"relations\" \(",
         ),
         ({"teacher_learning_rate": None}, r"set teacher_learning_rate=0 \(it is None\)"),
-        ({"teacher_learning_rate": 1e-5}, r"must stay as they are.*\(it is 1e-05\)"),
+        ({"teacher_learning_rate": 1e-5}, r"must not change.*\(it is 1e-05\)"),
         ({"distillation_weight": 0.0}, "distillation_weight=0.0 must be above 0"),
         ({"distillation_temperature": float("nan")}, "distillation_temperature=nan must be above 0"),
     ],

@@ -14,7 +14,7 @@ from transformers import DebertaV2Config, DebertaV2ForMaskedLM
 
 from wid_hf import TeacherError, WidConfig, get_wid_model
 from wid_hf.training.losses.distillation import Distillation
-from wid_hf.training.losses.hidden import missed_energy
+from wid_hf.training.losses.hidden import reconstruction_error
 from wid_hf.training.losses.registry import DISTILLED
 
 
@@ -106,9 +106,9 @@ def test_shared_keys_are_compared_where_they_read_hidden_states(rows: int) -> No
     expected = [(loss * labels / labels.sum()).sum().item() for loss in losses]
     distillation = Distillation(model, ["hidden"])
     (term,) = distillation.terms
-    of_queries = {call: place for call, place in term.readers.items() if call[0].endswith("self.query_proj")}
+    of_queries = {call: place for call, place in term.places.items() if call[0].endswith("self.query_proj")}
     assert sorted(of_queries) == [(f"deberta.encoder.layer.{at}.attention.self.query_proj", 0) for at in (0, 1)]
-    term.readers = of_queries
+    term.places = of_queries
     with distillation.watching() as seen:
         seen.output = model(**inputs)
     found = distillation.loss(seen, distillation.target(inputs), inputs)
@@ -134,7 +134,7 @@ def test_a_teacher_without_hidden_states_is_refused(monkeypatch: pytest.MonkeyPa
         Distillation(model, ["hidden"])
 
 
-def test_the_missed_energy_of_nothing_is_all_of_the_teachers() -> None:
+def test_the_reconstruction_error_of_zeros_is_all_of_the_teachers() -> None:
     states, attended = torch.randn(2, 5, 8), torch.ones(2, 5, dtype=torch.bool)
-    assert missed_energy(states, states, attended).tolist() == [0, 0]
-    assert missed_energy(torch.zeros_like(states), states, attended).tolist() == pytest.approx([1, 1])
+    assert reconstruction_error(states, states, attended).tolist() == [0, 0]
+    assert reconstruction_error(torch.zeros_like(states), states, attended).tolist() == pytest.approx([1, 1])

@@ -25,9 +25,9 @@ class AttentionComparison:
 
     Attributes:
         divergence: Jensen-Shannon divergence in bits, from 0 (the same) to 1, `[layer][student's head]`, averaged
-            over all positions that ask.
+            over all query positions.
         matched: the teacher's head that each of the student's heads is compared with, `[layer][student's head]`.
-        positions: how many positions asked.
+        positions: how many query positions.
     """
 
     divergence: list[list[float]]
@@ -55,18 +55,17 @@ def compare_attention(
 ) -> AttentionComparison:
     """Compare attention maps of two models of equally many layers on the same batches.
 
-    Which head of a layer is which is not given: a student that was trained from random weights has no order. So each
-    of the student's heads is paired with another of the teacher's such that the divergences sum to the least
-    (Hungarian method), for every student alike.
+    Heads of a student that was trained from random weights have no order. So each of the student's heads is paired with
+    a different head of the teacher such that the sum of divergences is least (Hungarian method), for every student.
 
     Args:
         teacher: any model that returns `attentions` (or `encoder_attentions`).
         student: another, with as many layers and at most as many heads.
-        batches: keyword dictionaries for both forwards; positions whose `attention_mask` is 0 neither ask nor count.
+        batches: keyword dictionaries for both forwards; positions whose `attention_mask` is 0 do not count.
             Labels are not used.
 
     Raises:
-        DataError: there is no batch, or nothing but padding.
+        DataError: there is no batch, or only padding.
         WidError: a model returns no attention maps, or their layers or heads do not fit.
     """
     with extra("eval"):
@@ -87,8 +86,8 @@ def compare_attention(
                     "more heads."
                 )
             for at, (theirs, mine) in enumerate(zip(*maps, strict=True)):
-                asked = mask if theirs.shape[2] == mask.shape[1] else mask.new_ones(theirs.shape[0], theirs.shape[2])
-                divergence = _divergences(theirs, mine, asked)
+                queries = mask if theirs.shape[2] == mask.shape[1] else mask.new_ones(theirs.shape[0], theirs.shape[2])
+                divergence = _divergences(theirs, mine, queries)
                 if at == len(totals):
                     totals.append(torch.zeros_like(divergence))
                 totals[at] += divergence
@@ -104,16 +103,16 @@ def compare_attention(
     return AttentionComparison(found, matched, positions)
 
 
-def _divergences(teacher: Tensor, student: Tensor, asked: Tensor) -> Tensor:
-    """Return the divergence of all pairs of heads `(g, h)`, summed over the positions that ask.
+def _divergences(teacher: Tensor, student: Tensor, queries: Tensor) -> Tensor:
+    """Return the divergence of all pairs of heads `(g, h)`, summed over query positions.
 
     Args:
         teacher: maps `(b, h, q, k)`.
         student: maps `(b, g, q, k)`.
-        asked: `(b, q)`.
+        queries: `(b, q)`.
     """
-    # (positions, heads, k): rows of positions that ask
-    theirs, mine = (maps.transpose(1, 2)[asked].double() for maps in (teacher, student))
+    # (positions, heads, k): rows of query positions
+    theirs, mine = (maps.transpose(1, 2)[queries].double() for maps in (teacher, student))
     pairs = [_entropy((theirs + mine[:, head, None]) / 2) - _entropy(theirs) / 2 for head in range(mine.shape[1])]
     return torch.stack(pairs).sum(1) - _entropy(mine).sum(0)[:, None] / 2
 
@@ -138,7 +137,7 @@ def attention_maps(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> list[
 
 @contextmanager
 def eager_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Let attention be computed so that its maps exist, which fused kernels never make."""
+    """Use eager attention, since fused kernels never compute the maps."""
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:

@@ -15,7 +15,7 @@ from torch import nn
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[torch.device]:
-    """Put `model` into eval mode without gradients; afterwards each submodule has its own mode back."""
+    """Put `model` into eval mode without gradients; afterwards the mode of each submodule is restored."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -35,7 +35,7 @@ def masked_batches(
 ) -> list[dict[str, Tensor]]:
     """Padded batches with 15 % of the tokens masked, to be scored by any number of models.
 
-    Each holds input_ids, attention_mask and labels, all `(b, s)`; labels are -100 where nothing is asked.
+    Each holds input_ids, attention_mask and labels, all `(b, s)`; labels are -100 where nothing is predicted.
     The same seed and batch size mask the same positions; torch's global generator is not used.
     Raises DataError when the tokenizer has no mask token or no position was masked.
     """
@@ -58,7 +58,7 @@ def masked_lm_score(model: nn.Module, batches: Sequence[dict[str, Tensor]]) -> M
     """Score `model` on `masked_batches`: `loss = sum over masked of -log p(token) / number masked`.
 
     The mean is over tokens, so it does not depend on how they are batched. The model is measured in eval
-    mode and each of its modules gets its own mode back. Its head runs on masked positions only where it can.
+    mode, which is undone. Its head runs on masked positions only, if the model allows that.
     """
     loss, right, tokens, positions = 0.0, 0, 0, LabelledPositions(model, shifts=False)
     with eval_mode(model) as device:

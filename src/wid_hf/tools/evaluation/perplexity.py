@@ -1,4 +1,4 @@
-"""Perplexity of a decoder on texts, each by itself.
+"""Perplexity of a decoder on texts, each on its own.
 
 Takes a causal language model and batches of tokens; gives a PerplexityScore. Called by the task `perplexity`.
 """
@@ -16,7 +16,7 @@ from ...errors import DataError
 from ...progress import progress_bar
 from .eval_mode import eval_mode
 
-MOST = 700.0  # nats; exp of more is no float any longer
+MOST = 700.0  # nats; exp of more is not a finite float
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ def perplexity_score(model: nn.Module, batches: Sequence[dict[str, Tensor]]) -> 
         for batch in progress_bar(batches, "Scoring"):
             inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
             mask = inputs["attention_mask"].bool()
-            asked = mask[:, 1:] & mask[:, :-1]  # padding may stand on either side
-            logits = model(**inputs, use_cache=False).logits[:, :-1][asked].float()  # (m, v)
-            loss += functional.cross_entropy(logits, inputs["input_ids"][:, 1:][asked], reduction="sum").item()
+            predicted = mask[:, 1:] & mask[:, :-1]  # padding may be on either side
+            logits = model(**inputs, use_cache=False).logits[:, :-1][predicted].float()  # (m, v)
+            loss += functional.cross_entropy(logits, inputs["input_ids"][:, 1:][predicted], reduction="sum").item()
             tokens += len(logits)
     if not tokens:
         raise DataError("no text has two tokens or more, so nothing is predicted. Give longer texts.")

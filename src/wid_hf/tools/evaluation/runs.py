@@ -1,7 +1,7 @@
-"""Finished runs, one JSON file each, so that an interrupted evaluation goes on where it stopped.
+"""Finished runs, one JSON file each, so that an interrupted evaluation continues where it stopped.
 
-Takes what a run is made from and a function that makes it; gives its record. A record is found again by what it was
-made from alone; after a change of the code, delete the folder to measure again.
+Takes a run's settings and a function that makes the run; gives its record. A record is found by its settings alone;
+after a change of the code, delete the folder to measure again.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class Runs:
     folder: Path
 
     def get(self, made_from: Mapping[str, Any], make: Callable[[], Record]) -> Record:
-        """Return the record of the run with these settings, which `make` gives if there is none yet.
+        """Return the record of the run with these settings, or make it if there is none yet.
 
         Args:
             made_from: everything that the record depends on, as JSON can hold it; part of the record.
             make: gives the rest of the record.
 
         Raises:
-            OutputError: what lies there is no such record, or none can be written.
+            OutputError: the file is not such a record, or none can be written.
             FormatError: a newer wid_hf wrote it.
         """
         text = json.dumps(made_from, sort_keys=True)
@@ -61,5 +61,5 @@ class Runs:
         except FormatError:
             raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise OutputError(f"{file} is no record of `evaluate` ({error}). Move it away.") from error
+            raise OutputError(f"{file} is not a record of `evaluate` ({error}). Move it away.") from error
         return dict(record)

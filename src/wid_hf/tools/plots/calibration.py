@@ -1,4 +1,4 @@
-"""A picture of a calibration: what the start missed and what the lifts miss, side by side, layers x reads.
+"""A picture of a calibration: reconstruction errors before and after the fit, layers x weight inputs.
 
 Takes a `Calibration`, writes a PNG. Called by `compress`.
 """
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 CELL = (0.72, 0.3)  # inches
 LETTER = 0.09  # inches
-MOST = (8.0, 24.0)  # inches of one heat map; where cells would need more they shrink and lose their numbers
+MOST = (8.0, 24.0)  # inches of one heat map; if cells need more, they shrink and lose their numbers
 READABLE = 0.5  # inches of width that a number needs
 LABELS = 40  # names along one axis that can still be read
 DARK = 0.55  # of the colour scale: above it numbers are white
-TITLES = {"before": "missed by the start", "after": "missed with lifts"}
+TITLES = {"before": "missed by the start", "after": "missed after reconstruction"}
 
 
 @dataclass(frozen=True)
 class _Grid:
-    """Layers x reads: for each name in `columns` one site per row, None where a layer has no such read."""
+    """Layers x weight inputs: for each name in `columns` one entry per row, None if a layer has no such input."""
 
     rows: Sequence[str]
     columns: dict[str, list[InputReconstruction | None]]
@@ -39,32 +39,32 @@ class _Grid:
 def draw(calibration: Calibration, path: Path) -> None:
     """Draw a heat map into the PNG `path`, which appears when it is complete.
 
-    Rows are layers, columns the reads inside a layer; those that missed the same everywhere, such as queries and
-    keys, share one. Reads outside of layers stand below, each with its name. A dash says that nothing was
+    Rows are layers, columns the weight inputs inside a layer; inputs with the same errors everywhere, such as those of
+    queries and keys, share one. Inputs outside of layers are below, each with its name. A dash means that nothing was
     compared, an asterisk that nothing was fitted.
 
     Args:
-        calibration: with at least one site.
-        path: where to write; what is there is replaced.
+        calibration: with at least one weight input.
+        path: where to write; an existing file is replaced.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
     with extra("cli"):
-        from matplotlib.figure import Figure  # takes a while to import, and only who draws needs it
+        from matplotlib.figure import Figure  # slow to import, and only pictures need it
 
-    grid = _grid([site for site in calibration.inputs if site.layer])
-    outside = [site for site in calibration.inputs if not site.layer]
-    named = LETTER * max((len(site.place) + 7 for site in outside), default=0)
+    grid = _grid([entry for entry in calibration.inputs if entry.layer])
+    outside = [entry for entry in calibration.inputs if not entry.layer]
+    named = LETTER * max((len(entry.place) + 7 for entry in outside), default=0)
     width = min(max(CELL[0] * max(len(grid.columns), 4), named), MOST[0])
     heights = [min(CELL[1] * len(part), MOST[1]) for part in (grid.rows, outside)]
     figure = Figure(figsize=(2 * width + 3, sum(heights) + 2.8), layout="constrained")
     figure.suptitle(
-        f"What the student misses of what the teacher reads\n{calibration.positions:,} positions, "
+        f"What the student misses of the teacher's inputs\n{calibration.positions:,} positions, "
         f"{calibration.seconds:.0f} s",
         fontsize="medium",
     )
-    shown = [share for site in calibration.inputs for share in (site.before, site.after) if isfinite(share)]
+    shown = [share for entry in calibration.inputs for share in (entry.before, entry.after) if isfinite(share)]
     style = {"cmap": "YlOrRd", "vmin": 0.0, "vmax": min(max([0.01, *shown]), 1.0), "aspect": "auto"}
     drawn = [bool(grid.rows), bool(outside)]
     axes = figure.subplots(
@@ -86,18 +86,18 @@ def draw(calibration: Calibration, path: Path) -> None:
         figure.savefig(unfinished, format="png", dpi=110)
 
 
-def _grid(sites: Sequence[InputReconstruction]) -> _Grid:
-    """Return the sites of layers in rows and columns; a weight that is used again has a second row."""
-    stacks = {site.layer.rpartition(".")[0] for site in sites}
+def _grid(entries: Sequence[InputReconstruction]) -> _Grid:
+    """Return the entries of layers in rows and columns; a weight that is used again has a second row."""
+    stacks = {entry.layer.rpartition(".")[0] for entry in entries}
     cells: dict[str, dict[tuple[int, int], InputReconstruction]] = {}
     times: Counter[str] = Counter()
-    for site in sites:
-        stack, _, number = site.layer.rpartition(".")
-        place = site.place if len(stacks) == 1 else f"{stack}: {site.place}"
-        cells.setdefault(place, {})[int(number), times[site.weight]] = site
-        times[site.weight] += 1
+    for entry in entries:
+        stack, _, number = entry.layer.rpartition(".")
+        place = entry.place if len(stacks) == 1 else f"{stack}: {entry.place}"
+        cells.setdefault(place, {})[int(number), times[entry.weight]] = entry
+        times[entry.weight] += 1
     keys = sorted({key for column in cells.values() for key in column})
-    rows = [f"{number}" if not again else f"{number}, read {again + 1}" for number, again in keys]
+    rows = [f"{number}" if not again else f"{number}, use {again + 1}" for number, again in keys]
     alike: dict[Any, list[str]] = {}
     for place, column in cells.items():
         alike.setdefault(tuple((k, s.before, s.after, s.note) for k, s in sorted(column.items())), []).append(place)
@@ -115,7 +115,7 @@ def _joined(places: Sequence[str]) -> str:
 
 
 def _draw_layers(axes: Axes, grid: _Grid, which: str, style: dict[str, Any], numbers: bool, names: bool) -> None:
-    columns = [[_share(site, which) for site in column] for column in grid.columns.values()]
+    columns = [[_share(entry, which) for entry in column] for column in grid.columns.values()]
     axes.imshow(list(zip(*columns, strict=True)), **style)
     _ticks(axes, grid)
     axes.tick_params(labelleft=names)
@@ -123,21 +123,21 @@ def _draw_layers(axes: Axes, grid: _Grid, which: str, style: dict[str, Any], num
         axes.set_ylabel("layer")
     if numbers:
         for x, column in enumerate(grid.columns.values()):
-            for y, site in enumerate(column):
-                _number(axes, x, y, site, which, style["vmax"])
+            for y, entry in enumerate(column):
+                _number(axes, x, y, entry, which, style["vmax"])
 
 
-def _draw_outside(axes: Axes, sites: Sequence[InputReconstruction], which: str, style: dict[str, Any]) -> None:
-    axes.imshow([[_share(site, which)] for site in sites], **style)
+def _draw_outside(axes: Axes, entries: Sequence[InputReconstruction], which: str, style: dict[str, Any]) -> None:
+    axes.imshow([[_share(entry, which)] for entry in entries], **style)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
-    for y, site in enumerate(sites):
-        _number(axes, 0, y, site, which, style["vmax"], f"{site.place}  ")
+    for y, entry in enumerate(entries):
+        _number(axes, 0, y, entry, which, style["vmax"], f"{entry.place}  ")
 
 
 def _ticks(axes: Axes, grid: _Grid) -> None:
-    """Name columns and rows, every n-th where there are too many to read."""
+    """Name columns and rows, only every n-th if there are too many to read."""
     skip = 1 + len(grid.columns) // LABELS
     names = [name.replace(".{", ".\n{") for name in grid.columns]
     axes.set_xticks(range(0, len(names), skip), names[::skip], rotation=35, ha="right", rotation_mode="anchor")
@@ -147,15 +147,15 @@ def _ticks(axes: Axes, grid: _Grid) -> None:
 
 
 def _number(
-    axes: Axes, x: int, y: int, site: InputReconstruction | None, which: str, most: float, name: str = ""
+    axes: Axes, x: int, y: int, entry: InputReconstruction | None, which: str, most: float, name: str = ""
 ) -> None:
-    if site is None:
+    if entry is None:
         return
-    share = _share(site, which)
-    star = "*" if site.note and which == "after" else ""
+    share = _share(entry, which)
+    star = "*" if entry.note and which == "after" else ""
     colour = "white" if isfinite(share) and share > DARK * most else "black"
     axes.text(x, y, f"{name}{percent(share)}{star}", ha="center", va="center", fontsize="small", color=colour)
 
 
-def _share(site: InputReconstruction | None, which: str) -> float:
-    return nan if site is None else float(getattr(site, which))
+def _share(entry: InputReconstruction | None, which: str) -> float:
+    return nan if entry is None else float(getattr(entry, which))

@@ -1,4 +1,4 @@
-"""`eval_report.json`: how well a model does on tasks, in numbers that other commands read.
+"""`eval_report.json`: how well a model does on tasks, in numbers for other commands.
 
 Takes the records of runs; gives a summary of each task, a JSON file and a table. Written by `evaluate`; nothing in it
 is typed by hand.
@@ -34,8 +34,8 @@ class TaskResult:
 
     Attributes:
         task: its name.
-        title: what tables call it.
-        figures: by which it is scored; the first decides.
+        title: its name in tables.
+        figures: its scores; the first decides.
         best_learning_rate: that with the best mean of the first figure on the split `dev` over all seeds; None
             without training.
         mean: of the runs at that learning rate, by split and figure.
@@ -85,7 +85,7 @@ class EvalReport:
         """Return what `save` wrote into `folder`.
 
         Raises:
-            OutputError: it is no report.
+            OutputError: it is not a report.
             FormatError: a newer wid_hf wrote it.
         """
         path = folder / FILE_NAME

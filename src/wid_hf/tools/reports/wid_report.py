@@ -1,4 +1,4 @@
-"""`wid_report.json`: what a run did, in numbers that other commands read.
+"""`wid_report.json`: what a run did, in numbers for other commands.
 
 Takes the figures of a run, gives a JSON file, a table and a picture of the calibration. Written by `compress`;
 nothing in it is typed by hand.
@@ -62,11 +62,11 @@ class Report:
 
     Attributes:
         teacher: name or folder of the teacher.
-        requested: the sizes asked for.
-        head_strategy: `dim` or `head`: what was asked for, or what `auto` took.
-        method: how the student was made, in a word: `wid`, `wid-progressive`, `wid-kd`, or that of another recipe.
+        requested: the requested sizes.
+        head_strategy: `dim` or `head`: as requested, or as `auto` decided.
+        method: how the student was made: `wid`, `wid-progressive`, `wid-kd`, or that of another recipe.
         start: how it started, such as `calibrated, pivots` or `random weights`.
-        calibration: what was missed of every layer's input before and after; None for an identity start.
+        calibration: the reconstruction error of every weight input before and after; None for an identity start.
         objective: `masked-lm` or `following`.
         sizes: parameters in all, encoder parameters and bytes of weights, for `teacher` and `student`.
         scores: figures on held-out texts, for `teacher`, `start` (before training) and `student`; without
@@ -77,12 +77,12 @@ class Report:
         losses: training loss `[step, loss]` as logged.
         schedule: of a progressive training, the `WidSchedule` as a dictionary; None if it was narrow throughout.
         widths: kept indices `[step, number]` of each coupled dimension of a progressive training, as logged.
-        settled: what becomes of heads, and why; None where the request left nothing open.
-        title: what cards call the method.
+        settled: how heads and other sizes changed, and why; None if the request left nothing open.
+        title: the method's name in cards.
         weights: whether the student's weights were `folded` from the teacher's, `cut` out of them, or `random`.
         narrow_from: the step after which a progressive training was narrow.
         fingerprints: SHA-256 of the weights in float32, for `teacher` and `student`; `eval_report.json` holds the same.
-        latency: of `teacher` and `student`; None where it was not measured.
+        latency: of `teacher` and `student`; None if it was not measured.
         command: the command line; None for a call from Python.
         stopped: why training ended before its last step, and after which; None if it did not.
         settings: batch size, learning rates and the other settings of the run.
@@ -130,7 +130,7 @@ class Report:
         return path
 
     def draw(self, folder: Path) -> None:
-        """Draw into `folder` what there is to draw: the calibration, widths over steps.
+        """Draw pictures into `folder`: of the calibration, and of widths over steps, if there are any.
 
         Raises:
             MissingExtraError: matplotlib is not installed.
@@ -141,7 +141,7 @@ class Report:
             draw_widths(self.widths, self.narrow_from, folder / WIDTHS_PICTURE)
 
     def table(self) -> Table:
-        """Return teacher, start and student side by side; no start where nothing was trained."""
+        """Return teacher, start and student side by side; no start if nothing was trained."""
         with extra("cli"):
             from rich.table import Table
 

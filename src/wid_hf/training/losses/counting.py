@@ -1,6 +1,6 @@
 """What counts in a batch: positions and rows with labels, attended positions, and means over them.
 
-Pure functions of a batch. Called by all losses between a student and its teacher, and where micro-batches are weighted.
+Pure functions of a batch. Called by all losses between a student and its teacher, and by `accumulation`.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from ..labelled_positions import NO_LABEL, shifts_labels
 
 
 def counted_positions(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Tensor | None:
-    """Return which positions `(b, s)`, or rows `(b,)`, have labels; attended ones where there are no labels.
+    """Return which positions `(b, s)`, or rows `(b,)`, have labels; attended ones if there are no labels.
 
-    None where the batch has neither: then all count.
+    None if the batch has neither: then all count.
     """
     labels, mask = inputs.get("labels"), inputs.get("attention_mask")
     if not isinstance(labels, Tensor):
         return mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
-    if labels.is_floating_point():  # numbers to be met, of which none stands for "no label"
+    if labels.is_floating_point():  # a regression's targets, of which none means "no label"
         return torch.ones_like(labels, dtype=torch.bool)
     counted = labels.ne(NO_LABEL)
     return functional.pad(counted[:, 1:], (0, 1)) if shifts_labels(model) and counted.ndim > 1 else counted
 
 
 def shares(counted: Tensor | None, inputs: Mapping[str, Any]) -> Tensor:
-    """Return the part `(b,)` that each row has of what counts in a batch."""
+    """Return each row's share `(b,)` of what counts in a batch."""
     rows = rows_of(inputs)
     weights = torch.ones(rows) if counted is None else counted.reshape(rows, -1).sum(1)
     return weights / weights.sum().clamp(min=1)
 
 
 def mean_of(losses: Tensor) -> Tensor:
-    """Return the mean of `losses (n,)`; 0 where there are none."""
+    """Return the mean of `losses (n,)`; 0 if there are none."""
     return losses.sum() / max(len(losses), 1)
 
 
@@ -53,7 +53,7 @@ def rows_of(inputs: Mapping[str, Any]) -> int:
 
 
 def attended_positions(state: Tensor, inputs: Mapping[str, Any]) -> Tensor:
-    """Return which positions of `state (b, s, n)` are no padding."""
+    """Return which positions of `state (b, s, n)` are not padding."""
     mask = inputs.get("attention_mask")
     if isinstance(mask, Tensor) and mask.shape == state.shape[:2]:
         return mask.bool()

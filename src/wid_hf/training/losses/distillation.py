@@ -1,7 +1,7 @@
 """Distillation from the frozen teacher: the sum of terms, each of which compares one thing in student and teacher.
 
 Takes a wid model whose teacher's weights do not train, and batches; gives a term for the training loss. The teacher
-is the very tensors that the student is folded from, so there is no second copy. Called by `WidTrainer`.
+has the tensors that the student is folded from, so there is no second copy. Called by `WidTrainer`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Distillation:
 
     Attributes:
         terms: the losses that are added up.
-        labelled: how the teacher's head is kept to labelled positions; None where all positions of it are compared.
+        labelled: runs the teacher's head on labelled positions only; None if all positions are compared.
 
     Raises:
         ConfigError: an unknown loss.
@@ -52,20 +52,20 @@ class Distillation:
         kinds = [TERMS[name] for name in DISTILLED if name in losses]
         everywhere = any(kind.at_all_positions for kind in kinds)
         self.labelled = None if everywhere else LabelledPositions(self._wid.teacher)
-        setup = self._setup({name: value for kind in kinds for name, value in kind.asks.items()})
+        setup = self._setup({name: value for kind in kinds for name, value in kind.forward_arguments.items()})
         self.terms = [kind(setup) for kind in kinds]
 
     def is_of(self, model: PeftModel, losses: Collection[str], temperature: float) -> bool:
-        """Return whether it was made from these."""
+        """Return whether it was made from these arguments."""
         return (model.base_model, tuple(losses), temperature) == (self._wid, self.losses, self.temperature)
 
     def watching(self) -> AbstractContextManager[Seen]:
-        """Note what the student reads and returns in the forward inside; leave no hook behind."""
+        """Record inputs and outputs of the student's modules in the forward inside; then remove the hooks."""
         return self._watched(self._wid.model)
 
     @torch.no_grad()
     def target(self, inputs: Mapping[str, Any]) -> Seen:
-        """Run the teacher, in evaluation mode, its language-model head on labelled positions only where that does."""
+        """Run the teacher in evaluation mode, its language-model head on labelled positions only if that is enough."""
         teacher = self._wid.teacher.eval()
         picked = nullcontext(False) if self.labelled is None else self.labelled.only(inputs, together=True)
         with picked as labelled, self._watched(teacher) as seen:
@@ -76,32 +76,32 @@ class Distillation:
     def loss(self, student: Seen, teacher: Seen, inputs: Mapping[str, Any]) -> Tensor:
         """Return the sum of the losses of one batch.
 
-        What belongs to a row as a whole (hidden states, relations) counts as often as the row has labels. So every
-        loss is a mean over labels, and those of micro-batches, each multiplied by its part of the labels, add up to
-        that of one large batch.
+        Losses of whole rows (hidden states, relations) are weighted by the number of labels of a row. So every loss is
+        a mean over labels, and those of micro-batches, each multiplied by its share of the labels, add up to the loss
+        of one large batch.
 
         Args:
-            student: what its forward showed `watching`.
-            teacher: what `target` showed.
+            student: from `watching`.
+            teacher: from `target`.
             inputs: keyword arguments of both forwards.
 
         Raises:
-            DataError: labels that do not go with the logits one by one.
-            TrainingError: the student's forward did not show what the teacher's did.
+            DataError: there is not one label for each row of logits.
+            TrainingError: the student's forward lacks outputs that the teacher's has.
         """
         counted = counted_positions(self._wid.teacher, inputs)
         return torch.stack([term.of_batch(student, teacher, inputs, counted) for term in self.terms]).sum()
 
     def _watched(self, model: nn.Module) -> AbstractContextManager[Seen]:
-        reading = {name for term in self.terms for name in term.reading}
-        returning = {name for term in self.terms for name in term.returning}
-        return watch(model, reading, returning)
+        of_inputs = {name for term in self.terms for name in term.input_modules}
+        of_outputs = {name for term in self.terms for name in term.output_modules}
+        return watch(model, of_inputs, of_outputs)
 
-    def _setup(self, asked: Mapping[str, Any]) -> Setup:
-        """Run the teacher once on the smallest example of its trace, and note what every module reads and returns."""
+    def _setup(self, arguments: Mapping[str, Any]) -> Setup:
+        """Run the teacher once on the smallest example of its trace, and record inputs and outputs of every module."""
         teacher = self._wid.teacher
         inputs = prepared(teacher, self._wid.student_plan.trace.examples[0].inputs)
         modules = [path for path, _ in teacher.named_modules() if path]
         with quiet_forward(teacher), watch(teacher, modules, modules) as seen:
-            seen.output = teacher(**inputs, **asked)
+            seen.output = teacher(**inputs, **arguments)
         return Setup(self._wid, seen, rows_of(inputs), self.temperature)

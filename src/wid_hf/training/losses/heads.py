@@ -1,7 +1,7 @@
-"""Where the queries, keys and values of attention are in what modules return, in teacher and student alike.
+"""Where the queries, keys and values of attention are in the outputs of modules, in teacher and student.
 
-Takes a plan and the teacher's trace; gives modules with stretches of their outputs. Nothing is found by names. Called
-by the losses that compare a student with its teacher.
+Takes a plan and the teacher's trace; gives modules with ranges of their outputs. Nothing is found by names. Called by
+the losses that compare a student with its teacher.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ...coupling.carrier import Carrier
 
 @dataclass(frozen=True)
 class Heads:
-    """Which of the `width` indices that a module returns make attention heads, and how many."""
+    """Which of the `width` output indices of a module are attention heads, and how many heads these are."""
 
     width: int
     start: int
@@ -25,11 +25,11 @@ class Heads:
     heads: int
 
 
-Rows = tuple[str, Heads, Heads]  # a module, with the stretch of the teacher's output and that of the student's
+Rows = tuple[str, Heads, Heads]  # a module, with the range of the teacher's output and that of the student's
 
 
 def value_rows(plan: Plan) -> Iterator[Rows]:
-    """Yield each module with rows that another weight reads mixed over positions, head by head: its values."""
+    """Yield each module whose outputs are another weight's input, mixed over positions in each head: values."""
     for read in plan.weight_inputs:
         carrier = read.carrier
         if carrier is None or len(plan.axes[carrier.parameter]) != 2:
@@ -41,7 +41,7 @@ def value_rows(plan: Plan) -> Iterator[Rows]:
 
 
 def query_and_key_rows(plan: Plan, trace: Trace) -> Iterator[tuple[Rows, Rows]]:
-    """Yield each two modules with rows that meet in a product over what a head has of them: queries and keys."""
+    """Yield each pair of modules whose outputs are multiplied with each other in each head: queries and keys."""
     for keys, queries in trace.carried_by.items():
         both = queries, keys
         if all(

@@ -1,4 +1,4 @@
-"""Distillation of hidden states: the student's, carried to the teacher's width by its own compactors (the lift)."""
+"""Distillation of hidden states: the teacher's, reconstructed from the student's by the student's compactors."""
 
 from __future__ import annotations
 
@@ -21,54 +21,54 @@ Place = tuple[str, int]  # a weight and one of its axes
 
 
 class HiddenTerm(RowTerm):
-    """The mean of `missed_energy` over all hidden states that weights read.
+    """The mean `reconstruction_error` over all hidden states that are inputs of weights.
 
     Attributes:
-        readers: modules that read hidden states, by call, and the map by which those of student and teacher are
-            compared: a `Compactor` lifts the student's, an `IndexSelect` selects among the teacher's; None where both
-            are equally wide.
+        places: for each call of a module whose input is hidden states, the weight's axis with the map by which student
+            and teacher are compared: a `Compactor` reconstructs the teacher's, an `IndexSelect` selects of the
+            teacher's; None if both are equally wide.
 
     Raises:
-        TeacherError: the teacher returns no hidden states, or no weight reads them as `(batch, positions, width)`.
+        TeacherError: the teacher returns no hidden states, or no weight has them as `(batch, positions, width)` input.
     """
 
     name = "hidden"
-    asks: ClassVar[Mapping[str, Any]] = {"output_hidden_states": True}
-    at_all_positions = True  # the head reads hidden states as well
+    forward_arguments: ClassVar[Mapping[str, Any]] = {"output_hidden_states": True}
+    at_all_positions = True  # hidden states are the head's input as well
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        places = dict(_readers(self.wid, _streams(setup)))
-        # Call by call: DeBERTa-v2's keys read hidden states, and then the table of relative positions.
-        self.readers: dict[Call, Place | None] = {
-            call: places[call[0]]
-            for call, tensor in setup.seen.read.items()
-            if call[0] in places and setup.is_batch(tensor)
+        by_module = dict(_places(self.wid, _streams(setup)))
+        # By call: the input of DeBERTa-v2's keys is first hidden states, then the table of relative positions.
+        self.places: dict[Call, Place | None] = {
+            call: by_module[call[0]]
+            for call, tensor in setup.seen.given.items()
+            if call[0] in by_module and setup.is_batch(tensor)
         }
-        if not self.readers:
-            setup.refuse(self.name, "has no weight that reads hidden states of (batch, positions, width)")
+        if not self.places:
+            setup.refuse(self.name, "has no weight whose input is hidden states of (batch, positions, width)")
 
     @property
-    def reading(self) -> set[str]:
-        """The modules that read hidden states."""
-        return {name for name, _ in self.readers}
+    def input_modules(self) -> set[str]:
+        """The modules whose inputs are hidden states."""
+        return {name for name, _ in self.places}
 
     def of_rows(self, student: Seen, teacher: Seen, inputs: Mapping[str, Any]) -> Tensor:
-        """Return per row the mean over all states of what is missed of the teacher's; 0 where both ran no layer."""
+        """Return per row the mean reconstruction error over all states; 0 if no layer ran in both models."""
         made, losses, done = folded_weights(self.wid.model), [], set()
-        for call, (mine, theirs) in pairs(student, student.read, teacher.read).items():
-            # Queries, keys and values read one tensor: the first of them lifts it. Others read something else as well.
-            if call not in self.readers or id(theirs) in done:
+        for call, (mine, theirs) in pairs(student, student.given, teacher.given).items():
+            # Queries, keys and values have one input: it is compared once. Some modules have other inputs as well.
+            if call not in self.places or id(theirs) in done:
                 continue
             done.add(id(theirs))
-            place = self.readers[call]
+            place = self.places[call]
             by = made[place[0]].maps[str(place[1])] if place is not None else None
-            lifted, wanted = _in_one_width(by, mine, theirs)
-            losses.append(missed_energy(lifted, wanted, attended_positions(theirs, inputs)))
+            student_states, teacher_states = _in_one_width(by, mine, theirs)
+            losses.append(reconstruction_error(student_states, teacher_states, attended_positions(theirs, inputs)))
         return torch.stack(losses).mean(0) if losses else torch.zeros(rows_of(inputs), device=self.device)
 
 
-def missed_energy(student: Tensor, teacher: Tensor, attended: Tensor) -> Tensor:
+def reconstruction_error(student: Tensor, teacher: Tensor, attended: Tensor) -> Tensor:
     """Return per row `(b,)` the share `|s - t|^2 / |t|^2` over attended positions, of states `(b, s, n)`."""
     mask = attended.unsqueeze(-1)
     student, teacher = full(student), full(teacher)
@@ -77,7 +77,7 @@ def missed_energy(student: Tensor, teacher: Tensor, attended: Tensor) -> Tensor:
 
 
 def _in_one_width(by: nn.Module | None, mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the states of student and teacher: the student's lifted, or the teacher's selected, `by` the map."""
+    """Return the states of both in one width: the student's mapped, or the teacher's selected, `by` the map."""
     if isinstance(by, Compactor):
         return mine.to(by.matrix.dtype) @ by.matrix, theirs
     if isinstance(by, IndexSelect):
@@ -99,27 +99,27 @@ def _streams(setup: Setup) -> set[Key]:
     }
 
 
-def _readers(wid: WidModel, streams: set[Key]) -> Iterator[tuple[str, Place | None]]:
-    """Yield each module that reads one of `streams`, with the map that compares what it reads."""
+def _places(wid: WidModel, streams: set[Key]) -> Iterator[tuple[str, Place | None]]:
+    """Yield each module whose input is one of `streams`, with the weight's axis whose map compares its inputs."""
     plan = wid.plan
     fitted = {plan.weight_inputs[at].weight for at in plan.fitted}
-    for path, read in _weight_inputs(wid).items():
-        dim = plan.axes[read.weight][read.axis]
+    for path, weight_input in _weight_inputs(wid).items():
+        dim = plan.axes[weight_input.weight][weight_input.axis]
         if key(dim) not in streams:
             continue
         if plan.size(dim) == dim.size:
             yield path, None
-        elif read.weight in fitted:
-            yield path, (read.weight, read.axis)
-        elif (place := _selecting(wid, dim)) is not None:  # a tied decoder's columns write as well as read
+        elif weight_input.weight in fitted:
+            yield path, (weight_input.weight, weight_input.axis)
+        elif (place := _selecting(wid, dim)) is not None:  # a tied decoder's columns are also looked up
             yield path, place
 
 
 def _weight_inputs(wid: WidModel) -> dict[str, WeightInput]:
-    """Return what every module that holds a weight multiplies it with, by all names of the module."""
-    read = {read.weight: read for read in wid.plan.weight_inputs if not read.routed}
+    """Return the weight input of every module with a weight, under all names of the module."""
+    by_weight = {each.weight: each for each in wid.plan.weight_inputs if not each.routed}
     names = wid.student_plan.trace.aliases
-    return {name.rpartition(".")[0]: read[first] for name, first in names.items() if first in read}
+    return {name.rpartition(".")[0]: by_weight[first] for name, first in names.items() if first in by_weight}
 
 
 def _selecting(wid: WidModel, dim: Dim) -> Place | None:

@@ -33,14 +33,14 @@ class LogitsTerm(Term):
         """Return the mean over what counts.
 
         Raises:
-            DataError: labels that do not go with the logits one by one.
+            DataError: there is not one label for each row of logits.
         """
         refuse_scores(inputs, teacher.output.logits)
         return mean_of(counted_logits_loss(student, teacher, counted, self.temperature))
 
 
 def refuse_scores(inputs: Mapping[str, Any], logits: Tensor) -> None:
-    """Refuse to compare logits as those of classes that exclude each other where labels are scores for each class.
+    """Refuse labels that are scores for each class: the loss compares classes that exclude each other.
 
     Raises:
         DataError: multi-label classification, or a regression to several numbers.
@@ -58,7 +58,7 @@ def counted_logits_loss(student: Seen, teacher: Seen, counted: Tensor | None, te
     """Return `logits_loss` of the positions or rows that count, `(n,)`.
 
     Raises:
-        DataError: labels that do not go with the logits one by one.
+        DataError: there is not one label for each row of logits.
     """
     mine, theirs = (_counted_logits(seen, counted) for seen in (student, teacher))
     return logits_loss(mine, theirs, temperature)
@@ -69,7 +69,7 @@ def _counted_logits(seen: Seen, counted: Tensor | None) -> Tensor:
     logits: Tensor = seen.output.logits
     if counted is None:
         return logits.flatten(0, -2)
-    if seen.labelled:  # in the order of the positions, with one more where labels are shifted or none is there
+    if seen.labelled:  # in the order of the positions, and one more if labels are shifted or there are none
         return logits.flatten(0, -2)[: int(counted.sum())]
     if counted.shape != logits.shape[:-1]:
         raise DataError(

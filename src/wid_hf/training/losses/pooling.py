@@ -1,4 +1,4 @@
-"""One vector a text: the mean of its tokens' hidden states."""
+"""One vector per text: the mean of its tokens' hidden states."""
 
 from __future__ import annotations
 

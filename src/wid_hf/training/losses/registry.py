@@ -6,10 +6,10 @@ from collections.abc import Collection, Iterable
 
 from ...errors import ConfigError
 
-# What each loss compares. A name means the same in every trainer that takes it.
+# What each loss compares. A name means the same in every trainer that accepts it.
 LOSSES = {
     "logits": "class probabilities, softened by a temperature",
-    "hidden": "all hidden states, the student's lifted by its own compactors",
+    "hidden": "all hidden states, reconstructed from the student's by its compactors",
     "relations": "which positions the last layer's attention relates (MiniLM)",
     "layers": "hidden states through learned maps, and attention scores (TinyBERT)",
     "states": "last hidden states, and the cosines between texts",
@@ -19,19 +19,19 @@ FOLLOWED = "states"  # what `FollowingTrainer` trains with
 
 
 def refuse_unknown(given: Iterable[str], legal: Collection[str], argument: str) -> None:
-    """Refuse names of losses that a trainer does not take.
+    """Refuse names of losses that a trainer does not accept.
 
     Args:
         given: the names.
-        legal: those that the trainer takes.
-        argument: of the trainer, for the message.
+        legal: those that the trainer accepts.
+        argument: its name in the message.
 
     Raises:
-        ConfigError: names what is unknown, and every legal name with what it compares.
+        ConfigError: lists the unknown names, and every legal name with what it compares.
     """
     if unknown := [name for name in given if name not in legal]:
         known = "; ".join(f'"{name}" ({LOSSES[name]})' for name in legal)
-        raise ConfigError(f"{argument}={unknown} is unknown; it takes some of {known}.")
+        raise ConfigError(f"{argument}={unknown} is unknown; legal are {known}.")
 
 
 def quoted(names: Iterable[str]) -> str:

@@ -20,7 +20,7 @@ class RelationsTerm(RowTerm):
     """`relation_loss` of the values of the last layer that both models ran: training may skip layers (layerdrop).
 
     Attributes:
-        values: of each layer in order, the module that returns them, and which of its outputs they are.
+        values: for each layer in order, the module that returns values, and which of its outputs they are.
 
     Raises:
         TeacherError: no module of the teacher returns values as `(batch, positions, width)`.
@@ -36,21 +36,21 @@ class RelationsTerm(RowTerm):
             setup.refuse(self.name, "has no attention whose values are returned as (batch, positions, width)")
 
     @property
-    def returning(self) -> set[str]:
+    def output_modules(self) -> set[str]:
         """The modules that return values."""
         return {name for name, *_ in self.values}
 
     def of_rows(self, student: Seen, teacher: Seen, inputs: Mapping[str, Any]) -> Tensor:
-        """Return the loss of each row; 0 where the models ran no layer in common."""
+        """Return the loss of each row; 0 if no layer ran in both models."""
         shown = {name: both for (name, _), both in pairs(student, student.returned, teacher.returned).items()}
         ran = [values for values in self.values if values[0] in shown]
         if not ran:
             return torch.zeros(rows_of(inputs), device=self.device)
-        name, *stretches = ran[-1]
+        name, *ranges = ran[-1]
         mine, theirs = shown[name]
-        # A student that is still wide has the teacher's stretch.
+        # A student that is still wide has the teacher's range.
         of_student, of_teacher = (
-            next(each for each in stretches if each.width == tensor.shape[-1]) for tensor in (mine, theirs)
+            next(each for each in ranges if each.width == tensor.shape[-1]) for tensor in (mine, theirs)
         )
         return relation_loss(
             mine[..., of_student.start : of_student.stop],

@@ -1,7 +1,7 @@
 """One term of the training loss that compares a student with the teacher that it is folded from.
 
-Takes a wid model and what one tiny forward of its teacher showed; gives the loss of each batch. Subclasses are in a
-file each, by the name of their loss; `Distillation` adds them up.
+Takes a wid model and the inputs and outputs of modules in one tiny forward of its teacher; gives the loss of each
+batch. Each subclass has a file with the name of its loss; `Distillation` adds the terms up.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Setup:
 
     Attributes:
         wid: the wid model.
-        seen: a forward of the teacher on a small example: what all its modules read and returned.
+        seen: a forward of the teacher on a small example, with inputs and outputs of all its modules.
         rows: how many rows the example has.
         temperature: of logits.
     """
@@ -53,15 +53,15 @@ class Term(ABC):
     """A loss between a student and its teacher: a mean over the labels of a batch.
 
     Attributes:
-        name: by which it is asked for.
-        asks: keyword arguments for the small forward of the teacher.
+        name: the loss's name.
+        forward_arguments: keyword arguments for the small forward of the teacher.
         at_all_positions: whether the language-model head must run on positions without labels as well.
-        reading: names of the modules whose inputs it looks at.
-        returning: names of the modules whose outputs it looks at.
+        input_modules: names of the modules whose inputs it compares.
+        output_modules: names of the modules whose outputs it compares.
     """
 
     name: ClassVar[str]
-    asks: ClassVar[Mapping[str, Any]] = {}
+    forward_arguments: ClassVar[Mapping[str, Any]] = {}
     at_all_positions: ClassVar[bool] = False
 
     @abstractmethod
@@ -73,12 +73,12 @@ class Term(ABC):
         """
 
     @property
-    def reading(self) -> Collection[str]:
+    def input_modules(self) -> Collection[str]:
         """None, if the subclass names none."""
         return frozenset()
 
     @property
-    def returning(self) -> Collection[str]:
+    def output_modules(self) -> Collection[str]:
         """None, if the subclass names none."""
         return frozenset()
 
@@ -87,15 +87,15 @@ class Term(ABC):
         """Return the loss of one batch.
 
         Args:
-            student: what its forward showed.
-            teacher: what the teacher's showed.
+            student: recorded in the student's forward.
+            teacher: recorded in the teacher's forward.
             inputs: keyword arguments of both forwards.
-            counted: which positions or rows have labels; None where all count.
+            counted: which positions or rows have labels; None if all count.
         """
 
 
 class RowTerm(Term):
-    """A loss of rows as a whole, each of which counts as often as it has labels.
+    """A loss of whole rows, weighted by the number of labels of each row.
 
     Raises:
         TeacherError: the teacher has two sequences, an encoder's and a decoder's.
@@ -111,14 +111,14 @@ class RowTerm(Term):
 
     @property
     def device(self) -> torch.device:
-        """Where the teacher is now."""
+        """The teacher's current device."""
         return self.wid.teacher.device
 
     def of_batch(self, student: Seen, teacher: Seen, inputs: Mapping[str, Any], counted: Tensor | None) -> Tensor:
         """Return the mean over rows.
 
         Raises:
-            TrainingError: the student's forward did not show what the teacher's did, or without gradients.
+            TrainingError: the student's forward lacks outputs that the teacher's has, or has them without gradients.
         """
         refuse_detached(student)
         share = shares(counted, inputs).to(self.device)

@@ -1,7 +1,7 @@
-"""What one forward of a model shows to those who compare two models: what modules read and what they return.
+"""Records inputs and outputs of modules in one forward of a model.
 
-Takes a model and names of modules; hooks are there while a forward runs, and gone after it. Called by the losses that
-compare a student with its teacher.
+Takes a model and names of modules; hooks exist only while a forward runs. Called by the losses that compare a student
+with its teacher.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ Call = tuple[str, int]  # a module, and how often it was called before in the sa
 
 @dataclass
 class Seen:
-    """What one forward showed.
+    """What was recorded in one forward.
 
     Attributes:
-        read: the tensors that modules read, in order, by call.
-        returned: the tensors that modules returned.
-        ran: whether the model's own call was seen, without which nothing can be.
-        recorded: False where some of these were made without gradients.
-        output: what the model returned.
+        given: the input tensors of modules, in order, by call.
+        returned: the output tensors of modules.
+        ran: whether hooks ran at all.
+        recorded: False if some of these were computed without gradients.
+        output: the model's output.
         labelled: whether its logits are those of labelled positions only, as `LabelledPositions` makes them.
     """
 
-    read: dict[Call, Tensor] = field(default_factory=dict)
+    given: dict[Call, Tensor] = field(default_factory=dict)
     returned: dict[Call, Tensor] = field(default_factory=dict)
     ran: bool = False
     recorded: bool = True
@@ -42,20 +42,20 @@ class Seen:
 
 
 @contextmanager
-def watch(model: nn.Module, readers: Collection[str], returning: Collection[str]) -> Iterator[Seen]:
-    """Note the first tensor that each of `readers` is given and that each of `returning` returns."""
+def watch(model: nn.Module, of_inputs: Collection[str], of_outputs: Collection[str]) -> Iterator[Seen]:
+    """Record the first input tensor of modules in `of_inputs`, and the first output tensor of those in `of_outputs`."""
     seen = Seen()
-    read: Counter[str] = Counter()
+    given: Counter[str] = Counter()
     returned: Counter[str] = Counter()
 
     def note_run(module: nn.Module, args: Any) -> None:
         seen.ran = True
 
-    def note_read(name: str) -> Any:
+    def note_given(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
             if args and isinstance(args[0], Tensor):
-                seen.read[name, read[name]] = args[0]
-            read[name] += 1
+                seen.given[name, given[name]] = args[0]
+            given[name] += 1
             seen.recorded &= torch.is_grad_enabled()
 
         return hook
@@ -72,38 +72,38 @@ def watch(model: nn.Module, readers: Collection[str], returning: Collection[str]
 
     with ExitStack() as stack:
         stack.callback(model.register_forward_pre_hook(note_run).remove)
-        for name in readers:
-            stack.callback(model.get_submodule(name).register_forward_pre_hook(note_read(name)).remove)
-        for name in returning:
+        for name in of_inputs:
+            stack.callback(model.get_submodule(name).register_forward_pre_hook(note_given(name)).remove)
+        for name in of_outputs:
             stack.callback(model.get_submodule(name).register_forward_hook(note_returned(name)).remove)
         yield seen
 
 
 def pairs(
-    student: Seen, shown: Mapping[Call, Tensor], wanted: Mapping[Call, Tensor]
+    student: Seen, mine: Mapping[Call, Tensor], theirs: Mapping[Call, Tensor]
 ) -> dict[Call, tuple[Tensor, Tensor]]:
-    """Return what both forwards showed, by call, in the student's order.
+    """Return the tensors that were recorded in both forwards, by call, in the student's order.
 
-    A student that trains may skip layers at random (layerdrop), of which nothing is returned then.
+    A student that trains may skip layers at random (layerdrop); the result then lacks these.
 
     Args:
-        student: what the student's forward showed.
-        shown: of that, what is to be compared.
-        wanted: the same of the teacher.
+        student: recorded in the student's forward.
+        mine: its inputs or its outputs.
+        theirs: the same of the teacher.
 
     Raises:
-        TrainingError: the student's forward cannot be watched.
+        TrainingError: nothing can be recorded in the student's forward.
     """
-    if not student.ran or not wanted:
+    if not student.ran or not theirs:
         raise TrainingError(
             "Distillation found no outputs of the student's modules, because its forward is compiled or skips hooks. "
             'Use distillation=["logits"], or no torch_compile.'
         )
-    return {call: (mine, wanted[call]) for call, mine in shown.items() if call in wanted}
+    return {call: (tensor, theirs[call]) for call, tensor in mine.items() if call in theirs}
 
 
 def refuse_detached(seen: Seen) -> None:
-    """Refuse what a forward showed without gradients."""
+    """Refuse a forward that was recorded without gradients."""
     if not seen.recorded:
         raise TrainingError(
             'distillation "hidden" and "relations" get no gradients through reentrant gradient checkpointing: set '

@@ -217,7 +217,7 @@ def test_an_answer_counted_in_bytes_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_question_without_an_answer_is_refused_where_all_must_have_one(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"'Wer\?' of the split 'train' of squad has no answer. Take squad_v2"):
+    with pytest.raises(DataError, match=r"'Wer\?' of the split 'train' of squad has no answer. Use squad_v2"):
         task("squad").load(write(tmp_path, "1.1", official()))
 
 

@@ -55,7 +55,7 @@ class FineTuning:
 
 @dataclass(frozen=True)
 class FineTuningRun:
-    """What one fine-tuning gave; `scores` is None where the outputs became infinite or NaN."""
+    """The result of one fine-tuning; `scores` is None if the outputs became infinite or NaN."""
 
     scores: dict[str, Scores] | None
     steps: int
@@ -81,7 +81,7 @@ class FineTuned(Task):
 
     @property
     def head_settings(self) -> dict[str, Any]:
-        """What the model's config says about the head."""
+        """The settings of the head in the model's config."""
         return {}
 
     @abstractmethod
@@ -110,8 +110,7 @@ def fine_tune(
         tokenizer: that made them; it has a padding token.
         how: the settings that all runs share.
         learning_rate: the highest one.
-        seed: of the head's weights, dropout and the order of examples; the global generators are left where this run
-            left them.
+        seed: of the head's weights, dropout and the order of examples; the global generators are not restored.
     """
     began = time.monotonic()
     set_seed(seed)  # the head is drawn when the model is loaded

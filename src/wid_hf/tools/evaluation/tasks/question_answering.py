@@ -64,12 +64,12 @@ class QuestionAnswering(FineTuned):
     outputs: ClassVar[int] = 2
 
     def check(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Refuse also a tokenizer that does not tell where in the text its tokens lie."""
+        """Refuse also a tokenizer that does not give the characters of its tokens."""
         super().check(model, tokenizer)
         if not tokenizer.is_fast:
             raise TeacherError(
-                f"{self.title} needs the characters that each token stands for, which a {type(tokenizer).__name__} "
-                "does not tell. Save a fast tokenizer (tokenizer.json) beside the model."
+                f"{self.title} needs the characters of each token, which a {type(tokenizer).__name__} "
+                "does not give. Save a fast tokenizer (tokenizer.json) beside the model."
             )
 
     def load(self, places: DataPlaces) -> Rows:
@@ -132,13 +132,13 @@ class QuestionAnswering(FineTuned):
         }
 
     def _check_row(self, row: Mapping[str, Any], split: str) -> None:
-        asked = f"the question {row['question']!r} of the split {split!r} of {self.name}"
+        where = f"the question {row['question']!r} of the split {split!r} of {self.name}"
         if not row["answers"] and not self.may_lack_answers:
-            raise DataError(f"{asked} has no answer. Take squad_v2 for questions that may have none.")
+            raise DataError(f"{where} has no answer. Use squad_v2 for questions that may have none.")
         for text, start in zip(row["answers"], row["starts"], strict=True):
             if row["context"][start : start + len(text)] != text:
                 raise DataError(
-                    f"{asked} has the answer {text!r} at character {start}, where its text has "
+                    f"{where} has the answer {text!r} at character {start}, where its text has "
                     f"{row['context'][start : start + len(text)]!r}. `answer_start` counts characters, not bytes: "
                     "correct the file."
                 )
@@ -214,7 +214,7 @@ def _null(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> int:
 
 def _official_rows(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
-        raise DataError(f"there is no file {path}. Add it, or take the folder away to load the task from the Hub.")
+        raise DataError(f"there is no file {path}. Add it, or move the folder away to load the task from the Hub.")
     try:
         content = json.loads(path.read_bytes())
         for article in content["data"]:

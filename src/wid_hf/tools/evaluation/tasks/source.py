@@ -1,6 +1,6 @@
 """Rows of labelled tasks, from local files or from the Hub.
 
-Takes a declaration of where the rows lie; gives one dataset for each split, with the columns of the declaration.
+Takes a declaration of where the rows are; gives one dataset for each split, with the columns of the declaration.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
 
 @dataclass(frozen=True)
 class Origin:
-    """How one place spells a task: our name of each split and column -> its name there."""
+    """The names in one place of a task: our name of each split and column -> its name there."""
 
     splits: Mapping[str, str]
     columns: Mapping[str, str]
@@ -56,7 +56,7 @@ class Source:
             if found[split] is None:
                 raise DataError(
                     f"{folder} has no file {self.files.splits[split]}.jsonl (or {', '.join(SUFFIXES[1:])}), which the "
-                    f"split {split!r} is read from. Add it, or take the folder away to load the task from the Hub."
+                    f"split {split!r} is read from. Add it, or move the folder away to load the task from the Hub."
                 )
         return {split: self._read(path) for split, path in found.items() if path is not None}
 
@@ -94,7 +94,7 @@ def from_files_or_hub(
     """Return `files(folder / name)` where that folder exists, else `reading` of the Hub's dataset.
 
     Raises:
-        DataError: neither can be had.
+        DataError: neither can be loaded.
     """
     folder = Path(expanded(folder)) if folder is not None else None
     if folder is not None and not folder.is_dir():

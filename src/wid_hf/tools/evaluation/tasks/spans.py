@@ -28,7 +28,7 @@ class Window:
         start_logits: `(s,)` or longer, of each token being the answer's first; what is beyond `s` is padding.
         end_logits: the same for its last.
         offsets: for each token its characters in the text, begin and end, or `NOT_CONTEXT`.
-        null: the token that stands for "not answered here".
+        null: the token that means "not answered here".
     """
 
     start_logits: np.ndarray

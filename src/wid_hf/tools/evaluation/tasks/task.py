@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 Scores = dict[str, float]  # figure -> value
 Rows = dict[str, Dataset]  # split -> rows
 
-SHUFFLE_SEED = 0  # of the choice of examples where fewer than all are asked for
+SHUFFLE_SEED = 0  # of the random examples if not all are used
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class DataPlaces:
     """Where rows come from and how many are taken.
 
     Attributes:
-        folder: with files in the layout that docs/evaluation.md tells; what it lacks comes from the Hub.
-        texts: file or dataset with the texts of tasks that have none of their own.
+        folder: with files in the layout of docs/evaluation.md; what it lacks comes from the Hub.
+        texts: file or dataset with texts, for tasks that come without.
         column: the column of `texts` that holds the text.
         train_examples: rows to train on, drawn at random but the same in every run; None for all.
         eval_examples: the same for every split that is scored.
@@ -38,7 +38,7 @@ class DataPlaces:
     eval_examples: int | None = None
 
     def limited(self, rows: Mapping[str, Dataset]) -> Rows:
-        """Return as many rows of each split as were asked for; the split `train` is the one to train on."""
+        """Return at most the given number of rows of each split; the split `train` is the one to train on."""
         return {
             split: _some(dataset, self.train_examples if split == "train" else self.eval_examples)
             for split, dataset in rows.items()
@@ -50,10 +50,10 @@ class Task(ABC):
     """One task.
 
     Attributes:
-        name: what the command line calls it.
-        title: what tables call it.
-        figures: what it is scored by; the first one on the split `dev` decides among learning rates.
-        max_length: tokens per example, longer ones are cut, unless the user asks for another length.
+        name: on the command line.
+        title: in tables.
+        figures: the scores; the first one on the split `dev` decides among learning rates.
+        max_length: tokens per example, longer ones are cut, unless the user gives another length.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Task(ABC):
 
     @abstractmethod
     def load(self, places: DataPlaces) -> Rows:
-        """Return the rows of every split; DataError if they cannot be had."""
+        """Return the rows of every split; DataError if they cannot be loaded."""
 
     @abstractmethod
     def features(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Rows:
@@ -76,7 +76,7 @@ class Task(ABC):
 
 @dataclass(frozen=True)
 class Scored(Task):
-    """A task that a model is scored on as it is, without training."""
+    """A task on which a model is scored without training."""
 
     @abstractmethod
     def score(

@@ -1,6 +1,6 @@
 """Tasks without training: sentence similarity, masked tokens, next tokens.
 
-Each takes a model as it is and gives the figures that the modules of `evaluation` compute.
+Each takes a model and gives the figures that the modules of `evaluation` compute.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .figures import FIGURES
 from .source import Source
 from .task import DataPlaces, Rows, Scored, Scores
 
-MASKING_SEED = 0  # all models are asked for the same tokens
+MASKING_SEED = 0  # all models predict the same tokens
 INPUTS = ["input_ids", "attention_mask"]
 
 
@@ -41,7 +41,7 @@ class Similarity(Scored):
     source: Source
 
     def check(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Refuse whatever is not an encoder."""
+        """Refuse a model that is not an encoder."""
         if model.config.is_encoder_decoder or model.can_generate():
             raise TeacherError(
                 f"{self.title} is for encoders, and {type(model).__name__} is a decoder or has one. "

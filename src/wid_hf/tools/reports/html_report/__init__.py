@@ -1,6 +1,6 @@
 """One HTML page about many runs: `wid_report.json` and `eval_report.json` of a folder, side by side.
 
-Takes a folder; gives `report.html`, which needs nothing but itself, and the PNGs in it. Called by `wid-hf report`.
+Takes a folder; gives `report.html`, which needs no other files, and the PNGs in it. Called by `wid-hf report`.
 """
 
 from __future__ import annotations

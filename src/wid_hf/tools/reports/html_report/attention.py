@@ -1,4 +1,4 @@
-"""Where the students of several runs look, and where their teacher did.
+"""Attention of the students of several runs, compared with their teacher's.
 
 Takes recipes of one teacher and texts; loads the models, gives comparisons and two PNGs.
 """
@@ -22,7 +22,7 @@ from .recipes import Recipe
 
 @dataclass(frozen=True)
 class AttentionTexts:
-    """What attention is compared on.
+    """The texts on which attention is compared.
 
     Attributes:
         source: text file, JSON lines or name of a dataset.
@@ -44,7 +44,7 @@ class AttentionTexts:
         """Return the texts.
 
         Raises:
-            WidError: they cannot be read, or a library that comparing needs is not installed.
+            WidError: they cannot be loaded, or a library for the comparison is not installed.
         """
         check_installed()
         texts = load_texts(self.source, column=self.column)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from transformers import PreTrainedTokenizerBase
 
-SHOWN = 24  # tokens of a text of which a map can still be read
+SHOWN = 24  # tokens of a text: more cannot be read in a map
 GRIDS_PER_ROW = 5
 
 
@@ -69,7 +69,7 @@ def draw_maps(
         tokenizer: of all of them.
         text: cut after a few tokens, so that they can be read.
         heads: layer and head of the teacher for each column.
-        path: where to write; what is there is replaced.
+        path: where to write; an existing file is replaced.
     """
     with extra("cli"):
         from matplotlib.figure import Figure

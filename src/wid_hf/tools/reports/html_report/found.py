@@ -1,4 +1,4 @@
-"""What a folder holds: reports of runs and of evaluations.
+"""The reports of runs and evaluations in a folder.
 
 Takes a folder; gives `Run`s and evaluations, and what could not be read. A report may be of another version of wid-hf:
 a field that it lacks, or that is of another kind than it should be, is None here.
@@ -25,7 +25,7 @@ class Run:
     """One `wid_report.json`.
 
     Attributes:
-        name: its folder below the one that was read, or that one's own name.
+        name: its folder relative to the given one, or the given one's own name.
         folder: where it lies, with the student's model beside it.
         values: what it holds.
     """
@@ -35,7 +35,7 @@ class Run:
     values: dict[str, Any]
 
     def get(self, *path: str) -> Any:
-        """Return what lies at the keys `path`, None if nothing does."""
+        """Return the value at the keys `path`, None if there is none."""
         value: Any = self.values
         for key in path:
             value = value.get(key) if isinstance(value, dict) else None
@@ -79,12 +79,12 @@ class Run:
 
     @property
     def pictures(self) -> list[Path]:
-        """PNGs that lie beside the report."""
+        """PNGs beside the report."""
         return sorted(self.folder.glob("*.png"))
 
     @property
     def missing(self) -> list[str]:
-        """Fields that a report has today and this one lacks."""
+        """Fields of current reports that this one lacks."""
         return [field.name for field in fields(Report) if field.name not in self.values]
 
 
@@ -95,7 +95,7 @@ class Found:
     Attributes:
         runs: in the order of their names.
         evaluations: by the name of their folder.
-        unreadable: by name of file, why it is none of these.
+        unreadable: for each other file, by name, why it could not be read.
     """
 
     runs: list[Run]
@@ -103,7 +103,7 @@ class Found:
     unreadable: dict[str, str]
 
     def of_student(self, run: Run) -> list[EvalReport]:
-        """Return the evaluations of the very weights that `run` made."""
+        """Return the evaluations of exactly the weights that `run` made."""
         return self._of(run.text("fingerprints", "student"))
 
     def of_teacher(self, run: Run) -> list[EvalReport]:
@@ -136,10 +136,10 @@ def read_folder(folder: Path) -> Found:
         except (OutputError, FormatError) as error:
             found.unreadable[str(path.relative_to(folder))] = str(error)
     if not found.runs and not found.evaluations:
-        told = "".join(f"\n{name}: {reason}" for name, reason in found.unreadable.items())
+        reasons = "".join(f"\n{name}: {reason}" for name, reason in found.unreadable.items())
         raise OutputError(
             f"{folder} holds no {FILE_NAME} and no {EVAL_FILE_NAME} that can be read. `wid-hf compress` and "
-            f"`wid-hf eval` write them; name a folder that holds their outputs.{told}"
+            f"`wid-hf eval` write them; name a folder that holds their outputs.{reasons}"
         )
     return found
 

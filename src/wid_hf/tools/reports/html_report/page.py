@@ -1,4 +1,4 @@
-"""The page: what was found in a folder, as HTML that needs no other file and no network.
+"""The page: the reports of a folder as HTML that needs no other file and no network.
 
 Takes a folder; writes `report.html`, and the PNGs that are drawn for it.
 """
@@ -31,7 +31,7 @@ PAGE_NAME = "report.html"
 GENERATOR = '<meta name="generator" content="wid-hf">'
 TEMPLATE_NAME = "report.html"
 TEMPLATES = Path(__file__).parents[1] / "templates"
-# Pictures that other parts write beside a report; others are called by their file's name.
+# Pictures that other parts write beside a report; all others have their file's name.
 TITLES = {"calibration": "What calibration restored", "widths": "Widths over steps"}
 
 
@@ -123,7 +123,7 @@ def write_html_report(
 
 
 def _check_output(output: Path) -> None:
-    """Refuse a folder with files and without a page of ours: pictures would replace files of the same names."""
+    """Refuse a folder with files but without a page of wid-hf: pictures would replace files of the same names."""
     if output.exists() and not output.is_dir():
         raise OutputError(f"The output {output} cannot be a folder: it is a file. Name another with output=.")
     if not output.is_dir() or not any(output.iterdir()):
@@ -197,7 +197,7 @@ def _beside(run: Run) -> list[Picture]:
 
 
 def _render(**values: Any) -> str:
-    # Autoescaping: names of models, commands and errors are texts of others.
+    # Autoescaping: names of models, commands and errors come from outside.
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,

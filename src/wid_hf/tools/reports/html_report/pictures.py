@@ -52,7 +52,7 @@ def draw_quality(
         teacher: its figures.
         teacher_size: its encoder parameters.
         figures: which to draw.
-        path: where to write; what is there is replaced.
+        path: where to write; an existing file is replaced.
     """
     columns = min(2, len(figures))
     rows = ceil(len(figures) / columns)
@@ -97,7 +97,7 @@ def draw_quality(
 
 
 def _name_sizes(axes: Axes, sizes: Sequence[float]) -> None:
-    """Give the logarithmic axis a tick at each size, as far as their names do not meet."""
+    """Give the logarithmic axis a tick at each size, as far as their names do not overlap."""
     named: list[float] = []
     for size in sorted(set(sizes), reverse=True):
         if not named or named[-1] / size > APART:

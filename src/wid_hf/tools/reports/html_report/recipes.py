@@ -36,8 +36,8 @@ class Recipe:
     """Runs that differ only in their seed.
 
     Attributes:
-        label: method and requested sizes, or the first run's name where another recipe has the same.
-        series: the method, with the start where recipes of that method have several; what a curve is drawn through.
+        label: method and requested sizes, or the first run's name if another recipe has the same.
+        series: the method, with the start if recipes of that method have several; one curve per series.
         runs: at least one, in the order of seeds.
         figures: of each run, figures of its student by name: the run's own and those of its evaluations.
     """
@@ -53,7 +53,7 @@ class Recipe:
         return self.runs[0]
 
     def over_runs(self, value: Callable[[Run], float | None]) -> Spread | None:
-        """Return mean and spread of what `value` gives for each run."""
+        """Return mean and spread of `value` over the runs."""
         return Spread.of([value(run) for run in self.runs])
 
     def figure(self, name: str) -> Spread | None:

@@ -21,7 +21,7 @@ SIZES = {"total": "parameters", "encoder": "encoder parameters", "bytes": "bytes
 
 @dataclass(frozen=True)
 class Row:
-    """Cells, the first of which may lead to a place in the page, `#link`."""
+    """Cells, the first of which may be a link into the page, `#link`."""
 
     cells: list[str]
     link: str = ""
@@ -104,7 +104,7 @@ def tasks(evaluations: Mapping[str, EvalReport], found: Found) -> Table:
 
 
 def facts(run: Run) -> list[tuple[str, str]]:
-    """Return what else is to be known about a run."""
+    """Return the other facts about a run."""
     settings = {name: value for name, value in run.table("settings").items() if value is not None}
     training = f"{_count(run.number('steps'))} steps, {_count(run.number('tokens'))} tokens, "
     training += f"{_count(run.number('seconds'))} s"
@@ -127,7 +127,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
 
 
 def evaluation_facts(evaluation: EvalReport) -> list[tuple[str, str]]:
-    """Return what else is to be known about an evaluation; of its runs, each value once."""
+    """Return the other facts about an evaluation; of its runs, each value once."""
     runs = [run for result in evaluation.tasks.values() for run in result.runs]
     rates, seeds, hardware = ({run.get(name): None for run in runs} for name in ("learning_rate", "seed", "hardware"))
     versions = {_pairs(run.get("versions") or {}): None for run in runs}
