@@ -196,7 +196,7 @@ def was_made_with(
         "requested": config.requested,
         "start": f"{config.init}, {config.selection}",
     }
-    trained = asdict(settings) | {"train": str(train)} | config.calibration_config.flat()
+    trained = json.loads(json.dumps(asdict(settings) | {"train": str(train)} | config.calibration_config.flat()))
     same_heads = config.head_strategy in ("auto", report.get("head_strategy"))
     return same_heads and wanted.items() <= report.items() and trained.items() <= report["settings"].items()
 

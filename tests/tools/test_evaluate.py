@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from transformers import BertForMaskedLM, BertModel, GPT2Config, GPT2LMHeadModel
 from transformers.trainer_utils import PredictionOutput, TrainOutput
 from typer.testing import CliRunner
 
-from wid_hf.errors import ConfigError, DataError, OutputError, TeacherError, TrainingError, WidError
+from wid_hf.errors import ConfigError, DataError, MissingExtraError, OutputError, TeacherError, TrainingError
 from wid_hf.tools import evaluate as evaluate_module
 from wid_hf.tools.evaluate import EvalSettings, evaluate
-from wid_hf.tools.evaluation.tasks import DataPlaces, FineTuning, figures
+from wid_hf.tools.evaluation.tasks import DataPlaces, FineTuning
 from wid_hf.tools.evaluation.tasks.fine_tuning import Trainer
 from wid_hf_cli.app import app
 
@@ -237,8 +238,8 @@ def test_what_is_missing_is_refused_before_any_work(
         evaluate("no/such/model", ["imdb"], tmp_path / "out", settings(data))
     with pytest.raises(ConfigError, match="make no run"):
         evaluate(str(encoder), ["sst2"], tmp_path / "out", settings(data, FineTuning(seeds=())))
-    monkeypatch.setitem(figures.LIBRARIES, "no_such_module", "no-such-package")
-    with pytest.raises(WidError, match=r"needs no-such-package, not installed .*`pip install 'wid-hf\[eval\]'`"):
+    monkeypatch.setitem(sys.modules, "sklearn", None)  # importing it fails
+    with pytest.raises(MissingExtraError, match=r'pip install "wid-hf\[eval\]"'):
         evaluate(str(encoder), ["sst2"], tmp_path / "out", settings(data))
     assert not seen and not (tmp_path / "out").exists()
 

@@ -50,5 +50,5 @@ def test_a_record_that_is_none_is_refused_in_words(tmp_path: Path) -> None:
     (file,) = tmp_path.iterdir()
     for content in ("not json", "[]", "{}", '{"made_from": {"seed": 1}}'):
         file.write_text(content)
-        with pytest.raises(OutputError, match="is no record of `evaluate`"):
+        with pytest.raises(OutputError, match="is not a record of `evaluate`"):
             runs.get({"seed": 0}, dict)
