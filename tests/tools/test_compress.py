@@ -231,7 +231,7 @@ def test_texts_that_do_not_tokenize_are_refused_before_any_work(
 ) -> None:
     monkeypatch.setattr(WidModel, "calibrate", lambda *_: pytest.fail("calibrated"))
     (tmp_path / "train.txt").write_text(content)
-    with pytest.raises(DataError, match=r"the 40 texts do not tokenize: .* special and unknown tokens"):
+    with pytest.raises(DataError, match=r"40 texts .*special or unknown tokens.*max_length=12"):
         compress(str(masked_teacher), str(tmp_path / "train.txt"), tmp_path / "student", CALIBRATED, UNTRAINED)
     assert entries(tmp_path) == {"teacher", "train.txt"}
 
@@ -661,7 +661,7 @@ def test_the_tokenizer_files_of_the_student_are_those_of_the_teacher(
         {"batch_size": 0},
         {"max_length": 0},
         {"validation_texts": 0},
-        {"learning_rate": -1.0},
+        {"compactor_learning_rate": -1.0},
         {"teacher_learning_rate": float("nan")},
     ],
 )
