@@ -26,6 +26,13 @@ def invoke(*words: str) -> str:
     return result.output
 
 
+def compress(teacher: Path, folder: Path, options: str) -> str:
+    """Compress a teacher on texts in `folder` to `folder / "s"`, and return what is printed."""
+    train = write_texts(folder / "t.txt")
+    words = ["--train", str(train), "--output", str(folder / "s"), *SIZES, *options.split()]
+    return invoke("compress", str(teacher), *words)
+
+
 def test_plan_prints_coupled_dimensions_sizes_and_reasons(masked_teacher: Path, tmp_path: Path) -> None:
     out = invoke("plan", str(masked_teacher), *SIZES, "--verify")
     assert "4 x 6 = 24" in out
@@ -50,23 +57,7 @@ def test_plan_prints_coupled_dimensions_sizes_and_reasons(masked_teacher: Path, 
 
 
 def test_compress_prints_teacher_start_and_student_side_by_side(masked_teacher: Path, tmp_path: Path) -> None:
-    out = invoke(
-        "compress",
-        str(masked_teacher),
-        "--train",
-        str(write_texts(tmp_path / "t.txt")),
-        "--output",
-        str(tmp_path / "s"),
-        *SIZES,
-        "--steps",
-        "2",
-        "--batch-size",
-        "8",
-        "--max-length",
-        "12",
-        "--validation-texts",
-        "8",
-    )
+    out = compress(masked_teacher, tmp_path, "--steps 2 --batch-size 8 --max-length 12 --validation-texts 8")
     assert "masked lm accuracy" in out
     assert "2 steps" in out
     report = json.loads((tmp_path / "s" / "wid_report.json").read_text())
@@ -76,27 +67,9 @@ def test_compress_prints_teacher_start_and_student_side_by_side(masked_teacher: 
 
 
 def test_compress_without_steps_calibrates_merges_and_tells_how_well(masked_teacher: Path, tmp_path: Path) -> None:
-    out = invoke(
-        "compress",
-        str(masked_teacher),
-        "--train",
-        str(write_texts(tmp_path / "t.txt")),
-        "--output",
-        str(tmp_path / "s"),
-        *SIZES,
-        "--steps",
-        "0",
-        "--validation-texts",
-        "8",
-        "--max-length",
-        "12",
-        "--calibration-samples",
-        "30",
-        "--calibration-batch-size",
-        "10",
-        "--ridge",
-        "0.01",
-    )
+    quick = "--steps 0 --validation-texts 8 --max-length 12"
+    calibration = "--calibration-samples 30 --calibration-batch-size 10 --ridge 0.01"
+    out = compress(masked_teacher, tmp_path, f"{quick} {calibration}")
     report = json.loads((tmp_path / "s" / "wid_report.json").read_text())
     assert {name: report["settings"][name] for name in ("calibration_samples", "calibration_batch_size", "ridge")} == {
         "calibration_samples": 30,
@@ -112,21 +85,7 @@ def test_compress_without_steps_calibrates_merges_and_tells_how_well(masked_teac
 
 
 def test_compress_with_an_identity_start_tells_of_no_calibration(masked_teacher: Path, tmp_path: Path) -> None:
-    out = invoke(
-        "compress",
-        str(masked_teacher),
-        "--train",
-        str(write_texts(tmp_path / "t.txt")),
-        "--output",
-        str(tmp_path / "s"),
-        *SIZES,
-        "--steps",
-        "0",
-        "--validation-texts",
-        "8",
-        "--init",
-        "identity",
-    )
+    out = compress(masked_teacher, tmp_path, "--steps 0 --validation-texts 8 --init identity")
     assert "identity, first, not trained" in out
     assert "positions" not in out and "calibration.png" not in out
 
@@ -134,17 +93,7 @@ def test_compress_with_an_identity_start_tells_of_no_calibration(masked_teacher:
 @pytest.mark.parametrize("ridge", ["0", "-1", "nan"])
 def test_a_ridge_that_is_no_strength_is_refused(masked_teacher: Path, tmp_path: Path, ridge: str) -> None:
     with pytest.raises(ConfigError, match="is not a number above 0"):
-        invoke(
-            "compress",
-            str(masked_teacher),
-            "--train",
-            "t.txt",
-            "--output",
-            str(tmp_path / "s"),
-            *SIZES,
-            "--ridge",
-            ridge,
-        )
+        compress(masked_teacher, tmp_path, f"--ridge {ridge}")
 
 
 def test_overrides_reach_the_config_under_the_teachers_own_names(masked_teacher: Path) -> None:
