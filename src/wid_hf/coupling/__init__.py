@@ -3,6 +3,7 @@
 Stages: `trace` (forwards under symbolic dimensions) -> `make_plan` (sizes, or a refusal) -> `verify`.
 """
 
+from . import ops  # noqa: F401  registers the rules that `trace` looks up
 from .dims import Dim, Reason
 from .op_registry import covered_operations, rule
 from .plan import Coupling, Plan, make_plan

@@ -23,7 +23,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from . import ops as _ops  # noqa: F401  (importing it registers their rules)
 from .carrier import Carrier
 from .dims import NO_RULE, Dim, Reason, freeze, leaves, unify
 from .flow import Flow
