@@ -87,7 +87,7 @@ class Recipe(Protocol):
         """
 
     def check_objective(self, objective: str, teacher: str) -> None:
-        """Raise TeacherError if the recipe cannot train the class `teacher` by `objective` (`masked-lm`, `following`)."""
+        """Raise TeacherError if the recipe cannot train class `teacher` by `objective`, `masked-lm` or `following`."""
 
     def learning_rates(self, objective: str, config: WidConfig, settings: CompressSettings) -> Rates:
         """Return the learning rate of each kind of weight that trains: those in `settings`, else the defaults.
