@@ -78,7 +78,7 @@ def refuse_moved(old: str) -> None:
 def find_old_modules() -> None:
     """Make modules of `MOVED` that no longer exist as files importable; a second call changes nothing."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.append(_Finder())  # last: it is asked only for modules that no other finder has
+        sys.meta_path.append(_Finder())  # last: it is only used for modules that no other finder has
 
 
 class _Finder(MetaPathFinder, Loader):

@@ -87,9 +87,9 @@ def _described(value: Any, place: str, tensors: dict[str, Tensor]) -> dict[str, 
 
 
 def _restored(value: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
-    ((kind, held),) = value.items()
+    ((kind, content),) = value.items()
     if kind == "tensor":
-        return tensors[held]
+        return tensors[content]
     if kind == "dict":
-        return {name: _restored(inner, tensors) for name, inner in held.items()}
-    return [_restored(inner, tensors) for inner in held] if kind == "list" else held
+        return {name: _restored(inner, tensors) for name, inner in content.items()}
+    return [_restored(inner, tensors) for inner in content] if kind == "list" else content

@@ -1,7 +1,7 @@
 """The command line: each command parses its options, calls one function of `wid_hf.tools`, and prints.
 
-It is a second package beside `wid_hf` because `import wid_hf` makes PEFT know the method, which loads torch and
-takes seconds, and so does the import of anything inside it. Here `wid_hf` is imported only where a command runs, so
-that `--help` and the completion of a shell answer at once. What options need to know of the library before (words,
-defaults, names of tasks) is therefore stated here, and tests/wid_hf_cli compares it with the library.
+It is a separate package because any import of `wid_hf` registers the method with PEFT, which loads torch and takes
+seconds. Here `wid_hf` is imported only when a command runs, so that `--help` and shell completion answer at once.
+Therefore values that options need before (legal words, defaults, names of tasks) are repeated here, and
+tests/wid_hf_cli compares them with the library.
 """

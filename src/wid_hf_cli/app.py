@@ -29,13 +29,13 @@ app.command("eval")(evaluate)
 app.command()(report)
 
 
-# Arguments of the library that have no option of their own name.
+# Arguments of the library whose option has another name.
 OTHERWISE = {"folder": "--data", "overrides": "--override"}
 VALUE = r"""True|"[^"]*"|'[^']*'|[\w+-]+(?:[.,][\w+-]+)*"""
 
 
 def run() -> None:
-    """Run the command line; what wid_hf refuses is printed without a traceback and exits with 1."""
+    """Run the command line; an error of wid_hf is printed without a traceback, and the exit status is 1."""
     warnings.showwarning = _show_warning
     try:
         app()
@@ -65,7 +65,7 @@ def _options() -> dict[str, str]:
 
 
 def _of_library(name: str) -> tuple[type[Exception], ...]:
-    """Return a class of `wid_hf.errors`; none where no command has loaded the library, so that it can have raised."""
+    """Return a class of `wid_hf.errors`; none if no command has loaded the library, which then cannot have raised."""
     errors = sys.modules.get("wid_hf.errors")
     return () if errors is None else (getattr(errors, name),)
 

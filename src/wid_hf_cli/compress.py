@@ -25,7 +25,7 @@ def compress(
     init: Annotated[
         options.Init | None,
         typer.Option(
-            help="Solve for the start on texts of --train (default), or only select (--schedule progressive)."
+            help="Calibrate the start on texts of --train (default), or only select (--schedule progressive)."
         ),
     ] = None,
     selection: Annotated[
@@ -51,8 +51,8 @@ def compress(
     distillation: Annotated[
         str | None,
         typer.Option(
-            help=f"Losses from the teacher, names with commas between them: {', '.join(options.LOSSES)}. The teacher's "
-            "weights stay as they are then."
+            help=f"Losses from the teacher, names with commas between them: {', '.join(options.LOSSES)}. With them the "
+            "teacher's weights do not change."
         ),
     ] = None,
     column: Annotated[str | None, typer.Option(help="Column that holds the text.")] = None,

@@ -41,7 +41,7 @@ def evaluate(
     texts: Annotated[str | None, typer.Option(help="File or dataset for masked-lm and perplexity.")] = None,
     column: Annotated[str | None, typer.Option(help="Column of --texts that holds the text.")] = None,
     learning_rates: Annotated[
-        str, typer.Option(help="To sweep; the best on the dev split is reported.")
+        str, typer.Option(help="All are tried; the best on the dev split is reported.")
     ] = "2e-05,5e-05,0.0001",
     seeds: Annotated[str, typer.Option(help="Each is run with each learning rate.")] = "0,1,2",
     epochs: Annotated[float, typer.Option(min=0, help="Passes over the training examples.")] = 3.0,
@@ -55,7 +55,7 @@ def evaluate(
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
-    """Score a model on tasks, fine-tuning it where a task has labels to train on. A second call goes on."""
+    """Score a model on tasks, fine-tuning it if a task has labels to train on. A second call continues."""
     from wid_hf.hub.paths import expanded
     from wid_hf.tools.evaluate import EvalSettings
     from wid_hf.tools.evaluate import evaluate as evaluate_model

@@ -1,4 +1,4 @@
-"""The `wid-hf` program, which says what to install where packages for it are missing."""
+"""The `wid-hf` program, which says what to install if packages for it are missing."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class Schedule(str, Enum):
 
     @property
     def stated(self) -> str | WidSchedule:
-        """What `WidConfig` takes for it."""
+        """The value for `WidConfig`."""
         from wid_hf import WidSchedule
 
         return WidSchedule.paper() if self is Schedule.paper else self.value
@@ -64,7 +64,7 @@ HeadDim = Annotated[int | None, typer.Option(help="Width of one head, where the 
 Strategy = Annotated[
     HeadStrategy,
     typer.Option(
-        "--head-strategy", help="Narrow every head (dim), drop whole heads (head), or what the teacher allows."
+        "--head-strategy", help="Narrow every head (dim), drop whole heads (head), or what is possible (auto)."
     ),
 ]
 Overrides = Annotated[
@@ -85,7 +85,7 @@ def wid_config(
     overrides: list[str] | None,
     **start: Any,
 ) -> WidConfig:
-    """Return the `WidConfig` that the options describe; `start` takes its other fields under their own names."""
+    """Return the `WidConfig` that the options describe; `start` has its other fields by name."""
     from wid_hf import WidConfig
 
     return WidConfig(
@@ -101,7 +101,7 @@ def wid_config(
 
 
 def command_line() -> str:
-    """Return what this program was called with, for reports."""
+    """Return the command line of this program, for reports."""
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 

@@ -12,15 +12,13 @@ from . import options
 
 
 def report(
-    folder: Annotated[
-        Path, typer.Argument(help="Folder that holds outputs of compress and eval, as deep as they lie.")
-    ],
+    folder: Annotated[Path, typer.Argument(help="Folder that holds outputs of compress and eval, also in subfolders.")],
     output: Annotated[
         Path | None, typer.Option(help="Folder for report.html and its pictures; by default report/ in FOLDER.")
     ] = None,
     attention: Annotated[
         str | None,
-        typer.Option(help="File or dataset of texts; loads teachers and students, and compares where they look."),
+        typer.Option(help="File or dataset of texts; loads teachers and students, and compares their attention."),
     ] = None,
     column: Annotated[str | None, typer.Option(help="Column of --attention that holds the text.")] = None,
     attention_texts: Annotated[int, typer.Option(min=1, help="How many of them, the first.")] = 64,

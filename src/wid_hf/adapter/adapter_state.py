@@ -40,9 +40,9 @@ def saved_state(
     own, teachers = _keys(model, teacher.names)
     trains = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
     moved = [key for key, name in teachers.items() if key in trains or teacher.changed(name, state[key])]
-    held = {key: state[key] for key in [*own, *moved]}
-    rows = [*_origin(config, teacher), *(digest(key, tensor) for key, tensor in held.items())]
-    return held | {DIGESTS: torch.tensor([list(row) for row in rows], dtype=torch.uint8)}
+    saved = {key: state[key] for key in [*own, *moved]}
+    rows = [*_origin(config, teacher), *(digest(key, tensor) for key, tensor in saved.items())]
+    return saved | {DIGESTS: torch.tensor([list(row) for row in rows], dtype=torch.uint8)}
 
 
 def proved_state(config: WidConfig, teacher: Fingerprint, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """Covariances of whole axes cut into blocks of their leaves, and maps of heads joined to block-diagonal ones.
 
-Takes dimensions of a plan and matrices over their flat indices. Called by `select` and `head_rotation`.
+Takes dimensions of a plan and matrices over their flat indices. Called by `select`, `head_rotation`,
+`head_products` and the losses of heads.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which positions of a tensor are padding, by the masks of a batch.
 
 Takes the keyword arguments of a forward; gives, for a tensor in that forward, which of its rows count. Called by
-`lockstep` and `variance`.
+`forward_thread` and `variance`.
 """
 
 from __future__ import annotations

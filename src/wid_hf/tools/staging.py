@@ -56,15 +56,15 @@ def stale_folders(parent: Path, name: str) -> Iterator[list[Path]]:
 
     Only folders whose `OWNER` file names `name`, and whose process is gone, are among them.
     """
-    held: list[tuple[Path, int]] = []
+    locked: list[tuple[Path, int]] = []
     try:
         for folder in sorted(parent.glob(f"{_glob_safe(_prefix(name))}*")) if parent.is_dir() else []:
             lock = _taken_over(folder, name)
             if lock is not None:
-                held.append((folder, lock))
-        yield [folder for folder, _ in held]
+                locked.append((folder, lock))
+        yield [folder for folder, _ in locked]
     finally:
-        for _, lock in held:
+        for _, lock in locked:
             os.close(lock)
 
 

@@ -207,8 +207,8 @@ class WidTrainer(StudentTrainer):
     def _on_labels(self, inputs: dict[str, Any], *, together: bool = False) -> AbstractContextManager[Any]:
         """Let the head run on labelled positions only, unless all are required or a wrapper hides the model."""
         wrapped = self.args.n_gpu > 1 or self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.torch_compile
-        asked = getattr(self.args, "full_logits", False) or self.compute_loss_func is not None
-        if wrapped or asked or self.label_smoother is not None:
+        required = getattr(self.args, "full_logits", False) or self.compute_loss_func is not None
+        if wrapped or required or self.label_smoother is not None:
             return nullcontext()
         student = self.model.base_model.model
         if self._labelled is None or self._labelled.model is not student:  # it has shrunk

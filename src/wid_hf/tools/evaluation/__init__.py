@@ -1,7 +1,6 @@
 """How good and how fast a model is: scores of language models and sentences, latency; in `tasks`, tasks.
 
-Takes models and batches; gives frozen dataclasses of plain numbers. Called by the trainer, the report
-and the commands.
+Takes models and batches; gives frozen dataclasses of plain numbers. Called by `compress`, `evaluate` and reports.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The state in which every model is measured: no dropout, no gradients, and back again.
 
-Takes any module; gives a context whose value is the module's device. Called by the three measures of
-this package.
+Takes any module; gives a context whose value is the module's device. Called by the other
+modules of this package.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How fast a model is: seconds per forward.
 
-Takes a model and a batch; gives a median. Called by the commands.
+Takes a model and a batch; gives a median. Called by `compress`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Masked-language-model loss and accuracy on positions that are masked once for all models.
 
 Takes a tokenized dataset (`data.tokenize`), then a model with a masked-LM head; gives a MaskedLMScore.
-Called by the trainer, the report and the commands.
+Called by `compress` and the task `masked-lm`.
 """
 
 from __future__ import annotations

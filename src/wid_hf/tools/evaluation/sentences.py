@@ -1,7 +1,7 @@
 """How well a student's sentence vectors keep the geometry of its teacher's.
 
 Takes encoders and batches, or two sets of vectors whose widths may differ; gives correlation of pairwise
-cosines and agreement of nearest neighbours. Called by the report and the commands.
+cosines and agreement of nearest neighbours. Called by `compress` and the task `stsb-zero-shot`.
 """
 
 from __future__ import annotations

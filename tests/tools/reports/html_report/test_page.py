@@ -231,7 +231,7 @@ def test_what_reports_hold_is_text_and_never_markup(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(values()))
 def test_a_field_that_is_missing_is_told(tmp_path: Path, name: str) -> None:
     write(tmp_path / "half", {key: value for key, value in values().items() if key != name})
-    told = re.search(r"This report does not tell: ([^.]*)\.", Page(write_html_report(tmp_path)).text)
+    told = re.search(r"This report lacks: ([^.]*)\.", Page(write_html_report(tmp_path)).text)
     assert told is not None
     assert name in told[1].split(", ")
 

@@ -69,7 +69,7 @@ def write_html_report(
     """Write a page about every `wid_report.json` and `eval_report.json` in `folder` and below it.
 
     Args:
-        folder: holds outputs of `wid-hf compress` and `wid-hf eval`, as deep as they lie.
+        folder: holds outputs of `wid-hf compress` and `wid-hf eval`, also in subfolders.
         output: folder for `report.html`, the PNGs in it and, with `attention`, `attention.json`; by default `report`
             in `folder`. Files of earlier calls are replaced; a folder that holds others and no page is refused.
         attention: texts to compare attention on; the teachers and students are loaded for it.

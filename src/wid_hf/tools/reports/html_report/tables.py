@@ -110,7 +110,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
     training += f"{_count(run.number('seconds'))} s"
     return [
         ("Teacher", run.teacher),
-        ("Asked for", _pairs(run.table("requested"))),
+        ("Requested", _pairs(run.table("requested"))),
         ("Heads", run.text("settled") or run.text("head_strategy") or ABSENT),
         ("Method", run.method),
         ("Start", run.text("start") or ABSENT),
