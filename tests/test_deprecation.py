@@ -56,7 +56,9 @@ def test_a_warning_is_told_at_the_line_that_uses_the_old_name() -> None:
     def takes(argument: int) -> None:
         deprecation.warn(f"argument={argument}", "another")
 
-    with pytest.warns(FutureWarning, match="argument=1 is deprecated and will be removed in wid-hf 0.3: use another") as warned:
+    with pytest.warns(
+        FutureWarning, match="argument=1 is deprecated and will be removed in wid-hf 0.3: use another"
+    ) as warned:
         takes(1)
     assert warned[0].filename == __file__
 
