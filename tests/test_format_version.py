@@ -94,5 +94,7 @@ def test_what_a_newer_version_wrote_is_refused(old: Path, tiny_bert: BertForMask
 
 @pytest.mark.parametrize("found", ["1", 0, 1.0, True])
 def test_a_version_that_is_none_is_refused(found: object) -> None:
-    with pytest.raises(WidError, match=r"x has format_version=.*, which is not a version\. Legal: a whole number from 1"):
+    with pytest.raises(
+        WidError, match=r"x has format_version=.*, which is not a version\. Legal: a whole number from 1"
+    ):
         refuse_newer(found, 3, "x")
