@@ -11,7 +11,7 @@ import pytest
 
 import wid_hf
 from wid_hf import deprecation
-from wid_hf.deprecation import MOVED
+from wid_hf.deprecation import MOVED, renamed_arguments
 
 STAYED = {old: new for old, new in MOVED.items() if new.startswith("wid_hf.")}
 
@@ -69,3 +69,16 @@ def test_no_old_module_is_imported_by_the_package_itself() -> None:
         "from wid_hf.tools import compress, evaluate, export"
     )
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
+def test_an_argument_under_its_old_name_is_taken_with_a_warning() -> None:
+    @renamed_arguments(lifts="reconstruction")
+    def calibrate(batches: list[int], *, reconstruction: bool = True) -> tuple[list[int], bool]:
+        return batches, reconstruction
+
+    with pytest.warns(
+        FutureWarning, match=r"calibrate\(lifts=\.\.\.\) is deprecated .*: use reconstruction="
+    ) as warned:
+        assert calibrate([1], lifts=False) == ([1], False)
+    assert warned[0].filename == __file__
+    assert calibrate([1], reconstruction=False) == ([1], False)

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 GONE_IN = "0.3"
+P = ParamSpec("P")
+R = TypeVar("R")
 BASELINES = "benchmarks/baselines/{}.py of a checkout of wid-hf"  # not installed with the package
 
 # Import path of 0.1 -> import path now, or another place.
@@ -66,6 +69,22 @@ MOVED = {
 def warn(old: str, new: str, stacklevel: int = 3) -> None:
     """Warn that `old` is deprecated in favour of `new`; by default at the line of the caller's caller."""
     warnings.warn(f"{old} is deprecated and will be removed in wid-hf {GONE_IN}: use {new}.", FutureWarning, stacklevel)
+
+
+def renamed_arguments(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Let a function take arguments under their old names, each with a warning; `names` maps old to new."""
+
+    def renamed(function: Callable[P, R]) -> Callable[P, R]:
+        @wraps(function)
+        def called(*args: P.args, **given: P.kwargs) -> R:
+            for old in names.keys() & given.keys():
+                warn(f"{function.__name__}({old}=...)", f"{names[old]}=")
+                given[names[old]] = given.pop(old)
+            return function(*args, **given)
+
+        return called
+
+    return renamed
 
 
 def refuse_moved(old: str) -> None:

@@ -20,6 +20,7 @@ from ..config import WidConfig
 from ..coupling import Plan
 from ..coupling.index_sets import IndexSets, axis_indices
 from ..coupling.trace import aliases, named_weights
+from ..deprecation import renamed_arguments
 from ..errors import ConfigError, WidError
 from ..layers import compactor_axes, first_indices, install, student_weights
 from ..planning.student_plan import Settled, StudentPlan, check_teacher, empty_student, plan_student
@@ -246,6 +247,7 @@ class WidModel(OneAdapterTuner):
         """Return the teacher."""
         return self.teacher
 
+    @renamed_arguments(lifts="reconstruction", spectra="head_svd", basis="pca")
     def calibrate(
         self,
         batches: Iterable[Batch],
