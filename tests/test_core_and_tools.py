@@ -96,6 +96,7 @@ def test_importing_and_training_load_no_package_of_an_extra(tmp_path: Path) -> N
     assert re.findall(r"loaded (.*)", told) == ["[]", "[]"]
 
 
+@pytest.mark.slow
 def test_importing_leaves_trainers_and_tools_alone(tmp_path: Path) -> None:
     script = (
         "import sys, wid_hf\n"

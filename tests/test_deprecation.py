@@ -63,6 +63,7 @@ def test_a_warning_is_told_at_the_line_that_uses_the_old_name() -> None:
     assert warned[0].filename == __file__
 
 
+@pytest.mark.slow
 def test_no_old_module_is_imported_by_the_package_itself() -> None:
     script = (
         "import warnings; warnings.simplefilter('error', FutureWarning)\n"

@@ -179,6 +179,7 @@ def test_the_proof_fails_for_changed_weights(student: Path) -> None:
         demo.prove_without_wid(student, expected)
 
 
+@pytest.mark.slow
 def test_the_proof_fails_for_a_student_that_stock_transformers_does_not_know(student: Path) -> None:
     config = json.loads((student / "config.json").read_text())
     (student / "config.json").write_text(json.dumps(config | {"model_type": "wid"}))

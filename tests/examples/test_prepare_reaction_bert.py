@@ -105,6 +105,7 @@ def test_code_in_the_pickle_is_not_run(wheel_folder: Path, tmp_path: Path) -> No
     assert (tmp_path / "ran").exists(), "the payload must be one that would have run"
 
 
+@pytest.mark.slow
 def test_the_script_says_what_is_wrong_in_one_line_without_a_traceback(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), str(tmp_path), str(tmp_path / "out")]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)

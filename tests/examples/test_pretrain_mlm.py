@@ -95,6 +95,7 @@ def test_a_json_file_is_all_it_takes_and_the_student_is_stock(
     assert report["scores"]["teacher"]["masked_lm_loss"] != pytest.approx(again.loss, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_flags_give_the_same_run_as_a_file(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     by_file = load_file(run_json(monkeypatch, values) / "model.safetensors")
     other = {**values, "output_dir": values["output_dir"] + "-flags"}
@@ -104,6 +105,7 @@ def test_flags_give_the_same_run_as_a_file(values: dict[str, Any], monkeypatch: 
     assert all(torch.equal(tensor, by_flags[name]) for name, tensor in by_file.items())
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_to_the_same_student(
     values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,6 +173,7 @@ def test_the_papers_students_have_the_papers_numbers(path: Path, tmp_path: Path)
     )
 
 
+@pytest.mark.slow
 def test_the_papers_schedule_reaches_the_student_and_its_report(
     values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

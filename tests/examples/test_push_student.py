@@ -55,6 +55,7 @@ def pushed(student: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield hub, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_student_is_pushed_privately_with_tokenizer_and_a_card_under_its_new_name(
     pushed: tuple[Hub, str], student: Path
 ) -> None:

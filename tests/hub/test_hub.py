@@ -165,6 +165,7 @@ for attempt in (
 """
 
 
+@pytest.mark.slow
 def test_a_wrong_token_is_refused_everywhere_and_told_nowhere(hub: Hub, home: Path) -> None:
     wrong = "hf_" + "wrongtoken" * 4
     done = succeeded(run(hub, home / "others", "-c", REFUSED, str(home / "teacher"), token=wrong))

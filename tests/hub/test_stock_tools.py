@@ -54,6 +54,7 @@ def test_a_student_quantizes_to_int8(student: BertForMaskedLM) -> None:
 
 
 # What inductor imports first says so of itself, unless something else imported it before.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_a_student_compiles(student: BertForMaskedLM, backend: str) -> None:

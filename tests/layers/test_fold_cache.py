@@ -101,6 +101,7 @@ def test_a_training_step_folds_once_however_it_is_accumulated(
 
 
 # What dynamo does itself; and a choice of the backend, none of ours.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_a_compiled_step_of_several_micro_batches_folds_once_and_is_compiled_for_the_first_and_the_last_alone(
     tmp_path: Path, folds: Counter[FoldedWeight]

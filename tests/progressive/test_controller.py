@@ -243,6 +243,7 @@ PHASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("at", "schedule"),
     [
@@ -277,6 +278,7 @@ def test_an_adapter_saved_in_any_phase_has_equal_logits_and_an_equal_next_step(
     assert outputs(loaded).shape != before.shape or not torch.equal(outputs(loaded), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kwargs", [{"penalty": "adam_moment"}, {"selection": "importance"}], ids=lambda kwargs: str(*kwargs.values())
 )
@@ -312,6 +314,7 @@ def same(whole: WidTrainer, again: WidTrainer) -> None:
     assert losses[0] == losses[1] and len(losses[0]) == 16
 
 
+@pytest.mark.slow
 def test_accumulation_and_checkpointing_go_through_the_shrink(tiny_bert: BertForMaskedLM, tmp_path: Path) -> None:
     tiny_bert.config.hidden_dropout_prob = tiny_bert.config.attention_probs_dropout_prob = 0.0
     tiny_bert = BertForMaskedLM._from_config(tiny_bert.config)
@@ -328,6 +331,7 @@ def test_accumulation_and_checkpointing_go_through_the_shrink(tiny_bert: BertFor
         assert torch.allclose(a, b, atol=1e-4), name
 
 
+@pytest.mark.slow
 def test_a_plain_trainer_with_the_callback_ends_in_the_same_weights(tiny_bert: BertForMaskedLM, tmp_path: Path) -> None:
     # Logits of labelled positions only are the same numbers, but summed in another order.
     ours = trained(deepcopy(tiny_bert), tmp_path / "ours", full_logits=True)
@@ -442,6 +446,7 @@ def test_importance_keeps_what_the_loss_needs(tiny_bert: BertForMaskedLM) -> Non
     assert set(found["norm"]) & set(dead)
 
 
+@pytest.mark.slow
 def test_widths_are_logged_and_drawn(tiny_bert: BertForMaskedLM, tmp_path: Path) -> None:
     trainer = trained(tiny_bert, tmp_path, include_num_input_tokens_seen="all")
     logs = [entry for entry in trainer.state.log_history if "wid/wide" in entry]
@@ -457,6 +462,7 @@ def test_widths_are_logged_and_drawn(tiny_bert: BertForMaskedLM, tmp_path: Path)
     assert (tmp_path / "widths.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_choices_between_logged_steps_are_logged_as_well(tiny_bert: BertForMaskedLM, tmp_path: Path) -> None:
     trainer = trained(tiny_bert, tmp_path, logging_steps=16)
     steps = [entry["step"] for entry in trainer.state.log_history if "wid/wide" in entry]
@@ -470,6 +476,7 @@ def test_a_schedule_longer_than_the_training_is_refused_before_the_first_step(
         trained(tiny_bert, tmp_path, max_steps=5)
 
 
+@pytest.mark.slow
 def test_a_narrow_checkpoint_loads_into_a_model_that_is_still_wide_and_back(
     tiny_bert: BertForMaskedLM, tmp_path: Path
 ) -> None:
@@ -486,6 +493,7 @@ def test_a_narrow_checkpoint_loads_into_a_model_that_is_still_wide_and_back(
     assert trainer.state.global_step == 16
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_may_lie_before_the_shrink(tiny_bert: BertForMaskedLM, tmp_path: Path) -> None:
     trainer = WidTrainer(
         model=get_wid_model(tiny_bert, half()),

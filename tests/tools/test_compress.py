@@ -99,6 +99,7 @@ def test_a_masked_language_model_becomes_a_folder_that_stock_classes_load(
     assert entries(tmp_path) == {"teacher", "student", "train.txt"}
 
 
+@pytest.mark.slow
 def test_a_progressive_run_reports_its_widths_and_draws_them(
     tmp_path: Path, masked_teacher: Path, train_file: Path
 ) -> None:
@@ -150,6 +151,7 @@ def test_a_headless_encoder_follows_its_own_originals(tmp_path: Path, train_file
     assert type(AutoModel.from_pretrained(tmp_path / "student")) is BertModel
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_student(tmp_path: Path, masked_teacher: Path, train_file: Path) -> None:
     for name in ("a", "b"):
         compress(str(masked_teacher), str(train_file), tmp_path / name, HALF, QUICK)
@@ -260,6 +262,7 @@ def test_a_reaction_bert_of_half_width_needs_no_training(
     assert len(report.calibration.inputs) == 74  # 73 reads, and what the tied decoder reads
 
 
+@pytest.mark.slow
 def test_learning_rates_depend_on_the_start_unless_they_are_given(
     tmp_path: Path, masked_teacher: Path, train_file: Path
 ) -> None:
@@ -518,6 +521,7 @@ def die(*_: object, **__: object) -> float:
     return 0.0
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_training_is_cleared_away_by_the_next_one(
     tmp_path: Path, masked_teacher: Path, train_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -157,7 +157,7 @@ def test_a_dataset_that_cannot_be_loaded_is_refused_with_the_cause_kept(monkeypa
         raise unreachable
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(DataError, match=r"'no_such_set' is no file .* Couldn't reach the Hub") as refusal:
+    with pytest.raises(DataError, match=r"'no_such_set' is not a file .* Couldn't reach the Hub") as refusal:
         load_texts("no_such_set")
     assert refusal.value.__cause__ is unreachable
 

@@ -97,6 +97,7 @@ def trained_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
+@pytest.mark.slow
 def test_every_kind_of_task_in_one_call(encoder: Path, data: Path, tmp_path: Path) -> None:
     report = evaluate(
         str(encoder), ["sst2", "stsb", "squad_v2", "stsb-zero-shot"], tmp_path, settings(data), command="wid-hf eval x"
@@ -124,6 +125,7 @@ def test_fine_tuning_learns_and_the_better_learning_rate_is_reported(encoder: Pa
     assert max(still) < 0.8
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_repeated_and_other_tasks_are_kept(
     masked: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,6 +279,7 @@ def test_weights_that_the_head_would_not_take_over_are_refused(
         evaluate(str(folder), ["sst2"], tmp_path / "out", settings(data))
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_and_says_where_the_runs_are(
     encoder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,6 +81,7 @@ def test_a_file_that_computes_something_else_gets_no_name(
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_exported_is_refused_with_the_reason(
     student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -84,6 +84,7 @@ def test_a_plain_trainer_starts_where_wid_trainer_does(source: str, tiny_bert: B
     assert any(not torch.equal(plain[name], of_stock[name]) for name in plain)
 
 
+@pytest.mark.slow
 @every_source
 def test_training_goes_on_as_if_nothing_had_been_drawn(source: str, tiny_bert: BertForMaskedLM, tmp_path: Path) -> None:
     """The batches and the random numbers are those of a run whose model was calibrated before."""
@@ -130,6 +131,7 @@ def test_the_loader_is_not_iterated(tiny_bert: BertForMaskedLM, tmp_path: Path) 
     trainer.train()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_its_start(tiny_bert: BertForMaskedLM, tmp_path: Path) -> None:
     args = arguments(tmp_path, save_strategy="steps", save_steps=1)
     first = Trainer(model=uncalibrated(tiny_bert), args=args, train_dataset=Rows(), callbacks=[WidCallback()])

@@ -164,6 +164,7 @@ def test_a_run_that_saves_models_only_has_no_optimizer_to_miss(tmp_path: Path) -
     assert last_whole_checkpoint(folder, model_only=True) == folder / "checkpoint-2"
 
 
+@pytest.mark.slow
 @each_config
 def test_half_the_steps_and_a_resume_equal_all_steps(tmp_path: Path, config: dict[str, Any]) -> None:
     class Stop(TrainerCallback):
@@ -224,6 +225,7 @@ def test_a_checkpoint_written_over_an_older_one_is_not_taken_for_it(copy: Path) 
     assert missing_parts(copy / "checkpoint-4") == []
 
 
+@pytest.mark.slow
 def test_the_best_model_is_loaded_and_old_checkpoints_go_after_a_resume_too(tmp_path: Path) -> None:
     rows = tokenize(Dataset.from_dict({"text": texts(8, seed=1)}), word_tokenizer(), max_length=16)
     given = {

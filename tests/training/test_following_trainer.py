@@ -70,6 +70,7 @@ def test_the_loss_follows_its_formula() -> None:
     assert following_loss(student, teacher, kept, mask, 0.5).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_training_brings_the_student_closer_and_leaves_the_teacher_alone(tmp_path: Path) -> None:
     teacher = BertModel.from_pretrained(save_teacher(tmp_path / "teacher", BertModel))
     generator = torch.Generator().manual_seed(0)

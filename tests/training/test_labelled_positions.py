@@ -331,6 +331,7 @@ def test_scoring_a_masked_language_model_holds_no_logits_of_all_positions(tiny_b
     assert largest.size < 8 * 12 * 600
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("common", [{}, DISTILLED], ids=["alone", "distilled"])
 @pytest.mark.parametrize(("name", "share"), [("bert", 0.3), ("llama", 0.9)])
 def test_training_ends_where_it_ends_with_full_logits(
@@ -397,6 +398,7 @@ def test_micro_batches_without_labels_do_not_stop_a_training(name: str, tmp_path
 # Real teachers.
 
 
+@pytest.mark.slow
 def test_the_reaction_teacher_has_its_stock_loss(reaction_bert_dir: Path, uspto50k: Path) -> None:
     model, tokenizer = load_teacher(str(reaction_bert_dir)), load_tokenizer(str(reaction_bert_dir))
     texts = load_texts(str(uspto50k / "valid.jsonl.gz")).select(range(8))

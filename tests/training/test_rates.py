@@ -59,6 +59,7 @@ def test_compactors_that_the_user_froze_stay_frozen(tiny_bert: BertForMaskedLM, 
     assert moved and moved == originals(moved)
 
 
+@pytest.mark.slow
 def test_what_a_rate_froze_a_later_rate_may_train(tiny_bert: BertForMaskedLM, tmp_path: Path) -> None:
     tiny_bert.bert.embeddings.requires_grad_(False)
     model = get_wid_model(tiny_bert, HALF)
@@ -89,6 +90,7 @@ def test_a_rate_without_effect_is_told(tiny_bert: BertForMaskedLM, tmp_path: Pat
     assert moved and not originals(moved)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Trainer, WidTrainer])
 def test_an_adapter_loaded_for_inference_is_not_trained(kind: Any, tiny_bert: BertForMaskedLM, tmp_path: Path) -> None:
     teacher = deepcopy(tiny_bert)

@@ -24,6 +24,7 @@ def trained(teacher: BertForMaskedLM, folder: Path, **given: object) -> WidTrain
 
 
 # What dynamo does itself; and a choice of the backend, none of ours.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_compiled_training_equals_eager_training(tiny_bert: BertForMaskedLM, tmp_path: Path, accumulation: int) -> None:
@@ -37,6 +38,7 @@ def test_compiled_training_equals_eager_training(tiny_bert: BertForMaskedLM, tmp
     assert (logits(one) - logits(other)).abs().max() <= 1e-5
 
 
+@pytest.mark.slow
 def test_training_in_bfloat16_stays_near_float32(tiny_bert: BertForMaskedLM, tmp_path: Path) -> None:
     teachers = [deepcopy(tiny_bert) for _ in range(2)]
     whole = trained(teachers[0], tmp_path / "fp32", learning_rate=1e-3)
@@ -47,6 +49,7 @@ def test_training_in_bfloat16_stays_near_float32(tiny_bert: BertForMaskedLM, tmp
     assert all(parameter.dtype == torch.float32 for parameter in half.model.parameters())
 
 
+@pytest.mark.slow
 def test_texts_of_like_length_come_in_one_batch_by_a_flag(tiny_bert: BertForMaskedLM, tmp_path: Path) -> None:
     lengths = torch.randint(3, 20, (64,), generator=torch.Generator().manual_seed(0)).tolist()
     rows = Dataset.from_dict({"input_ids": [[5] * length for length in lengths]})

@@ -86,6 +86,7 @@ def test_training_lowers_the_loss_and_the_merged_student_is_exactly_the_trained_
     assert (logits(trainer.model) - logits(student)).abs().max().item() == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulation", [4, 8])
 def test_accumulated_micro_batches_equal_one_batch(
     tiny_bert: BertForMaskedLM, tmp_path: Path, accumulation: int
@@ -175,6 +176,7 @@ def test_learning_rates_that_cannot_be_are_refused(
 CALIBRATED = WidConfig(hidden_size=12, intermediate_size=24, calibration_config=CalibrationConfig(48, 16))
 
 
+@pytest.mark.slow
 def test_a_start_that_nobody_calibrated_is_calibrated_on_the_training_set(
     tiny_bert: BertForMaskedLM, tmp_path: Path
 ) -> None:

@@ -104,6 +104,7 @@ def test_arguments_go_by_position_as_in_trainer(tmp_path: Path) -> None:
 # model_init
 
 
+@pytest.mark.slow
 def test_every_training_starts_from_a_new_model(tmp_path: Path) -> None:
     given = {"train_dataset": labelled_rows(), "model_init": new}
     stock, wid = (kind(args=arguments(tmp_path, TrainingArguments), **given) for kind in (Trainer, WidTrainer))
@@ -114,6 +115,7 @@ def test_every_training_starts_from_a_new_model(tmp_path: Path) -> None:
     assert losses(wid) == pytest.approx(losses(stock), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_what_hangs_on_the_model_follows_it(tmp_path: Path) -> None:
     models: list[PeftModel] = []
 
@@ -154,6 +156,7 @@ def test_a_model_init_that_makes_something_else_is_refused(tmp_path: Path) -> No
         WidTrainer(args=arguments(tmp_path), model_init=lambda trial: teacher())
 
 
+@pytest.mark.slow
 def test_the_trainers_of_stock_students_and_followers_take_new_models(tmp_path: Path) -> None:
     def follower() -> PeftModel:
         return get_wid_model(teacher(BertModel), HALF)
@@ -236,6 +239,7 @@ def test_hyperparameter_search_with_optuna(tmp_path: Path) -> None:
 # Evaluation in half precision.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bf16_full_eval", "fp16_full_eval"])
 @pytest.mark.parametrize("config", ["identity", "calibrated", "progressive"])
 def test_a_full_evaluation_in_half_is_that_of_the_merged_student(name: str, config: str, tmp_path: Path) -> None:
@@ -335,6 +339,7 @@ def test_a_finished_progressive_model_trains_on(tmp_path: Path) -> None:
     model.merge_and_unload()
 
 
+@pytest.mark.slow
 def test_a_schedule_that_was_stopped_goes_on_in_a_new_training(tmp_path: Path) -> None:
     model = made(PROGRESSIVE)
     WidTrainer(model, arguments(tmp_path, max_steps=5), train_dataset=labelled_rows(), callbacks=[Stop(2)]).train()
@@ -347,6 +352,7 @@ def test_a_schedule_that_was_stopped_goes_on_in_a_new_training(tmp_path: Path) -
     model.merge_and_unload()
 
 
+@pytest.mark.slow
 def test_a_batch_that_is_too_large_is_halved_in_the_middle_of_a_schedule(tmp_path: Path) -> None:
     class TooLarge(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -374,6 +380,7 @@ class Stop(TrainerCallback):
 # The best model.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["default", "student"])
 @pytest.mark.parametrize("config", [HALF, PROGRESSIVE], ids=["narrow", "progressive"])
 def test_the_best_model_is_loaded_whatever_the_adapter_is_called(name: str, config: WidConfig, tmp_path: Path) -> None:

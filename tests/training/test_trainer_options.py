@@ -163,7 +163,17 @@ def scores(trainer: Trainer) -> list[dict[str, float]]:
     ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda name: name.replace(" ", "-").replace(",", ""))
+# Options that change the loss, the batches, the optimizer or what is kept: one of each kind.
+QUICK = {"label_smoothing", "load_best_model_at_end", "neftune", "compute_loss_func, accumulated", "optimizers"}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(name, id=name.replace(" ", "-").replace(",", ""), marks=() if name in QUICK else pytest.mark.slow)
+        for name in CASES
+    ],
+)
 def test_an_option_does_what_it_does_in_trainer(case: str, tiny_bert: BertForMaskedLM, tmp_path: Path) -> None:
     given, others = CASES[case]
     ended = []

@@ -142,6 +142,7 @@ def run(*words: str, home: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
+@pytest.mark.slow
 def test_a_refusal_speaks_options_and_the_home_folder_is_expanded(masked_teacher: Path, tmp_path: Path) -> None:
     write_texts(tmp_path / "t.txt")
     words = ["compress", "~/teacher", "--train", "~/t.txt", "--output", "~/s", *SIZES, "--steps", "0"]

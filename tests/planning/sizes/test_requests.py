@@ -247,6 +247,7 @@ def test_what_fails_for_another_reason_than_heads_is_tried_no_further(monkeypatc
     assert len(tried) <= 3
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Merged by force")
 @pytest.mark.parametrize("family", ["bert", "llama", "modernbert", "t5"])
 @pytest.mark.parametrize("schedule", ["narrow", "progressive"])

@@ -101,6 +101,7 @@ def test_accumulated_micro_batches_have_the_gradients_of_one_batch(
     )  # that is far above 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", DISTILLED)
 def test_each_loss_goes_down_where_it_is_all_that_trains(loss: str, tmp_path: Path) -> None:
     teacher = bert()
@@ -113,6 +114,7 @@ def test_each_loss_goes_down_where_it_is_all_that_trains(loss: str, tmp_path: Pa
     assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
 
 
+@pytest.mark.slow
 def test_the_weight_scales_what_is_added(tmp_path: Path) -> None:
     plain, once, twice = (
         trained(bert(), HALF, arguments(tmp_path, max_steps=1, **given)).state.log_history[0]["loss"]

@@ -305,6 +305,7 @@ def test_the_page_is_replaced_only_by_a_whole_one(tmp_path: Path, monkeypatch: p
     assert not [each for each in path.parent.iterdir() if each.name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_attention_of_students_is_compared_with_their_teachers(tmp_path: Path) -> None:
     teacher = save_teacher(tmp_path / "teacher", BertForMaskedLM)
     for name, hidden in (("same", 24), ("half", 12)):
