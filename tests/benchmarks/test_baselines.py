@@ -226,6 +226,7 @@ def test_arguments_go_by_position_as_in_trainer(tmp_path: Path) -> None:
     assert trainer.train_dataset is rows and trainer.data_collator is collate
 
 
+@pytest.mark.slow
 def test_every_training_starts_from_a_new_model_and_new_maps(tmp_path: Path) -> None:
     def student() -> PreTrainedModel:
         return stock_student(get_wid_model(bert(), HALF), random=True, seed=0)

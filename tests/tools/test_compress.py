@@ -355,6 +355,7 @@ def test_a_head_without_an_objective_is_refused(tmp_path: Path, train_file: Path
         compress(str(teacher), str(train_file), tmp_path / "student", HALF, QUICK)
 
 
+@pytest.mark.slow
 def test_a_diverged_run_writes_no_output_but_keeps_the_last_good_student(
     tmp_path: Path, masked_teacher: Path, train_file: Path
 ) -> None:

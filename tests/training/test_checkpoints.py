@@ -108,6 +108,7 @@ def same(one: Any, other: Any) -> bool:
     return bool((torch.as_tensor(one) == torch.as_tensor(other)).all()) if hasattr(one, "shape") else one == other
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_was_written_to_the_end_is_whole(run: Path) -> None:
     for step in (2, 4, 6):
         assert missing_parts(run / f"checkpoint-{step}") == []

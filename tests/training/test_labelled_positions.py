@@ -284,6 +284,7 @@ def wid_model(name: str) -> nn.Module:
 DISTILLED = {"distillation": ["logits", "relations"], "teacher_learning_rate": 0.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "share", "given"),
     [

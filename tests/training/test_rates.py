@@ -70,6 +70,7 @@ def test_what_a_rate_froze_a_later_rate_may_train(tiny_bert: BertForMaskedLM, tm
     assert train(model, tmp_path) > originals(moved)
 
 
+@pytest.mark.slow
 def test_another_student_of_a_teacher_frozen_by_a_rate_may_train_it(tiny_bert: BertForMaskedLM, tmp_path: Path) -> None:
     train(get_wid_model(tiny_bert, HALF), tmp_path, teacher_learning_rate=0)
     assert originals(train(get_wid_model(tiny_bert, WidConfig(hidden_size=20, init="identity")), tmp_path))

@@ -266,6 +266,7 @@ def test_a_full_evaluation_in_half_is_that_of_the_merged_student(name: str, conf
     trainer.train()
 
 
+@pytest.mark.slow
 def test_an_evaluation_while_training_is_in_full(tmp_path: Path) -> None:
     rows, found = labelled_rows(), []
     for given in ({}, {"bf16_full_eval": True}):
@@ -301,6 +302,7 @@ def test_a_second_training_goes_on(tmp_path: Path) -> None:
     assert trainer.state.global_step == 3 and losses(trainer)[-1] < first[0]
 
 
+@pytest.mark.slow
 def test_a_second_training_that_breaks_does_not_lose_the_first(tmp_path: Path) -> None:
     class Poison(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **_: Any) -> None:
@@ -325,6 +327,7 @@ def test_a_second_training_that_breaks_does_not_lose_the_first(tmp_path: Path) -
     assert any(not torch.equal(trained[name], after[name]) for name in trained)
 
 
+@pytest.mark.slow
 def test_a_finished_progressive_model_trains_on(tmp_path: Path) -> None:
     model = made(PROGRESSIVE)
     WidTrainer(model, arguments(tmp_path / "a", max_steps=6), train_dataset=labelled_rows()).train()

@@ -56,6 +56,7 @@ def test_plan_prints_coupled_dimensions_sizes_and_reasons(masked_teacher: Path, 
     assert f"{real:,} (" in out
 
 
+@pytest.mark.slow
 def test_compress_prints_teacher_start_and_student_side_by_side(masked_teacher: Path, tmp_path: Path) -> None:
     out = compress(masked_teacher, tmp_path, "--steps 2 --batch-size 8 --max-length 12 --validation-texts 8")
     assert "masked lm accuracy" in out

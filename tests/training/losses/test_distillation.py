@@ -124,6 +124,7 @@ def test_the_weight_scales_what_is_added(tmp_path: Path) -> None:
     assert twice - plain == pytest.approx(2 * (once - plain), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_label_smoothing_takes_the_labels_away_only_from_the_models_own_loss(tmp_path: Path) -> None:
     smooth = {"label_smoothing_factor": 0.1, "max_steps": 1, "distillation": ["logits"]}
     off, on = (
@@ -187,6 +188,7 @@ def checkpointed(folder: Path, reentrant: bool | None) -> WidTrainer:
     return trainer
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_gives_the_same_gradients(tmp_path: Path) -> None:
     plain, saved = (checkpointed(tmp_path, reentrant) for reentrant in (None, False))
     for (name, a), (_, b) in zip(plain.model.named_parameters(), saved.model.named_parameters(), strict=True):
@@ -205,6 +207,7 @@ def test_a_calibrated_start_is_made_before_anything_is_distilled(tmp_path: Path)
     assert trainer.state.log_history[-1]["train_loss"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "strategy"), [(bert, "dim"), (bert, "head"), (gpt2, "dim")])
 def test_a_progressive_student_is_distilled_while_wide_and_after_it_shrank(
     make: Any, strategy: str, tmp_path: Path
@@ -282,6 +285,7 @@ def test_label_smoothing_and_distillation_add_up(tmp_path: Path) -> None:
     assert found[0.2, False] != pytest.approx(found[0.0, False], rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulation", [4, 8])
 @pytest.mark.parametrize("make", [bert, gpt2])
 def test_label_smoothing_and_distillation_accumulate(make: Any, accumulation: int, tmp_path: Path) -> None:
