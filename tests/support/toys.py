@@ -12,7 +12,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import BertConfig, PreTrainedModel, PreTrainedTokenizerFast, Wav2Vec2Config
 
-from wid_hf import CalibrationConfig
 from wid_hf.calibration import InputReconstruction
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -21,7 +20,7 @@ WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
 # One student of a BERT with hidden size 24 for each way to start and to become narrow.
 CONFIGS: dict[str, dict[str, Any]] = {
     "identity": {"hidden_size": 12, "intermediate_size": 24, "init": "identity"},
-    "calibrated": {"hidden_size": 12, "intermediate_size": 24, "calibration_config": CalibrationConfig(samples=32)},
+    "calibrated": {"hidden_size": 12, "intermediate_size": 24, "calibration_config": {"samples": 32}},
     # Choices after steps 1 and 2, narrow after step 4: a run that stops after step 3 resumes before the shrink.
     "progressive": {
         "hidden_size": 12,
