@@ -166,7 +166,6 @@ class Baseline:
         model: PeftModel,
         objective: str,
         rates: Rates,
-        settings: CompressSettings,
         arguments: dict[str, Any],
         data: dict[str, Any],
     ) -> StudentTrainer:
@@ -174,7 +173,7 @@ class Baseline:
         args = TrainingArguments(**arguments, learning_rate=rates["student"])
         if not model.base_model.calibrated:
             model.base_model.calibrate(WidTrainer(model=model, args=args, **data).calibration_batches())
-        student = stock_student(model, random=self.weights == "random", seed=settings.seed)
+        student = stock_student(model, random=self.weights == "random", seed=arguments["seed"])
         masked = objective == "masked-lm"
         losses = self.method.losses if masked or self.method.losses else ("states",)
         if not losses:

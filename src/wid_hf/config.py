@@ -21,6 +21,7 @@ from .deprecation import warn
 from .errors import ConfigError
 from .format_version import refuse_newer
 from .progressive.schedule import WidSchedule
+from .saved_dataclass import from_saved
 from .stored_inputs import packed
 
 HeadStrategy = Literal["auto", "dim", "head"]
@@ -59,18 +60,6 @@ class CalibrationConfig:
             problems.append(f"ridge={self.ridge!r} is not a number above 0")
         if problems:
             raise ConfigError("CalibrationConfig: " + "; ".join(problems))
-
-    @classmethod
-    def from_dict(cls, stated: dict[str, Any]) -> CalibrationConfig:
-        """Return the config from which `dataclasses.asdict` made `stated`.
-
-        Raises:
-            ConfigError: an unknown name, or what the constructor refuses.
-        """
-        names = [field.name for field in fields(cls)]
-        if unknown := sorted(set(stated) - set(names)):
-            raise ConfigError(f"CalibrationConfig has no {', '.join(unknown)}; it has {', '.join(names)}.")
-        return cls(**stated)
 
     def flat(self) -> dict[str, float]:
         """Return the settings under their names in `wid_report.json`."""
@@ -189,7 +178,7 @@ class WidConfig(PeftConfig):
     def _restore(self) -> None:
         """Make objects of the dictionaries in adapter_config.json, and make example inputs savable."""
         if isinstance(self.calibration_config, dict):
-            self.calibration_config = CalibrationConfig.from_dict(self.calibration_config)
+            self.calibration_config = from_saved(CalibrationConfig, self.calibration_config)
         elif not isinstance(self.calibration_config, CalibrationConfig):
             raise ConfigError(
                 f"WidConfig: calibration_config={self.calibration_config!r} is not a CalibrationConfig; leave it out "

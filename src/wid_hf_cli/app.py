@@ -31,7 +31,7 @@ app.command()(report)
 
 # Arguments of the library whose option has another name.
 OTHERWISE = {"folder": "--data", "overrides": "--override"}
-VALUE = r"""True|"[^"]*"|'[^']*'|[\w+-]+(?:[.,][\w+-]+)*"""
+VALUE = r"""True|"[^"]*"|'[^']*'|\[[^\]]*\]|[\w+-]+(?:[.,][\w+-]+)*"""
 
 
 def run() -> None:
@@ -53,6 +53,8 @@ def _as_option(found: re.Match[str]) -> str:
     option, value = _options().get(found[1]), (found[2] or "").strip("\"'")
     if option is None:
         return found[0]
+    if value.startswith("["):  # a list of words has commas between them on the command line
+        value = re.sub(r"[\[\]\s\"']", "", value)
     return option if value in ("", "True") else f"{option} {value}"
 
 

@@ -131,6 +131,7 @@ def test_messages_of_the_library_name_options_on_the_command_line() -> None:
         "Name another with folder=, or": "Name another with --data, or",
         "compactor_learning_rate=1e-4.": "--compactor-learning-rate 1e-4.",
         "distillation=logits,hidden adds": "--distillation logits,hidden adds",
+        "distillation=['magic', 'hidden'] is unknown": "--distillation magic,hidden is unknown",
         "pass example_inputs= or a=1": "pass example_inputs= or a=1",
         "https://x.org/?output=3": "https://x.org/?output=3",
     }

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..calibration.batches import Batch
 from ..config import WidConfig
 from ..errors import ConfigError, DataError
-
-Batch = Mapping[str, Any]
 
 
 def checked_batches(batches: Any) -> list[Batch]:

@@ -8,11 +8,12 @@ from copy import copy
 from peft import PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
+from ..calibration.batches import Batch
 from ..config import WidConfig
 from ..errors import ConfigError
 from ..planning.student_plan import check_teacher, prove_couplings
 from ..stored_inputs import as_arguments
-from .calibration_data import Batch, refuse_unused_data
+from .calibration_data import refuse_unused_data
 from .plain_call import as_if_called_plainly
 
 

@@ -65,9 +65,8 @@ def _replaced(model: nn.Module, holders: Holders) -> str | None:
     """Return the path of the first module that was replaced, or whose number of rows changed."""
     for path, module, rows in holders:
         found: nn.Module | None = model
-        for name in filter(
-            None, path.split(".")
-        ):  # runs at every training forward, and get_submodule takes milliseconds
+        # Not by get_submodule, which takes milliseconds: this runs at every training forward.
+        for name in filter(None, path.split(".")):
             found = found._modules.get(name) if found is not None else None
         if found is not module or (rows is not None and module.num_embeddings != rows):
             return path

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..calibration import Calibration, initialize
+from ..calibration.batches import Batch
 from ..config import WidConfig
 from ..coupling import Plan
 from ..coupling.index_sets import IndexSets, axis_indices
@@ -31,7 +32,7 @@ from ..progressive.schedule import WidSchedule
 from ..progressive.shrink import rewrite
 from ..stored_inputs import packed
 from .adapter_state import fitting_state, proved_state, refuse_other_teacher, saved_state
-from .calibration_data import Batch, checked_batches, refuse_unused_data
+from .calibration_data import checked_batches, refuse_unused_data
 from .calibration_guard import CalibrationGuard
 from .fingerprint import Fingerprint
 from .layer_guard import LayerGuard

@@ -60,7 +60,7 @@ def rotatable_heads(trace: Trace, plan: Plan) -> dict[Dim, HeadProducts]:
 def whole_axis(plan: Plan, at: int) -> Carrier:
     """Return the whole axis along which weight input number `at` is contracted."""
     weight_input = plan.weight_inputs[at]
-    axis = plan.axes[weight_input.weight][weight_input.axis]
+    axis = plan.dim_of(weight_input)
     return Carrier(weight_input.weight, weight_input.axis, 0, axis.size)
 
 

@@ -19,7 +19,7 @@ from ..coupling.plan import Plan
 from ..coupling.trace import Trace
 from ..coupling.weight_inputs import WeightInput
 from ..errors import DataError
-from ..progress import progress_bar
+from ..progress_bar import progress_bar
 from .batches import NOT_FINITE, NOTHING_BUT_PADDING, Batch
 from .lockstep import Lockstep, Operands, Watched, are_same
 from .moments import Covariance, as_matrix
@@ -94,7 +94,7 @@ def gather_moments(
             moments = _input_moments(trace, plan, at, covariance)
             for gatherer in gatherers:
                 gatherer.add(moments)
-    _refuse_too_few(positions, max(plan.size(_dim(plan, at)) for at in stops))
+    _refuse_too_few(positions, max(plan.size(plan.dim_of(plan.weight_inputs[at])) for at in stops))
     return positions
 
 
@@ -112,12 +112,7 @@ def _covariance(operands: Operands) -> Covariance:
 def _input_moments(trace: Trace, plan: Plan, at: int, covariance: Covariance) -> InputMoments:
     weight_input = plan.weight_inputs[at]
     weight = trace.weights[weight_input.weight].detach().to(covariance.mean.device, torch.float64)
-    return InputMoments(at, weight_input, _dim(plan, at), covariance, as_matrix(weight, weight_input.axis))
-
-
-def _dim(plan: Plan, at: int) -> Dim:
-    weight_input = plan.weight_inputs[at]
-    return plan.axes[weight_input.weight][weight_input.axis]
+    return InputMoments(at, weight_input, plan.dim_of(weight_input), covariance, as_matrix(weight, weight_input.axis))
 
 
 def _refuse_too_few(positions: int, widest: int) -> None:

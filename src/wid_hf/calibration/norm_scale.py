@@ -58,7 +58,7 @@ class NormScale:
     def fit(self, at: int, teacher: Operands, student: Operands) -> InputReconstruction:
         """Set the vectors before weight input number `at`, and scale the student's operands as well."""
         weight_input = self._plan.weight_inputs[at]
-        size = self._plan.size(self._plan.axes[weight_input.weight][weight_input.axis])
+        size = self._plan.size(self._plan.dim_of(weight_input))
         root, columns = self._root(weight_input)
         paired = None if weight_input.routed else paired_moments(teacher, student, size=size, root=root)
         if paired is None:
@@ -126,7 +126,7 @@ def scaled_inputs(plan: Plan, folded_weights: Mapping[str, FoldedWeight]) -> dic
     """
     found = {}
     for at, weight_input in enumerate(plan.weight_inputs):
-        dim = plan.axes[weight_input.weight][weight_input.axis]
+        dim = plan.dim_of(weight_input)
         if weight_input.weight not in plan.looked_up or plan.size(dim) == dim.size:
             continue
         vector = scaling_vector(plan, weight_input)
@@ -141,7 +141,7 @@ def scaled_inputs(plan: Plan, folded_weights: Mapping[str, FoldedWeight]) -> dic
 def scaling_vector(plan: Plan, weight_input: WeightInput) -> str | None:
     """Return the name of the vector (a normalisation's weight) that scaled a weight input last, or None."""
     carrier = weight_input.carrier
-    size = plan.axes[weight_input.weight][weight_input.axis].size
+    size = plan.dim_of(weight_input).size
     if carrier is None or carrier != Carrier(carrier.parameter, 0, 0, size) or len(plan.axes[carrier.parameter]) != 1:
         return None
     return carrier.parameter

@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..coupling.dims import Dim
 from ..coupling.plan import Plan, key
 from ..coupling.trace import Trace
 from ..coupling.weight_inputs import WeightInput
 from ..layers import Compactor, FoldCache, FoldedWeight, FoldPolicy, folded_weights
-from ..progress import progress_bar
+from ..progress_bar import progress_bar
 from .batches import Batch
 from .lockstep import Lockstep, Operands, Watched, are_same
 from .moments import LinearFit, Regression, as_matrix
@@ -126,18 +125,18 @@ class _Columns:
         weight_input = self._plan.weight_inputs[at]
         if weight_input.routed:
             return None
-        return paired_moments(teacher, student, size=self._plan.size(self._dim(weight_input)))
+        return paired_moments(teacher, student, size=self._plan.size(self._plan.dim_of(weight_input)))
 
     def fit(self, at: int, paired: PairedMoments | None) -> InputReconstruction:
         """Set the compactor and the bias shift of one weight by the moments of its input."""
         weight_input = self._plan.weight_inputs[at]
         start, intercept = self._starts[weight_input.weight], weight_input.bias is not None
         moments = self._of_all_uses(weight_input, paired.regression) if paired is not None else None
-        enough = ENOUGH * self._plan.size(self._dim(weight_input))
+        enough = ENOUGH * self._plan.size(self._plan.dim_of(weight_input))
         fit: LinearFit | None
         if moments is not None and moments.count >= enough:
             note = ""
-            self._latest[key(self._dim(weight_input))] = moments
+            self._latest[key(self._plan.dim_of(weight_input))] = moments
             fit = moments.solve(start, self._ridge, intercept)
         else:
             note = ROUTED if moments is None else FEW
@@ -158,9 +157,6 @@ class _Columns:
                 self._folds.forget(self._folded[name])
                 yield name, self._folded[name](self._trace.weights[name])
 
-    def _dim(self, weight_input: WeightInput) -> Dim:
-        return self._plan.axes[weight_input.weight][weight_input.axis]
-
     def _of_all_uses(self, weight_input: WeightInput, moments: Regression) -> Regression:
         """Return the moments of all inputs of the weight so far, this one included."""
         if self._uses[weight_input.weight] == 1:
@@ -173,7 +169,7 @@ class _Columns:
     def _fit_few(self, weight_input: WeightInput, paired: PairedMoments | None, enough: int) -> LinearFit | None:
         """Return a fit drawn towards the latest one of the same dimension; None if the start should stay."""
         start, intercept = self._starts[weight_input.weight], weight_input.bias is not None
-        latest = self._latest.get(key(self._dim(weight_input)))
+        latest = self._latest.get(key(self._plan.dim_of(weight_input)))
         if paired is not None and paired.rows is not None:
             known = Known(start, latest, self._ridge, enough)
             weight = as_matrix(self._trace.weights[weight_input.weight].detach(), weight_input.axis)

@@ -55,7 +55,7 @@ class InputReconstruction:
     ) -> InputReconstruction:
         """Return the entry of weight input number `at` of the plan."""
         weight_input = plan.weight_inputs[at]
-        dim = plan.axes[weight_input.weight][weight_input.axis]
+        dim = plan.dim_of(weight_input)
         sizes = dim.size, plan.size(dim)
         return cls(weight_input.weight, weight_input.axis, *sizes, positions, before, after, note)
 

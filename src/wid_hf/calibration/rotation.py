@@ -138,7 +138,7 @@ def _scaled_inputs(plan: Plan, leaf: Dim) -> Iterator[tuple[tuple[str, int], str
     """Yield each `(weight, axis)` contracted along `leaf` whose input was last scaled by a vector, with its name."""
     for weight_input in plan.weight_inputs:
         vector = scaling_vector(plan, weight_input)
-        if vector is not None and key(plan.axes[weight_input.weight][weight_input.axis]) == key(leaf):
+        if vector is not None and key(plan.dim_of(weight_input)) == key(leaf):
             yield (weight_input.weight, weight_input.axis), vector
 
 

@@ -38,7 +38,7 @@ class SubsetSelection:
         self._rotated = set(rotated)
         shrinking = {leaf for leaf, size in plan.targets.items() if size < leaf.size}
         self._chosen = shrinking - self._rotated
-        contracted = {leaf for each in plan.weight_inputs for leaf in leaves(plan.axes[each.weight][each.axis])}
+        contracted = {leaf for each in plan.weight_inputs for leaf in leaves(plan.dim_of(each))}
         self._only_written = self._chosen - contracted
         self._scores: dict[Dim, Tensor] = {}
         self._heads: dict[Dim, list[tuple[Tensor, Tensor]]] = defaultdict(list)

@@ -20,7 +20,7 @@ from ..coupling.index_sets import leaf_sums
 from ..coupling.plan import Plan
 from ..coupling.trace import Dims, Trace, quiet_forward
 from ..errors import DataError
-from ..progress import progress_bar
+from ..progress_bar import progress_bar
 from .batches import NOT_FINITE, NOTHING_BUT_PADDING, Batch, prepared, refuse_batch
 from .moments import place_of
 from .padding import Padding

@@ -99,6 +99,10 @@ class Plan:
         """Return the shape of `weight` in the student."""
         return tuple(self.size(dim) for dim in self.axes[weight])
 
+    def dim_of(self, weight_input: WeightInput) -> Dim:
+        """Return the dimension of the axis along which the weight is contracted with its input."""
+        return self.axes[weight_input.weight][weight_input.axis]
+
     @property
     def fitted(self) -> tuple[int, ...]:
         """Numbers of the weight inputs to which the weight's columns may be fitted.
@@ -112,7 +116,7 @@ class Plan:
         return tuple(
             at
             for at, given in enumerate(self.weight_inputs)
-            if self.size(dim := self.axes[given.weight][given.axis]) < dim.size
+            if self.size(dim := self.dim_of(given)) < dim.size
             and sum(other.size > 1 for other in self.axes[given.weight]) > 1
             and given.weight not in self.looked_up
             and len(contracted[given.weight]) == 1

@@ -108,9 +108,8 @@ def places(student: nn.Module) -> Iterator[Place]:
         if parametrize.is_parametrized(module):
             lists: Any = module.parametrizations
             for attribute, steps in lists.items():
-                if isinstance(
-                    steps[0], FoldedWeight
-                ):  # a stock model may have other parametrizations, such as weight norm
+                # A stock model may have other parametrizations, such as weight norm.
+                if isinstance(steps[0], FoldedWeight):
                     yield Place(path, attribute, module, steps[0], steps.original)
 
 

@@ -7,12 +7,13 @@ Takes a `WidSchedule` (what a user sets) and the number of steps, gives a `Timel
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from math import isfinite
 from typing import Any, Literal, get_args
 
 from ..errors import ConfigError
+from ..saved_dataclass import from_saved
 
 Penalty = Literal["decoupled", "adam_moment"]
 Score = Literal["norm", "importance"]
@@ -89,10 +90,7 @@ class WidSchedule:
         Raises:
             ConfigError: an unknown name, or what the constructor refuses.
         """
-        names = [field.name for field in fields(cls)]
-        if unknown := sorted(set(stated) - set(names)):
-            raise ConfigError(f"WidSchedule has no {', '.join(unknown)}; it has {', '.join(names)}.")
-        return cls(**stated)
+        return from_saved(cls, stated)
 
     @property
     def strength(self) -> float:

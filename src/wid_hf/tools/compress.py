@@ -47,11 +47,11 @@ from ..training.trainer import WidTrainer
 from .data import batches, hold_out, load_texts, tokenize
 from .evaluation import embed, latency, masked_batches, masked_lm_score, sentence_score
 from .output_folder import OutputFolder, Place, Staging
-from .progress_bar import TrainingBar
 from .recipe import CompressSettings, Recipe, WidRecipe
 from .reports.wid_report import Latency, Report
 from .stops import StopAfterStep, Stops
 from .teachers import load_teacher, load_tokenizer, longest_text, save_tokenizer, working_tokenizer
+from .training_bar import TrainingBar
 
 TIMED = 5  # forwards per model
 
@@ -158,7 +158,6 @@ def compress(
             wid_model,
             objective,
             rates,
-            settings,
             _arguments(settings, staging.scratch),
             {"train_dataset": train_set, "data_collator": _collator(objective, tokenizer)},
         )

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import DataError
 from ..hub.paths import expanded
-from ..progress import progress_bar
+from ..progress_bar import progress_bar
 
 FILE_KINDS = (".txt", ".jsonl", ".json")
 LEGAL_SOURCES = (

@@ -101,7 +101,6 @@ class Recipe(Protocol):
         model: PeftModel,
         objective: str,
         rates: Rates,
-        settings: CompressSettings,
         arguments: dict[str, Any],
         data: dict[str, Any],
     ) -> StudentTrainer:
@@ -111,7 +110,6 @@ class Recipe(Protocol):
             model: the wid model, perhaps not calibrated.
             objective: `masked-lm` or `following`.
             rates: the result of `learning_rates`.
-            settings: of the run.
             arguments: of transformers' `TrainingArguments`, without learning rates.
             data: `train_dataset` and `data_collator`, for any trainer.
         """
@@ -199,7 +197,6 @@ class WidRecipe:
         model: PeftModel,
         objective: str,
         rates: Rates,
-        settings: CompressSettings,
         arguments: dict[str, Any],
         data: dict[str, Any],
     ) -> StudentTrainer:

@@ -12,7 +12,7 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from ...progress import progress_bar
+from ...progress_bar import progress_bar
 from .eval_mode import eval_mode
 
 WARM_UP = 2

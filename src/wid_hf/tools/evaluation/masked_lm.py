@@ -15,7 +15,7 @@ from torch.nn import functional
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase
 
 from ...errors import DataError
-from ...progress import progress_bar
+from ...progress_bar import progress_bar
 from ...training.labelled_positions import NO_LABEL, LabelledPositions
 from ..data import batches as batches_of
 from .eval_mode import eval_mode

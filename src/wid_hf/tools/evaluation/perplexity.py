@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...errors import DataError
-from ...progress import progress_bar
+from ...progress_bar import progress_bar
 from .eval_mode import eval_mode
 
 MOST = 700.0  # nats; exp of more is not a finite float

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...errors import DataError, TeacherError
-from ...progress import progress_bar
+from ...progress_bar import progress_bar
 from ...training.losses.pooling import mean_pool
 from .eval_mode import eval_mode
 

@@ -34,7 +34,7 @@ def value_rows(plan: Plan) -> Iterator[Rows]:
         carrier = read.carrier
         if carrier is None or len(plan.axes[carrier.parameter]) != 2:
             continue
-        dim, columns = plan.axes[carrier.parameter][carrier.axis], plan.axes[read.weight][read.axis]
+        dim, columns = plan.axes[carrier.parameter][carrier.axis], plan.dim_of(read)
         factors, heads = part_factors(dim, carrier.start, carrier.stop), part_factors(columns, 0, columns.size)
         if len(factors) > 1 and heads and heads[-1] is factors[-1]:
             yield _rows(plan, carrier)

@@ -104,7 +104,7 @@ def _places(wid: WidModel, streams: set[Key]) -> Iterator[tuple[str, Place | Non
     plan = wid.plan
     fitted = {plan.weight_inputs[at].weight for at in plan.fitted}
     for path, weight_input in _weight_inputs(wid).items():
-        dim = plan.axes[weight_input.weight][weight_input.axis]
+        dim = plan.dim_of(weight_input)
         if key(dim) not in streams:
             continue
         if plan.size(dim) == dim.size:

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from ....errors import TeacherError
-from ...progress_bar import TrainingBar
+from ...training_bar import TrainingBar
 from .task import Rows, Scores, Task
 
 

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import pytest
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
-from wid_hf import progress
-from wid_hf.progress import progress_bar
+from wid_hf import progress_bar as module
+from wid_hf.progress_bar import progress_bar
 
 
 @pytest.fixture(autouse=True)
 def from_the_first_moment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "DELAY", 0.0)
+    monkeypatch.setattr(module, "DELAY", 0.0)
 
 
 def test_a_bar_shows_on_stderr_and_yields_every_item(capfd: pytest.CaptureFixture[str]) -> None:
