@@ -26,7 +26,7 @@ FLOW = (
     "planning",
     "adapter",
     "hub",
-    "tools.plots",
+    "plots",
     "training",
     "tools.training_bar",
     "tools.plan_table",
@@ -69,7 +69,7 @@ def modules() -> list[tuple[Path, str]]:
 
 
 def part_of(module: str) -> str:
-    """`tools.plots` of `wid_hf.tools.plots.widths`, `layers` of `wid_hf.layers.fold`."""
+    """`tools.compress` of `wid_hf.tools.compress`, `layers` of `wid_hf.layers.fold`."""
     _, *parts = module.split(".")
     return ".".join(parts[: 2 if parts[0] == "tools" else 1])
 

@@ -15,8 +15,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from ..adapter.tuner import WidModel
 from ..errors import WidError, WidWarning
+from ..plots.widths import WIDTHS_PICTURE, draw_widths
 from ..progressive.history import narrow_from, widths_over_steps
-from ..tools.plots.widths import WIDTHS_PICTURE, draw_widths
 from .calibrating import calibrate_first
 from .rates import refuse_untrainable
 

@@ -22,8 +22,8 @@ from ...format_version import KEY
 from ...hub.model_size import ModelSize, size_rows
 from ...hub.own_files import CALIBRATION_PICTURE, FILE_NAME, LISTED, file_digests
 from ...hub.report_file import FORMAT_VERSION
-from ..plots.calibration import draw
-from ..plots.widths import WIDTHS_PICTURE, draw_widths
+from ...plots.calibration import draw
+from ...plots.widths import WIDTHS_PICTURE, draw_widths
 
 if TYPE_CHECKING:
     from rich.table import Table

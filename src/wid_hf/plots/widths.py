@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ...atomic_write import atomic_write
-from ...extras import extra
+from ..atomic_write import atomic_write
+from ..extras import extra
 
 WIDTHS_PICTURE = "widths.png"
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from toys import reconstruction
 
 from wid_hf.calibration import Calibration, InputReconstruction
-from wid_hf.tools.plots.calibration import draw
+from wid_hf.plots.calibration import draw
 
 
 def drawn(sites: list[InputReconstruction], path: Path, monkeypatch: pytest.MonkeyPatch) -> Figure:

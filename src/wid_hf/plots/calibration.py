@@ -12,9 +12,9 @@ from math import isfinite, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...atomic_write import atomic_write
-from ...calibration.report import Calibration, InputReconstruction, percent
-from ...extras import extra
+from ..atomic_write import atomic_write
+from ..calibration.report import Calibration, InputReconstruction, percent
+from ..extras import extra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
