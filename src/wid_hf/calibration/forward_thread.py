@@ -1,4 +1,4 @@
-"""A forward that can be paused in the middle, before a tensor is contracted with a weight.
+"""A forward that can be paused in the middle, at landmarks.
 
 Python leaves a call into a model's code only when it returns. So each forward runs in a separate thread, exactly one at
 a time, and waits inside a dispatch mode. Used by `lockstep` only.
@@ -7,8 +7,7 @@ a time, and waits inside a dispatch mode. Used by `lockstep` only.
 from __future__ import annotations
 
 import threading
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
@@ -20,7 +19,9 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ..coupling.weight_inputs import WHOLE, WeightInput, contraction
+from ..coupling.landmark_record import Landmark
+from ..coupling.landmarks import Key, LandmarkFinder, Sighting
+from ..coupling.weight_inputs import WHOLE
 from .batches import Batch, refuse_batch
 from .padding import Padding
 from .precision import Precision
@@ -28,16 +29,16 @@ from .precision import Precision
 
 @dataclass(frozen=True)
 class Operand:
-    """A tensor that a paused forward is about to contract with a weight.
+    """The tensor at a landmark where a forward is paused.
 
     Attributes:
-        at: number of the weight input in the plan.
-        tensor: the tensor.
-        axis: its axis that is contracted.
+        at: the landmark.
+        tensor: what is about to be contracted with a weight, or what was just scaled or summed.
+        axis: its axis that is contracted, scaled or made of outputs.
         padding: of the forward's batch.
     """
 
-    at: int
+    at: Landmark
     tensor: Tensor
     axis: int
     padding: Padding
@@ -70,8 +71,7 @@ class ForwardThread(threading.Thread):
     Args:
         model: whose forward it is.
         batch: keyword arguments of the forward, as `prepared` makes them.
-        weight_inputs: of the plan.
-        stops: numbers of the weight inputs before which it pauses.
+        stops: the landmarks at which it pauses, by their keys.
         precision: autocast of the forward.
     """
 
@@ -79,8 +79,7 @@ class ForwardThread(threading.Thread):
         self,
         model: nn.Module,
         batch: Batch,
-        weight_inputs: Sequence[WeightInput],
-        stops: Collection[int],
+        stops: Mapping[Key, Landmark],
         precision: Precision,
     ) -> None:
         super().__init__(daemon=True, name="wid_hf calibration")
@@ -88,7 +87,7 @@ class ForwardThread(threading.Thread):
         self._batch = batch
         self._padding = Padding(batch)
         self._precision = precision
-        self._mode = _WeightInputMode(weight_inputs, stops, self._pause)
+        self._mode = _LandmarkMode(stops, self._pause)
         # No semaphores: those of `threading` are Python code, and a Ctrl-C inside of it may lose a wake-up.
         self._go: SimpleQueue[None] = SimpleQueue()
         self._arrived: SimpleQueue[None] = SimpleQueue()
@@ -143,29 +142,24 @@ class ForwardThread(threading.Thread):
             self._here = None
             self._arrived.put(None)
 
-    def _pause(self, at: int, tensor: Tensor, axis: int) -> None:
-        self._here = Operand(at, tensor, axis, self._padding)
+    def _pause(self, at: Landmark, seen: Sighting) -> None:
+        self._here = Operand(at, seen.tensor, seen.axis, self._padding)
         self._arrived.put(None)
         self._go.get()
         if self._closing:
             raise _Closed
 
 
-class _WeightInputMode(TorchDispatchMode):
-    """Recognises weights among the operands of products, and pauses at the given weight inputs."""
+class _LandmarkMode(TorchDispatchMode):
+    """Recognises weights among the operands of operations, and pauses at the given landmarks."""
 
-    def __init__(
-        self, weight_inputs: Sequence[WeightInput], stops: Collection[int], pause: Callable[[int, Tensor, int], None]
-    ) -> None:
+    def __init__(self, stops: Mapping[Key, Landmark], pause: Callable[[Landmark, Sighting], None]) -> None:
         super().__init__()
         self.latest: dict[str, ref[Tensor]] = {}
         self._names = WeakIdKeyDictionary()
-        self._times_used: Counter[str] = Counter()
-        self._uses: dict[str, list[int]] = defaultdict(list)
-        self._stops = frozenset(stops)
+        self._finder = LandmarkFinder(self._names)
+        self._stops = stops
         self._pause = pause
-        for at, weight_input in enumerate(weight_inputs):
-            self._uses[weight_input.weight].append(at)
 
     def set_weight(self, weight: str, tensor: Tensor) -> None:
         """Recognise `tensor` as the weight of that name from now on."""
@@ -175,22 +169,13 @@ class _WeightInputMode(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: OpOverload, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if (stop := self._stop(func, args)) is not None:
-            self._pause(*stop)
+        self._stop(self._finder.before(func, args))
         out = func(*args, **(kwargs or {}))
         if func.overloadpacket in WHOLE and args[0] in self._names and out.numel() == args[0].numel():
             self._names[out] = self._names[args[0]]
+        self._stop(self._finder.after(func, args, out))
         return out
 
-    def _stop(self, func: OpOverload, args: Sequence[Any]) -> tuple[int, Tensor, int] | None:
-        """Return number, tensor and contracted axis if `func` is a weight input of the plan, else None."""
-        if (product := contraction(func, args)) is None:
-            return None
-        for (tensor, axis), (weight, _) in (product.operands, product.operands[::-1]):
-            if (name := self._names.get(weight)) is None or tensor in self._names:
-                continue
-            times = self._times_used[name]
-            self._times_used[name] += 1
-            if times < len(self._uses[name]) and (at := self._uses[name][times]) in self._stops:
-                return at, tensor, axis
-        return None
+    def _stop(self, seen: Sighting | None) -> None:
+        if seen is not None and (at := self._stops.get(seen.key)) is not None:
+            self._pause(at, seen)

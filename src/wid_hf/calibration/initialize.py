@@ -23,8 +23,9 @@ from .moment_pass import Gatherer, gather_moments
 from .precision import Precision
 from .reconstruction import reconstruct
 from .report import Calibration, InputReconstruction
-from .rotation import StreamRotation, rotatable_stream
 from .select import SubsetSelection
+from .stream import turnable_streams
+from .stream_rotation import StreamRotation
 from .variance import variance_indices
 
 
@@ -40,6 +41,7 @@ def initialize(
     pca: bool = True,
     reconstruction: bool = True,
     ridge: float = 1e-4,
+    outputs_too: bool = True,
 ) -> tuple[dict[Dim, Tensor], Calibration]:
     """Set the compactors of `student` to their start; return the index sets and what calibration found.
 
@@ -71,11 +73,11 @@ def initialize(
 
         # A dimension that any matrix may rotate keeps combinations of its indices; all others keep indices.
         heads = rotatable_heads(trace, plan) if head_svd else {}
-        stream = rotatable_stream(teacher, trace, plan) if pca and index_sets is None else None
-        rotated = set(heads) | ({stream.leaf} if stream is not None else set())
+        streams = turnable_streams(teacher, trace, plan, outputs_too) if pca and index_sets is None else []
+        rotated = set(heads) | {stream.leaf for stream in streams}
         subsets = SubsetSelection(plan, rotated)
         head_rotation = HeadRotation(trace, plan, heads)
-        stream_rotation = StreamRotation(trace, plan, stream)
+        stream_rotation = StreamRotation(trace, plan, streams)
 
         # Run the teacher in lockstep over the batches and gather the moments of every weight input.
         positions = 0
@@ -84,13 +86,22 @@ def initialize(
             positions = gather_moments(teacher, trace, plan, batches, precision, gatherers)
 
         # Column subset selection by pivoted Cholesky, head SVD and PCA of the stream, into the compactors.
-        index_sets = subsets.index_sets(index_sets)
-        stream_maps, norm_weights = stream_rotation.maps()
-        rotations = {**head_rotation.maps(index_sets), **stream_maps}
-        restart(student, trace.weights, plan, index_sets, rotations, norm_weights)
+        turned = stream_rotation.turned()
+        index_sets = {**subsets.index_sets(index_sets), **turned.index_sets}
+        rotations = {**head_rotation.maps(index_sets), **turned.rotations}
+        restart(student, trace.weights, plan, index_sets, rotations, turned.vectors)
 
         # Layer-wise least squares, in the order of the forward: columns, bias shifts, scales before tied decoders.
         found: list[InputReconstruction] = []
         if reconstruction:
-            found = reconstruct(teacher, student, trace, plan, batches, precision=precision, ridge=ridge)
+            found = reconstruct(
+                teacher,
+                student,
+                trace,
+                plan,
+                batches,
+                precision=precision,
+                ridge=ridge,
+                streams=[(stream, turned.maps[stream.leaf]) for stream in streams],
+            )
     return index_sets, Calibration(tuple(found), positions, time.monotonic() - began)

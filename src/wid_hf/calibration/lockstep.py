@@ -1,7 +1,7 @@
-"""Forwards of several models on several batches that advance together and stop at inputs of weights.
+"""Forwards of several models on several batches that advance together and stop at landmarks.
 
-Takes models and batches; gives, in the order of the forward, the tensors that all forwards are about to contract with
-one weight. No forward runs twice, and the only activations in memory are those that paused forwards still need.
+Takes models and batches; gives, in the order of the forward, the tensors of all forwards at one landmark. No forward
+runs twice, and the only activations in memory are those that paused forwards still need.
 `forward_thread` pauses a forward; no other module uses it.
 """
 
@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..coupling.landmark_record import Landmark
 from ..coupling.plan import Plan
 from ..coupling.trace import quiet_forward
 from .batches import Batch, prepared
@@ -23,7 +24,7 @@ from .forward_thread import ForwardThread, Operand
 from .precision import Precision
 
 Operands = Sequence[Operand | None]
-"""For each batch the operand in one model's forward; None for a forward that does not reach the weight input."""
+"""For each batch the operand in one model's forward; None for a forward that does not reach the landmark."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,18 +36,18 @@ class Watched:
 
 
 class Lockstep:
-    """One forward per model and batch, all of which stop at the same inputs of weights.
+    """One forward per model and batch, all of which stop at the same landmarks.
 
-    A context manager and, inside, an iterator of `(at, operands)`: the number of the weight input in the plan, and the
-    `Operands` of each model. Weight inputs come in the plan's order, each when all forwards that reach it are there.
+    A context manager and, inside, an iterator of `(at, operands)`: the landmark, and the `Operands` of each model.
+    Landmarks come in their order, each when all forwards that reach it are there.
     Changes to operands and weights before the next step take effect in the forwards. At the end, and after any error,
     all forwards are ended at their current stops.
 
     Args:
         models: run in evaluation mode, without gradients.
         batches: keyword arguments of the forwards.
-        plan: has the weight inputs.
-        stops: numbers of the weight inputs to stop at; after the last one no forward continues.
+        plan: has the landmarks.
+        stops: those to stop at; after the last one no forward continues.
         precision: of the forwards.
 
     Raises:
@@ -58,13 +59,13 @@ class Lockstep:
         models: Sequence[Watched],
         batches: Sequence[Batch],
         plan: Plan,
-        stops: Collection[int],
+        stops: Collection[Landmark],
         precision: Precision,
     ) -> None:
         self._models = models
         self._batches = batches
-        self._plan = plan
-        self._stops = frozenset(stops)
+        wanted = frozenset(stops)
+        self._stops = {key: place for key, place in plan.landmarks.places.items() if place in wanted}
         self._precision = precision
         self._forwards: list[tuple[Watched, ForwardThread]] = []
         self._ends = ExitStack()
@@ -87,11 +88,11 @@ class Lockstep:
     ) -> None:
         self._ends.close()
 
-    def __iter__(self) -> Iterator[tuple[int, list[Operands]]]:
-        left = set(self._stops)
+    def __iter__(self) -> Iterator[tuple[Landmark, list[Operands]]]:
+        left = set(self._stops.values())
         here = [forward.advance() for _, forward in self._forwards]
         while left and any(here):
-            at = min(operand.at for operand in here if operand is not None)
+            at = min((operand.at for operand in here if operand is not None), key=lambda each: each.order)
             present = [operand if operand is not None and operand.at == at else None for operand in here]
             yield at, self._by_model(present)
             left.discard(at)
@@ -116,7 +117,7 @@ class Lockstep:
 
     def _forward(self, watched: Watched, batch: Batch) -> ForwardThread:
         given = prepared(watched.model, batch)
-        forward = ForwardThread(watched.model, given, self._plan.weight_inputs, self._stops, self._precision)
+        forward = ForwardThread(watched.model, given, self._stops, self._precision)
         for name, weight in watched.weights.items():
             if isinstance(weight, Tensor):
                 forward.set_weight(name, weight)

@@ -79,19 +79,20 @@ def gather_moments(
         DataError: there is no batch or only padding, fewer positions than the student is wide, or an activation
             that is not finite.
     """
-    stops = [at for at in range(len(plan.weight_inputs)) if any(each.needs(at) for each in gatherers)]
+    inputs = [place for place in plan.landmarks.of("input") if any(each.needs(place.number) for each in gatherers)]
+    stops = [place.number for place in inputs]
     if not stops:  # no weight input shrinks
         return 0
     positions = 0
     covariance: Covariance | None = None
     previous: Operands = []
-    with Lockstep([Watched(teacher, trace.weights)], batches, plan, stops, precision) as lockstep:
-        for at, (operands,) in progress_bar(lockstep, "Gathering the teacher's moments", len(stops)):
+    with Lockstep([Watched(teacher, trace.weights)], batches, plan, inputs, precision) as lockstep:
+        for place, (operands,) in progress_bar(lockstep, "Gathering the teacher's moments", len(stops)):
             if covariance is None or not are_same(previous, operands):
                 covariance = _covariance(operands)
                 positions = max(positions, covariance.count)
             previous = operands
-            moments = _input_moments(trace, plan, at, covariance)
+            moments = _input_moments(trace, plan, place.number, covariance)
             for gatherer in gatherers:
                 gatherer.add(moments)
     _refuse_too_few(positions, max(plan.size(plan.dim_of(plan.weight_inputs[at])) for at in stops))

@@ -80,6 +80,8 @@ class NormScale:
             for selection in self._folded[name].maps.values():
                 assert isinstance(selection, IndexSelect)  # `scaled_inputs` made sure
                 selection.factors.mul_(factors.to(selection.factors))
+            if (shift := self._folded[name].shift) is not None:
+                shift.detach().mul_(factors.to(shift))
             self._folds.forget(self._folded[name])
         for operand in student:
             if operand is not None:  # it has the earlier factors

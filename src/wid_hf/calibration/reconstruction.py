@@ -7,7 +7,7 @@ compactor and the bias shift of each weight before the student goes on. Called b
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import nan
 from typing import Any
 
@@ -26,7 +26,12 @@ from .norm_scale import NormScale
 from .pairing import ENOUGH, PairedMoments, paired_moments
 from .precision import Precision
 from .report import FEW, ROUTED, InputReconstruction
+from .residual_fit import ResidualFit
 from .small_sample import Known, fit_few
+from .stream import Stream
+from .vector_fit import VectorFit
+
+WRITER_RIDGE = 1e-3  # of the fits before residual sums, which see the student's own activations
 
 
 def reconstruct(
@@ -38,6 +43,7 @@ def reconstruct(
     *,
     precision: Precision,
     ridge: float,
+    streams: Sequence[tuple[Stream, Tensor]] = (),
 ) -> list[InputReconstruction]:
     """Set the column compactors of `student` and the bias shifts beside them, one weight input after the other.
 
@@ -50,6 +56,8 @@ def reconstruct(
     - If there are fewer than two positions per index (a pooled token), the fit is drawn towards that latest fit, as
       strongly as cross-validation says.
     - A table that is also looked up (a tied decoder) keeps its columns; see `norm_scale`.
+    - In a turned stream the weights before each residual sum are fitted to what the stream still lacks, see
+      `residual_fit`, and vectors that multiply the stream to the turned teacher's, see `vector_fit`.
 
     Args:
         teacher: runs as it is.
@@ -59,15 +67,23 @@ def reconstruct(
         batches: keyword dictionaries for the forwards.
         precision: of the forwards.
         ridge: ridge strength, relative to the mean variance of the student's input.
+        streams: each turned stream with its map T `(k, n)`.
 
     Raises:
         DataError: activations of the student are not finite.
     """
     folded = {name: module for name, module in folded_weights(student).items() if name in trace.weights}
     folds = FoldCache(student)
-    columns = _Columns(trace, plan, folded, folds, ridge)
+    columns = _Columns(trace, plan, folded, ridge)
     norms = NormScale(trace, plan, folded, folds, ridge)
-    stops = {*columns.compactors, *norms.vectors}
+    maps = {scaling: map_ for stream, map_ in streams for scaling in stream.fitted}
+    vectors = VectorFit(trace, folded, maps)
+    residuals = ResidualFit(trace, plan, folded, streams, WRITER_RIDGE)
+    inputs = {*columns.compactors, *norms.vectors, *residuals.inputs}
+    places = plan.landmarks
+    stops = [place for place in places.of("input") if place.number in inputs]
+    stops += [place for place in places.of("scaled") if places.scalings[place.number] in maps]
+    stops += residuals.sums
     if not stops:
         return []
     found: list[InputReconstruction] = []
@@ -79,18 +95,30 @@ def reconstruct(
         folds.keeping(FoldPolicy.for_calibration()),
         Lockstep(models, batches, plan, stops, precision) as lockstep,
     ):
-        for at, (of_teacher, of_student) in progress_bar(lockstep, "Calibrating", len(stops)):
-            if at in norms.vectors:
+        for place, (of_teacher, of_student) in progress_bar(lockstep, "Calibrating", len(stops)):
+            at = place.number
+            changed: Iterable[str] = ()
+            if place.kind == "scaled":
+                changed = vectors.fit(places.scalings[at], of_teacher, of_student)
+                previous = []  # the student's activations were changed in place
+            elif place.kind == "sum":
+                changed = residuals.fit(place, of_teacher, of_student)
+                previous = []
+            elif at in norms.vectors:
                 found.append(norms.fit(at, of_teacher, of_student))
-                previous = []  # the student's input was changed in place
-                continue
-            operands = [*of_teacher, *of_student]
-            if not previous or not are_same(previous, operands):
-                moments = columns.moments(at, of_teacher, of_student)
-            previous = operands
-            found.append(columns.fit(at, moments))
-            for name, weight in columns.folds(at):  # every forward already has the old fold
-                lockstep.replace(watched, name, weight)
+                previous = []
+            elif at in columns.compactors:
+                operands = [*of_teacher, *of_student]
+                if not previous or not are_same(previous, operands):
+                    moments = columns.moments(at, of_teacher, of_student)
+                previous = operands
+                found.append(columns.fit(at, moments))
+                changed = columns.changed(at)
+            if place.kind == "input":
+                residuals.keep(at, of_teacher, of_student)
+            for name in changed:  # every forward already has the old fold
+                folds.forget(folded[name])
+                lockstep.replace(watched, name, folded[name](trace.weights[name]))
     return found
 
 
@@ -101,13 +129,10 @@ class _Columns:
         compactors: for each weight input that is fitted, by its number, the compactor of the weight's columns.
     """
 
-    def __init__(
-        self, trace: Trace, plan: Plan, folded: Mapping[str, FoldedWeight], folds: FoldCache, ridge: float
-    ) -> None:
+    def __init__(self, trace: Trace, plan: Plan, folded: Mapping[str, FoldedWeight], ridge: float) -> None:
         self._trace = trace
         self._plan = plan
         self._folded = folded
-        self._folds = folds
         self._ridge = ridge
         inputs = [(at, plan.weight_inputs[at]) for at in plan.fitted]
         maps = {at: folded[each.weight].maps[str(each.axis)] for at, each in inputs}
@@ -149,13 +174,10 @@ class _Columns:
         after = moments.error(fit.columns, intercept) if fit is not None else before
         return InputReconstruction.of(self._plan, at, moments.count, before, after, note)
 
-    def folds(self, at: int) -> Iterator[tuple[str, Tensor]]:
-        """Yield the weight and its bias, by name, as they are folded now."""
+    def changed(self, at: int) -> Iterator[str]:
+        """Yield the names of the weight and its bias."""
         weight_input = self._plan.weight_inputs[at]
-        for name in (weight_input.weight, weight_input.bias):
-            if name is not None:
-                self._folds.forget(self._folded[name])
-                yield name, self._folded[name](self._trace.weights[name])
+        yield from filter(None, (weight_input.weight, weight_input.bias))
 
     def _of_all_uses(self, weight_input: WeightInput, moments: Regression) -> Regression:
         """Return the moments of all inputs of the weight so far, this one included."""

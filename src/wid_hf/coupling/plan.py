@@ -26,6 +26,7 @@ from .comparison import (
 )
 from .constraints import SizeSolver
 from .dims import Dim, Key, Reason, children_of, describe, factors_of, find, key, leaves, parts_of
+from .landmark_record import Landmarks
 from .trace import Dims, Trace
 from .weight_inputs import WeightInput
 
@@ -72,6 +73,7 @@ class Plan:
         looked_up: tables whose rows are taken by number.
         matched: for each leaf that a table computed from the config is added to (sinusoidal positions), the
             indices whose entries are nearest to the student's own table, in its order. Every start keeps these.
+        landmarks: where forwards of teacher and student can be compared, and which tensors share a space.
         settled: how heads and other sizes changed, and why; empty where the request left nothing open.
     """
 
@@ -84,6 +86,7 @@ class Plan:
     weight_inputs: tuple[WeightInput, ...] = ()
     looked_up: frozenset[str] = frozenset()
     matched: Mapping[Dim, Tensor] = field(default_factory=dict)
+    landmarks: Landmarks = field(default_factory=Landmarks)
     settled: str = ""
 
     def size(self, dim: Dim) -> int:
@@ -218,6 +221,7 @@ def make_plan(teacher: Trace, shapes: Shapes, student: Trace | None = None) -> P
         weight_inputs=tuple(teacher.weight_inputs),
         looked_up=frozenset(teacher.looked_up_tables),
         matched=matched_indices(teacher, student, solver.targets) if student is not None else {},
+        landmarks=teacher.landmarks,
     )
 
 

@@ -26,8 +26,10 @@ from torch.utils.weak import WeakIdKeyDictionary
 from .carrier import Carrier
 from .dims import NO_RULE, Dim, Reason, freeze, leaves, unify
 from .flow import Flow
+from .landmark_record import LandmarkRecord, Landmarks
+from .landmarks import Sighting
 from .op_registry import decomposition, rule_for
-from .weight_inputs import WeightInput, contraction, is_linear
+from .weight_inputs import WeightInput, is_linear
 
 NOT_REACHED = Reason("", "", "was not reached by the example inputs")
 # What a table may meet: sums, and products in which its indices are summed over.
@@ -113,6 +115,7 @@ class Trace:
         self._names = WeakIdKeyDictionary()
         self._waiting = WeakIdKeyDictionary()
         self._flow = Flow(())
+        self._record = LandmarkRecord(self._names, self.dims, self._weight_axes)
         self._touched: set[str] = set()
         self._noted: list[Tensor] = []
         self._decomposing: list[str] = []
@@ -244,7 +247,9 @@ class Trace:
         for tensor, its_dims in zip(results, dims, strict=True):
             self._dims[tensor] = its_dims
             self._note_origin(tensor, of_weights, table)
-        self._note_weight_input(operation, args)
+        seen = self._record.note(operation, args, out, operands, results, counts=not self._decomposing)
+        if seen is not None and self._note_weight_input(seen):
+            self._record.add_input(seen, len(self.weight_inputs) - 1)
         if not is_linear(operation, args):
             self._aligned += [dim for tensor in operands for dim in self.dims(tensor) if dim.size > 1]
         self.steps[self._calls[-1]].append(Step(self._operation, tuple(dims), *self._pending_factor))
@@ -305,19 +310,25 @@ class Trace:
                 self._carriers.pop(tensor, None)
                 self._sums.pop(tensor, None)
 
-    def _note_weight_input(self, operation: OpOverload, args: Sequence[Any]) -> None:
-        """Remember a product of a weight with a tensor that is not a weight."""
-        if (product := contraction(operation, args)) is None:
-            return
-        for (given, _), (weight, place) in (product.operands, product.operands[::-1]):
-            name = self.weight_name(weight)
-            if name is None or self.weight_name(given) is not None:
-                continue
-            dim = self.dims(weight)[place]
-            axis = next((at for at, own in enumerate(self.weight_dims[name]) if own is dim), None)
-            bias = self.weight_name(product.bias) if product.bias is not None else None
-            if axis is not None:
-                self.weight_inputs.append(WeightInput(name, axis, bias, self.carrier(given), product.routed))
+    def _note_weight_input(self, seen: Sighting) -> bool:
+        """Remember a product of a weight with a tensor that is not a weight; return whether it counts."""
+        assert seen.product is not None and seen.weight is not None
+        weight, place = seen.weight
+        _, name, _ = seen.key
+        dim = self.dims(weight)[place]
+        axis = next((at for at, own in enumerate(self.weight_dims[name]) if own is dim), None)
+        if axis is None:
+            return False
+        bias = self.weight_name(seen.product.bias) if seen.product.bias is not None else None
+        self.weight_inputs.append(WeightInput(name, axis, bias, self.carrier(seen.tensor), seen.product.routed))
+        return True
+
+    def _weight_axes(self, tensor: Tensor) -> tuple[str, list[int]] | None:
+        """Return the name of the weight that `tensor` holds, and for each axis of `tensor` the weight's, or -1."""
+        if (name := self._names.get(tensor)) is None:
+            return None
+        own = self.weight_dims[name]
+        return name, [next((at for at, mine in enumerate(own) if mine is dim), -1) for dim in self.dims(tensor)]
 
     def _freeze_tables(self, operands: Sequence[Tensor]) -> None:
         """Forbid computed tables to shrink: the student's own, narrower table holds other numbers.
@@ -399,9 +410,12 @@ class Trace:
             self._forget_calls(called)
             return False
         self.stream_dims |= {(len(self.examples), name): self._dims[example.inputs[name]] for name in example.streams}
+        for name in example.streams:
+            self._record.note_stream(len(self.examples), name, example.inputs[name])
         self.examples.append(example)
         self._freeze_waiting(outputs)
         self.output_dims += [self.dims(tensor) for tensor in outputs]
+        self._record.note_outputs(outputs)
         if example.part:
             self._freeze_loose_ends(outputs)
         self.reached |= reached
@@ -457,6 +471,11 @@ class Trace:
             for leaf in dims:
                 freeze(leaf, NOT_REACHED)
         self._noted, self._flow = [], Flow(())
+
+    @property
+    def landmarks(self) -> Landmarks:
+        """Return the landmarks seen so far."""
+        return self._record.landmarks()
 
     def _unknown(self) -> dict[str, set[Dim]]:
         """Return for each weight that no example reached those of its leaves that no other weight has."""

@@ -66,16 +66,25 @@ class FoldedWeight(nn.Module):
     def fold(self, original: Tensor) -> Tensor:
         """Fold `(d_out, d_in) -> (k_out, k_in)`: never in less than float32, returned in the teacher's dtype."""
         with torch.autocast(original.device.type, enabled=False):
-            folded = original
-            for axis, module in self.maps.items():
-                if isinstance(module, IndexSelect):
-                    folded = module(folded, int(axis))
-            matrices = {int(axis): module.matrix for axis, module in self.maps.items() if isinstance(module, Compactor)}
-            if matrices:
-                folded = fold(folded, matrices)
+            folded = self.mapped(original)
             if self.shift is not None:
                 folded = folded + self.shift
             return folded.to(original.dtype).contiguous()  # like a loaded weight
+
+    def mapped(self, original: Tensor) -> Tensor:
+        """Return `original` with every axis mapped, without the shift, in the precision of the maps."""
+        mapped = original
+        for axis, module in self.maps.items():
+            if isinstance(module, IndexSelect):
+                mapped = module(mapped, int(axis))
+        matrices = {int(axis): module.matrix for axis, module in self.maps.items() if isinstance(module, Compactor)}
+        return fold(mapped, matrices) if matrices else mapped
+
+    @torch.no_grad()
+    def set_vector(self, original: Tensor, value: Tensor) -> None:
+        """Set the shift so that a vector of the student is `value (k,)`."""
+        assert self.shift is not None
+        self.shift.copy_((value.to(self.shift).view(self.shift.shape) - self.mapped(original).to(self.shift)))
 
 
 @dataclass(frozen=True)

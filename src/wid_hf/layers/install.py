@@ -44,12 +44,13 @@ def install(
         names: every name in the teacher's checkpoint with the first name of the same tensor.
         plan: trees and sizes.
         sets: which indices each leaf keeps at the start.
-        shifts: give every bias beside a weight whose input shrinks a learned shift, zero at the start.
+        shifts: give every vector that shrinks, and every bias beside a weight whose input shrinks, a learned shift,
+            zero at the start.
         square: make every map the identity of the teacher's indices, without factors: the wide form, whose parameters
             have the names of the narrow form.
     """
     maps = _Maps(plan, sets, teacher_weights, square=square)
-    shifted = _shifted(plan) if shifts else set()
+    shifted = _shifted(plan, teacher_weights) if shifts else set()
     made = {
         first: FoldedWeight(maps.of(first), maps.zeros(first) if first in shifted else None)
         for first in teacher_weights
@@ -73,16 +74,19 @@ def restart(
 ) -> None:
     """Set every map of an installed student back to selecting `sets`, in place; shifts become zero.
 
-    `rotations (k, n)` replace selection in the ranges of axes that their keys name, and the weights named in `vectors
-    (k,)` start at these values.
+    `rotations (k, n)` replace selection in the ranges of axes that their keys name, and the vectors named in `vectors
+    (k,)` start at these values, unless they have the map of a matrix beside them.
     """
-    maps = _Maps(plan, sets, teacher_weights, rotations, vectors)
+    maps = _Maps(plan, sets, teacher_weights, rotations)
+    vectors = vectors or {}
     for name, weight in folded_weights(student).items():
         if name in teacher_weights:
             for axis, fresh in maps.of(name).items():
                 weight.maps[str(axis)].load_state_dict(fresh.state_dict())
             if weight.shift is not None:
                 weight.shift.detach().zero_()
+            if name in vectors and all(isinstance(map_, IndexSelect) for map_ in weight.maps.values()):
+                weight.set_vector(teacher_weights[name].detach(), vectors[name])
 
 
 def is_at_start(student: nn.Module, teacher_weights: Mapping[str, Tensor], plan: Plan, sets: IndexSets) -> bool:
@@ -121,14 +125,12 @@ class _Maps:
         sets: IndexSets,
         weights: Mapping[str, Tensor],
         rotations: Mapping[Carrier, Tensor] | None = None,
-        vectors: Mapping[str, Tensor] | None = None,
         square: bool = False,
     ) -> None:
         self.plan = plan
         self.sets = sets
         self.weights = weights
         self.rotations = rotations or {}
-        self.vectors = vectors or {}
         self.square = square
         self.shared: dict[Any, Compactor | IndexSelect] = {}
 
@@ -158,9 +160,7 @@ class _Maps:
             factors = torch.ones(dim.size, dtype=torch.float64) if self.square else self._factors(weight, axis)[indices]
             device, dtype = self.weights[weight].device, self.weights[weight].dtype
             factors = factors.to(torch.promote_types(dtype, torch.float32))
-            if place[0] == "select" and weight in self.vectors:
-                self.shared[place] = self._index_select_of(weight, axis)
-            elif place[0] == "select":
+            if place[0] == "select":
                 self.shared[place] = IndexSelect(indices.to(device), factors.to(device))
             else:
                 start = torch.zeros(len(indices), dim.size, dtype=factors.dtype)
@@ -168,13 +168,6 @@ class _Maps:
                 self._rotate(start, indices, *place[1:])
                 self.shared[place] = Compactor(start.to(device))
         return self.shared[place]
-
-    def _index_select_of(self, weight: str, axis: int) -> IndexSelect:
-        """Return a map from the teacher's vector to the given one: its largest entries (none is zero), scaled."""
-        own, target = self.weights[weight].detach(), self.vectors[weight]
-        indices = own.abs().argsort(descending=True)[: len(target)]
-        factors = target.to(own.device) / own[indices].to(own.device, target.dtype)
-        return IndexSelect(indices, factors.to(torch.promote_types(own.dtype, torch.float32)))
 
     def _rotate(self, start: Tensor, indices: Tensor, *place: Any) -> None:
         """Replace selection by the rotations of this axis; the factors of its indices stay."""
@@ -234,10 +227,16 @@ def _is_matrix(dims: tuple[Dim, ...]) -> bool:
     return sum(dim.size > 1 for dim in dims) > 1
 
 
-def _shifted(plan: Plan) -> set[str]:
-    """Return every bias that is added to the output of a weight whose columns are fitted."""
+def _shifted(plan: Plan, weights: Mapping[str, Tensor]) -> set[str]:
+    """Return every learned vector that shrinks, and every bias added to the output of a weight that is fitted."""
     biases = {plan.weight_inputs[at].bias for at in plan.fitted}
-    return {bias for bias in biases if bias is not None}
+    vectors = {
+        name
+        for name, dims in plan.axes.items()
+        if isinstance(weights[name], nn.Parameter) and sum(dim.size > 1 for dim in dims) == 1
+        if any(plan.size(dim) < dim.size for dim in dims)
+    }
+    return vectors | {bias for bias in biases if bias is not None}
 
 
 def _siblings(plan: Plan, weight: str) -> list[str]:

@@ -1,0 +1,256 @@
+"""The weights that write into a turned stream, fitted to what the student's stream still lacks.
+
+At a residual sum the student's stream should be `T x`, with x the teacher's; what the weights before the sum have to add
+is the rest. They are fitted to it by ridge regression on their inputs in the student. Called by `reconstruction`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..coupling.landmark_record import Landmark, Sum
+from ..coupling.plan import Plan
+from ..coupling.trace import Trace
+from ..coupling.weight_inputs import WeightInput
+from ..layers import Compactor, FoldedWeight
+from .forward_thread import Operand
+from .lockstep import Operands
+from .moments import Regression, as_matrix
+from .stream import Stream
+
+Pair = tuple[Operand, Operand]
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """A weight whose output is added to the stream.
+
+    Attributes:
+        at: number of its input.
+        factor: of its output.
+        weight_input: its input.
+        rows: its compactor onto the stream `(k, n)`.
+        columns: its compactor of the input, or None if that does not shrink.
+        folded: the weight.
+        bias: its bias, or None.
+    """
+
+    at: int
+    factor: float
+    weight_input: WeightInput
+    rows: Compactor
+    columns: Compactor | None
+    folded: FoldedWeight
+    bias: FoldedWeight | None
+
+
+class ResidualFit:
+    """Fits the weights before residual sums.
+
+    Args:
+        trace: has the teacher's weights.
+        plan: sizes and landmarks.
+        folded: the student's folded weights.
+        streams: each turned stream with its map T `(k, n)`.
+        ridge: ridge strength towards what the weights are, relative to the mean variance of the inputs.
+
+    Attributes:
+        sums: the sums before which weights are fitted.
+        inputs: numbers of the weight inputs that these need.
+    """
+
+    def __init__(
+        self,
+        trace: Trace,
+        plan: Plan,
+        folded: Mapping[str, FoldedWeight],
+        streams: Sequence[tuple[Stream, Tensor]],
+        ridge: float,
+    ) -> None:
+        self._weights = {name: weight.detach() for name, weight in trace.weights.items()}
+        self._plan = plan
+        self._folded = folded
+        self._ridge = ridge
+        self._maps = {space: (stream, map_) for stream, map_ in streams for space in stream.spaces}
+        self._kept: dict[int, tuple[Operands, Operands]] = {}
+        self._so_far: dict[tuple[str, ...], Regression] = {}  # of weights that are used several times
+        writers = {
+            place: self._writers(plan.landmarks.sums[place.number])
+            for place in plan.landmarks.of("sum")
+            if plan.landmarks.sums[place.number].space in self._maps
+        }
+        self._writers_before = {place: found for place, found in writers.items() if found}
+        self.sums = frozenset(self._writers_before)
+        self.inputs = frozenset(each.at for found in self._writers_before.values() for each in found)
+
+    def keep(self, at: int, teacher: Operands, student: Operands) -> None:
+        """Keep the inputs of a weight until the sum of its output."""
+        if at in self.inputs:
+            self._kept[at] = teacher, student
+
+    @torch.no_grad()
+    def fit(self, place: Landmark, teacher: Operands, student: Operands) -> tuple[str, ...]:
+        """Fit the weights before a sum, correct the student's stream in place, and return what changed.
+
+        Nothing is done where positions of teacher and student cannot be paired.
+        """
+        writers = self._writers_before[place]
+        space = self._plan.landmarks.sums[place.number].space
+        stream, map_ = self._maps[space]
+        follows_norm = any(scaling.after == space for scaling in stream.fitted)
+        inputs = [self._kept.pop(writer.at, None) for writer in writers]
+        batches = [
+            (mine, theirs, [(one[number], other[number]) for one, other in inputs])  # type: ignore[misc]
+            for number, (mine, theirs) in enumerate(zip(teacher, student, strict=True))
+            if mine is not None and theirs is not None
+        ] if all(each is not None for each in inputs) else []
+        if not batches or not all(_pair_up(mine, theirs, pairs) for mine, theirs, pairs in batches):
+            return ()
+        regression = self._regression(writers, map_)
+        for mine, theirs, pairs in batches:
+            regression.add(*self._observations(writers, map_, follows_norm, mine, theirs, pairs))
+        before = [self._outputs(writers, pairs) for _, _, pairs in batches]
+        self._write(writers, regression)
+        for (_, theirs, pairs), old in zip(batches, before, strict=True):
+            change = self._outputs(writers, pairs) - old
+            theirs.tensor.add_(change.view(theirs.tensor.shape).to(theirs.tensor))
+        return tuple(
+            name for each in writers for name in (each.weight_input.weight, each.weight_input.bias) if name is not None
+        )
+
+    def _writers(self, found: Sum) -> list[_Writer]:
+        """Return the weights before a sum; none unless all of them can be fitted."""
+        writers = [self._writer(at, factor) for at, factor in found.terms]
+        return [each for each in writers if each is not None] if all(writers) else []
+
+    def _writer(self, at: int, factor: float) -> _Writer | None:
+        weight_input = self._plan.weight_inputs[at]
+        name = weight_input.weight
+        if name not in self._folded or len(self._plan.axes[name]) != 2 or weight_input.routed or not factor:
+            return None
+        maps = self._folded[name].maps
+        rows = maps[str(1 - weight_input.axis)] if str(1 - weight_input.axis) in maps else None
+        columns = maps[str(weight_input.axis)] if str(weight_input.axis) in maps else None
+        if not isinstance(rows, Compactor) or not (columns is None or isinstance(columns, Compactor)):
+            return None
+        bias = self._folded.get(weight_input.bias) if weight_input.bias is not None else None
+        bias = bias if bias is not None and bias.shift is not None else None
+        return _Writer(at, factor, weight_input, rows, columns, self._folded[name], bias)
+
+    def _regression(self, writers: Sequence[_Writer], map_: Tensor) -> Regression:
+        """Return moments to add to: new ones, or those of the earlier uses of shared weights."""
+        names = tuple(each.weight_input.weight for each in writers)
+        uses = sum(other.weight == names[0] for other in self._plan.weight_inputs)
+        k, n = map_.shape
+        width = sum(self._inner(each) if each.columns is not None else n for each in writers)
+        fresh = Regression(k, width, self._weights[names[0]].device)
+        return self._so_far.setdefault(names, fresh) if uses > 1 else fresh
+
+    def _inner(self, writer: _Writer) -> int:
+        return self._plan.size(self._plan.dim_of(writer.weight_input))
+
+    def _observations(
+        self,
+        writers: Sequence[_Writer],
+        map_: Tensor,
+        follows_norm: bool,
+        mine: Operand,
+        theirs: Operand,
+        pairs: Sequence[Pair],
+    ) -> tuple[Tensor, Tensor]:
+        """Return what the weights should add `(rows, k)`, and their inputs `(rows, features)`."""
+        map_ = map_.to(mine.tensor.device, torch.float32)
+        wanted, found = mine.rows.float() @ map_.T, theirs.rows.float()
+        features = []
+        for writer, (_, own) in zip(writers, pairs, strict=True):
+            rows = own.rows.float()
+            found = found - writer.factor * (rows @ self._matrix(writer).T + self._bias(writer))
+            inner = rows if writer.columns is not None else rows @ self._original(writer).float().T
+            features.append(writer.factor * inner)
+        if follows_norm:
+            wanted = wanted * self._scale(writers, map_, wanted, found, pairs)
+        return wanted - found, torch.cat(features, 1)
+
+    def _scale(
+        self, writers: Sequence[_Writer], map_: Tensor, wanted: Tensor, found: Tensor, pairs: Sequence[Pair]
+    ) -> Tensor:
+        """Return for each position how much larger the student's residual is than the turned teacher's `(rows, 1)`.
+
+        The next norm divides by the length of the sum, so the sum may have any scale.
+        """
+        residual = wanted
+        for writer, (own, _) in zip(writers, pairs, strict=True):
+            name = writer.weight_input.bias
+            constant = self._weights[name].float() if name is not None else 0.0
+            output = own.rows.float() @ self._original(writer).float().T + constant
+            residual = residual - writer.factor * (output @ map_.T)
+        residual = residual - residual.mean(1, keepdim=True)
+        found = found - found.mean(1, keepdim=True)
+        energy = residual.square().sum(1, keepdim=True)
+        scale = (residual * found).sum(1, keepdim=True) / energy.clamp(min=torch.finfo(torch.float32).tiny)
+        return torch.where(energy > 0, scale, 1.0)
+
+    def _outputs(self, writers: Sequence[_Writer], pairs: Sequence[Pair]) -> Tensor:
+        """Return what the student's weights add to the sum, at every position `(positions, k)`."""
+        total: Tensor | float = 0.0
+        for writer, (_, own) in zip(writers, pairs, strict=True):
+            inner = own.tensor.movedim(own.axis, -1).flatten(0, -2).float()
+            total = total + writer.factor * (inner @ self._matrix(writer).T + self._bias(writer))
+        assert isinstance(total, Tensor)
+        return total
+
+    def _write(self, writers: Sequence[_Writer], regression: Regression) -> None:
+        """Solve, and write the solution into compactors and the shift of the first bias."""
+        holder = next((each for each in writers if each.bias is not None), None)
+        start = torch.cat([self._start(each) for each in writers], 1)
+        fit = regression.solve(start, self._ridge, holder is not None)
+        widths = [self._inner(each) if each.columns is not None else each.rows.matrix.shape[1] for each in writers]
+        for writer, found in zip(writers, fit.columns.split(widths, 1), strict=True):
+            self._write_matrix(writer, found)
+        if holder is not None:
+            assert holder.bias is not None and holder.bias.shift is not None
+            others = sum(each.factor * self._bias(each) for each in writers if each is not holder)
+            own = (fit.offset.to(holder.bias.shift) - others) / holder.factor
+            holder.bias.shift.add_((own - self._bias(holder)).to(holder.bias.shift))
+
+    def _write_matrix(self, writer: _Writer, found: Tensor) -> None:
+        """Make the student's weight `found (k, inner)`, or its rows' compactor `found (k, n)`."""
+        if writer.columns is None:
+            writer.rows.matrix.copy_(found.to(writer.rows.matrix))
+            return
+        across = writer.rows.matrix.double() @ self._original(writer).double()
+        change = found.to(across) - across @ writer.columns.matrix.double().T
+        inverse = torch.linalg.pinv(across @ across.T, rtol=1e-10, hermitian=True)
+        writer.columns.matrix.add_((change.T @ inverse @ across).to(writer.columns.matrix))
+
+    def _start(self, writer: _Writer) -> Tensor:
+        return self._matrix(writer).double() if writer.columns is not None else writer.rows.matrix.double()
+
+    def _matrix(self, writer: _Writer) -> Tensor:
+        """Return the student's weight as `(k, inner)`, float32 or more."""
+        mapped = writer.folded.mapped(self._weights[writer.weight_input.weight].to(writer.rows.matrix.dtype))
+        return as_matrix(mapped, writer.weight_input.axis)
+
+    def _original(self, writer: _Writer) -> Tensor:
+        return as_matrix(self._weights[writer.weight_input.weight], writer.weight_input.axis)
+
+    def _bias(self, writer: _Writer) -> Tensor | float:
+        name = writer.weight_input.bias
+        if name is None:
+            return 0.0
+        if name not in self._folded:
+            return self._weights[name].float()
+        return self._folded[name].fold(self._weights[name]).float()
+
+
+def _pair_up(mine: Operand, theirs: Operand, pairs: Sequence[Pair]) -> bool:
+    """Return whether positions of teacher, student and all inputs are the same ones."""
+    counts = {operand.tensor.numel() // operand.tensor.shape[operand.axis] for operand in (mine, theirs)}
+    for own in pairs:
+        counts |= {each.tensor.numel() // each.tensor.shape[each.axis] for each in own if each is not None}
+    rows = {len(each.rows) for each in (mine, theirs, *(one for own in pairs for one in own))}
+    return len(counts) == 1 and len(rows) == 1 and theirs.tensor.is_contiguous()

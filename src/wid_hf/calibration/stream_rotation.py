@@ -1,0 +1,164 @@
+"""The maps of turned streams, from the moments of weight inputs.
+
+Takes streams that may be turned, gathers their moments, and gives the maps of every weight along them. Called by
+`initialize`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..coupling.carrier import Carrier
+from ..coupling.dims import Dim
+from ..coupling.landmark_record import Scaling
+from ..coupling.plan import Plan
+from ..coupling.trace import Trace
+from .moment_pass import InputMoments
+from .stream import Stream
+from .turned_map import TurnedMap, centred_map, outlying, principal_map
+
+TINY = torch.finfo(torch.float64).tiny
+
+
+@dataclass(frozen=True)
+class Turned:
+    """Everything about turned streams that a start is made of.
+
+    Attributes:
+        maps: T `(k, n)` of each turned leaf.
+        rotations: for each matrix along one, the map `(k, n)` of the axis.
+        vectors: the student's value `(k,)` of each vector along one that belongs to no matrix.
+        index_sets: for each leaf the teacher's indices that the student's are nearest to: of a head between the stream
+            and a tied table.
+    """
+
+    maps: Mapping[Dim, Tensor] = field(default_factory=dict)
+    rotations: Mapping[Carrier, Tensor] = field(default_factory=dict)
+    vectors: Mapping[str, Tensor] = field(default_factory=dict)
+    index_sets: Mapping[Dim, Tensor] = field(default_factory=dict)
+
+
+class StreamRotation:
+    """Second moments of streams after each of their norms; all norms count alike.
+
+    Where a norm's vector goes into the next matrices, moments are those before the vector, about zero; where the stream
+    goes on after it, they are those after it, about the mean.
+
+    Args:
+        trace: has the weights.
+        plan: how wide each stream becomes.
+        streams: those to turn.
+    """
+
+    def __init__(self, trace: Trace, plan: Plan, streams: Sequence[Stream]) -> None:
+        self._trace = trace
+        self._plan = plan
+        self._streams = streams
+        self._spaces = {space: stream for stream in streams for space in stream.spaces}
+        self._moments: dict[int, Tensor] = {}
+        self._first: dict[int, str] = {}
+
+    def needs(self, at: int) -> bool:
+        """Return whether the weight input lies in one of the streams."""
+        return self._space(at) in self._spaces
+
+    def add(self, moments: InputMoments) -> None:
+        """Add the moments of the weight input if its weight is the first in the space."""
+        space, weight_input = self._space(moments.at), moments.weight_input
+        if space not in self._spaces or self._first.setdefault(space, weight_input.weight) != weight_input.weight:
+            return
+        stream = self._spaces[space]
+        scaling = stream.readers.get((weight_input.weight, weight_input.axis))
+        matrix = self._before(scaling, moments) if scaling is not None else moments.covariance.matrix(centred=True)
+        share = (matrix / matrix.trace().clamp(min=TINY)).cpu()
+        self._moments[space] = self._moments.get(space, 0) + share
+
+    def turned(self, keep_outliers: bool = False) -> Turned:
+        """Return the maps of all streams.
+
+        Args:
+            keep_outliers: whether indices with outlying weights of norms stay as they are.
+        """
+        parts = [self._turn(stream, keep_outliers) for stream in self._streams]
+        return Turned(
+            {stream.leaf: part.maps[stream.leaf] for stream, part in zip(self._streams, parts, strict=True)},
+            {carrier: map_ for part in parts for carrier, map_ in part.rotations.items()},
+            {name: value for part in parts for name, value in part.vectors.items()},
+            {leaf: indices for part in parts for leaf, indices in part.index_sets.items()},
+        )
+
+    @property
+    def has_outliers(self) -> bool:
+        """Whether a stream has indices with outlying weights of norms that stay in the stream."""
+        return any(self._outliers(stream) for stream in self._streams)
+
+    def _turn(self, stream: Stream, keep_outliers: bool) -> Turned:
+        n, k = stream.leaf.size, self._plan.targets[stream.leaf]
+        found = self._map(stream, self._outliers(stream) if keep_outliers else ())
+        matrix = found.matrix
+        weights = self._trace.weights
+        rotations, vectors = {}, {}
+        if stream.tied and not stream.centred and len({stream.readers[place] for place in _tied(stream)}) == 1:
+            # Any rotation within the span is as good: take the one that makes the weight before a tied table diagonal.
+            scale = self._factors(stream.readers[_tied(stream)[0]]).to(matrix)
+            matrix = torch.linalg.eigh(matrix * scale @ matrix.T).eigenvectors.T @ matrix
+        for name, axis in stream.axes:
+            scaling = stream.readers.get((name, axis))
+            folds = scaling is not None and name not in stream.tied
+            map_ = matrix * self._factors(scaling).to(matrix) if scaling is not None and folds else matrix
+            if sum(size > 1 for size in weights[name].shape) > 1:
+                rotations[Carrier(name, axis, 0, n)] = map_
+            else:
+                vectors[name] = matrix @ weights[name].detach().flatten().to(matrix)
+        same_norm = (n / k) ** 0.5  # the student's norm divides by the mean of k squares, the teacher's by that of n
+        tied = {stream.readers[place] for place in _tied(stream)}
+        for scaling in stream.folded:
+            factors = self._factors(scaling).to(matrix)
+            inside = (matrix * factors * matrix).sum(1) if scaling in tied else torch.ones_like(matrix[:, 0])
+            vectors[scaling.vector] = inside * same_norm - scaling.offset
+            if scaling.bias is not None:
+                bias = weights[scaling.bias].detach().to(matrix)
+                through = matrix if scaling in tied else matrix * factors
+                vectors[scaling.bias] = torch.linalg.lstsq(through.T, bias[:, None]).solution[:, 0]
+        for scaling in stream.fitted:
+            vectors[scaling.vector] = torch.full_like(matrix[:, 0], 1 - scaling.offset)
+            if scaling.bias is not None:
+                vectors[scaling.bias] = torch.zeros_like(matrix[:, 0])
+        return Turned({stream.leaf: matrix}, rotations, vectors, {stream.leaf: found.nearest})
+
+    def _map(self, stream: Stream, outliers: Sequence[int]) -> TurnedMap:
+        k = self._plan.targets[stream.leaf]
+        own = [matrix for space, matrix in self._moments.items() if space in stream.spaces]
+        n = stream.leaf.size
+        moments = torch.stack(own).sum(0) if own else torch.eye(n, dtype=torch.float64)
+        return centred_map(moments, k, outliers) if stream.centred else principal_map(moments, k)
+
+    def _outliers(self, stream: Stream) -> list[int]:
+        if not stream.centred:
+            return []
+        return outlying([self._factors(each).double() for each in stream.fitted], self._plan.targets[stream.leaf])
+
+    def _before(self, scaling: Scaling, moments: InputMoments) -> Tensor:
+        """Return the moments about zero of a weight input, as it was before its multiplication by a vector."""
+        factors = self._factors(scaling).to(moments.covariance.mean)
+        inverse = torch.where(factors == 0, 0, 1 / factors)
+        mean = moments.covariance.mean
+        if scaling.bias is not None:
+            mean = mean - self._trace.weights[scaling.bias].detach().to(mean)
+        covariance = moments.covariance.matrix(centred=True) + torch.outer(mean, mean)
+        return inverse[:, None] * covariance * inverse
+
+    def _factors(self, scaling: Scaling) -> Tensor:
+        return self._trace.weights[scaling.vector].detach().flatten().cpu().double() + scaling.offset
+
+    def _space(self, at: int) -> int | None:
+        weight_input = self._plan.weight_inputs[at]
+        return self._plan.landmarks.spaces.get((weight_input.weight, weight_input.axis, True))
+
+
+def _tied(stream: Stream) -> list[tuple[str, int]]:
+    return sorted(place for place in stream.readers if place[0] in stream.tied)
