@@ -31,7 +31,7 @@ def push(
     """
     path = folder / CARD_NAME
     card = ModelCard.load(path) if path.is_file() else student_card(folder)
-    card.text = card.text.replace(f'from_pretrained("{folder.name}")', f'from_pretrained("{repository}")')
+    card.text = card.text.replace(f'("{folder.name}")', f'("{repository}")')
     hub = HfApi()
     try:
         hub.create_repo(repository, private=private, exist_ok=True)

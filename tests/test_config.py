@@ -40,7 +40,7 @@ def test_a_saved_config_has_calibrations_settings_in_a_dictionary(tmp_path: Path
     config = WidConfig(hidden_size=12, calibration_config=CalibrationConfig(samples=40, ridge=0.01))
     config.save_pretrained(str(tmp_path))
     written = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert written["calibration_config"] == {"samples": 40, "batch_size": 32, "ridge": 0.01}
+    assert written["calibration_config"] == {"samples": 40, "batch_size": 32, "ridge": 0.01, "output": "auto"}
     assert not written.keys() & {"calibration_samples", "calibration_batch_size"}
     assert WidConfig.from_pretrained(str(tmp_path)).calibration_config == config.calibration_config
 
@@ -65,6 +65,7 @@ def test_the_arguments_of_version_0_1_work_with_a_warning_that_says_what_to_writ
         ({"ridge": 0}, "ridge=0 is not a number above 0"),
         ({"ridge": float("nan")}, "ridge=nan is not a number above 0"),
         ({"ridge": True}, "ridge=True is not a number above 0"),
+        ({"output": "turned"}, "output='turned' is not one of 'auto', 'coordinates'"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(given: dict[str, Any], message: str) -> None:

@@ -168,17 +168,17 @@ class LayersLoss(_RowLoss):
 
 
 class StatesLoss(TeacherLoss):
-    """For a headless student whose coordinates are some of its teacher's: `following_loss`."""
+    """For a headless student whose outputs are some of its teacher's coordinates, or turned: `following_loss`."""
 
     def __init__(self, wid_model: PeftModel, student: PreTrainedModel) -> None:
         super().__init__()
-        self.kept = wid_model.base_model.kept_outputs()
+        self.wid_model = (wid_model.base_model,)  # a tuple keeps it out of this module's parameters
 
     def forward(self, student: Seen, teacher: Seen, inputs: Mapping[str, Any]) -> Tensor:
         """Return the loss of the batch as a whole."""
         mine, theirs = student.output.last_hidden_state, teacher.output.last_hidden_state
-        kept = torch.tensor(self.kept, device=theirs.device)
-        return following_loss(mine, theirs, kept, attended_positions(theirs, inputs), cosine_weight=1.0)
+        wanted = self.wid_model[0].map_outputs(theirs)
+        return following_loss(mine, wanted, theirs, attended_positions(theirs, inputs), cosine_weight=1.0)
 
 
 LOSSES: dict[str, Callable[[PeftModel, PreTrainedModel], TeacherLoss]] = {

@@ -140,10 +140,10 @@ class Masked(Subject):
 class Sentences(Subject):
     """A sentence encoder; its held-out texts are the pairs of an STS file, with people's `label`.
 
-    `loss` is `following_loss` on the first 256 sentences of `validation`; it looks at the coordinates that the
-    student kept, so it says little about students that kept others. The other figures are from `held_out`: Spearman's
-    rank correlation of cosines with labels, the mean cosine of a student's mean-pooled vector with its teacher's in
-    the coordinates that it kept, and the correlation of the cosines of all pairs of sentences with the teacher's.
+    `loss` is `following_loss` on the first 256 sentences of `validation`; it looks at what the student kept of the
+    teacher's outputs, so it says little about students that kept something else. The other figures are from
+    `held_out`: Spearman's rank correlation of cosines with labels, the mean cosine of a student's mean-pooled vector
+    with its teacher's in the student's width, and how all pairs' cosines correlate with the teacher's.
     """
 
     validation: Path = field(kw_only=True)
@@ -191,7 +191,7 @@ class Sentences(Subject):
         """Return all figures; the teacher keeps every coordinate."""
         first, second, labels = self._pairs
         wanted, states = self._wanted
-        kept = model.base_model.kept.cpu() if hasattr(model, "peft_config") else torch.arange(wanted.shape[1])
+        mapped = model.base_model.map_outputs if hasattr(model, "peft_config") else lambda outputs: outputs
         vectors, others = embed(model, first), embed(model, second)
         cosines = pd.Series(functional.cosine_similarity(vectors, others).tolist())
         with eval_mode(model) as device:
@@ -199,8 +199,8 @@ class Sentences(Subject):
                 float(
                     following_loss(
                         model(**_to(batch, device)).last_hidden_state.cpu(),
+                        mapped(target),
                         target,
-                        kept,
                         batch["attention_mask"],
                         cosine_weight=1.0,
                     )
@@ -210,7 +210,7 @@ class Sentences(Subject):
         return {
             "loss": sum(losses) / len(losses),
             "Spearman": spearman(cosines, labels),
-            "cosine with teacher": float(functional.cosine_similarity(vectors, wanted[:, kept]).mean()),
+            "cosine with teacher": float(functional.cosine_similarity(vectors, mapped(wanted)).mean()),
             "correlation of cosines": cosine_correlation(wanted, vectors),
         }
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .adapter import compat  # noqa: F401  before the others, which import PEFT: it refuses other versions
 from .adapter.get_wid_model import get_wid_model
+from .adapter.output_map import load_output_map
 from .adapter.registration import register
 from .adapter.tuner import WidModel
 from .config import CalibrationConfig, WidConfig
@@ -65,6 +66,7 @@ __all__ = [
     "WidTrainer",
     "WidTrainingArguments",
     "get_wid_model",
+    "load_output_map",
     "plan_student",
 ]
 _TRAINING = {  # modules of the names that are imported at first use

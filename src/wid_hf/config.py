@@ -27,6 +27,7 @@ from .stored_inputs import packed
 HeadStrategy = Literal["auto", "dim", "head"]
 Selection = Literal["first", "variance", "pivots"]
 Init = Literal["calibrated", "identity"]
+Output = Literal["auto", "coordinates"]
 
 
 class PeftType(str, Enum):
@@ -45,19 +46,27 @@ class CalibrationConfig:
         batch_size: rows per batch of these.
         ridge: ridge strength of the least-squares fit of each weight's input, relative to the mean input variance;
             more for few texts.
+        output: what the student's outputs are along an axis that shrinks and that a caller sees, such as the hidden
+            states of an encoder without a head. `"auto"` turns them where that loses less: combinations of the
+            teacher's coordinates, with its cosines and distances. `"coordinates"` keeps selected coordinates.
 
     Raises:
-        ConfigError: a count that is not a positive integer, or a ridge that is not above 0.
+        ConfigError: a count that is not a positive integer, a ridge that is not above 0, or an unknown output.
     """
 
     samples: int = field(default=256, metadata={"help": "Training rows to calibrate on."})
     batch_size: int = field(default=32, metadata={"help": "Rows per batch of calibration."})
     ridge: float = field(default=1e-4, metadata={"help": "Ridge strength of the least-squares fit."})
+    output: Output = field(
+        default="auto", metadata={"help": "Outputs that a caller sees: 'auto' may turn them, or 'coordinates'."}
+    )
 
     def __post_init__(self) -> None:
         problems = _not_sizes({"samples": self.samples, "batch_size": self.batch_size})
         if isinstance(self.ridge, bool) or not isinstance(self.ridge, (int, float)) or not 0 < self.ridge < inf:
             problems.append(f"ridge={self.ridge!r} is not a number above 0")
+        if self.output not in get_args(Output):
+            problems.append(f"output={self.output!r} is not one of {', '.join(map(repr, get_args(Output)))}")
         if problems:
             raise ConfigError("CalibrationConfig: " + "; ".join(problems))
 

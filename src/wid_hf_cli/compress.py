@@ -39,6 +39,10 @@ def compress(
             help="Ridge strength of the least-squares fits, relative to the mean input variance; more for few texts."
         ),
     ] = 1e-4,
+    calibration_output: Annotated[
+        options.Output,
+        typer.Option(help="Outputs of a headless student: turned where that loses less, or always coordinates."),
+    ] = options.Output.auto,
     schedule: Annotated[
         options.Schedule,
         typer.Option(help="Narrow from the first step, or from full width by the paper's proportions or step counts."),
@@ -82,7 +86,9 @@ def compress(
         overrides,
         init=init.value if init is not None else None,
         selection=selection.value if selection is not None else None,
-        calibration_config=CalibrationConfig(calibration_samples, calibration_batch_size, ridge),
+        calibration_config=CalibrationConfig(
+            calibration_samples, calibration_batch_size, ridge, output=calibration_output.value
+        ),
         schedule=schedule.stated,
     )
     settings = CompressSettings(
@@ -121,6 +127,13 @@ def compress(
         )
     if report.settled:
         console.print(report.settled, markup=False)
+    if report.outputs == "turned":
+        console.print(
+            f"Its outputs are turned: y_student ~ y_teacher @ wid_hf.load_output_map({str(output)!r}). Cosines and "
+            "distances stay, coordinates do not; --calibration-output coordinates keeps them.",
+            soft_wrap=True,
+            markup=False,
+        )
     console.print(report.table())
     console.print(
         f"The student is in {output}: AutoModel.from_pretrained({str(output)!r}) loads it.",

@@ -40,6 +40,13 @@ class Selection(str, Enum):
     pivots = "pivots"
 
 
+class Output(str, Enum):
+    """The words of `--calibration-output`."""
+
+    auto = "auto"
+    coordinates = "coordinates"
+
+
 class Schedule(str, Enum):
     """The words of `--schedule`."""
 

@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from huggingface_hub import ModelCard
 from peft import PeftModel
 from toys import save_teacher, write_texts
 from transformers import AutoModelForMaskedLM, BertForMaskedLM, BertModel
+from wid_models import identity, random_turn, tiny_encoder, turned
 
-from wid_hf import CalibrationConfig, WidConfig, WidError, get_wid_model
+from wid_hf import CalibrationConfig, WidConfig, WidError, WidModel, get_wid_model
 from wid_hf.hub.cards import adapter_card, hub_id, student_card
+from wid_hf.hub.own_files import why_not_ours
 from wid_hf.tools.compress import CompressSettings, compress
 
 CONFIG = WidConfig(hidden_size=12, intermediate_size=24, calibration_config=CalibrationConfig(samples=40))
@@ -70,6 +74,7 @@ def test_compress_writes_a_card_with_the_figures_of_its_report(student: Path) ->
         assert table[figure.replace("_", " ")] == [f"{report['scores'][side][figure]:.4f}" for side in sides]
     assert f"{report['tokens']:,} tokens in" in card.text and "2 steps of 8 texts of up to 12 tokens" in card.text
     assert f"{report['calibration']['positions']:,} tokens in" in card.text
+    assert report["outputs"] == "whole" and "output_map" not in card.text
     assert report["hardware"] in card.text and f"torch {report['versions']['torch']}" in card.text
     assert "`hidden_size=12`, `intermediate_size=24`" in card.text
     assert "arxiv.org/abs/2305.09098" in card.text
@@ -148,6 +153,40 @@ def test_a_headless_student_is_loaded_by_automodel(tmp_path: Path) -> None:
     card = ModelCard.load(tmp_path / "s" / "README.md")
     assert card.data.pipeline_tag == "feature-extraction"
     assert "AutoModel.from_pretrained" in card.text and "cosine correlation" in rows(card)
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_student_with_turned_outputs_is_told_of_and_lies_beside_its_map(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    calibrate = WidModel.calibrate
+
+    def turning(wid: WidModel, *batches: Any, **given: Any) -> None:
+        calibrate(wid, *batches, **given)
+        wid._turn({wid._output_dim: random_turn(24, 12)})
+
+    monkeypatch.setattr(WidModel, "calibrate", turning)
+    monkeypatch.chdir(tmp_path)
+    teacher = save_teacher(tmp_path / "encoder", BertModel)
+    (teacher / "modules.json").write_text(
+        json.dumps([{"path": "", "type": "sentence_transformers.models.Transformer"}])
+    )
+    train = str(write_texts(tmp_path / "t.txt"))
+    told = compress(str(teacher), train, tmp_path / "s", CONFIG, replace(QUICK, steps=steps))
+    report = report_of(tmp_path / "s")
+    assert told.outputs == report["outputs"] == "turned" and "output_map.safetensors" in report["files"]
+    assert why_not_ours(tmp_path / "s") is None and (tmp_path / "s" / "modules.json").is_file()
+    card = ModelCard.load(tmp_path / "s" / "README.md")
+    usage, snippet = re.findall(r"```python\n(.*?)```", card.text, re.S)
+    names: dict[str, Any] = {"torch": torch, "head": torch.nn.Linear(12, 3), "W_head": torch.randn(3, 24)}
+    exec(usage + snippet, names)
+    assert type(names["model"]) is BertModel
+    assert torch.equal(names["head"].weight, names["W_head"] @ random_turn(24, 12).T.float())
+
+
+def test_an_adapter_with_turned_outputs_is_told_of() -> None:
+    assert "output_map" not in adapter_card(identity(tiny_encoder()), "a").text
+    assert "W_head @ model.base_model.output_map)" in adapter_card(turned(identity(tiny_encoder())), "a").text
 
 
 def test_a_folder_without_a_report_is_refused(masked_teacher: Path) -> None:

@@ -73,6 +73,21 @@ torch.save(model.merge_and_unload()(input_ids={IDS}).logits.detach(), sys.argv[1
 """
 
 
+TURNED = """
+import sys
+import torch
+sys.path.insert(0, sys.argv[2])
+from wid_models import identity, tiny_encoder, turned
+from wid_hf import load_output_map
+model = turned(identity(tiny_encoder()))
+student = model.merge_and_unload()
+student.save_pretrained(sys.argv[1] + "/turned", push_to_hub=True, private=True)
+student.push_to_hub("me/other")
+for name in ("me/turned", "me/other"):
+    assert torch.equal(load_output_map(name), model.base_model.output_map)
+"""
+
+
 def succeeded(done: CompletedProcess[str]) -> CompletedProcess[str]:
     assert done.returncode == 0, done.stderr[-3000:]
     return done
@@ -92,6 +107,15 @@ def test_a_pushed_student_loads_by_its_name_where_wid_hf_cannot_be_imported(hub:
     succeeded(run(hub, home, "-c", LOAD_STUDENT, str(home / "student.pt")))
     assert torch.equal(torch.load(home / "student.pt"), torch.load(home / "logits.pt"))
     assert ("GET", "/api/models/me/student/revision/v1", True) in hub.requests
+
+
+@pytest.mark.slow
+def test_the_map_of_turned_outputs_goes_with_the_student_and_comes_back_by_its_name(hub: Hub, home: Path) -> None:
+    support = Path(__file__).parents[1] / "support"
+    succeeded(run(hub, home, "-c", TURNED, str(home), str(support)))
+    files = set(hub.head("me/turned").files)
+    assert files == {"README.md", "config.json", "model.safetensors", "output_map.safetensors"}
+    assert hub.repositories["me/turned"].private
 
 
 @pytest.mark.slow

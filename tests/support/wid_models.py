@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification, GPT2Config
+from transformers import BertConfig, BertForSequenceClassification, BertModel, GPT2Config
 from transformers import GPT2LMHeadModel as GPT2
 
 from wid_hf import WidConfig, WidSchedule, get_wid_model
+from wid_hf.coupling import Dim
 
 IDS = {"input_ids": torch.arange(21).view(3, 7) + 2}
 SCHEDULE = WidSchedule(
@@ -53,6 +54,33 @@ def logits(model: nn.Module, inputs: dict[str, Any] = IDS) -> Tensor:
 def tiny_classifier() -> BertForSequenceClassification:
     sizes = {"vocab_size": 60, "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4}
     return BertForSequenceClassification(BertConfig(**sizes, intermediate_size=48)).eval()
+
+
+def tiny_encoder(**given: Any) -> BertModel:
+    """An encoder without a head, whose hidden states a caller sees; the same one at each call."""
+    sizes = {"vocab_size": 60, "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4, **given}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return BertModel(BertConfig(**sizes, intermediate_size=48)).eval()
+
+
+def random_turn(n: int, k: int) -> Tensor:
+    """A map `(k, n)` as calibration would make: rows of zero mean, orthonormal."""
+    rows = torch.randn(n, k, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    return torch.linalg.qr(rows - rows.mean(0)).Q.T
+
+
+def stream_of(model: PeftModel) -> Dim:
+    """The leaf of the hidden states of a wid model of BERT."""
+    plan = model.base_model.plan
+    return next(axes[0] for name, axes in plan.axes.items() if name.endswith("embeddings.LayerNorm.weight"))
+
+
+def turned(model: PeftModel) -> PeftModel:
+    """The wid model of BERT as if its start had turned the hidden states by `random_turn`."""
+    stream = stream_of(model)
+    model.base_model._turn({stream: random_turn(stream.size, model.base_model.plan.size(stream))})
+    return model
 
 
 def loop(model: PeftModel, steps: int = 1) -> None:

@@ -69,14 +69,11 @@ def test_compress_prints_teacher_start_and_student_side_by_side(masked_teacher: 
 
 def test_compress_without_steps_calibrates_merges_and_tells_how_well(masked_teacher: Path, tmp_path: Path) -> None:
     quick = "--steps 0 --validation-texts 8 --max-length 12"
-    calibration = "--calibration-samples 30 --calibration-batch-size 10 --ridge 0.01"
+    calibration = "--calibration-samples 30 --calibration-batch-size 10 --ridge 0.01 --calibration-output coordinates"
     out = compress(masked_teacher, tmp_path, f"{quick} {calibration}")
     report = json.loads((tmp_path / "s" / "wid_report.json").read_text())
-    assert {name: report["settings"][name] for name in ("calibration_samples", "calibration_batch_size", "ridge")} == {
-        "calibration_samples": 30,
-        "calibration_batch_size": 10,
-        "ridge": 0.01,
-    }
+    told = {"calibration_samples": 30, "calibration_batch_size": 10, "ridge": 0.01, "calibration_output": "coordinates"}
+    assert {name: report["settings"][name] for name in told} == told
     site = report["calibration"]["sites"][0]
     assert f"{site['before']:.1%}" in out and f"{site['after']:.1%}" in out
     assert f"{report['calibration']['positions']:,} positions" in out

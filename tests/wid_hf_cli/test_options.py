@@ -33,6 +33,7 @@ def test_words_are_those_of_the_library() -> None:
         (options.HeadStrategy, config.HeadStrategy),
         (options.Init, config.Init),
         (options.Selection, config.Selection),
+        (options.Output, config.Output),
     ):
         assert {word.value for word in mine} == set(get_args(theirs))
     assert options.LOSSES == DISTILLED

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Mapping
 from copy import deepcopy
 from functools import wraps
+from inspect import signature
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -22,6 +23,7 @@ from ..config import PeftType
 from ..coupling.trace import saved_tensors
 from ..errors import OutputError, WidError
 from ..planning.student_plan import empty_student
+from .output_map import OUTPUT_MAP, save_output_map
 
 ASIDE = "wid_adapter"
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -90,17 +92,35 @@ def generation_config_of(
     return found
 
 
-def set_adapter_aside_when_saved(student: PreTrainedModel) -> None:
-    """Make `student.save_pretrained` move an adapter of wid_hf in the same folder to a subfolder.
+def prepare_saving(student: PreTrainedModel, output_map: Tensor | None) -> None:
+    """Make `student.save_pretrained` do two things that the class's own does not.
 
-    `from_pretrained` looks for `adapter_config.json` first, and would load the teacher with the adapter, or fail if
-    wid_hf is not installed.
+    An adapter of wid_hf in the same folder moves to a subfolder: `from_pretrained` looks for `adapter_config.json`
+    first, and would load the teacher with the adapter, or fail if wid_hf is not installed. The map of turned outputs
+    is saved beside the student, and pushed with it.
+
+    Args:
+        student: the merged student.
+        output_map: `(n, k)` from the teacher's outputs to the student's; None if they are not turned.
     """
+    own = type(student).save_pretrained
 
-    @wraps(type(student).save_pretrained)
+    @wraps(own)
     def save_pretrained(self: PreTrainedModel, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
-        _set_aside(Path(save_directory))
-        return type(self).save_pretrained(self, save_directory, *args, **kwargs)
+        folder = Path(save_directory)
+        _set_aside(folder)
+        if output_map is None:
+            (folder / OUTPUT_MAP).unlink(missing_ok=True)  # of another student that was saved here before
+            return own(self, save_directory, *args, **kwargs)
+        own(self, save_directory, *args, **kwargs | {"push_to_hub": False})
+        if not kwargs.get("is_main_process", True):
+            return None
+        save_output_map(output_map, folder)
+        if kwargs.get("push_to_hub"):
+            # The class's own would have uploaded the folder before the map was there.
+            told = {name: kwargs[name] for name in signature(self.push_to_hub).parameters if name in kwargs}
+            return self.push_to_hub(**{"repo_id": folder.name} | told)
+        return None
 
     student.save_pretrained = MethodType(save_pretrained, student)
 

@@ -5,10 +5,10 @@ PEFT calls `inject_adapter`, whether by `get_wid_model`, by `peft.get_peft_model
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from copy import copy, deepcopy
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
@@ -18,7 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from ..calibration import Calibration, initialize
 from ..calibration.batches import Batch
 from ..config import WidConfig
-from ..coupling import Plan
+from ..coupling import Dim, Plan
 from ..coupling.index_sets import IndexSets, axis_indices
 from ..coupling.trace import aliases, named_weights
 from ..deprecation import renamed_arguments
@@ -36,16 +36,20 @@ from .calibration_data import checked_batches, refuse_unused_data
 from .calibration_guard import CalibrationGuard
 from .fingerprint import Fingerprint
 from .layer_guard import LayerGuard
-from .merge import generation_config_of, set_adapter_aside_when_saved, stock_model
+from .merge import generation_config_of, prepare_saving, stock_model
 from .module_settings import take_over_patches, take_over_training_settings
 from .one_adapter import ONE_ADAPTER, OneAdapterTuner
 from .plain_call import as_if_called_plainly
 from .start_record import StartRecord
 from .status import Student
+from .turned import TurnedStreams, turn
 from .wrapper import Wrapper
 
 PROGRESS = "base_model.progress."
 CALIBRATED = "base_model.calibrated"
+TURNED = "base_model.turned."
+
+Outputs = Literal["whole", "coordinates", "turned"]
 
 
 class WidModel(OneAdapterTuner):
@@ -60,7 +64,8 @@ class WidModel(OneAdapterTuner):
         progress: the state of a progressive training; None with the narrow schedule.
         wrapper: the `PeftModel` around this.
         calibrated: whether the start was made, or the config needs no calibration data for it, `()` bool.
-        kept: the index set of the first output's last axis, `(k,)` int64.
+        kept: the index set of the first output's last axis, `(k,)` int64; without meaning where that was turned.
+        turned: the maps of streams that calibration turned.
     """
 
     calibrated: Tensor
@@ -124,6 +129,7 @@ class WidModel(OneAdapterTuner):
         # Buffers, because a run that is resumed must know both.
         self.register_buffer("calibrated", torch.tensor(not config.needs_data))
         self.register_buffer("kept", self._kept(sets))
+        self.turned = TurnedStreams(plan)
         matrices = [compactor.matrix for compactor, _ in compactor_axes(self.model, plan)]
         self.wrapper = Wrapper(self)
         self._layer_guard = LayerGuard(self.model, teacher, trace.aliases)
@@ -153,11 +159,50 @@ class WidModel(OneAdapterTuner):
         """Whether a progressive training still has the teacher's widths."""
         return self.controller is not None and self.controller.is_wide
 
+    @property
+    def outputs(self) -> Outputs:
+        """What the last axis of the first output is: as wide as the teacher's, some of its coordinates, or turned."""
+        dim = self._output_dim
+        if dim is None or self.plan.size(dim) == dim.size:
+            return "whole"
+        return "turned" if self.turned.touches(dim) else "coordinates"
+
+    @property
+    def output_map(self) -> Tensor | None:
+        """The map `(n, k)` from the teacher's first outputs `(..., n)` to the student's: `y_s ~ y_t @ output_map`.
+
+        Where outputs are coordinates of the teacher's, it selects them: those kept now, with a progressive schedule.
+        A head with the weight `W (labels, n)` serves the student as `W @ output_map`. None where the outputs are as
+        wide as the teacher's. In float32, or float64 for a float64 teacher.
+        """
+        dim = self._output_dim
+        if dim is None or self.outputs == "whole":
+            return None
+        return self.turned.axis_map(dim, self._kept_now(), self._map_dtype)
+
+    def map_outputs(self, outputs: Tensor) -> Tensor:
+        """Return first outputs of the teacher `(..., n)` as the student has them: `outputs @ output_map`, `(..., k)`.
+
+        A model that is still wide has outputs as the teacher does: they are mapped as well before both are compared.
+        """
+        found = self.outputs
+        if found == "coordinates":
+            return outputs[..., self._kept_now().to(outputs.device)]
+        output_map = self.output_map
+        return outputs if output_map is None else turn(outputs, output_map.to(outputs.device))
+
     def kept_outputs(self) -> list[int]:
-        """Return the index set of the first output's last axis, at the student's start or as it is now."""
-        if self.progress is not None and self.is_wide:
-            return self._kept(self.progress.index_sets()).tolist()
-        return self.kept.tolist()
+        """Return the index set of the first output's last axis, at the student's start or as it is now.
+
+        Raises:
+            WidError: the outputs are turned: they are combinations of the teacher's coordinates.
+        """
+        if self.outputs == "turned":
+            raise WidError(
+                "This student's outputs are turned: none of them is a coordinate of the teacher's. Use output_map, or "
+                'calibrate with CalibrationConfig(output="coordinates").'
+            )
+        return self._kept_now().tolist()
 
     def wid_begin(
         self,
@@ -241,7 +286,7 @@ class WidModel(OneAdapterTuner):
             self._seen("generation_config"), student.config, self.teacher.config
         )
         take_over_training_settings(self.model, student)
-        set_adapter_aside_when_saved(student)
+        prepare_saving(student, self.output_map if self.outputs == "turned" else None)
         return student.train(self.model.training)
 
     def unload(self) -> PreTrainedModel:
@@ -308,6 +353,7 @@ class WidModel(OneAdapterTuner):
             )
         self.calibration = found if solved else None
         self.kept.copy_(self._kept(sets))
+        self._turn({})  # no stream is turned yet
         self.calibrated.fill_(True)
         self._calibration_guard.open()
         self._start.note()
@@ -322,10 +368,28 @@ class WidModel(OneAdapterTuner):
             self._layer_guard.check(self.wrapper.known)
         self._calibration_guard.before_forward(trains)
 
-    def _kept(self, sets: IndexSets) -> Tensor:
+    def _turn(self, maps: Mapping[Dim, Tensor]) -> None:
+        """Note which leaves the start has turned, each with its map `(k, n)`; all others keep indices."""
+        self.turned.replace({leaf: matrix.to(self.kept.device, self._map_dtype) for leaf, matrix in maps.items()})
+
+    @property
+    def _map_dtype(self) -> torch.dtype:
+        return torch.promote_types(self.teacher.dtype, torch.float32)
+
+    @property
+    def _output_dim(self) -> Dim | None:
         # The first output may be a scalar: a loss of routers.
-        last = next((dims[-1] for dims in self.student_plan.trace.output_dims if dims), None)
+        return next((dims[-1] for dims in self.student_plan.trace.output_dims if dims), None)
+
+    def _kept(self, sets: IndexSets) -> Tensor:
+        last = self._output_dim
         return torch.tensor(axis_indices(self.plan, last, sets) if last is not None else [], dtype=torch.long)
+
+    def _kept_now(self) -> Tensor:
+        """Return the index set of the outputs, with a progressive schedule as it is now."""
+        if self.progress is not None and self.is_wide:
+            return self._kept(self.progress.index_sets()).to(self.kept.device)
+        return self.kept
 
     def _follow_phase(self) -> None:
         """Update everything that depends on the widths after a progressive model has changed them."""
@@ -361,13 +425,17 @@ class WidModel(OneAdapterTuner):
         return fitting_state(model, tuner.fingerprint, proved)
 
     def _follow_saved(self, state: dict[str, Tensor]) -> None:
-        """Become calibrated or not, wide or narrow, as the adapter is that `state` comes from."""
+        """Become calibrated or not, turned or not, wide or narrow, as the adapter is that `state` comes from."""
         if CALIBRATED in state:
             self._calibration_guard.follow_loaded(bool(state[CALIBRATED]))
-        if self.controller is not None:
-            saved = {name.removeprefix(PROGRESS): t for name, t in state.items() if name.startswith(PROGRESS)}
-            if self.controller.match(saved):
-                self._follow_phase()
+        self.turned.follow(_below(TURNED, state), self.kept.device)
+        if self.controller is not None and self.controller.match(_below(PROGRESS, state)):
+            self._follow_phase()
+
+
+def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def _savable(inputs: Any) -> dict[str, Any] | None:

@@ -80,11 +80,13 @@ class Calibration:
         inputs: every weight input that was fitted, in the order of the forward.
         positions: positions of the data that were not padding, at the weight input with the most.
         seconds: wall time.
+        turned: which streams were turned instead of selected, in words; empty if none was.
     """
 
     inputs: tuple[InputReconstruction, ...]
     positions: int
     seconds: float
+    turned: str = ""
 
     @property
     def title(self) -> str:
@@ -102,7 +104,7 @@ class Calibration:
         rows = self.rows()
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        return "\n".join([self.title, *lines])
+        return "\n".join([self.title, *lines, *filter(None, [self.turned])])
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON, with None for NaN."""
@@ -110,7 +112,7 @@ class Calibration:
             asdict(entry) | {name: value if isfinite(value := getattr(entry, name)) else None for name in ERRORS}
             for entry in self.inputs
         ]
-        return {"sites": entries, "positions": self.positions, "seconds": self.seconds}
+        return {"sites": entries, "positions": self.positions, "seconds": self.seconds, "turned": self.turned}
 
 
 def percent(share: float) -> str:

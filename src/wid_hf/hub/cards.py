@@ -95,6 +95,7 @@ def _student_card(folder: Path, report: dict[str, Any], config: PretrainedConfig
         requested=report["requested"],
         heads=report["head_strategy"],
         settled=report.get("settled"),
+        output_map=f'load_output_map("{name}")' if report.get("outputs") == "turned" else None,
         report=report,
         picture=CALIBRATION_PICTURE if (folder / CALIBRATION_PICTURE).is_file() else None,
     )
@@ -151,6 +152,7 @@ def adapter_card(model: PeftModel, name: str, report: Mapping[str, Any] | None =
         requested=config.requested,
         heads=config.head_strategy,
         settled=str(wid_model.settled),
+        output_map="model.base_model.output_map" if wid_model.outputs == "turned" else None,
         report=report,
     )
 

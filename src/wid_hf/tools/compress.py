@@ -1,7 +1,7 @@
 """One call from a teacher's name to a student's folder.
 
 Takes names of a teacher and of texts, gives a folder with the student, its tokenizer, its model card,
-`wid_report.json` and, for a calibrated start, `calibration.png`.
+`wid_report.json`, for a calibrated start `calibration.png`, and for turned outputs `output_map.safetensors`.
 Called by `wid-hf compress` and the demo.
 """
 
@@ -135,6 +135,7 @@ def compress(
         sizes={"teacher": model_size(model)},
         settings=asdict(settings)
         | config.calibration_config.flat()
+        | {"calibration_output": config.calibration_config.output}
         | {"train": train, "method": recipe.name, "learning_rates": rates}
         | {"hub": {"teacher": hub_id(teacher), "revision": revision, "dataset": hub_id(train)}},
         seed=settings.seed,
@@ -168,6 +169,7 @@ def compress(
         report = replace(
             report,
             calibration=wid_model.base_model.calibration,
+            outputs=wid_model.base_model.outputs if recipe.weights != "random" else None,
             scores={"teacher": scorer.score(model)}
             | ({"start": scorer.score(trainer.model)} if settings.steps else {}),
             latency=Latency({"teacher": scorer.latency(model)}, scorer.timed),

@@ -79,12 +79,11 @@ class FollowingTrainer(WidTrainer):
                 "Give FollowingTrainer an encoder without a head, or use WidTrainer."
             )
         output = model(**given)
-        indices = torch.tensor(self.model.base_model.kept_outputs(), device=target.last_hidden_state.device)
-        mask = given.get("attention_mask", torch.ones(target.last_hidden_state.shape[:2], device=indices.device))
-        states = output.last_hidden_state
+        states, theirs = output.last_hidden_state, target.last_hidden_state
         if self.model.base_model.is_wide:
-            states = states[..., indices]
-        loss = following_loss(states, target.last_hidden_state, indices, mask, self.cosine_weight)
+            states = self.model.base_model.map_outputs(states)
+        mask = given.get("attention_mask", torch.ones(theirs.shape[:2], device=theirs.device))
+        loss = following_loss(states, self.model.base_model.map_outputs(theirs), theirs, mask, self.cosine_weight)
         if model.training:
             loss = self._part(loss, inputs)
         return (loss, output) if return_outputs else loss

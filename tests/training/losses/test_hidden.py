@@ -11,6 +11,7 @@ from torch import Tensor
 from toys import labelled_batch
 from training_runs import HALF
 from transformers import DebertaV2Config, DebertaV2ForMaskedLM
+from wid_models import random_turn, turned
 
 from wid_hf import TeacherError, WidConfig, get_wid_model
 from wid_hf.training.losses.distillation import Distillation
@@ -58,6 +59,24 @@ def test_hidden_states_are_lifted_by_the_columns_of_the_weight_that_reads_them()
             total[row] += error / 6
     expected = (total * labels).sum() / labels.sum()
     assert distilled(model, ["hidden"], inputs).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_input_of_a_tied_decoder_is_compared_through_the_map_of_a_turned_stream() -> None:
+    model, inputs = turned(moved(get_wid_model(bert(), HALF))), labelled_batch()
+    seen = {}
+    for who in ("teacher", "model"):
+        decoder = getattr(model.base_model, who).cls.predictions.decoder
+        decoder.register_forward_pre_hook(lambda _, args, who=who: seen.__setitem__(who, args[0]))
+    distillation = Distillation(model, ["hidden"])
+    (term,) = distillation.terms
+    term.places = {call: place for call, place in term.places.items() if call[0] == "cls.predictions.decoder"}
+    with distillation.watching() as student:
+        student.output = model(**inputs)
+    found = distillation.loss(student, distillation.target(inputs), inputs)
+    target = seen["teacher"] @ random_turn(24, 12).T.float()
+    labels = (inputs["labels"] != -100).sum(1)
+    errors = reconstruction_error(seen["model"], target, inputs["attention_mask"].bool())
+    assert found.item() == pytest.approx(((errors * labels).sum() / labels.sum()).item(), rel=1e-5)
 
 
 def test_hidden_states_that_do_not_shrink_are_compared_as_they_are() -> None:

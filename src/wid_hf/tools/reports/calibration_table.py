@@ -15,7 +15,7 @@ WORDS = {"input of", "layer", "where"}  # columns of names; all others are numbe
 def calibration_table(calibration: Calibration) -> Table:
     """Return the errors of the start and of the fit, a row per weight input, or per layer if there are many."""
     head, *rows = calibration.rows()
-    table = Table(title=calibration.title)
+    table = Table(title=calibration.title, caption=calibration.turned or None)
     for title in head:
         if title in WORDS:
             table.add_column(title, no_wrap=title == "layer", overflow="fold")

@@ -77,6 +77,9 @@ class Report:
         losses: training loss `[step, loss]` as logged.
         schedule: of a progressive training, the `WidSchedule` as a dictionary; None if it was narrow throughout.
         widths: kept indices `[step, number]` of each coupled dimension of a progressive training, as logged.
+        outputs: what the student's outputs are: `whole`, as wide as the teacher's; `coordinates`, some of the
+            teacher's; or `turned`, combinations of these, whose map is saved beside the student. None if its weights
+            were random.
         settled: how heads and other sizes changed, and why; None if the request left nothing open.
         title: the method's name in cards.
         weights: whether the student's weights were `folded` from the teacher's, `cut` out of them, or `random`.
@@ -109,6 +112,7 @@ class Report:
     schedule: dict[str, Any] | None = None
     widths: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     narrow_from: int | None = None
+    outputs: str | None = None
     settled: str | None = None
     title: str = "WID"
     weights: str = "folded"

@@ -12,22 +12,21 @@ from torch.nn import functional
 from .pooling import mean_pool
 
 
-def following_loss(student: Tensor, teacher: Tensor, indices: Tensor, mask: Tensor, cosine_weight: float) -> Tensor:
-    """Return `|s - t_i|^2 / |t_i|^2 + w * mean((cos_s - cos_t)^2)`, with `t_i` the teacher's states at `indices`.
+def following_loss(student: Tensor, wanted: Tensor, teacher: Tensor, mask: Tensor, cosine_weight: float) -> Tensor:
+    """Return `|s - t_m|^2 / |t_m|^2 + w * mean((cos_s - cos_t)^2)`, with `t_m` the teacher's states as the student's.
 
     The first term is over attended tokens, as a share of the teacher's energy; the second over the cosines of all
     pairs of mean-pooled vectors in the batch.
 
     Args:
         student: last hidden states `(b, s, k)`.
+        wanted: the teacher's in the student's width, `(b, s, k)`: `WidModel.map_outputs` gives them.
         teacher: last hidden states `(b, s, n)`.
-        indices: `(k,)` the index set of the hidden states.
         mask: `(b, s)`, 0 at padding.
         cosine_weight: w.
     """
     attended = mask.unsqueeze(-1).to(teacher.dtype)
-    target = teacher[..., indices]
-    hidden = ((student - target) * attended).square().sum() / (target * attended).square().sum()
+    hidden = ((student - wanted) * attended).square().sum() / (wanted * attended).square().sum()
     if len(teacher) < 2:
         return hidden
     mine, theirs = _cosines(mean_pool(student, mask)), _cosines(mean_pool(teacher, mask))

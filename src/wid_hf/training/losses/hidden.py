@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...adapter.tuner import WidModel
+from ...adapter.turned import turn
 from ...coupling import Dim
 from ...coupling.plan import Key, key
 from ...coupling.weight_inputs import WeightInput
@@ -26,7 +27,7 @@ class HiddenTerm(RowTerm):
     Attributes:
         places: for each call of a module whose input is hidden states, the weight's axis with the map by which student
             and teacher are compared: a `Compactor` reconstructs the teacher's, an `IndexSelect` selects of the
-            teacher's; None if both are equally wide.
+            teacher's, unless its stream was turned; None if both are equally wide.
 
     Raises:
         TeacherError: the teacher returns no hidden states, or no weight has them as `(batch, positions, width)` input.
@@ -55,17 +56,26 @@ class HiddenTerm(RowTerm):
 
     def of_rows(self, student: Seen, teacher: Seen, inputs: Mapping[str, Any]) -> Tensor:
         """Return per row the mean reconstruction error over all states; 0 if no layer ran in both models."""
-        made, losses, done = folded_weights(self.wid.model), [], set()
+        made, losses, done = self._maps(), [], set()
         for call, (mine, theirs) in pairs(student, student.given, teacher.given).items():
             # Queries, keys and values have one input: it is compared once. Some modules have other inputs as well.
             if call not in self.places or id(theirs) in done:
                 continue
             done.add(id(theirs))
             place = self.places[call]
-            by = made[place[0]].maps[str(place[1])] if place is not None else None
-            student_states, teacher_states = _in_one_width(by, mine, theirs)
+            student_states, teacher_states = _in_one_width(made[place], mine, theirs)
             losses.append(reconstruction_error(student_states, teacher_states, attended_positions(theirs, inputs)))
         return torch.stack(losses).mean(0) if losses else torch.zeros(rows_of(inputs), device=self.device)
+
+    def _maps(self) -> dict[Place | None, nn.Module | Tensor | None]:
+        """Return the map of each place as it is now; of a turned stream `(n, k)` instead of a selection."""
+        made = folded_weights(self.wid.model)
+        found: dict[Place | None, nn.Module | Tensor | None] = {None: None}
+        for name, axis in filter(None, set(self.places.values())):
+            by = made[name].maps[str(axis)]
+            turned = self.wid.turned.of(self.wid.plan.axes[name][axis]) if isinstance(by, IndexSelect) else None
+            found[name, axis] = by if turned is None else turned.T
+        return found
 
 
 def reconstruction_error(student: Tensor, teacher: Tensor, attended: Tensor) -> Tensor:
@@ -76,13 +86,13 @@ def reconstruction_error(student: Tensor, teacher: Tensor, attended: Tensor) -> 
     return ((student - teacher).square() * mask).sum((1, 2)) / energy
 
 
-def _in_one_width(by: nn.Module | None, mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the states of both in one width: the student's mapped, or the teacher's selected, `by` the map."""
+def _in_one_width(by: nn.Module | Tensor | None, mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the states of both in one width: the student's mapped, or the teacher's selected or turned, by `by`."""
     if isinstance(by, Compactor):
         return mine.to(by.matrix.dtype) @ by.matrix, theirs
     if isinstance(by, IndexSelect):
         return mine, theirs[..., by.indices]
-    return mine, theirs
+    return mine, turn(theirs, by) if isinstance(by, Tensor) else theirs
 
 
 def _streams(setup: Setup) -> set[Key]:

@@ -115,6 +115,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("Method", run.method),
         ("Start", run.text("start") or ABSENT),
         ("Objective", run.text("objective") or ABSENT),
+        ("Outputs", run.text("outputs") or ABSENT),
         ("Training", training),
         ("Seed", _count(run.number("seed"))),
         ("Narrow from step", _count(run.number("narrow_from"))),
