@@ -339,7 +339,7 @@ class WidModel(OneAdapterTuner):
         solved = config.init == "calibrated"
         assert config.selection is not None  # the config has filled it in
         with plain_attention(teacher), plain_attention(self.model):
-            sets, found = initialize(
+            start = initialize(
                 teacher,
                 self.model,
                 self.student_plan.trace,
@@ -350,10 +350,11 @@ class WidModel(OneAdapterTuner):
                 pca=pca and solved,
                 reconstruction=reconstruction and solved,
                 ridge=config.calibration_config.ridge,
+                output=config.calibration_config.output,
             )
-        self.calibration = found if solved else None
-        self.kept.copy_(self._kept(sets))
-        self._turn({})  # no stream is turned yet
+        self.calibration = start.report if solved else None
+        self.kept.copy_(self._kept(start.index_sets))
+        self._turn(start.maps)
         self.calibrated.fill_(True)
         self._calibration_guard.open()
         self._start.note()

@@ -7,7 +7,8 @@ without gradients. Called by the tuner's `calibrate`.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from ..coupling.plan import Plan
 from ..coupling.trace import Trace
 from ..layers import first_indices, restart
 from .batches import Batch
+from .candidates import OUTLIERS_KEPT, SELECTED, TURNED, Candidate, choose
 from .head_products import rotatable_heads
 from .head_rotation import HeadRotation
 from .moment_pass import Gatherer, gather_moments
@@ -24,9 +26,24 @@ from .precision import Precision
 from .reconstruction import reconstruct
 from .report import Calibration, InputReconstruction
 from .select import SubsetSelection
-from .stream import turnable_streams
+from .stream import Stream, turnable_streams
 from .stream_rotation import StreamRotation
 from .variance import variance_indices
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a student starts from.
+
+    Attributes:
+        index_sets: the teacher's indices that each leaf keeps; of a turned leaf, those that it is nearest to.
+        maps: T `(k, n)` of each turned leaf: its activations are `T x` of the teacher's x.
+        report: what calibration found.
+    """
+
+    index_sets: dict[Dim, Tensor]
+    maps: dict[Dim, Tensor]
+    report: Calibration
 
 
 def initialize(
@@ -41,9 +58,9 @@ def initialize(
     pca: bool = True,
     reconstruction: bool = True,
     ridge: float = 1e-4,
-    outputs_too: bool = True,
-) -> tuple[dict[Dim, Tensor], Calibration]:
-    """Set the compactors of `student` to their start; return the index sets and what calibration found.
+    output: str = "auto",
+) -> Start:
+    """Set the compactors of `student` to their start.
 
     Args:
         teacher: runs as it is, in evaluation mode, without gradients.
@@ -53,9 +70,10 @@ def initialize(
         batches: keyword dictionaries for the teacher's forward; all are in memory until the end.
         selection: the rule by which indices are chosen: `"first"`, `"variance"` or `"pivots"` (column subsets).
         head_svd: whether to rotate the inside of attention heads by head SVD instead of selecting indices.
-        pca: whether to rotate a stream that only RMS norms and matrices use by PCA instead of selecting indices.
+        pca: whether to turn streams, where that is possible and brings the student nearer to the teacher.
         reconstruction: whether to fit every weight input to the teacher's.
         ridge: ridge strength of these fits, relative to the mean variance of the input.
+        output: `"coordinates"` keeps indices in every stream that callers of the model see.
 
     Raises:
         DataError: no batch or nothing but padding, too few positions, or activations that are not finite.
@@ -73,9 +91,9 @@ def initialize(
 
         # A dimension that any matrix may rotate keeps combinations of its indices; all others keep indices.
         heads = rotatable_heads(trace, plan) if head_svd else {}
-        streams = turnable_streams(teacher, trace, plan, outputs_too) if pca and index_sets is None else []
-        rotated = set(heads) | {stream.leaf for stream in streams}
-        subsets = SubsetSelection(plan, rotated)
+        turns = pca and index_sets is None
+        streams = turnable_streams(teacher, trace, plan, outputs_too=output == "auto") if turns else []
+        subsets = SubsetSelection(plan, set(heads))
         head_rotation = HeadRotation(trace, plan, heads)
         stream_rotation = StreamRotation(trace, plan, streams)
 
@@ -85,23 +103,41 @@ def initialize(
             gatherers: list[Gatherer] = [subsets, head_rotation, stream_rotation]
             positions = gather_moments(teacher, trace, plan, batches, precision, gatherers)
 
-        # Column subset selection by pivoted Cholesky, head SVD and PCA of the stream, into the compactors.
-        turned = stream_rotation.turned()
-        index_sets = {**subsets.index_sets(index_sets), **turned.index_sets}
-        rotations = {**head_rotation.maps(index_sets), **turned.rotations}
-        restart(student, trace.weights, plan, index_sets, rotations, turned.vectors)
+        # Column subset selection by pivoted Cholesky, head SVD and PCA of streams.
+        candidates = _candidates(subsets.index_sets(index_sets), head_rotation, stream_rotation, streams)
 
-        # Layer-wise least squares, in the order of the forward: columns, bias shifts, scales before tied decoders.
-        found: list[InputReconstruction] = []
-        if reconstruction:
-            found = reconstruct(
-                teacher,
-                student,
-                trace,
-                plan,
-                batches,
-                precision=precision,
-                ridge=ridge,
-                streams=[(stream, turned.maps[stream.leaf]) for stream in streams],
-            )
-    return index_sets, Calibration(tuple(found), positions, time.monotonic() - began)
+        def start(candidate: Candidate, some: Sequence[Batch]) -> list[InputReconstruction]:
+            """Set the compactors, then fit them by layer-wise least squares in the order of the forward."""
+            restart(student, trace.weights, plan, candidate.index_sets, candidate.rotations, candidate.vectors)
+            if not reconstruction:
+                return []
+            turned = candidate.streams
+            return reconstruct(teacher, student, trace, plan, some, precision=precision, ridge=ridge, streams=turned)
+
+        best, trials = choose(candidates, start, teacher, student, batches, precision)
+        found = start(best, batches)
+    turned = ", ".join(f"{stream.leaf.size} -> {len(map_)}" for stream, map_ in best.streams)
+    words = f"Streams turned: {turned}" if turned else ""
+    report = Calibration(tuple(found), positions, time.monotonic() - began, words, trials)
+    return Start(dict(best.index_sets), best.maps, report)
+
+
+def _candidates(
+    index_sets: dict[Dim, Tensor],
+    head_rotation: HeadRotation,
+    stream_rotation: StreamRotation,
+    streams: Sequence[Stream],
+) -> list[Candidate]:
+    """Return the starts to choose from: turned streams first, if there are any."""
+    turned = []
+    if streams:
+        turned.append((TURNED, stream_rotation.turned()))
+    if stream_rotation.has_outliers:
+        turned.append((OUTLIERS_KEPT, stream_rotation.turned(keep_outliers=True)))
+    found = []
+    for name, parts in turned:
+        sets = {**index_sets, **parts.index_sets}
+        rotations = {**head_rotation.maps(sets), **parts.rotations}
+        maps = [(stream, parts.maps[stream.leaf]) for stream in streams]
+        found.append(Candidate(name, sets, rotations, parts.vectors, maps))
+    return [*found, Candidate(SELECTED, index_sets, head_rotation.maps(index_sets))]

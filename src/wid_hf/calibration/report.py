@@ -73,6 +73,23 @@ class InputReconstruction:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """A start that was tried.
+
+    Attributes:
+        name: of the candidate.
+        divergence: from the teacher, on batches that it was not calibrated on.
+        measure: what it is, in words.
+        chosen: whether the student starts there.
+    """
+
+    name: str
+    divergence: float
+    measure: str
+    chosen: bool
+
+
+@dataclass(frozen=True)
 class Calibration:
     """One calibration.
 
@@ -81,12 +98,14 @@ class Calibration:
         positions: positions of the data that were not padding, at the weight input with the most.
         seconds: wall time.
         turned: which streams were turned instead of selected, in words; empty if none was.
+        trials: the starts that were tried on a part of the data; none if there was no choice.
     """
 
     inputs: tuple[InputReconstruction, ...]
     positions: int
     seconds: float
     turned: str = ""
+    trials: tuple[Trial, ...] = ()
 
     @property
     def title(self) -> str:
@@ -104,7 +123,11 @@ class Calibration:
         rows = self.rows()
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        return "\n".join([self.title, *lines, *filter(None, [self.turned])])
+        tried = [
+            f"{'kept' if trial.chosen else 'tried'}: {trial.name}, {trial.divergence:.3g} ({trial.measure})"
+            for trial in self.trials
+        ]
+        return "\n".join([self.title, *lines, *tried, *filter(None, [self.turned])])
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON, with None for NaN."""
@@ -112,7 +135,17 @@ class Calibration:
             asdict(entry) | {name: value if isfinite(value := getattr(entry, name)) else None for name in ERRORS}
             for entry in self.inputs
         ]
-        return {"sites": entries, "positions": self.positions, "seconds": self.seconds, "turned": self.turned}
+        trials = [
+            asdict(trial) | {"divergence": trial.divergence if isfinite(trial.divergence) else None}
+            for trial in self.trials
+        ]
+        return {
+            "sites": entries,
+            "positions": self.positions,
+            "seconds": self.seconds,
+            "turned": self.turned,
+            "trials": trials,
+        }
 
 
 def percent(share: float) -> str:

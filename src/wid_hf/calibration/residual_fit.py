@@ -1,7 +1,7 @@
 """The weights that write into a turned stream, fitted to what the student's stream still lacks.
 
-At a residual sum the student's stream should be `T x`, with x the teacher's; what the weights before the sum have to add
-is the rest. They are fitted to it by ridge regression on their inputs in the student. Called by `reconstruction`.
+At a residual sum the student's stream should be `T x`, with x the teacher's; what the weights before the sum have to
+add is the rest. They are fitted to it by ridge regression on their inputs in the student. Called by `reconstruction`.
 """
 
 from __future__ import annotations
@@ -103,11 +103,15 @@ class ResidualFit:
         stream, map_ = self._maps[space]
         follows_norm = any(scaling.after == space for scaling in stream.fitted)
         inputs = [self._kept.pop(writer.at, None) for writer in writers]
-        batches = [
-            (mine, theirs, [(one[number], other[number]) for one, other in inputs])  # type: ignore[misc]
-            for number, (mine, theirs) in enumerate(zip(teacher, student, strict=True))
-            if mine is not None and theirs is not None
-        ] if all(each is not None for each in inputs) else []
+        batches = (
+            [
+                (mine, theirs, [(one[number], other[number]) for one, other in inputs])  # type: ignore[misc]
+                for number, (mine, theirs) in enumerate(zip(teacher, student, strict=True))
+                if mine is not None and theirs is not None
+            ]
+            if all(each is not None for each in inputs)
+            else []
+        )
         if not batches or not all(_pair_up(mine, theirs, pairs) for mine, theirs, pairs in batches):
             return ()
         regression = self._regression(writers, map_)
@@ -132,9 +136,9 @@ class ResidualFit:
         name = weight_input.weight
         if name not in self._folded or len(self._plan.axes[name]) != 2 or weight_input.routed or not factor:
             return None
-        maps = self._folded[name].maps
-        rows = maps[str(1 - weight_input.axis)] if str(1 - weight_input.axis) in maps else None
-        columns = maps[str(weight_input.axis)] if str(weight_input.axis) in maps else None
+        modules = dict(self._folded[name].maps.items())
+        rows = modules.get(str(1 - weight_input.axis))
+        columns = modules.get(str(weight_input.axis))
         if not isinstance(rows, Compactor) or not (columns is None or isinstance(columns, Compactor)):
             return None
         bias = self._folded.get(weight_input.bias) if weight_input.bias is not None else None

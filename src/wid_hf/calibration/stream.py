@@ -136,12 +136,7 @@ def _stream(plan: Plan, leaf: Dim, spaces: frozenset[int]) -> Stream:
         and all(contracted or weight in vectors for weight, _, contracted in inside[each.after])
         and sum(other.vector == each.vector for other in scalings) == 1
     )
-    readers = {
-        (weight, axis): each
-        for each in folded
-        for weight, axis, contracted in inside[each.after]
-        if contracted
-    }
+    readers = {(weight, axis): each for each in folded for weight, axis, contracted in inside[each.after] if contracted}
     axes = {
         (weight, axis, contracted)
         for space in spaces

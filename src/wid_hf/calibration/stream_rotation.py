@@ -18,7 +18,9 @@ from ..coupling.landmark_record import Scaling
 from ..coupling.plan import Plan
 from ..coupling.trace import Trace
 from .moment_pass import InputMoments
+from .moments import as_matrix
 from .stream import Stream
+from .tied_table import fit_table
 from .turned_map import TurnedMap, centred_map, outlying, principal_map
 
 TINY = torch.finfo(torch.float64).tiny
@@ -97,38 +99,66 @@ class StreamRotation:
         return any(self._outliers(stream) for stream in self._streams)
 
     def _turn(self, stream: Stream, keep_outliers: bool) -> Turned:
-        n, k = stream.leaf.size, self._plan.targets[stream.leaf]
         found = self._map(stream, self._outliers(stream) if keep_outliers else ())
-        matrix = found.matrix
-        weights = self._trace.weights
-        rotations, vectors = {}, {}
-        if stream.tied and not stream.centred and len({stream.readers[place] for place in _tied(stream)}) == 1:
-            # Any rotation within the span is as good: take the one that makes the weight before a tied table diagonal.
-            scale = self._factors(stream.readers[_tied(stream)[0]]).to(matrix)
-            matrix = torch.linalg.eigh(matrix * scale @ matrix.T).eigenvectors.T @ matrix
+        matrix, leaf = found.matrix, stream.leaf
+        rotations: dict[Carrier, Tensor] = {}
+        vectors: dict[str, Tensor] = {}
         for name, axis in stream.axes:
             scaling = stream.readers.get((name, axis))
             folds = scaling is not None and name not in stream.tied
             map_ = matrix * self._factors(scaling).to(matrix) if scaling is not None and folds else matrix
-            if sum(size > 1 for size in weights[name].shape) > 1:
-                rotations[Carrier(name, axis, 0, n)] = map_
+            if sum(size > 1 for size in self._trace.weights[name].shape) > 1:
+                rotations[Carrier(name, axis, 0, leaf.size)] = map_
             else:
-                vectors[name] = matrix @ weights[name].detach().flatten().to(matrix)
-        same_norm = (n / k) ** 0.5  # the student's norm divides by the mean of k squares, the teacher's by that of n
-        tied = {stream.readers[place] for place in _tied(stream)}
+                vectors[name] = matrix @ self._value(name).to(matrix)
         for scaling in stream.folded:
-            factors = self._factors(scaling).to(matrix)
-            inside = (matrix * factors * matrix).sum(1) if scaling in tied else torch.ones_like(matrix[:, 0])
-            vectors[scaling.vector] = inside * same_norm - scaling.offset
-            if scaling.bias is not None:
-                bias = weights[scaling.bias].detach().to(matrix)
-                through = matrix if scaling in tied else matrix * factors
-                vectors[scaling.bias] = torch.linalg.lstsq(through.T, bias[:, None]).solution[:, 0]
+            vectors |= self._constant(scaling, matrix, matrix * self._factors(scaling).to(matrix))
         for scaling in stream.fitted:
             vectors[scaling.vector] = torch.full_like(matrix[:, 0], 1 - scaling.offset)
             if scaling.bias is not None:
                 vectors[scaling.bias] = torch.zeros_like(matrix[:, 0])
-        return Turned({stream.leaf: matrix}, rotations, vectors, {stream.leaf: found.nearest})
+        for name in stream.tied:
+            self._tie(stream, name, matrix, rotations, vectors)
+        return Turned({leaf: matrix}, rotations, vectors, {leaf: found.nearest})
+
+    def _constant(self, scaling: Scaling, matrix: Tensor, through: Tensor) -> dict[str, Tensor]:
+        """Return the student's vectors where the teacher's go into the next matrices.
+
+        The student's norm divides by the mean of k squares, the teacher's by that of n. Its bias gives through the
+        matrices' columns, `through (k, n)` transposed, what the teacher's does.
+        """
+        vectors = {scaling.vector: torch.full_like(matrix[:, 0], self._same_norm(matrix) - scaling.offset)}
+        if scaling.bias is not None:
+            bias = self._value(scaling.bias).to(matrix)
+            vectors[scaling.bias] = torch.linalg.lstsq(through.T, bias[:, None]).solution[:, 0]
+        return vectors
+
+    def _tie(
+        self,
+        stream: Stream,
+        table: str,
+        matrix: Tensor,
+        rotations: dict[Carrier, Tensor],
+        vectors: dict[str, Tensor],
+    ) -> None:
+        """Fit the columns of a table that is looked up and scores, and the vectors before its scores."""
+        axis, scaling = next((axis, each) for (name, axis), each in stream.readers.items() if name == table)
+        rows = as_matrix(self._value_of(table), axis).to(matrix)
+        rows = rows - rows.mean(0)
+        bias = self._value(scaling.bias).to(matrix) if scaling.bias is not None else torch.zeros_like(matrix[0])
+        found = fit_table(matrix, self._factors(scaling).to(matrix), bias, self._moments[scaling.after], rows.T @ rows)
+        group = next((group for group in self._plan.tables if table in group), {table})
+        for name, place in stream.axes:
+            if name in group and Carrier(name, place, 0, stream.leaf.size) in rotations:
+                rotations[Carrier(name, place, 0, stream.leaf.size)] = found.columns.T
+        vectors[scaling.vector] = found.vector * self._same_norm(matrix) - scaling.offset
+        if scaling.bias is not None:
+            vectors[scaling.bias] = found.bias
+
+    @staticmethod
+    def _same_norm(matrix: Tensor) -> float:
+        k, n = matrix.shape
+        return float((n / k) ** 0.5)
 
     def _map(self, stream: Stream, outliers: Sequence[int]) -> TurnedMap:
         k = self._plan.targets[stream.leaf]
@@ -148,17 +178,19 @@ class StreamRotation:
         inverse = torch.where(factors == 0, 0, 1 / factors)
         mean = moments.covariance.mean
         if scaling.bias is not None:
-            mean = mean - self._trace.weights[scaling.bias].detach().to(mean)
+            mean = mean - self._value(scaling.bias).to(mean)
         covariance = moments.covariance.matrix(centred=True) + torch.outer(mean, mean)
         return inverse[:, None] * covariance * inverse
 
     def _factors(self, scaling: Scaling) -> Tensor:
-        return self._trace.weights[scaling.vector].detach().flatten().cpu().double() + scaling.offset
+        return self._value(scaling.vector) + scaling.offset
+
+    def _value(self, vector: str) -> Tensor:
+        return self._value_of(vector).flatten().double()
+
+    def _value_of(self, weight: str) -> Tensor:
+        return self._trace.weights[weight].detach().cpu()
 
     def _space(self, at: int) -> int | None:
         weight_input = self._plan.weight_inputs[at]
         return self._plan.landmarks.spaces.get((weight_input.weight, weight_input.axis, True))
-
-
-def _tied(stream: Stream) -> list[tuple[str, int]]:
-    return sorted(place for place in stream.readers if place[0] in stream.tied)

@@ -84,7 +84,7 @@ class FoldedWeight(nn.Module):
     def set_vector(self, original: Tensor, value: Tensor) -> None:
         """Set the shift so that a vector of the student is `value (k,)`."""
         assert self.shift is not None
-        self.shift.copy_((value.to(self.shift).view(self.shift.shape) - self.mapped(original).to(self.shift)))
+        self.shift.copy_(value.to(self.shift).view(self.shift.shape) - self.mapped(original).to(self.shift))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,95 @@
+"""Several starts of one student, of which the one is kept that follows the teacher best on texts it has not seen.
+
+Takes ready-made candidates; calibrates each on a part of the batches and scores it on another part. Called by
+`initialize`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..coupling.carrier import Carrier
+from ..coupling.dims import Dim
+from ..coupling.trace import quiet_forward
+from .batches import Batch, prepared
+from .divergence import divergence, seen_by_callers
+from .precision import Precision
+from .report import Trial
+from .stream import Stream
+
+SELECTED = "indices selected"
+TURNED = "stream turned"
+OUTLIERS_KEPT = "stream turned, outlying indices kept"
+TRIAL = 4  # one batch in so many is calibrated on in a trial, and as many are scored
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way in which the maps of a student start.
+
+    Attributes:
+        name: in reports.
+        index_sets: the indices that each leaf keeps.
+        rotations: maps `(k, n)` of parts of axes in place of indices.
+        vectors: values `(k,)` of norms' vectors.
+        streams: each turned stream with its map T `(k, n)`.
+    """
+
+    name: str
+    index_sets: Mapping[Dim, Tensor]
+    rotations: Mapping[Carrier, Tensor]
+    vectors: Mapping[str, Tensor] = field(default_factory=dict)
+    streams: Sequence[tuple[Stream, Tensor]] = ()
+
+    @property
+    def maps(self) -> dict[Dim, Tensor]:
+        """T `(k, n)` of every turned leaf."""
+        return {stream.leaf: map_ for stream, map_ in self.streams}
+
+
+def choose(
+    candidates: Sequence[Candidate],
+    start: Callable[[Candidate, Sequence[Batch]], Any],
+    teacher: nn.Module,
+    student: nn.Module,
+    batches: Sequence[Batch],
+    precision: Precision,
+) -> tuple[Candidate, tuple[Trial, ...]]:
+    """Return the candidate with the smallest divergence, and all trials; the first among equals.
+
+    Args:
+        candidates: one or more; a single one is not tried.
+        start: calibrates the student on batches, starting from a candidate.
+        teacher: the model to follow.
+        student: is left at one of the candidates.
+        batches: of all calibration data; with fewer than two, the one is used for both parts.
+        precision: of the forwards.
+    """
+    if len(candidates) == 1:
+        return candidates[0], ()
+    count = max(1, len(batches) // TRIAL)
+    trial, held_out = batches[:count], batches[-count:]
+    with quiet_forward(teacher):
+        wanted = [seen_by_callers(_outputs(teacher, batch, precision)) for batch in held_out]
+    found: list[tuple[float, str]] = []
+    for candidate in candidates:
+        start(candidate, trial)
+        with quiet_forward(student):
+            outputs = [seen_by_callers(_outputs(student, batch, precision)) for batch in held_out]
+        found.append(divergence(wanted, outputs, held_out))
+    best = min(range(len(found)), key=lambda at: found[at][0])
+    trials = tuple(
+        Trial(candidate.name, score, measure, at == best)
+        for at, (candidate, (score, measure)) in enumerate(zip(candidates, found, strict=True))
+    )
+    return candidates[best], trials
+
+
+def _outputs(model: nn.Module, batch: Batch, precision: Precision) -> Any:
+    with torch.no_grad(), precision.autocast():
+        return model.forward(**prepared(model, batch))
