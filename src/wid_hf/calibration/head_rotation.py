@@ -21,6 +21,7 @@ from .axis_blocks import by_leaf, part_factors, spread
 from .head_products import HeadProducts, whole_axis
 from .head_svd import context_maps, logit_maps
 from .moment_pass import InputMoments
+from .moments import as_matrix, place_of
 
 
 class HeadRotation:
@@ -38,7 +39,7 @@ class HeadRotation:
         self._heads = heads
         self._factors = {carrier for products in heads.values() for carrier in products.left | products.right}
         self._outputs: dict[Carrier, Tensor] = {}
-        self._contexts: dict[Dim, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        self._contexts: dict[Dim, list[tuple[int, Tensor]]] = defaultdict(list)
 
     def needs(self, at: int) -> bool:
         """Return whether queries or keys are computed from the weight input, or values reach it."""
@@ -51,22 +52,25 @@ class HeadRotation:
         """Add the moments of the outputs of queries and keys, and of the inputs of output projections."""
         for leaf, products in self._heads.items():
             if moments.at in products.weight_inputs:
-                self._contexts[leaf] += self._context(leaf, moments)
+                self._contexts[leaf] += [
+                    (moments.at, m) for one, m in by_leaf(self._plan, moments.dim, moments.matrix) if one is leaf
+                ]
             for carrier in products.left | products.right:
                 if carrier.parameter == moments.weight_input.weight:
                     # A softmax does not change when the same vector is added to all keys.
                     output = self._output_moments(carrier, moments, centred=carrier in products.right)
                     self._outputs[carrier] = self._outputs.get(carrier, 0) + output
 
-    def maps(self, sets: IndexSets) -> dict[Carrier, Tensor]:
+    def maps(self, sets: IndexSets, turned: Mapping[Carrier, Tensor]) -> dict[Carrier, Tensor]:
         """Return for every part of an axis with a rotated leaf its map `(k, n)`, block-diagonal over heads.
 
         Args:
             sets: which heads, and which indices of anything else around the leaf, are kept.
+            turned: maps `(k, n)` of turned streams: of an output projection only what its stream keeps counts.
         """
         found = {}
         for leaf, products in self._heads.items():
-            for carriers, maps in self._maps_per_head(leaf, products):
+            for carriers, maps in self._maps_per_head(leaf, products, turned):
                 for carrier in carriers:
                     factors = part_factors(
                         self._plan.axes[carrier.parameter][carrier.axis], carrier.start, carrier.stop
@@ -74,7 +78,9 @@ class HeadRotation:
                     found[carrier] = spread(self._plan, factors, self._plan.under.get(leaf), sets, maps.cpu())
         return found
 
-    def _maps_per_head(self, leaf: Dim, products: HeadProducts) -> Iterator[tuple[Iterable[Carrier], Tensor]]:
+    def _maps_per_head(
+        self, leaf: Dim, products: HeadProducts, turned: Mapping[Carrier, Tensor]
+    ) -> Iterator[tuple[Iterable[Carrier], Tensor]]:
         """Yield the maps `(heads, k, n)` of each side of the products, with the parts of axes that they are for."""
         count = self._plan.targets[leaf]
         if products.left:
@@ -82,20 +88,23 @@ class HeadRotation:
             left, right = (torch.stack([self._outputs[carrier] for carrier in side]).sum(0) for side in sides)
             yield from zip(sides, logit_maps(left, right, count), strict=True)
             return
-        both = zip(*self._contexts[leaf], strict=True)
+        contexts = self._contexts[leaf]
+        both = [matrix for _, matrix in contexts], [self._gram(leaf, at, turned) for at, _ in contexts]
         moments, grams = (torch.stack(each).sum(0).view(-1, leaf.size, leaf.size) for each in both)
         rows, columns = context_maps(moments, grams, count)
         yield products.written, rows
         yield {whole_axis(self._plan, at) for at in products.weight_inputs}, columns.mT
 
-    def _context(self, leaf: Dim, moments: InputMoments) -> list[tuple[Tensor, Tensor]]:
-        """Return the blocks of `leaf` in the second moments of a weight input and in `W^T W` of its weight."""
-        blocks = zip(
-            by_leaf(self._plan, moments.dim, moments.matrix),
-            by_leaf(self._plan, moments.dim, moments.gram),
-            strict=True,
-        )
-        return [(matrix, gram) for (one, matrix), (_, gram) in blocks if one is leaf]
+    def _gram(self, leaf: Dim, at: int, turned: Mapping[Carrier, Tensor]) -> Tensor:
+        """Return the blocks of `leaf` in `W^T W` of the weight that a context is contracted with."""
+        weight_input = self._plan.weight_inputs[at]
+        original = self._trace.weights[weight_input.weight].detach()
+        weight = as_matrix(original, weight_input.axis).to(place_of(original.device), torch.float64)
+        outputs = Carrier(weight_input.weight, 1 - weight_input.axis, 0, len(weight))
+        if (map_ := turned.get(outputs)) is not None:
+            weight = map_.to(weight) @ weight
+        dim = self._plan.dim_of(weight_input)
+        return next(block for one, block in by_leaf(self._plan, dim, weight.T @ weight) if one is leaf)
 
     def _output_moments(self, carrier: Carrier, moments: InputMoments, centred: bool) -> Tensor:
         """Return second moments per head `(heads, n, n)` of the outputs of a range of rows."""

@@ -137,7 +137,7 @@ def _candidates(
     found = []
     for name, parts in turned:
         sets = {**index_sets, **parts.index_sets}
-        rotations = {**head_rotation.maps(sets), **parts.rotations}
+        rotations = {**head_rotation.maps(sets, parts.rotations), **parts.rotations}
         maps = [(stream, parts.maps[stream.leaf]) for stream in streams]
         found.append(Candidate(name, sets, rotations, parts.vectors, maps))
-    return [*found, Candidate(SELECTED, index_sets, head_rotation.maps(index_sets))]
+    return [*found, Candidate(SELECTED, index_sets, head_rotation.maps(index_sets, {}))]

@@ -44,11 +44,28 @@ class Turned:
     index_sets: Mapping[Dim, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Moments:
+    """Second moments of a stream after one norm, each with a trace of about one `(n, n)`.
+
+    Attributes:
+        basis: of which a stream keeps the leading directions.
+        inner: about the mean, if a bias after the norm can hold a constant; otherwise about zero.
+        count: positions.
+    """
+
+    basis: Tensor | float
+    inner: Tensor | float
+    count: int
+
+
 class StreamRotation:
     """Second moments of streams after each of their norms; all norms count alike.
 
-    Where a norm's vector goes into the next matrices, moments are those before the vector, about zero; where the stream
-    goes on after it, they are those after it, about the mean.
+    Where a norm's vector goes into the next matrices, moments are those before the vector. If a bias can hold a
+    constant, the variation about the mean counts as one and the direction of the mean as one: its length, which may be
+    many times the variation's, is needed to divide by, but an error of it is no error of the result. Where the stream
+    goes on after the vector, only the variation counts.
 
     Args:
         trace: has the weights.
@@ -61,7 +78,7 @@ class StreamRotation:
         self._plan = plan
         self._streams = streams
         self._spaces = {space: stream for stream in streams for space in stream.spaces}
-        self._moments: dict[int, Tensor] = {}
+        self._moments: dict[int, _Moments] = {}
         self._first: dict[int, str] = {}
 
     def needs(self, at: int) -> bool:
@@ -75,9 +92,13 @@ class StreamRotation:
             return
         stream = self._spaces[space]
         scaling = stream.readers.get((weight_input.weight, weight_input.axis))
-        matrix = self._before(scaling, moments) if scaling is not None else moments.covariance.matrix(centred=True)
-        share = (matrix / matrix.trace().clamp(min=TINY)).cpu()
-        self._moments[space] = self._moments.get(space, 0) + share
+        if scaling is None:
+            found = _shares(moments.covariance.matrix(centred=True), None, True)
+        else:
+            found = _shares(*self._before(scaling, moments), scaling.bias is not None)
+        old = self._moments.get(space, _Moments(0.0, 0.0, 0))
+        count = moments.covariance.count
+        self._moments[space] = _Moments(old.basis + found.basis, old.inner + found.inner, old.count + count)
 
     def turned(self, keep_outliers: bool = False) -> Turned:
         """Return the maps of all streams.
@@ -146,7 +167,16 @@ class StreamRotation:
         rows = as_matrix(self._value_of(table), axis).to(matrix)
         rows = rows - rows.mean(0)
         bias = self._value(scaling.bias).to(matrix) if scaling.bias is not None else torch.zeros_like(matrix[0])
-        found = fit_table(matrix, self._factors(scaling).to(matrix), bias, self._moments[scaling.after], rows.T @ rows)
+        # After the first norm the stream is still the sum of what was looked up.
+        first = next(each.after for each in self._plan.landmarks.scalings if each.after in self._moments)
+        found = fit_table(
+            matrix,
+            self._factors(scaling).to(matrix),
+            bias,
+            self._moments[scaling.after].inner,
+            self._moments[first].inner,
+            rows.T @ rows,
+        )
         group = next((group for group in self._plan.tables if table in group), {table})
         for name, place in stream.axes:
             if name in group and Carrier(name, place, 0, stream.leaf.size) in rotations:
@@ -162,9 +192,11 @@ class StreamRotation:
 
     def _map(self, stream: Stream, outliers: Sequence[int]) -> TurnedMap:
         k = self._plan.targets[stream.leaf]
-        own = [matrix for space, matrix in self._moments.items() if space in stream.spaces]
         n = stream.leaf.size
-        moments = torch.stack(own).sum(0) if own else torch.eye(n, dtype=torch.float64)
+        moments = torch.eye(n, dtype=torch.float64) * TINY
+        for space in stream.spaces & set(self._moments):
+            # Of a norm whose result is read at few positions (by a pooler) little is known.
+            moments += self._moments[space].count * self._moments[space].basis
         return centred_map(moments, k, outliers) if stream.centred else principal_map(moments, k)
 
     def _outliers(self, stream: Stream) -> list[int]:
@@ -172,15 +204,14 @@ class StreamRotation:
             return []
         return outlying([self._factors(each).double() for each in stream.fitted], self._plan.targets[stream.leaf])
 
-    def _before(self, scaling: Scaling, moments: InputMoments) -> Tensor:
-        """Return the moments about zero of a weight input, as it was before its multiplication by a vector."""
+    def _before(self, scaling: Scaling, moments: InputMoments) -> tuple[Tensor, Tensor]:
+        """Return covariance and mean of a weight input, as it was before its multiplication by a vector."""
         factors = self._factors(scaling).to(moments.covariance.mean)
         inverse = torch.where(factors == 0, 0, 1 / factors)
         mean = moments.covariance.mean
         if scaling.bias is not None:
             mean = mean - self._value(scaling.bias).to(mean)
-        covariance = moments.covariance.matrix(centred=True) + torch.outer(mean, mean)
-        return inverse[:, None] * covariance * inverse
+        return inverse[:, None] * moments.covariance.matrix(centred=True) * inverse, mean * inverse
 
     def _factors(self, scaling: Scaling) -> Tensor:
         return self._value(scaling.vector) + scaling.offset
@@ -194,3 +225,16 @@ class StreamRotation:
     def _space(self, at: int) -> int | None:
         weight_input = self._plan.weight_inputs[at]
         return self._plan.landmarks.spaces.get((weight_input.weight, weight_input.axis, True))
+
+
+def _shares(covariance: Tensor, mean: Tensor | None, centred: bool) -> _Moments:
+    """Return the moments of a stream with this covariance and mean."""
+    if centred:
+        inner = basis = covariance / covariance.trace().clamp(min=TINY)
+        if mean is not None:
+            basis = inner + torch.outer(mean, mean) / mean.square().sum().clamp(min=TINY)
+    else:
+        assert mean is not None
+        inner = basis = covariance + torch.outer(mean, mean)
+        inner = basis = basis / basis.trace().clamp(min=TINY)
+    return _Moments(basis.cpu(), inner.cpu(), 0)
