@@ -24,6 +24,8 @@ def test_a_config_of_version_0_1_loads_to_the_same_values_without_a_warning(stra
         "calibration_samples": written["calibration_samples"],
         "calibration_batch_size": written["calibration_batch_size"],
         "ridge": written["ridge"],
+        "refine": 0,
+        "refine_seconds": None,
     }
     for name in ("hidden_size", "head_strategy", "init", "selection", "schedule", "teacher_fingerprint"):
         assert getattr(config, name) == written[name]
@@ -40,7 +42,13 @@ def test_a_saved_config_has_calibrations_settings_in_a_dictionary(tmp_path: Path
     config = WidConfig(hidden_size=12, calibration_config=CalibrationConfig(samples=40, ridge=0.01))
     config.save_pretrained(str(tmp_path))
     written = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert written["calibration_config"] == {"samples": 40, "batch_size": 32, "ridge": 0.01}
+    assert written["calibration_config"] == {
+        "samples": 40,
+        "batch_size": 32,
+        "ridge": 0.01,
+        "refine": 0,
+        "refine_seconds": None,
+    }
     assert not written.keys() & {"calibration_samples", "calibration_batch_size"}
     assert WidConfig.from_pretrained(str(tmp_path)).calibration_config == config.calibration_config
 
@@ -65,6 +73,9 @@ def test_the_arguments_of_version_0_1_work_with_a_warning_that_says_what_to_writ
         ({"ridge": 0}, "ridge=0 is not a number above 0"),
         ({"ridge": float("nan")}, "ridge=nan is not a number above 0"),
         ({"ridge": True}, "ridge=True is not a number above 0"),
+        ({"refine": -1}, 'refine=-1 is not a number of steps, 0 or more, or "auto"'),
+        ({"refine": "most"}, "refine='most' is not a number of steps"),
+        ({"refine_seconds": 0}, "refine_seconds=0 is not a number above 0; None is for no limit"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(given: dict[str, Any], message: str) -> None:
@@ -75,5 +86,5 @@ def test_settings_that_make_no_sense_are_refused(given: dict[str, Any], message:
 def test_what_is_no_calibration_config_is_refused() -> None:
     with pytest.raises(ConfigError, match="calibration_config=256 is not a CalibrationConfig; leave it out"):
         WidConfig(hidden_size=12, calibration_config=256)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="CalibrationConfig has no rows; it has samples, batch_size, ridge"):
+    with pytest.raises(ConfigError, match="CalibrationConfig has no rows; it has samples, batch_size, ridge, refine"):
         WidConfig(hidden_size=12, calibration_config={"rows": 8})  # type: ignore[arg-type]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -39,6 +39,17 @@ def compress(
             help="Ridge strength of the least-squares fits, relative to the mean input variance; more for few texts."
         ),
     ] = 1e-4,
+    refine: Annotated[
+        Any,
+        typer.Option(
+            parser=options.steps_or_auto,
+            metavar="STEPS|auto",
+            help="Steps by which each layer of the calibrated start is refined by itself; 0 for none.",
+        ),
+    ] = 0,
+    refine_seconds: Annotated[
+        float | None, typer.Option(help="Time that refinement may take in all; no limit without.")
+    ] = None,
     schedule: Annotated[
         options.Schedule,
         typer.Option(help="Narrow from the first step, or from full width by the paper's proportions or step counts."),
@@ -70,7 +81,7 @@ def compress(
     from wid_hf.hub.paths import expanded
     from wid_hf.tools.compress import CompressSettings
     from wid_hf.tools.compress import compress as compress_teacher
-    from wid_hf.tools.reports.calibration_table import calibration_table
+    from wid_hf.tools.reports.calibration_table import calibration_table, refined_table
 
     config = options.wid_config(
         hidden_size,
@@ -82,7 +93,9 @@ def compress(
         overrides,
         init=init.value if init is not None else None,
         selection=selection.value if selection is not None else None,
-        calibration_config=CalibrationConfig(calibration_samples, calibration_batch_size, ridge),
+        calibration_config=CalibrationConfig(
+            calibration_samples, calibration_batch_size, ridge, refine, refine_seconds
+        ),
         schedule=schedule.stated,
     )
     settings = CompressSettings(
@@ -116,6 +129,8 @@ def compress(
     output = Path(expanded(output))
     if report.calibration is not None and report.calibration.inputs:
         console.print(calibration_table(report.calibration))
+        if report.calibration.refined:
+            console.print(refined_table(report.calibration))
         console.print(
             f"The same as a picture, input by input: {output / CALIBRATION_PICTURE}", soft_wrap=True, markup=False
         )

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import suppress
 from copy import copy, deepcopy
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +17,9 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ..calibration import Calibration, initialize
+from ..calibration import AxisMaps, Calibration, initialize, refine
 from ..calibration.batches import Batch
+from ..calibration.precision import Precision
 from ..config import WidConfig
 from ..coupling import Plan
 from ..coupling.index_sets import IndexSets, axis_indices
@@ -257,6 +260,7 @@ class WidModel(OneAdapterTuner):
         head_svd: bool = True,
         pca: bool = True,
         reset: bool = False,
+        folder: str | Path | None = None,
     ) -> None:
         """Set the start of every compactor from the teacher's activations on `batches`.
 
@@ -272,9 +276,12 @@ class WidModel(OneAdapterTuner):
             head_svd: False selects indices inside heads.
             pca: False selects indices of every stream.
             reset: True discards what compactors have learned so far.
+            folder: where refinement saves every layer that is finished (`CalibrationConfig.refine`); a later call with
+                the same teacher, sizes and batches goes on behind them.
 
         Raises:
             DataError: there is no batch or only padding, too few tokens, or activations are not finite.
+            OutputError: `folder` holds the refinement of another start, or cannot be written.
             ConfigError: `init="identity"` with `selection="first"`, which no data changes.
             WidError: the model is no longer at its start, and `reset` is False.
         """
@@ -306,11 +313,29 @@ class WidModel(OneAdapterTuner):
                 reconstruction=reconstruction and solved,
                 ridge=config.calibration_config.ridge,
             )
+            if config.calibration_config.refine:
+                found = self._refined(found, sets, batches, Path(folder) if folder is not None else None)
         self.calibration = found if solved else None
         self.kept.copy_(self._kept(sets))
         self.calibrated.fill_(True)
         self._calibration_guard.open()
         self._start.note()
+
+    def _refined(self, found: Calibration, sets: IndexSets, batches: list[Batch], folder: Path | None) -> Calibration:
+        """Refine the start that was just made, and return its report with that of the refinement."""
+        refinement = refine(
+            self.teacher,
+            self.model,
+            self.student_plan.trace,
+            self.plan,
+            batches,
+            maps=AxisMaps(self.model, self.plan, sets),
+            steps=self._config.calibration_config.refine,
+            seconds=self._config.calibration_config.refine_seconds,
+            precision=Precision.of_caller(self.teacher.device),
+            folder=folder,
+        )
+        return replace(found, refined=refinement.parts, seconds=found.seconds + refinement.seconds)
 
     def _is_calibrated(self) -> bool:
         return bool(self.calibrated)

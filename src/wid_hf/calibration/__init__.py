@@ -1,7 +1,16 @@
 """The calibrated start: moments of the teacher's activations, and the student's weights that follow in closed form."""
 
 from .initialize import initialize
-from .report import Calibration, InputReconstruction
+from .refinement import AxisMaps, refine
+from .report import Calibration, InputReconstruction, RefinedPart
 from .variance import variance_indices
 
-__all__ = ["Calibration", "InputReconstruction", "initialize", "variance_indices"]
+__all__ = [
+    "AxisMaps",
+    "Calibration",
+    "InputReconstruction",
+    "RefinedPart",
+    "initialize",
+    "refine",
+    "variance_indices",
+]
