@@ -164,7 +164,7 @@ def _attempt(fit: Fit, schedule: Schedule, divided: float, title: str) -> Iterat
 
 
 def _size(tensor: Tensor) -> float:
-    """Return the root mean square of a tensor's entries; of one that is nearly zero, such as a new bias, a part of 1."""
+    """Return the root mean square of a tensor's entries, and not less than `SMALL`: a new bias is zero."""
     return max(float(tensor.detach().square().mean().sqrt()), SMALL)
 
 

@@ -97,7 +97,7 @@ def refine(
     began = time.monotonic()
     deadline = None if seconds is None else began + seconds
     pieces = Pieces.of(list(batches))
-    steps = min(MOST_STEPS, 40 + pieces.texts // 2) if steps == "auto" else steps
+    count = min(MOST_STEPS, 40 + pieces.texts // 2) if steps == "auto" else steps
     with (
         torch.inference_mode(False),
         torch.no_grad(),
@@ -108,7 +108,7 @@ def refine(
         TensorStore(in_memory) as store,
     ):
         layers = find_layers(student, trace, plan, pieces.all[0], precision)
-        saved = SavedParts.of(folder, student, pieces, steps, batch_size) if folder is not None else None
+        saved = SavedParts.of(folder, student, pieces, count, batch_size) if folder is not None else None
         refiner = _Refiner(
             Streams(teacher, layers, pieces.all, store, precision),
             Streams(student, layers, pieces.all, store, precision),
@@ -123,8 +123,8 @@ def refine(
         )
         parts = []
         for at, layer in enumerate(layers):
-            parts.append(refiner.layer(layer, steps, _share(deadline, len(layers) - at + 1)))
-        parts.append(refiner.head(layers, steps, deadline))
+            parts.append(refiner.layer(layer, count, _share(deadline, len(layers) - at + 1)))
+        parts.append(refiner.head(layers, count, deadline))
     return Refinement(tuple(parts), time.monotonic() - began)
 
 

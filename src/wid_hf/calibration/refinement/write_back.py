@@ -115,7 +115,7 @@ class ByMap(WriteBack):
         for axis, module in self.weight.maps.items():
             if isinstance(module, IndexSelect):
                 folded = module(folded, int(axis))
-            elif int(axis) != self.axis:
+            elif isinstance(module, Compactor) and int(axis) != self.axis:
                 folded = along(folded, module.matrix.double(), int(axis))
         return self._flat(folded)
 
@@ -152,17 +152,22 @@ def _write_back(place: Place, users: Mapping[nn.Module, int], shifted: Mapping[n
     weight, original = place.weight, place.original
     if weight.shift is not None:
         return ByShift(weight, original)
-    maps = {int(axis): module for axis, module in weight.maps.items()}
-    if original.ndim == 1:
-        selection = maps.get(0)
-        is_scaled = isinstance(selection, IndexSelect) and bool((original[selection.indices] != 0).all())
-        return ByFactors(weight, original) if is_scaled else None
-    free = [
-        axis for axis, module in maps.items() if isinstance(module, Compactor) and users[module] - shifted[module] == 1
-    ]
+    if original.ndim > 1:
+        return _by_map(place, users, shifted)
+    selection = weight.maps["0"]
+    is_scaled = isinstance(selection, IndexSelect) and bool((original[selection.indices] != 0).all())
+    return ByFactors(weight, original) if is_scaled else None
+
+
+def _by_map(place: Place, users: Mapping[nn.Module, int], shifted: Mapping[nn.Module, int]) -> ByMap | None:
+    """Return the first map that may change and can take every change of the matrix, or the one that can take most."""
+    maps = {int(axis): module for axis, module in place.weight.maps.items() if isinstance(module, Compactor)}
+    free = [axis for axis, module in maps.items() if users[module] - shifted[module] == 1]
     best: ByMap | None = None
     for axis in sorted(free, key=lambda axis: users[maps[axis]]):  # columns first: biases share the others
-        if best is None or best.share < 1:
-            found = ByMap(weight, original, axis)
-            best = found if best is None or found.share > best.share else best
+        found = ByMap(place.weight, place.original, axis)
+        if best is None or found.share > best.share:
+            best = found
+        if best.share == 1:
+            break
     return best
