@@ -116,6 +116,7 @@ def refine(
             plan,
             pieces,
             maps,
+            layers,
             cache,
             store,
             saved,
@@ -124,7 +125,7 @@ def refine(
         parts = []
         for at, layer in enumerate(layers):
             parts.append(refiner.layer(layer, count, _share(deadline, len(layers) - at + 1)))
-        parts.append(refiner.head(layers, count, deadline))
+        parts.append(refiner.head(count, deadline))
     return Refinement(tuple(parts), time.monotonic() - began)
 
 
@@ -144,6 +145,7 @@ class _Refiner:
     plan: Plan
     pieces: Pieces
     maps: Maps
+    layers: Sequence[str]
     cache: FoldCache
     store: TensorStore
     saved: SavedParts | None
@@ -162,13 +164,19 @@ class _Refiner:
         schedule = Schedule(steps, RATE, self.pieces.in_a_step(self.batch_size), deadline)
         part = self._refined(name, weights, loss, schedule)
         self.student.follow(name, inputs)
+        if name == self.layers[-1]:
+            self.student.open(name, inputs)
         return part
 
-    def head(self, layers: Sequence[str], steps: int, deadline: float | None) -> RefinedPart:
-        """Refine what stands behind the last layers."""
+    def head(self, steps: int, deadline: float | None) -> RefinedPart:
+        """Refine what stands behind the last layers, together with the last one.
+
+        Its stream alone is not what counts in the end: where a tied table reads it, the scale that is right for the
+        scores differs from the teacher's.
+        """
         if not self.student.can_be_cut:
             return RefinedPart(HEAD, nan, nan, 0, 0.0, 0.0, NOT_CUT)
-        chosen = chosen_outside(self.student.model, self.plan, layers)
+        chosen = chosen_outside(self.student.model, self.plan, self.layers[:-1])
         loss = HeadLoss(self.teacher, self.student, self.trace, self.maps, self.pieces)
         weights = PlainWeights(self.student.model, chosen, self.cache)
         if weights.leaves:

@@ -51,6 +51,7 @@ class Streams:
         self._store = store
         self._precision = precision
         self._done: list[str] = []
+        self._open: dict[str, Sequence[Stored]] = {}
         self._latest: dict[str, list[Stored]] = {}  # by list: what its last done layer returned
 
     @property
@@ -72,6 +73,10 @@ class Streams:
         self._latest[_list_of(layer)] = made
         self._done.append(layer)
         return made
+
+    def open(self, layer: str, inputs: Sequence[Stored]) -> None:
+        """Call a layer that is done with its arguments again in every forward: it goes on to change."""
+        self._open[layer] = inputs
 
     def call(self, layer: str, stored: Stored) -> Any:
         """Return what a layer makes of its arguments."""
@@ -113,7 +118,8 @@ class Streams:
 
     def _stand_ins(self, at: int) -> dict[str, Any]:
         latest = {name: made[at].get(self.device) for name, made in self._latest.items()}
-        return {layer: latest[_list_of(layer)] for layer in self._done}
+        made = {layer: latest[_list_of(layer)] for layer in self._done}
+        return made | {layer: self.call(layer, inputs[at]) for layer, inputs in self._open.items()}
 
 
 def stream_of(output: Any) -> Tensor:
