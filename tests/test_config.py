@@ -24,6 +24,8 @@ def test_a_config_of_version_0_1_loads_to_the_same_values_without_a_warning(stra
         "calibration_samples": written["calibration_samples"],
         "calibration_batch_size": written["calibration_batch_size"],
         "ridge": written["ridge"],
+        "refine": 0,
+        "refine_seconds": None,
     }
     for name in ("hidden_size", "head_strategy", "init", "selection", "schedule", "teacher_fingerprint"):
         assert getattr(config, name) == written[name]
@@ -40,7 +42,14 @@ def test_a_saved_config_has_calibrations_settings_in_a_dictionary(tmp_path: Path
     config = WidConfig(hidden_size=12, calibration_config=CalibrationConfig(samples=40, ridge=0.01))
     config.save_pretrained(str(tmp_path))
     written = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert written["calibration_config"] == {"samples": 40, "batch_size": 32, "ridge": 0.01, "output": "auto"}
+    assert written["calibration_config"] == {
+        "samples": 40,
+        "batch_size": 32,
+        "ridge": 0.01,
+        "output": "auto",
+        "refine": 0,
+        "refine_seconds": None,
+    }
     assert not written.keys() & {"calibration_samples", "calibration_batch_size"}
     assert WidConfig.from_pretrained(str(tmp_path)).calibration_config == config.calibration_config
 
@@ -66,6 +75,9 @@ def test_the_arguments_of_version_0_1_work_with_a_warning_that_says_what_to_writ
         ({"ridge": float("nan")}, "ridge=nan is not a number above 0"),
         ({"ridge": True}, "ridge=True is not a number above 0"),
         ({"output": "turned"}, "output='turned' is not one of 'auto', 'coordinates'"),
+        ({"refine": -1}, 'refine=-1 is not a number of steps, 0 or more, or "auto"'),
+        ({"refine": "most"}, "refine='most' is not a number of steps"),
+        ({"refine_seconds": 0}, "refine_seconds=0 is not a number above 0; None is for no limit"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(given: dict[str, Any], message: str) -> None:
@@ -76,5 +88,7 @@ def test_settings_that_make_no_sense_are_refused(given: dict[str, Any], message:
 def test_what_is_no_calibration_config_is_refused() -> None:
     with pytest.raises(ConfigError, match="calibration_config=256 is not a CalibrationConfig; leave it out"):
         WidConfig(hidden_size=12, calibration_config=256)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="CalibrationConfig has no rows; it has samples, batch_size, ridge"):
+    with pytest.raises(
+        ConfigError, match="CalibrationConfig has no rows; it has samples, batch_size, ridge, output, refine"
+    ):
         WidConfig(hidden_size=12, calibration_config={"rows": 8})  # type: ignore[arg-type]

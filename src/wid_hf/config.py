@@ -49,9 +49,13 @@ class CalibrationConfig:
         output: what the student's outputs are along an axis that shrinks and that a caller sees, such as the hidden
             states of an encoder without a head. `"auto"` turns them where that loses less: combinations of the
             teacher's coordinates, with its cosines and distances. `"coordinates"` keeps selected coordinates.
+        refine: optimizer steps of each layer by which the closed form is refined, layer by layer; 0 for none. `"auto"`
+            is 40 and one more for every two texts, at most 300.
+        refine_seconds: time that refinement may take in all; None for no limit.
 
     Raises:
-        ConfigError: a count that is not a positive integer, a ridge that is not above 0, or an unknown output.
+        ConfigError: a count that is not a positive integer, a ridge or a time that is not above 0, an unknown output,
+            or steps of refinement that are neither a number from 0 nor "auto".
     """
 
     samples: int = field(default=256, metadata={"help": "Training rows to calibrate on."})
@@ -60,20 +64,27 @@ class CalibrationConfig:
     output: Output = field(
         default="auto", metadata={"help": "Outputs that a caller sees: 'auto' may turn them, or 'coordinates'."}
     )
+    refine: int | Literal["auto"] = field(default=0, metadata={"help": "Steps of refinement of each layer, or 'auto'."})
+    refine_seconds: float | None = field(default=None, metadata={"help": "Time that refinement may take in all."})
 
     def __post_init__(self) -> None:
         problems = _not_sizes({"samples": self.samples, "batch_size": self.batch_size})
-        if isinstance(self.ridge, bool) or not isinstance(self.ridge, (int, float)) or not 0 < self.ridge < inf:
+        if not _is_above_zero(self.ridge):
             problems.append(f"ridge={self.ridge!r} is not a number above 0")
         if self.output not in get_args(Output):
             problems.append(f"output={self.output!r} is not one of {', '.join(map(repr, get_args(Output)))}")
+        if self.refine != "auto" and not (type(self.refine) is int and self.refine >= 0):
+            problems.append(f'refine={self.refine!r} is not a number of steps, 0 or more, or "auto"')
+        if self.refine_seconds is not None and not _is_above_zero(self.refine_seconds):
+            problems.append(f"refine_seconds={self.refine_seconds!r} is not a number above 0; None is for no limit")
         if problems:
             raise ConfigError("CalibrationConfig: " + "; ".join(problems))
 
-    def flat(self) -> dict[str, float]:
+    def flat(self) -> dict[str, Any]:
         """Return the settings under their names in `wid_report.json`."""
         values = asdict(self)
-        return {flat: values[name] for flat, name in FLAT.items()}
+        old = {flat: values.pop(name) for flat, name in FLAT.items()}
+        return old | values
 
 
 # Fields of WidConfig in version 0.1 and in its adapters; reports still use these names.
@@ -223,6 +234,8 @@ class WidConfig(PeftConfig):
             yield f"settled={self.settled!r} is not a text; leave it out"
 
     def _schedule_problems(self) -> Iterator[str]:
+        if self.calibration_config.refine and self.init != "calibrated":
+            yield f'refine={self.calibration_config.refine!r} needs init="calibrated", got init={self.init!r}'
         if isinstance(self.schedule, WidSchedule):
             if (self.init, self.selection) != ("identity", "first"):
                 yield (
@@ -276,6 +289,10 @@ def _not_sizes(sizes: dict[str, Any], prefix: str = "") -> list[str]:
         elif not _is_size(size):
             problems.append(f"{prefix}{name}={size!r} is not a positive integer")
     return problems
+
+
+def _is_above_zero(number: object) -> bool:
+    return not isinstance(number, bool) and isinstance(number, (int, float)) and 0 < number < inf
 
 
 def _is_size(size: object) -> bool:

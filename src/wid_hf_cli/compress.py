@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -43,6 +43,17 @@ def compress(
         options.Output,
         typer.Option(help="Outputs of a headless student: turned where that loses less, or always coordinates."),
     ] = options.Output.auto,
+    refine: Annotated[
+        Any,
+        typer.Option(
+            parser=options.steps_or_auto,
+            metavar="STEPS|auto",
+            help="Steps by which each layer of the calibrated start is refined by itself; 0 for none.",
+        ),
+    ] = 0,
+    refine_seconds: Annotated[
+        float | None, typer.Option(help="Time that refinement may take in all; no limit without.")
+    ] = None,
     schedule: Annotated[
         options.Schedule,
         typer.Option(help="Narrow from the first step, or from full width by the paper's proportions or step counts."),
@@ -74,7 +85,7 @@ def compress(
     from wid_hf.hub.paths import expanded
     from wid_hf.tools.compress import CompressSettings
     from wid_hf.tools.compress import compress as compress_teacher
-    from wid_hf.tools.reports.calibration_table import calibration_table
+    from wid_hf.tools.reports.calibration_table import calibration_table, refined_table
 
     config = options.wid_config(
         hidden_size,
@@ -87,7 +98,12 @@ def compress(
         init=init.value if init is not None else None,
         selection=selection.value if selection is not None else None,
         calibration_config=CalibrationConfig(
-            calibration_samples, calibration_batch_size, ridge, output=calibration_output.value
+            calibration_samples,
+            calibration_batch_size,
+            ridge,
+            output=calibration_output.value,
+            refine=refine,
+            refine_seconds=refine_seconds,
         ),
         schedule=schedule.stated,
     )
@@ -122,6 +138,8 @@ def compress(
     output = Path(expanded(output))
     if report.calibration is not None and report.calibration.inputs:
         console.print(calibration_table(report.calibration))
+        if report.calibration.refined:
+            console.print(refined_table(report.calibration))
         console.print(
             f"The same as a picture, input by input: {output / CALIBRATION_PICTURE}", soft_wrap=True, markup=False
         )

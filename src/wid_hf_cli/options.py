@@ -112,6 +112,16 @@ def command_line() -> str:
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
+def steps_or_auto(text: str | int) -> int | str:
+    """Return the number that `text` is, or the word "auto"."""
+    if text == "auto":
+        return "auto"
+    try:
+        return int(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is neither a number of steps nor auto.") from error
+
+
 def numbers(option: str, text: str, kind: type[float] | type[int]) -> tuple[Any, ...]:
     """Return the numbers in `text` with commas between them, each once."""
     from wid_hf import ConfigError

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from copy import copy, deepcopy
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,8 +17,9 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ..calibration import Calibration, initialize
+from ..calibration import AxisMaps, Calibration, Start, initialize, refine
 from ..calibration.batches import Batch
+from ..calibration.precision import Precision
 from ..config import WidConfig
 from ..coupling import Dim, Plan
 from ..coupling.index_sets import IndexSets, axis_indices
@@ -302,6 +305,7 @@ class WidModel(OneAdapterTuner):
         head_svd: bool = True,
         pca: bool = True,
         reset: bool = False,
+        folder: str | Path | None = None,
     ) -> None:
         """Set the start of every compactor from the teacher's activations on `batches`.
 
@@ -317,9 +321,12 @@ class WidModel(OneAdapterTuner):
             head_svd: False selects indices inside heads.
             pca: False selects indices of every stream.
             reset: True discards what compactors have learned so far.
+            folder: where refinement saves every layer that is finished (`CalibrationConfig.refine`); a later call with
+                the same teacher, sizes and batches goes on behind them.
 
         Raises:
             DataError: there is no batch or only padding, too few tokens, or activations are not finite.
+            OutputError: `folder` holds the refinement of another start, or cannot be written.
             ConfigError: `init="identity"` with `selection="first"`, which no data changes.
             WidError: the model is no longer at its start, and `reset` is False.
         """
@@ -352,12 +359,32 @@ class WidModel(OneAdapterTuner):
                 ridge=config.calibration_config.ridge,
                 output=config.calibration_config.output,
             )
-        self.calibration = start.report if solved else None
+            report = start.report
+            if config.calibration_config.refine:
+                report = self._refined(start, batches, Path(folder) if folder is not None else None)
+        self.calibration = report if solved else None
         self.kept.copy_(self._kept(start.index_sets))
         self._turn(start.maps)
         self.calibrated.fill_(True)
         self._calibration_guard.open()
         self._start.note()
+
+    def _refined(self, start: Start, batches: list[Batch], folder: Path | None) -> Calibration:
+        """Refine the start that was just made, and return its report with that of the refinement."""
+        refinement = refine(
+            self.teacher,
+            self.model,
+            self.student_plan.trace,
+            self.plan,
+            batches,
+            maps=AxisMaps(self.plan, start.index_sets, start.maps),
+            steps=self._config.calibration_config.refine,
+            seconds=self._config.calibration_config.refine_seconds,
+            precision=Precision.of_caller(self.teacher.device),
+            folder=folder,
+        )
+        report = start.report
+        return replace(report, refined=refinement.parts, seconds=report.seconds + refinement.seconds)
 
     def _is_calibrated(self) -> bool:
         return bool(self.calibrated)

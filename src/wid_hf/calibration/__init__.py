@@ -1,7 +1,17 @@
 """The calibrated start: moments of the teacher's activations, and the student's weights that follow in closed form."""
 
 from .initialize import Start, initialize
-from .report import Calibration, InputReconstruction
+from .refinement import AxisMaps, refine
+from .report import Calibration, InputReconstruction, RefinedPart
 from .variance import variance_indices
 
-__all__ = ["Calibration", "InputReconstruction", "Start", "initialize", "variance_indices"]
+__all__ = [
+    "AxisMaps",
+    "Calibration",
+    "InputReconstruction",
+    "RefinedPart",
+    "Start",
+    "initialize",
+    "refine",
+    "variance_indices",
+]

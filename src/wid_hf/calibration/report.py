@@ -17,6 +17,9 @@ LONG = 24  # weight inputs; more than these are shown layer by layer
 ERRORS = ("before", "after")
 BY_INPUT = ("input of", "teacher", "student", "start", "fitted")
 BY_LAYER = ("layer", "start", "fitted", "worst", "where")
+REFINED = ("refined", "before", "after", "steps", "seconds", "note")
+REFINED_TITLE = "Refined layer by layer: error on held-out texts"
+HEAD = "head"
 
 FEW = "too few positions"
 ROUTED = "positions of teacher and student differ"
@@ -90,6 +93,34 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class RefinedPart:
+    """What refinement did to one layer, or to the head.
+
+    Attributes:
+        name: of the layer's module; `head` for all that stands behind the layers.
+        before: error on held-out texts of the closed form: of a layer's stream relative to the teacher's, of a head in
+            nats where its outputs are scores.
+        after: the same of what was written back.
+        steps: optimizer steps that were taken.
+        lost: share of the squared change of the weights that their maps could not take over.
+        seconds: wall time.
+        note: why it stayed as it was, or empty.
+    """
+
+    name: str
+    before: float
+    after: float
+    steps: int
+    lost: float
+    seconds: float
+    note: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON, with None for NaN."""
+        return asdict(self) | _errors(self)
+
+
+@dataclass(frozen=True)
 class Calibration:
     """One calibration.
 
@@ -99,6 +130,7 @@ class Calibration:
         seconds: wall time.
         turned: which streams were turned instead of selected, in words; empty if none was.
         trials: the starts that were tried on a part of the data; none if there was no choice.
+        refined: layers in the order of the forward, then the head; empty without refinement.
     """
 
     inputs: tuple[InputReconstruction, ...]
@@ -106,6 +138,7 @@ class Calibration:
     seconds: float
     turned: str = ""
     trials: tuple[Trial, ...] = ()
+    refined: tuple[RefinedPart, ...] = ()
 
     @property
     def title(self) -> str:
@@ -118,39 +151,56 @@ class Calibration:
             return [BY_LAYER, *_layer_rows(self.inputs)]
         return [BY_INPUT, *map(_input_row, self.inputs)]
 
+    def refined_rows(self) -> list[tuple[str, ...]]:
+        """Return what refinement did as text after a header: a row per layer, and one for the head."""
+        return [REFINED, *map(_refined_row, self.refined)] if self.refined else []
+
     def __str__(self) -> str:
         """Return the title and the rows as text."""
-        rows = self.rows()
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        tried = [
+        lines = [self.title, *_aligned(self.rows())]
+        lines += [
             f"{'kept' if trial.chosen else 'tried'}: {trial.name}, {trial.divergence:.3g} ({trial.measure})"
             for trial in self.trials
         ]
-        return "\n".join([self.title, *lines, *tried, *filter(None, [self.turned])])
+        if self.turned:
+            lines.append(self.turned)
+        if self.refined:
+            lines += [REFINED_TITLE, *_aligned(self.refined_rows())]
+        return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON, with None for NaN."""
-        entries = [
-            asdict(entry) | {name: value if isfinite(value := getattr(entry, name)) else None for name in ERRORS}
-            for entry in self.inputs
-        ]
-        trials = [
-            asdict(trial) | {"divergence": trial.divergence if isfinite(trial.divergence) else None}
-            for trial in self.trials
-        ]
-        return {
-            "sites": entries,
+        found: dict[str, Any] = {
+            "sites": [asdict(entry) | _errors(entry) for entry in self.inputs],
             "positions": self.positions,
             "seconds": self.seconds,
             "turned": self.turned,
-            "trials": trials,
+            "trials": [
+                asdict(trial) | {"divergence": trial.divergence if isfinite(trial.divergence) else None}
+                for trial in self.trials
+            ],
         }
+        return found | ({"refined": [part.to_dict() for part in self.refined]} if self.refined else {})
 
 
 def percent(share: float) -> str:
     """Return a share as it is printed and drawn; a dash if nothing was compared."""
     return f"{share:.1%}" if isfinite(share) else "-"
+
+
+def _errors(entry: InputReconstruction | RefinedPart) -> dict[str, float | None]:
+    """Return the errors of an entry for JSON."""
+    return {name: value if isfinite(value := getattr(entry, name)) else None for name in ERRORS}
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def _refined_row(part: RefinedPart) -> tuple[str, ...]:
+    told = [f"{error:.3f}" if part.name == HEAD else percent(error) for error in (part.before, part.after)]
+    return part.name, *told, str(part.steps), f"{part.seconds:.1f}", part.note
 
 
 def _input_row(entry: InputReconstruction) -> tuple[str, ...]:

@@ -102,17 +102,8 @@ class ResidualFit:
         space = self._plan.landmarks.sums[place.number].space
         stream, map_ = self._maps[space]
         follows_norm = any(scaling.after == space for scaling in stream.fitted)
-        inputs = [self._kept.pop(writer.at, None) for writer in writers]
-        batches = (
-            [
-                (mine, theirs, [(one[number], other[number]) for one, other in inputs])  # type: ignore[misc]
-                for number, (mine, theirs) in enumerate(zip(teacher, student, strict=True))
-                if mine is not None and theirs is not None
-            ]
-            if all(each is not None for each in inputs)
-            else []
-        )
-        if not batches or not all(_pair_up(mine, theirs, pairs) for mine, theirs, pairs in batches):
+        batches = self._paired(writers, teacher, student)
+        if batches is None:
             return ()
         regression = self._regression(writers, map_)
         before = [self._affine(writer) for writer in writers]
@@ -131,6 +122,22 @@ class ResidualFit:
         return tuple(
             name for each in writers for name in (each.weight_input.weight, each.weight_input.bias) if name is not None
         )
+
+    def _paired(
+        self, writers: Sequence[_Writer], teacher: Operands, student: Operands
+    ) -> list[tuple[Operand, Operand, list[Pair]]] | None:
+        """Return for each batch both sums with the inputs of all weights; None where positions cannot be paired."""
+        kept = [self._kept.pop(writer.at, ([], [])) for writer in writers]
+        batches = []
+        for number, (mine, theirs) in enumerate(zip(teacher, student, strict=True)):
+            if mine is None and theirs is None:
+                continue
+            pairs = [(one[number], other[number]) for one, other in kept if one and other]
+            found = [(own, its) for own, its in pairs if own is not None and its is not None]
+            if mine is None or theirs is None or len(found) < len(writers) or not _same_positions(mine, theirs, found):
+                return None
+            batches.append((mine, theirs, found))
+        return batches or None
 
     def _writers(self, found: Sum) -> list[_Writer]:
         """Return the weights before a sum; none unless all of them can be fitted."""
@@ -251,10 +258,9 @@ class ResidualFit:
         return self._folded[name].fold(self._weights[name]) if name in self._folded else self._weights[name]
 
 
-def _pair_up(mine: Operand, theirs: Operand, pairs: Sequence[Pair]) -> bool:
-    """Return whether positions of teacher, student and all inputs are the same ones."""
-    counts = {operand.tensor.numel() // operand.tensor.shape[operand.axis] for operand in (mine, theirs)}
-    for own in pairs:
-        counts |= {each.tensor.numel() // each.tensor.shape[each.axis] for each in own if each is not None}
-    rows = {len(each.rows) for each in (mine, theirs, *(one for own in pairs for one in own))}
-    return len(counts) == 1 and len(rows) == 1 and theirs.tensor.is_contiguous()
+def _same_positions(mine: Operand, theirs: Operand, pairs: Sequence[Pair]) -> bool:
+    """Return whether sums and inputs of teacher and student have the same positions, in memory as in order."""
+    everything = [mine, theirs, *(operand for pair in pairs for operand in pair)]
+    positions = {operand.tensor.numel() // operand.tensor.shape[operand.axis] for operand in everything}
+    rows = {len(operand.rows) for operand in everything}
+    return len(positions) == 1 and len(rows) == 1 and theirs.tensor.is_contiguous()

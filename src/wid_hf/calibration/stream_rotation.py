@@ -46,17 +46,35 @@ class Turned:
 
 @dataclass(frozen=True)
 class _Moments:
-    """Second moments of a stream after one norm, each with a trace of about one `(n, n)`.
+    """Second moments of a stream after one norm, times the number of positions.
 
     Attributes:
-        basis: of which a stream keeps the leading directions.
-        inner: about the mean, if a bias after the norm can hold a constant; otherwise about zero.
+        basis: `(n, n)` of which a stream keeps the leading directions; its trace counts positions.
+        inner: `(n, n)` about the mean, if a bias after the norm can hold a constant; otherwise about zero.
+        mean: `(n,)` if it is not in `inner`.
         count: positions.
     """
 
-    basis: Tensor | float
-    inner: Tensor | float
+    basis: Tensor
+    inner: Tensor
+    mean: Tensor
     count: int
+
+    @classmethod
+    def of(cls, covariance: Tensor, mean: Tensor, centred: bool, count: int) -> _Moments:
+        """Return the moments of `count` positions with this covariance and mean."""
+        covariance, mean = covariance.cpu(), mean.cpu()
+        second = torch.outer(mean, mean)
+        inner = covariance if centred else covariance + second
+        basis = inner / inner.trace().clamp(min=TINY)
+        if centred:
+            basis = basis + second / second.trace().clamp(min=TINY)
+        return cls(count * basis, count * inner, count * mean if centred else torch.zeros_like(mean), count)
+
+    def __add__(self, other: _Moments) -> _Moments:
+        return _Moments(
+            self.basis + other.basis, self.inner + other.inner, self.mean + other.mean, self.count + other.count
+        )
 
 
 class StreamRotation:
@@ -92,13 +110,13 @@ class StreamRotation:
             return
         stream = self._spaces[space]
         scaling = stream.readers.get((weight_input.weight, weight_input.axis))
-        if scaling is None:
-            found = _shares(moments.covariance.matrix(centred=True), None, True)
-        else:
-            found = _shares(*self._before(scaling, moments), scaling.bias is not None)
-        old = self._moments.get(space, _Moments(0.0, 0.0, 0))
-        count = moments.covariance.count
-        self._moments[space] = _Moments(old.basis + found.basis, old.inner + found.inner, old.count + count)
+        covariance, mean = moments.covariance.matrix(centred=True), torch.zeros_like(moments.covariance.mean)
+        if scaling is not None:
+            covariance, mean = self._before(scaling, moments)
+        centred = scaling is None or scaling.bias is not None
+        found = _Moments.of(covariance, mean, centred, moments.covariance.count)
+        old = self._moments.get(space)
+        self._moments[space] = found if old is None else old + found
 
     def turned(self, keep_outliers: bool = False) -> Turned:
         """Return the maps of all streams.
@@ -166,14 +184,15 @@ class StreamRotation:
         axis, scaling = next((axis, each) for (name, axis), each in stream.readers.items() if name == table)
         rows = as_matrix(self._value_of(table), axis).to(matrix)
         rows = rows - rows.mean(0)
-        bias = self._value(scaling.bias).to(matrix) if scaling.bias is not None else torch.zeros_like(matrix[0])
         # After the first norm the stream is still the sum of what was looked up.
         first = next(each.after for each in self._plan.landmarks.scalings if each.after in self._moments)
+        scored = self._moments[scaling.after]
         found = fit_table(
             matrix,
             self._factors(scaling).to(matrix),
-            bias,
-            self._moments[scaling.after].inner,
+            self._value(scaling.bias).to(matrix) if scaling.bias is not None else torch.zeros_like(matrix[0]),
+            scored.mean / scored.count,
+            scored.inner,
             self._moments[first].inner,
             rows.T @ rows,
         )
@@ -196,7 +215,7 @@ class StreamRotation:
         moments = torch.eye(n, dtype=torch.float64) * TINY
         for space in stream.spaces & set(self._moments):
             # Of a norm whose result is read at few positions (by a pooler) little is known.
-            moments += self._moments[space].count * self._moments[space].basis
+            moments += self._moments[space].basis
         return centred_map(moments, k, outliers) if stream.centred else principal_map(moments, k)
 
     def _outliers(self, stream: Stream) -> list[int]:
@@ -225,16 +244,3 @@ class StreamRotation:
     def _space(self, at: int) -> int | None:
         weight_input = self._plan.weight_inputs[at]
         return self._plan.landmarks.spaces.get((weight_input.weight, weight_input.axis, True))
-
-
-def _shares(covariance: Tensor, mean: Tensor | None, centred: bool) -> _Moments:
-    """Return the moments of a stream with this covariance and mean."""
-    if centred:
-        inner = basis = covariance / covariance.trace().clamp(min=TINY)
-        if mean is not None:
-            basis = inner + torch.outer(mean, mean) / mean.square().sum().clamp(min=TINY)
-    else:
-        assert mean is not None
-        inner = basis = covariance + torch.outer(mean, mean)
-        inner = basis = basis / basis.trace().clamp(min=TINY)
-    return _Moments(basis.cpu(), inner.cpu(), 0)

@@ -32,7 +32,7 @@ class TiedTable:
 
 
 def fit_table(
-    map_: Tensor, factors: Tensor, bias: Tensor, moments: Tensor, looked_up: Tensor, gram: Tensor
+    map_: Tensor, factors: Tensor, bias: Tensor, mean: Tensor, moments: Tensor, looked_up: Tensor, gram: Tensor
 ) -> TiedTable:
     """Return the columns C and the vector w that minimise both errors of the narrow table.
 
@@ -45,7 +45,8 @@ def fit_table(
         map_: T `(k, n)` of the stream.
         factors: g `(n,)`.
         bias: of the teacher's norm `(n,)`.
-        moments: second moments of the teacher's normalised stream before the scores `(n, n)`.
+        mean: of the teacher's normalised stream before the scores `(n,)`, if `bias` can hold a constant; else zero.
+        moments: second moments of that stream about the mean `(n, n)`.
         looked_up: the same of the sum of what is looked up, x `(n, n)`.
         gram: `E^T E (n, n)` of the table, about the mean of its rows: a softmax does not see the mean.
     """
@@ -64,7 +65,8 @@ def fit_table(
         columns = equation.solve(vector[:, None] * inner * vector, right)
         vector = _vector(columns, scored, inner, gram)
     own = columns.T @ gram @ columns
-    constant = torch.linalg.solve(_regular(own), columns.T @ (gram @ bias))
+    lost = factors * mean + bias - columns @ (vector * (map_ @ mean))
+    constant = torch.linalg.solve(_regular(own), columns.T @ (gram @ lost))
     return TiedTable(columns, vector, constant)
 
 

@@ -1,0 +1,85 @@
+"""Divides the calibration data into small pieces: some to train on, one in ten to stop by.
+
+Takes batches, gives batches of fewer texts. Called by `layer_by_layer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+from torch import Tensor
+
+from ...errors import DataError
+from ..batches import Batch
+
+POSITIONS = 1024  # of a piece, about
+HELD_OUT = 10  # one piece of so many is held out
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Batches of a few texts each.
+
+    Attributes:
+        all: every piece, in the order of the data.
+        training: numbers of those that are trained on.
+        held_out: numbers of those that only decide when to stop.
+        texts: texts in all.
+    """
+
+    all: tuple[Batch, ...]
+    training: tuple[int, ...]
+    held_out: tuple[int, ...]
+    texts: int
+
+    @classmethod
+    def of(cls, batches: Sequence[Batch]) -> Pieces:
+        """Divide `batches` into pieces of about 1,024 positions, of which a tenth is held out, at least one.
+
+        A batch with a tensor that has no row for each text stays whole.
+
+        Raises:
+            DataError: there are fewer than two pieces, so that nothing can be held out.
+        """
+        texts = sum(map(_texts, batches))
+        made = tuple(piece for batch in batches for piece in _divided(batch, texts))
+        if len(made) < 2:
+            raise DataError(
+                "Refinement holds out one text in ten to know when to stop, but the calibration data holds one text "
+                "or one batch that cannot be divided. Give more texts, or set CalibrationConfig.refine=0 (--refine 0)."
+            )
+        held_out = set(range(HELD_OUT - 1, len(made), HELD_OUT)) or {len(made) - 1}
+        return cls(made, tuple(at for at in range(len(made)) if at not in held_out), tuple(sorted(held_out)), texts)
+
+    def in_a_step(self, texts: int) -> int:
+        """Return how many pieces to train on make about `texts` texts."""
+        return min(len(self.training), ceil(texts * len(self.all) / max(self.texts, 1)))
+
+
+def _texts(batch: Batch) -> int:
+    return next((len(value) for value in batch.values() if isinstance(value, Tensor) and value.ndim), 1)
+
+
+def _divided(batch: Batch, texts: int) -> Iterator[Batch]:
+    """Yield pieces of a batch."""
+    count = _texts(batch)
+    if any(isinstance(value, Tensor) and (not value.ndim or len(value) != count) for value in batch.values()):
+        yield batch
+        return
+    most = max(1, min(POSITIONS // _length(batch), texts // HELD_OUT))
+    for start in range(0, count, most):
+        yield {name: _part(value, start, start + most, count) for name, value in batch.items()}
+
+
+def _length(batch: Mapping[str, Any]) -> int:
+    """Return the positions of a text: of ids or masks; without any, as of an image in patches."""
+    numbers = [value for value in batch.values() if isinstance(value, Tensor) and not value.is_floating_point()]
+    return max((tensor.shape[-1] for tensor in numbers if tensor.ndim > 1), default=POSITIONS // 8)
+
+
+def _part(value: Any, start: int, stop: int, count: int) -> Any:
+    is_by_text = isinstance(value, Tensor) or (isinstance(value, (list, tuple)) and len(value) == count)
+    return value[start:stop] if is_by_text else value
