@@ -166,9 +166,8 @@ def test_a_scale_that_takes_the_softmax_away_from_the_teachers_is_left_out(monke
     answers = iter([1.0, 2.0])  # without, with the scale
     monkeypatch.setattr("wid_hf.calibration.norm_scale.divergence", lambda *_: next(answers))
     row = ARCHITECTURES["bert"]
-    model = get_wid_model(
-        row.build(), row.config("dim", init="calibrated"), example_inputs=row.inputs, calibration_data=data_for(row, 3)
-    )
+    model = get_wid_model(row.build(), row.config("dim", init="calibrated"), example_inputs=row.inputs)
+    model.base_model.calibrate(data_for(row, 3), pca=False)
     *_, site = model.base_model.calibration.inputs
     assert site.note == "scores are nearer without scaling" and site.after == site.before
     norm = folded_weights(model.base_model.model)["cls.predictions.transform.LayerNorm.weight"].maps["0"]
@@ -396,9 +395,11 @@ def test_forwards_run_in_the_autocast_of_the_caller_and_statistics_do_not(
     model = get_wid_model(teacher, WidConfig(**HALF))
     dense = teacher.bert.encoder.layer[1].intermediate.dense
     hook = dense.register_forward_hook(lambda *given: dtypes.add(given[2].dtype))
+    data = [batch(rows=60, seed=seed) for seed in range(2)]
     with torch.autocast("cpu", torch.bfloat16):
-        model.base_model.calibrate([batch(rows=60, seed=seed) for seed in range(2)])
-    hook.remove()
+        model.base_model.calibrate(data, pca=False)
+        hook.remove()  # the proof that a stream may be turned needs float32
+        model.base_model.calibrate(data)
     assert {site.positions for site in model.base_model.calibration.inputs} == {2 * (60 * 10 - 15 * 3)}
     assert dtypes == {torch.bfloat16} and inside == {False}
     assert {tensor.dtype for tensor in matrices(model).values()} == {torch.float32}

@@ -19,7 +19,7 @@ from ..coupling.weight_inputs import WeightInput
 from ..layers import Compactor, FoldedWeight
 from .forward_thread import Operand
 from .lockstep import Operands
-from .moments import Regression, as_matrix
+from .moments import Regression, as_matrix, full
 from .stream import Stream
 
 Pair = tuple[Operand, Operand]
@@ -167,13 +167,14 @@ class ResidualFit:
         pairs: Sequence[Pair],
     ) -> tuple[Tensor, Tensor]:
         """Return what the weights should add `(rows, k)`, and their inputs `(rows, features)`."""
-        map_ = map_.to(mine.tensor.device, torch.float32)
-        wanted, found = mine.rows.float() @ map_.T, theirs.rows.float()
+        wanted, found = full(mine.rows), full(theirs.rows)
+        map_ = map_.to(wanted)
+        wanted = wanted @ map_.T
         features = []
         for writer, (_, own) in zip(writers, pairs, strict=True):
-            rows = own.rows.float()
+            rows = full(own.rows)
             found = found - writer.factor * (rows @ self._matrix(writer).T + self._bias(writer))
-            inner = rows if writer.columns is not None else rows @ self._original(writer).float().T
+            inner = rows if writer.columns is not None else rows @ full(self._original(writer)).T
             features.append(writer.factor * inner)
         if follows_norm:
             wanted = wanted * self._scale(writers, map_, wanted, found, pairs)
@@ -189,20 +190,20 @@ class ResidualFit:
         residual = wanted
         for writer, (own, _) in zip(writers, pairs, strict=True):
             name = writer.weight_input.bias
-            constant = self._weights[name].float() if name is not None else 0.0
-            output = own.rows.float() @ self._original(writer).float().T + constant
+            constant = full(self._weights[name]) if name is not None else 0.0
+            output = full(own.rows) @ full(self._original(writer)).T + constant
             residual = residual - writer.factor * (output @ map_.T)
         residual = residual - residual.mean(1, keepdim=True)
         found = found - found.mean(1, keepdim=True)
         energy = residual.square().sum(1, keepdim=True)
-        scale = (residual * found).sum(1, keepdim=True) / energy.clamp(min=torch.finfo(torch.float32).tiny)
+        scale = (residual * found).sum(1, keepdim=True) / energy.clamp(min=torch.finfo(energy.dtype).tiny)
         return torch.where(energy > 0, scale, 1.0)
 
     def _outputs(self, writers: Sequence[_Writer], pairs: Sequence[Pair]) -> Tensor:
         """Return what the student's weights add to the sum, at every position `(positions, k)`."""
         total: Tensor | float = 0.0
         for writer, (_, own) in zip(writers, pairs, strict=True):
-            inner = own.tensor.movedim(own.axis, -1).flatten(0, -2).float()
+            inner = full(own.tensor.movedim(own.axis, -1).flatten(0, -2))
             total = total + writer.factor * (inner @ self._matrix(writer).T + self._bias(writer))
         assert isinstance(total, Tensor)
         return total
@@ -247,8 +248,8 @@ class ResidualFit:
         if name is None:
             return 0.0
         if name not in self._folded:
-            return self._weights[name].float()
-        return self._folded[name].fold(self._weights[name]).float()
+            return full(self._weights[name])
+        return full(self._folded[name].fold(self._weights[name]))
 
 
 def _pair_up(mine: Operand, theirs: Operand, pairs: Sequence[Pair]) -> bool:
