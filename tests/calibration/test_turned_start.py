@@ -44,7 +44,7 @@ def calibrated(family: str, dtype: torch.dtype = torch.float32, batches: int = 4
     teacher = row.build().to(dtype)
     data = data_for(row, batches, dtype)
     config = row.config(row.strategies[0], init="calibrated")
-    return get_wid_model(teacher, config, example_inputs=row.inputs, calibration_data=data), data
+    return get_wid_model(teacher, config, example_inputs=data[0], calibration_data=data), data
 
 
 def outputs(model: nn.Module, data: list[Any]) -> list[Tensor]:
@@ -64,11 +64,9 @@ def test_the_merged_student_is_the_wid_model_exactly(family: str, dtype: torch.d
         assert torch.equal(mine, theirs) and mine.isfinite().all()
 
 
-@every_family
 @pytest.mark.usefixtures("turned_is_best")
+@pytest.mark.parametrize("family", [f for f in TURNING if f != "albert"])  # shared layers change after their first use
 def test_what_the_walk_left_is_what_a_fresh_forward_gives(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if family == "albert":
-        pytest.skip("weights of shared layers change after their first use")
     left: dict[Landmark, list[Tensor]] = {}
 
     def watched(fit: Callable[..., Any], place_of: Callable[..., Landmark]) -> Callable[..., Any]:
@@ -81,19 +79,20 @@ def test_what_the_walk_left_is_what_a_fresh_forward_gives(family: str, monkeypat
 
     for kind in (VectorFit, ResidualFit):
         monkeypatch.setattr(kind, "fit", watched(kind.fit, lambda student: next(filter(None, student)).at))
-    wid, data = calibrated(family)
+    wid, data = calibrated(family, torch.float64)
     plan, student = wid.base_model.plan, wid.merge_and_unload()
     first = {name: owner for name, owner in dict(student.named_parameters()).items() if name in plan.axes}
     assert left
     kinds = {place.kind for place in left}
     assert ("sum" in kinds or family == "gemma2") and ("scaled" in kinds) == any_norm_stays(wid)
     seen = set()
+    tolerance = 1e-5 if family == "gemma2" else 1e-9  # its norms compute in float32
     with Lockstep([Watched(student, first)], data, plan, list(left), Precision.of_caller(torch.device("cpu"))) as steps:
         for place, (found,) in steps:
             seen.add(place)
             for old, new in zip(left[place], filter(None, found), strict=True):
                 scale = float(new.tensor.abs().max())
-                assert torch.allclose(old, new.tensor, rtol=0, atol=2e-5 * scale), place
+                assert torch.allclose(old, new.tensor, rtol=0, atol=tolerance * scale), place
     assert seen == set(left)
 
 

@@ -26,9 +26,7 @@ _WHISPER = {
 }
 _HALF_OF_TWO_STACKS = {"hidden_size": 24, "overrides": {"encoder_ffn_dim": 48, "decoder_ffn_dim": 48}}
 
-TURNING = {
-    name: ARCHITECTURES[name] for name in ("bert", "gpt2", "llama", "vit", "albert")
-} | {
+TURNING = {name: ARCHITECTURES[name] for name in ("bert", "gpt2", "llama", "vit", "albert")} | {
     row.name: row
     for row in (
         Architecture(
