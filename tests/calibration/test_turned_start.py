@@ -33,7 +33,7 @@ def turned_is_best(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the turned stream untried: random weights say little about which candidate is best."""
 
     def choose(candidates: Sequence[Candidate], *_: Any) -> tuple[Candidate, tuple[()]]:
-        assert [each.name for each in candidates][0] == TURNED and candidates[-1].name == SELECTED
+        assert candidates[0].name == TURNED and candidates[-1].name == SELECTED
         return candidates[0], ()
 
     monkeypatch.setattr(import_module("wid_hf.calibration.initialize"), "choose", choose)

@@ -115,13 +115,19 @@ class ResidualFit:
         if not batches or not all(_pair_up(mine, theirs, pairs) for mine, theirs, pairs in batches):
             return ()
         regression = self._regression(writers, map_)
+        before = [self._affine(writer) for writer in writers]
         for mine, theirs, pairs in batches:
-            regression.add(*self._observations(writers, map_, follows_norm, mine, theirs, pairs))
-        before = [self._outputs(writers, pairs) for _, _, pairs in batches]
+            regression.add(*self._observations(writers, before, map_, follows_norm, mine, theirs, pairs))
         self._write(writers, regression)
-        for (_, theirs, pairs), old in zip(batches, before, strict=True):
-            change = self._outputs(writers, pairs) - old
-            theirs.tensor.add_(change.view(theirs.tensor.shape).to(theirs.tensor))
+        change = [
+            (new - old, shift - was)
+            for (new, shift), (old, was) in zip(map(self._affine, writers), before, strict=True)
+        ]
+        for _, theirs, pairs in batches:
+            for writer, (matrix, bias), (_, own) in zip(writers, change, pairs, strict=True):
+                inner = own.tensor.movedim(own.axis, -1).flatten(0, -2).to(matrix.dtype)
+                added = writer.factor * (inner @ matrix.T + bias)
+                theirs.tensor.add_(added.view(theirs.tensor.shape).to(theirs.tensor))
         return tuple(
             name for each in writers for name in (each.weight_input.weight, each.weight_input.bias) if name is not None
         )
@@ -160,6 +166,7 @@ class ResidualFit:
     def _observations(
         self,
         writers: Sequence[_Writer],
+        now: Sequence[tuple[Tensor, Tensor]],
         map_: Tensor,
         follows_norm: bool,
         mine: Operand,
@@ -171,9 +178,9 @@ class ResidualFit:
         map_ = map_.to(wanted)
         wanted = wanted @ map_.T
         features = []
-        for writer, (_, own) in zip(writers, pairs, strict=True):
+        for writer, (matrix, bias), (_, own) in zip(writers, now, pairs, strict=True):
             rows = full(own.rows)
-            found = found - writer.factor * (rows @ self._matrix(writer).T + self._bias(writer))
+            found = found - writer.factor * (rows @ matrix.to(rows).T + bias.to(rows))
             inner = rows if writer.columns is not None else rows @ full(self._original(writer)).T
             features.append(writer.factor * inner)
         if follows_norm:
@@ -199,15 +206,6 @@ class ResidualFit:
         scale = (residual * found).sum(1, keepdim=True) / energy.clamp(min=torch.finfo(energy.dtype).tiny)
         return torch.where(energy > 0, scale, 1.0)
 
-    def _outputs(self, writers: Sequence[_Writer], pairs: Sequence[Pair]) -> Tensor:
-        """Return what the student's weights add to the sum, at every position `(positions, k)`."""
-        total: Tensor | float = 0.0
-        for writer, (_, own) in zip(writers, pairs, strict=True):
-            inner = full(own.tensor.movedim(own.axis, -1).flatten(0, -2))
-            total = total + writer.factor * (inner @ self._matrix(writer).T + self._bias(writer))
-        assert isinstance(total, Tensor)
-        return total
-
     def _write(self, writers: Sequence[_Writer], regression: Regression) -> None:
         """Solve, and write the solution into compactors and the shift of the first bias."""
         holder = next((each for each in writers if each.bias is not None), None)
@@ -218,9 +216,8 @@ class ResidualFit:
             self._write_matrix(writer, found)
         if holder is not None:
             assert holder.bias is not None and holder.bias.shift is not None
-            others = sum(each.factor * self._bias(each) for each in writers if each is not holder)
-            own = (fit.offset.to(holder.bias.shift) - others) / holder.factor
-            holder.bias.shift.add_((own - self._bias(holder)).to(holder.bias.shift))
+            total = sum(each.factor * self._affine(each)[1].double() for each in writers)
+            holder.bias.shift.add_(((fit.offset - total) / holder.factor).to(holder.bias.shift))
 
     def _write_matrix(self, writer: _Writer, found: Tensor) -> None:
         """Make the student's weight `found (k, inner)`, or its rows' compactor `found (k, n)`."""
@@ -243,13 +240,16 @@ class ResidualFit:
     def _original(self, writer: _Writer) -> Tensor:
         return as_matrix(self._weights[writer.weight_input.weight], writer.weight_input.axis)
 
-    def _bias(self, writer: _Writer) -> Tensor | float:
+    def _affine(self, writer: _Writer) -> tuple[Tensor, Tensor]:
+        """Return the student's weight as `(k, inner)` and its bias `(k,)`, zeros if it has none."""
+        matrix = self._matrix(writer)
+        return matrix, self._bias(writer).to(matrix) + torch.zeros_like(matrix[:, 0])
+
+    def _bias(self, writer: _Writer) -> Tensor:
         name = writer.weight_input.bias
         if name is None:
-            return 0.0
-        if name not in self._folded:
-            return full(self._weights[name])
-        return full(self._folded[name].fold(self._weights[name]))
+            return torch.zeros(())
+        return self._folded[name].fold(self._weights[name]) if name in self._folded else self._weights[name]
 
 
 def _pair_up(mine: Operand, theirs: Operand, pairs: Sequence[Pair]) -> bool:
