@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from importlib import import_module
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 from turning_models import TURNING, data_for
 
 from wid_hf import get_wid_model
-from wid_hf.calibration.candidates import SELECTED, TURNED, Candidate
 from wid_hf.calibration.lockstep import Lockstep, Watched
 from wid_hf.calibration.precision import Precision
 from wid_hf.calibration.residual_fit import ResidualFit
@@ -26,17 +24,6 @@ QUICK = ("bert", "gpt2", "albert")
 every_family = pytest.mark.parametrize(
     "family", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in TURNING]
 )
-
-
-@pytest.fixture
-def turned_is_best(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take the turned stream untried: random weights say little about which candidate is best."""
-
-    def choose(candidates: Sequence[Candidate], *_: Any) -> tuple[Candidate, tuple[()]]:
-        assert candidates[0].name == TURNED and candidates[-1].name == SELECTED
-        return candidates[0], ()
-
-    monkeypatch.setattr(import_module("wid_hf.calibration.initialize"), "choose", choose)
 
 
 def calibrated(family: str, dtype: torch.dtype = torch.float32, batches: int = 4) -> tuple[PeftModel, list[Any]]:
