@@ -9,34 +9,19 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from torch import Tensor, nn
-from turning_models import TURNING, data_for
+from torch import Tensor
+from turning_models import TURNING, calibrated, outputs
 
-from wid_hf import get_wid_model
 from wid_hf.calibration.lockstep import Lockstep, Watched
 from wid_hf.calibration.precision import Precision
 from wid_hf.calibration.residual_fit import ResidualFit
 from wid_hf.calibration.vector_fit import VectorFit
 from wid_hf.coupling.landmark_record import Landmark
-from wid_hf.coupling.trace import output_tensors
 
 QUICK = ("bert", "gpt2", "albert")
 every_family = pytest.mark.parametrize(
     "family", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in TURNING]
 )
-
-
-def calibrated(family: str, dtype: torch.dtype = torch.float32, batches: int = 4) -> tuple[PeftModel, list[Any]]:
-    row = TURNING[family]
-    teacher = row.build().to(dtype)
-    data = data_for(row, batches, dtype)
-    config = row.config(row.strategies[0], init="calibrated")
-    return get_wid_model(teacher, config, example_inputs=data[0], calibration_data=data), data
-
-
-def outputs(model: nn.Module, data: list[Any]) -> list[Tensor]:
-    with torch.no_grad():
-        return [tensor for each in data for tensor in output_tensors(model(**each))]
 
 
 @every_family

@@ -7,6 +7,11 @@ from typing import Any
 import torch
 import transformers as hf
 from architectures import ARCHITECTURES, COMMON, HALF, TOKENS, UNCACHED, VOCABULARY, Architecture
+from peft import PeftModel
+from torch import Tensor, nn
+
+from wid_hf import get_wid_model
+from wid_hf.coupling.trace import output_tensors
 
 _DECODER = {**COMMON, "bos_token_id": 1, "eos_token_id": 2}
 _SPEECH = torch.arange(2 * 8 * 20, dtype=torch.float32).sin().view(2, 8, 20)
@@ -79,3 +84,18 @@ def data_for(row: Architecture, count: int, dtype: torch.dtype = torch.float32) 
                 batch[name] = torch.randint(5, VOCABULARY, shape, generator=generator)
         made.append(batch)
     return made
+
+
+def calibrated(family: str, dtype: torch.dtype = torch.float32, batches: int = 4) -> tuple[PeftModel, list[Any]]:
+    """A student of the family at its calibrated start, and the batches that this was made from."""
+    row = TURNING[family]
+    teacher = row.build().to(dtype)
+    data = data_for(row, batches, dtype)
+    config = row.config(row.strategies[0], init="calibrated")
+    return get_wid_model(teacher, config, example_inputs=data[0], calibration_data=data), data
+
+
+def outputs(model: nn.Module, data: list[Any]) -> list[Tensor]:
+    """All outputs on all batches."""
+    with torch.no_grad():
+        return [tensor for each in data for tensor in output_tensors(model(**each))]

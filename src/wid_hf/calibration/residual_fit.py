@@ -117,7 +117,9 @@ class ResidualFit:
         regression = self._regression(writers, map_)
         before = [self._affine(writer) for writer in writers]
         for mine, theirs, pairs in batches:
-            regression.add(*self._observations(writers, before, map_, follows_norm, mine, theirs, pairs))
+            regression.add(
+                *self._observations(writers, before, map_, stream.centred, follows_norm, mine, theirs, pairs)
+            )
         self._write(writers, regression)
         change = [
             (new - old, shift - was)
@@ -168,6 +170,7 @@ class ResidualFit:
         writers: Sequence[_Writer],
         now: Sequence[tuple[Tensor, Tensor]],
         map_: Tensor,
+        centred: bool,
         follows_norm: bool,
         mine: Operand,
         theirs: Operand,
@@ -185,7 +188,10 @@ class ResidualFit:
             features.append(writer.factor * inner)
         if follows_norm:
             wanted = wanted * self._scale(writers, map_, wanted, found, pairs)
-        return wanted - found, torch.cat(features, 1)
+        missing = wanted - found
+        if centred:  # norms do not see the mean over indices, and rows of a centred map cannot make one
+            missing = missing - missing.mean(1, keepdim=True)
+        return missing, torch.cat(features, 1)
 
     def _scale(
         self, writers: Sequence[_Writer], map_: Tensor, wanted: Tensor, found: Tensor, pairs: Sequence[Pair]
