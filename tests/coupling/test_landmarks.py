@@ -1,4 +1,4 @@
-"""Landmarks of a forward and the spaces of its tensors: facts about operations, for the families that differ in them."""
+"""Landmarks of a forward and spaces of its tensors: facts about operations, for families that differ in them."""
 
 from __future__ import annotations
 
