@@ -95,3 +95,30 @@ def test_an_adapter_with_a_turned_stream_is_loaded_as_it_was_saved(family: str, 
     maps = [dict(each.base_model.turned.named_buffers()) for each in (wid, loaded)]
     assert maps[0] and maps[0].keys() == maps[1].keys()
     assert all(torch.equal(tensor, maps[1][name]) for name, tensor in maps[0].items())
+
+
+@pytest.mark.usefixtures("turned_is_best")
+@pytest.mark.parametrize("family", ["bert-model", "gpt-neox", "llama"])
+def test_every_table_of_a_turned_stream_gives_turned_rows(family: str) -> None:
+    """Those whose rows are summed share one map; none of these is tied to a head."""
+    wid, _ = calibrated(family, torch.float64)
+    (map_,) = dict(wid.base_model.turned.named_buffers()).values()
+    theirs, mine = (dict(each.named_parameters()) for each in (wid.base_model.teacher, wid.merge_and_unload()))
+    tables = [name for name in theirs if name in wid.base_model.plan.looked_up]
+    assert len(tables) == (3 if family == "bert-model" else 1)
+    for name in tables:
+        assert torch.allclose(mine[name], theirs[name] @ map_.T, atol=1e-10)
+
+
+@pytest.mark.usefixtures("turned_is_best")
+def test_tables_that_are_added_to_a_tied_one_have_its_columns() -> None:
+    wid, _ = calibrated("gpt2", torch.float64)
+    theirs, mine = (dict(each.named_parameters()) for each in (wid.base_model.teacher, wid.merge_and_unload()))
+    columns = [
+        torch.linalg.lstsq(theirs[name], mine[name], driver="gelsd").solution
+        for name in ("transformer.wte.weight", "transformer.wpe.weight")
+    ]
+    made = [theirs[f"transformer.{name}.weight"] @ columns[0] for name in ("wte", "wpe")]
+    assert torch.allclose(made[0], mine["transformer.wte.weight"], atol=1e-9)
+    assert torch.allclose(made[1], mine["transformer.wpe.weight"], atol=1e-9)
+    assert columns[0].shape == (48, 24)
