@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from peft import PeftModel
@@ -97,8 +97,7 @@ def fitting_state(
     own, teachers = _keys(model, teacher.names)
     here = model.state_dict()
     if config.format_version == 1:
-        missing = {key for key in own if key.endswith(SHIFT) and key not in state}
-        state = {**state, **{key: torch.zeros_like(here[key]) for key in missing}}
+        state = {**_zero_shifts(own, here), **state}
     fits = {key for key, tensor in state.items() if key in here and here[key].shape == tensor.shape}
     if unfit := sorted({*own, *state} - fits):
         raise WidError(
@@ -126,6 +125,10 @@ def refuse_other_teacher(saved: str | None, teacher: Fingerprint) -> None:
             "Load the one that adapter_config.json names (base_model_name_or_path, revision), in the dtype it had "
             "then and before any training."
         )
+
+
+def _zero_shifts(own: Iterable[str], here: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: torch.zeros_like(here[key]) for key in own if key.endswith(SHIFT)}
 
 
 def _listed(state: Mapping[str, Tensor]) -> set[bytes]:

@@ -102,17 +102,8 @@ class ResidualFit:
         space = self._plan.landmarks.sums[place.number].space
         stream, map_ = self._maps[space]
         follows_norm = any(scaling.after == space for scaling in stream.fitted)
-        inputs = [self._kept.pop(writer.at, None) for writer in writers]
-        batches = (
-            [
-                (mine, theirs, [(one[number], other[number]) for one, other in inputs])  # type: ignore[misc]
-                for number, (mine, theirs) in enumerate(zip(teacher, student, strict=True))
-                if mine is not None and theirs is not None
-            ]
-            if all(each is not None for each in inputs)
-            else []
-        )
-        if not batches or not all(_pair_up(mine, theirs, pairs) for mine, theirs, pairs in batches):
+        batches = self._batches(writers, teacher, student)
+        if not batches:
             return ()
         regression = self._regression(writers, map_)
         before = [self._affine(writer) for writer in writers]
@@ -133,6 +124,26 @@ class ResidualFit:
         return tuple(
             name for each in writers for name in (each.weight_input.weight, each.weight_input.bias) if name is not None
         )
+
+    def _batches(
+        self, writers: Sequence[_Writer], teacher: Operands, student: Operands
+    ) -> list[tuple[Operand, Operand, list[Pair]]]:
+        """Return for each batch both sums and the inputs of all weights; none if any positions cannot be paired."""
+        inputs = [self._kept.pop(writer.at, None) for writer in writers]
+        found = []
+        for number, (mine, theirs) in enumerate(zip(teacher, student, strict=True)):
+            if mine is None or theirs is None:
+                continue
+            pairs: list[Pair] = []
+            for kept in inputs:
+                one, other = (kept[0][number], kept[1][number]) if kept is not None else (None, None)
+                if one is None or other is None:
+                    return []
+                pairs.append((one, other))
+            if not _pair_up(mine, theirs, pairs):
+                return []
+            found.append((mine, theirs, pairs))
+        return found
 
     def _writers(self, found: Sum) -> list[_Writer]:
         """Return the weights before a sum; none unless all of them can be fitted."""
@@ -262,6 +273,6 @@ def _pair_up(mine: Operand, theirs: Operand, pairs: Sequence[Pair]) -> bool:
     """Return whether positions of teacher, student and all inputs are the same ones."""
     counts = {operand.tensor.numel() // operand.tensor.shape[operand.axis] for operand in (mine, theirs)}
     for own in pairs:
-        counts |= {each.tensor.numel() // each.tensor.shape[each.axis] for each in own if each is not None}
+        counts |= {each.tensor.numel() // each.tensor.shape[each.axis] for each in own}
     rows = {len(each.rows) for each in (mine, theirs, *(one for own in pairs for one in own))}
     return len(counts) == 1 and len(rows) == 1 and theirs.tensor.is_contiguous()
