@@ -69,7 +69,7 @@ def test_an_adapter_of_0_1_is_loaded_and_saved_with_a_version(tmp_path: Path) ->
     teacher = AutoModelForCausalLM.from_pretrained(ADAPTERS / "teacher")
     model = PeftModel.from_pretrained(teacher, ADAPTERS / "dim")
     model.peft_config["default"].save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "adapter_config.json").read_text())["format_version"] == 1
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["format_version"] == 2
 
 
 def test_what_a_newer_version_wrote_is_refused(old: Path, tiny_bert: BertForMaskedLM, tmp_path: Path) -> None:
@@ -87,7 +87,8 @@ def test_what_a_newer_version_wrote_is_refused(old: Path, tiny_bert: BertForMask
         Runs(record.parent).get(json.loads(record.read_text())["made_from"], lambda: pytest.fail("run again"))
     config = WidConfig(hidden_size=12, intermediate_size=24, init="identity")
     get_wid_model(tiny_bert, config).save_pretrained(tmp_path / "adapter")
-    changed(tmp_path / "adapter" / "adapter_config.json", format_version=2)
+    changed(tmp_path / "adapter" / "adapter_config.json", format_version=3)
+    told = told.replace("=2", "=3").replace("to 1", "to 2")
     with pytest.raises(FormatError, match=f"The adapter's configuration {told}"):
         PeftModel.from_pretrained(tiny_bert, tmp_path / "adapter")
 

@@ -89,7 +89,7 @@ class CalibrationConfig:
 
 # Fields of WidConfig in version 0.1 and in its adapters; reports still use these names.
 FLAT = {"calibration_samples": "samples", "calibration_batch_size": "batch_size", "ridge": "ridge"}
-FORMAT_VERSION = 1  # of what a saved adapter is
+FORMAT_VERSION = 2  # of what a saved adapter is: 2 has shifts of norms' vectors as well
 SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
 
 
@@ -171,7 +171,7 @@ class WidConfig(PeftConfig):
     )
     settled: str | None = field(default=None, metadata={"help": "What head_strategy='auto' decided, and why."})
     teacher_fingerprint: str | None = field(default=None, metadata={"help": "Fingerprint of the teacher's weights."})
-    format_version: int = field(default=FORMAT_VERSION, metadata={"help": "Of the adapter's files."})
+    format_version: int | None = field(default=None, metadata={"help": "Of the adapter's files."})
 
     # Fields of version 0.1, accepted as arguments until 0.3.
     calibration_samples: InitVar[int | None] = None
@@ -186,6 +186,8 @@ class WidConfig(PeftConfig):
         # PEFT passes peft_type when it reads adapter_config.json, users never do.
         is_saved = getattr(self, "peft_type", None) is not None
         self.peft_type = PeftType.WID
+        if self.format_version is None:
+            self.format_version = 1 if is_saved else FORMAT_VERSION
         if not isinstance(self.overrides, dict):
             raise ConfigError(f"WidConfig: overrides={self.overrides!r} is not a dictionary of sizes by name")
         self._restore()
@@ -263,6 +265,7 @@ class WidConfig(PeftConfig):
                 "would load the adapter. Save the adapter in a separate folder.",
                 stacklevel=4,
             )
+        self.format_version = FORMAT_VERSION  # of what is written, whatever was read
         super().save_pretrained(save_directory, **kwargs)
 
     @property

@@ -17,9 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from toys import CONFIGS
 from transformers import BertForMaskedLM, PreTrainedModel
-from wid_models import IDS, logits
+from wid_models import BATCHES, IDS, logits
 
 from wid_hf import TeacherError, WidConfig, WidError, WidModel, get_wid_model
+from wid_hf.adapter.adapter_state import DIGESTS
+from wid_hf.adapter.fingerprint import digest
 
 SIZES = {"hidden_size": 12, "intermediate_size": 24}
 IDENTITY = WidConfig(**SIZES, init="identity")
@@ -35,8 +37,7 @@ def step(model: nn.Module, inputs: dict[str, Any] = IDS) -> None:
 
 
 def calibrated(teacher: PreTrainedModel) -> PeftModel:
-    batches = [{"input_ids": torch.randint(2, 60, (8, 12), generator=torch.Generator().manual_seed(1))}]
-    return get_wid_model(teacher, WidConfig(**SIZES), calibration_data=batches)
+    return get_wid_model(teacher, WidConfig(**SIZES), calibration_data=BATCHES)
 
 
 @pytest.fixture
@@ -58,6 +59,46 @@ def edit(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
 def edit_config(folder: Path, **changes: Any) -> None:
     path = folder / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def made_older(folder: Path) -> int:
+    """Make an adapter as version 0.1 saved it, without shifts of norms; return how many there were."""
+    state = load_file(folder / WEIGHTS)
+    shifts = {key: state.pop(key) for key in list(state) if "LayerNorm" in key and key.endswith(".shift")}
+    assert not any(shift.any() for shift in shifts.values())
+    gone = {bytes(digest(key, shift)) for key, shift in shifts.items()}
+    rows = [row for row in state[DIGESTS].tolist() if bytes(row) not in gone]
+    save_file(state | {DIGESTS: torch.tensor(rows, dtype=torch.uint8)}, folder / WEIGHTS)
+    values = json.loads((folder / "adapter_config.json").read_text())
+    del values["format_version"]
+    (folder / "adapter_config.json").write_text(json.dumps(values))
+    return len(shifts)
+
+
+def test_an_adapter_from_before_norms_had_shifts_loads_to_the_same_function(
+    tiny_bert: BertForMaskedLM, tmp_path: Path
+) -> None:
+    wid = get_wid_model(deepcopy(tiny_bert), WidConfig(**SIZES))
+    wid.base_model.calibrate(BATCHES, pca=False)
+    wid.save_pretrained(tmp_path)
+    assert made_older(tmp_path) == 12
+    loaded = PeftModel.from_pretrained(deepcopy(tiny_bert), tmp_path, is_trainable=True)
+    assert torch.equal(logits(loaded), logits(wid))
+    step(loaded)
+    loaded.save_pretrained(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "adapter_config.json").read_text())["format_version"] == 2
+    again = PeftModel.from_pretrained(deepcopy(tiny_bert), tmp_path / "again")
+    assert torch.equal(logits(again), logits(loaded.eval()))
+
+
+def test_an_adapter_of_today_without_shifts_of_norms_is_refused(tiny_bert: BertForMaskedLM, tmp_path: Path) -> None:
+    wid = get_wid_model(deepcopy(tiny_bert), WidConfig(**SIZES))
+    wid.base_model.calibrate(BATCHES, pca=False)
+    wid.save_pretrained(tmp_path)
+    made_older(tmp_path)
+    edit_config(tmp_path, format_version=2)
+    with pytest.raises(WidError, match="12 tensors of adapter and student differ"):
+        PeftModel.from_pretrained(deepcopy(tiny_bert), tmp_path)
 
 
 @every_case

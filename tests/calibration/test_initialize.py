@@ -64,8 +64,10 @@ def teacher(tiny_bert: BertForMaskedLM) -> BertForMaskedLM:
     return tiny_bert
 
 
-def calibrated(teacher: PreTrainedModel, batches: list[dict[str, Any]], **words: Any) -> PeftModel:
-    return get_wid_model(teacher, WidConfig(**{**HALF, **words}), calibration_data=batches)
+def calibrated(teacher: PreTrainedModel, batches: list[dict[str, Any]], *, pca: bool = True, **words: Any) -> PeftModel:
+    model = get_wid_model(teacher, WidConfig(**{**HALF, **words}))
+    model.base_model.calibrate(batches, pca=pca)
+    return model
 
 
 def matrices(model: PeftModel) -> dict[str, Tensor]:
@@ -116,7 +118,8 @@ def test_every_lift_is_the_least_squares_fit_of_what_the_finished_student_reads(
 ) -> None:
     teacher = teacher.double()
     data = [batch(seed=seed) for seed in range(3)]
-    model = calibrated(teacher, data, head_strategy=strategy, calibration_config=CalibrationConfig(ridge=1e-13))
+    settings = CalibrationConfig(ridge=1e-13)
+    model = calibrated(teacher, data, pca=False, head_strategy=strategy, calibration_config=settings)
     student = model.base_model.model
     made = folded_weights(student)
     records = [site for site in model.base_model.calibration.inputs if site.weight != TABLE]
@@ -137,8 +140,9 @@ def test_every_lift_is_the_least_squares_fit_of_what_the_finished_student_reads(
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("pca", [True, False])
 @pytest.mark.parametrize("family, head", [("bert", "cls.predictions.decoder"), ("gpt2", "lm_head"), ("t5", "lm_head")])
-def test_what_a_tied_decoder_reads_is_scaled_so_that_its_logits_are_the_best(family: str, head: str) -> None:
+def test_what_a_tied_decoder_reads_is_scaled_so_that_its_logits_are_the_best(family: str, head: str, pca: bool) -> None:
     row = ARCHITECTURES[family]
     teacher = row.build().double()
     data = data_for(row, 3)
@@ -146,8 +150,8 @@ def test_what_a_tied_decoder_reads_is_scaled_so_that_its_logits_are_the_best(fam
         teacher,
         row.config("dim", init="calibrated", calibration_config=CalibrationConfig(ridge=1e-13)),
         example_inputs=row.inputs,
-        calibration_data=data,
     )
+    model.base_model.calibrate(data, pca=pca)
     *_, site = model.base_model.calibration.inputs
     student = model.merge_and_unload()
     theirs, mine = (each(head, owner, data) for each, owner in ((inputs, teacher), (inputs, student)))
@@ -159,16 +163,15 @@ def test_what_a_tied_decoder_reads_is_scaled_so_that_its_logits_are_the_best(fam
     slopes = ((missed @ (table - table.mean(0))) * mine).sum(0) / (made.norm() * missed.norm())
     assert slopes.abs().max() < 1e-6
     assert site.after == pytest.approx(float(missed.square().sum() / wanted.square().sum()), rel=1e-5)
-    assert site.after < 0.98 * site.before and not site.note
+    assert site.after < (1.0 if pca else 0.98) * site.before and not site.note  # a turned table is fitted to it already
 
 
 def test_a_scale_that_takes_the_softmax_away_from_the_teachers_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter([1.0, 2.0])  # without, with the scale
     monkeypatch.setattr("wid_hf.calibration.norm_scale.divergence", lambda *_: next(answers))
     row = ARCHITECTURES["bert"]
-    model = get_wid_model(
-        row.build(), row.config("dim", init="calibrated"), example_inputs=row.inputs, calibration_data=data_for(row, 3)
-    )
+    model = get_wid_model(row.build(), row.config("dim", init="calibrated"), example_inputs=row.inputs)
+    model.base_model.calibrate(data_for(row, 3), pca=False)
     *_, site = model.base_model.calibration.inputs
     assert site.note == "scores are nearer without scaling" and site.after == site.before
     norm = folded_weights(model.base_model.model)["cls.predictions.transform.LayerNorm.weight"].maps["0"]
@@ -198,7 +201,7 @@ def inputs(head: str, model: nn.Module, batches: list[dict[str, Any]]) -> Tensor
 
 
 def test_heads_are_turned_together_where_only_products_meet_them(teacher: BertForMaskedLM) -> None:
-    model = calibrated(teacher, [batch(rows=60)])
+    model = calibrated(teacher, [batch(rows=60)], pca=False)
     made = folded_weights(model.base_model.model)
 
     def is_selection(name: str, axis: int) -> bool:
@@ -211,7 +214,7 @@ def test_heads_are_turned_together_where_only_products_meet_them(teacher: BertFo
     for head in range(4):  # no head takes anything from another
         others = [other for other in range(4) if other != head]
         assert turned[head][:, others].abs().max() == 0
-    model.base_model.calibrate([batch(rows=60)], head_svd=False)
+    model.base_model.calibrate([batch(rows=60)], head_svd=False, pca=False)
     assert is_selection("attention.self.query", 0)
 
 
@@ -396,9 +399,11 @@ def test_forwards_run_in_the_autocast_of_the_caller_and_statistics_do_not(
     model = get_wid_model(teacher, WidConfig(**HALF))
     dense = teacher.bert.encoder.layer[1].intermediate.dense
     hook = dense.register_forward_hook(lambda *given: dtypes.add(given[2].dtype))
+    data = [batch(rows=60, seed=seed) for seed in range(2)]
     with torch.autocast("cpu", torch.bfloat16):
-        model.base_model.calibrate([batch(rows=60, seed=seed) for seed in range(2)])
-    hook.remove()
+        model.base_model.calibrate(data, pca=False)
+        hook.remove()  # the proof that a stream may be turned needs float32
+        model.base_model.calibrate(data)
     assert {site.positions for site in model.base_model.calibration.inputs} == {2 * (60 * 10 - 15 * 3)}
     assert dtypes == {torch.bfloat16} and inside == {False}
     assert {tensor.dtype for tensor in matrices(model).values()} == {torch.float32}

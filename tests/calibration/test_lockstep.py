@@ -33,7 +33,7 @@ def batch(seed: int) -> dict[str, Tensor]:
 
 def lockstep(planned: tuple[nn.Module, StudentPlan], batches: list[dict[str, Tensor]]) -> Lockstep:
     teacher, plan = planned
-    stops = range(len(plan.plan.weight_inputs))
+    stops = plan.plan.landmarks.of("input")
     return Lockstep([Watched(teacher, plan.trace.weights)] * 2, batches, plan.plan, stops, PLAIN)
 
 
@@ -46,7 +46,7 @@ def test_every_forward_stops_at_every_weight_input_in_order(planned: tuple[nn.Mo
     seen = []
     with lockstep(planned, [batch(0), batch(1)]) as steps:
         for at, (first, second) in steps:
-            seen.append(at)
+            seen.append(at.number)
             for one, other in zip(first, second, strict=True):
                 assert torch.equal(one.tensor, other.tensor)  # the same model on the same batch
             assert len(first) == 2 and first[0].rows.shape == (22, one.tensor.shape[one.axis])  # without padding
@@ -60,9 +60,9 @@ def test_every_forward_stops_at_every_weight_input_in_order(planned: tuple[nn.Mo
 def test_what_is_done_to_an_operand_is_what_the_forward_goes_on_with(planned: tuple[nn.Module, StudentPlan]) -> None:
     with lockstep(planned, [batch(0)]) as steps:
         for at, ((first,), (second,)) in steps:
-            if at == 0:
+            if at.number == 0:
                 first.scale_(torch.zeros(48))
-            elif at == 3:  # what attention made of it
+            elif at.number == 3:  # what attention made of it
                 assert not are_same([first], [second])
                 assert not torch.equal(first.tensor, second.tensor)
                 break

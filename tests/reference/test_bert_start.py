@@ -1,4 +1,4 @@
-"""The library's calibrated start is the oracle's, weight for weight and logit for logit."""
+"""The library's start from selected indices is the oracle's, weight for weight and logit for logit."""
 
 from __future__ import annotations
 
@@ -52,8 +52,9 @@ def reactions(folder: Path, source: Path, count: int, size: int) -> Batches:
 
 
 def library_start(teacher: BertForMaskedLM, batches: Batches, hidden: int, inner: int) -> BertForMaskedLM:
-    config = WidConfig(hidden_size=hidden, intermediate_size=inner)
-    return get_wid_model(deepcopy(teacher), config, calibration_data=batches).merge_and_unload()
+    wid = get_wid_model(deepcopy(teacher), WidConfig(hidden_size=hidden, intermediate_size=inner))
+    wid.base_model.calibrate(batches, pca=False)
+    return wid.merge_and_unload()
 
 
 def difference(mine: Tensor, theirs: Tensor) -> float:

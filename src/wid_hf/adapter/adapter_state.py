@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from peft import PeftModel
@@ -23,6 +23,7 @@ from .fingerprint import Fingerprint, digest
 
 STUDENT = "base_model.model."  # PEFT's prefix for the names of the model that runs
 DIGESTS = "base_model.digests"  # (2 + tensors, 32) bytes: of the sizes, of the teacher, of each tensor
+SHIFT = ".shift"
 AGAIN = "Download or save the adapter again."
 
 
@@ -76,12 +77,17 @@ def proved_state(config: WidConfig, teacher: Fingerprint, state: Mapping[str, Te
     return proved
 
 
-def fitting_state(model: PeftModel, teacher: Fingerprint, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def fitting_state(
+    model: PeftModel, config: WidConfig, teacher: Fingerprint, state: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """Return `state`, the proved state of an adapter, after checking that it fits `model`.
+
+    Shifts of norms' vectors that an adapter of format 1 does not have are zero.
 
     Args:
         model: the `PeftModel`, whose weights may have been trained since it was made; in the adapter's phase of a
             progressive training.
+        config: of the adapter.
         teacher: its teacher before any training.
         state: the result of `proved_state`.
 
@@ -90,6 +96,8 @@ def fitting_state(model: PeftModel, teacher: Fingerprint, state: Mapping[str, Te
     """
     own, teachers = _keys(model, teacher.names)
     here = model.state_dict()
+    if config.format_version == 1:
+        state = {**_zero_shifts(own, here), **state}
     fits = {key for key, tensor in state.items() if key in here and here[key].shape == tensor.shape}
     if unfit := sorted({*own, *state} - fits):
         raise WidError(
@@ -117,6 +125,10 @@ def refuse_other_teacher(saved: str | None, teacher: Fingerprint) -> None:
             "Load the one that adapter_config.json names (base_model_name_or_path, revision), in the dtype it had "
             "then and before any training."
         )
+
+
+def _zero_shifts(own: Iterable[str], here: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: torch.zeros_like(here[key]) for key in own if key.endswith(SHIFT)}
 
 
 def _listed(state: Mapping[str, Tensor]) -> set[bytes]:

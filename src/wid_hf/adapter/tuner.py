@@ -450,7 +450,7 @@ class WidModel(OneAdapterTuner):
         tuner.wrapper.remember(model)
         proved = proved_state(config, tuner.fingerprint, state_dict)
         tuner._follow_saved(proved)  # compactors have other shapes once a progressive training is narrow
-        return fitting_state(model, tuner.fingerprint, proved)
+        return fitting_state(model, config, tuner.fingerprint, proved)
 
     def _follow_saved(self, state: dict[str, Tensor]) -> None:
         """Become calibrated or not, turned or not, wide or narrow, as the adapter is that `state` comes from."""

@@ -20,6 +20,11 @@ def place_of(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type == "mps" else device
 
 
+def full(tensor: Tensor) -> Tensor:
+    """Return a tensor in float32, or as it is if it has more."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def as_matrix(weight: Tensor, axis: int) -> Tensor:
     """Return a weight as `(everything else, n)` for its axis of n indices."""
     return weight.movedim(axis, -1).reshape(-1, weight.shape[axis])
@@ -191,6 +196,6 @@ def _ridged(second: Tensor, strength: float, right: Tensor) -> Tensor:
 
 def _centred(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean of observations and the observations about it, in float32 or more."""
-    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    rows = full(rows)
     mean = rows.mean(0)
     return mean, rows - mean

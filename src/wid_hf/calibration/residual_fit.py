@@ -19,7 +19,7 @@ from ..coupling.weight_inputs import WeightInput
 from ..layers import Compactor, FoldedWeight
 from .forward_thread import Operand
 from .lockstep import Operands
-from .moments import Regression, as_matrix
+from .moments import Regression, as_matrix, full
 from .stream import Stream
 
 Pair = tuple[Operand, Operand]
@@ -108,7 +108,9 @@ class ResidualFit:
         regression = self._regression(writers, map_)
         before = [self._affine(writer) for writer in writers]
         for mine, theirs, pairs in batches:
-            regression.add(*self._observations(writers, before, map_, follows_norm, mine, theirs, pairs))
+            regression.add(
+                *self._observations(writers, before, map_, stream.centred, follows_norm, mine, theirs, pairs)
+            )
         self._write(writers, regression)
         change = [
             (new - old, shift - was)
@@ -175,23 +177,28 @@ class ResidualFit:
         writers: Sequence[_Writer],
         now: Sequence[tuple[Tensor, Tensor]],
         map_: Tensor,
+        centred: bool,
         follows_norm: bool,
         mine: Operand,
         theirs: Operand,
         pairs: Sequence[Pair],
     ) -> tuple[Tensor, Tensor]:
         """Return what the weights should add `(rows, k)`, and their inputs `(rows, features)`."""
-        map_ = map_.to(mine.tensor.device, torch.float32)
-        wanted, found = mine.rows.float() @ map_.T, theirs.rows.float()
+        wanted, found = full(mine.rows), full(theirs.rows)
+        map_ = map_.to(wanted)
+        wanted = wanted @ map_.T
         features = []
         for writer, (matrix, bias), (_, own) in zip(writers, now, pairs, strict=True):
-            rows = own.rows.float()
-            found = found - writer.factor * (rows @ matrix.float().T + bias.float())
-            inner = rows if writer.columns is not None else rows @ self._original(writer).float().T
+            rows = full(own.rows)
+            found = found - writer.factor * (rows @ matrix.to(rows).T + bias.to(rows))
+            inner = rows if writer.columns is not None else rows @ full(self._original(writer)).T
             features.append(writer.factor * inner)
         if follows_norm:
             wanted = wanted * self._scale(writers, map_, wanted, found, pairs)
-        return wanted - found, torch.cat(features, 1)
+        missing = wanted - found
+        if centred:  # norms do not see the mean over indices, and rows of a centred map cannot make one
+            missing = missing - missing.mean(1, keepdim=True)
+        return missing, torch.cat(features, 1)
 
     def _scale(
         self, writers: Sequence[_Writer], map_: Tensor, wanted: Tensor, found: Tensor, pairs: Sequence[Pair]
@@ -203,13 +210,13 @@ class ResidualFit:
         residual = wanted
         for writer, (own, _) in zip(writers, pairs, strict=True):
             name = writer.weight_input.bias
-            constant = self._weights[name].float() if name is not None else 0.0
-            output = own.rows.float() @ self._original(writer).float().T + constant
+            constant = full(self._weights[name]) if name is not None else 0.0
+            output = full(own.rows) @ full(self._original(writer)).T + constant
             residual = residual - writer.factor * (output @ map_.T)
         residual = residual - residual.mean(1, keepdim=True)
         found = found - found.mean(1, keepdim=True)
         energy = residual.square().sum(1, keepdim=True)
-        scale = (residual * found).sum(1, keepdim=True) / energy.clamp(min=torch.finfo(torch.float32).tiny)
+        scale = (residual * found).sum(1, keepdim=True) / energy.clamp(min=torch.finfo(energy.dtype).tiny)
         return torch.where(energy > 0, scale, 1.0)
 
     def _write(self, writers: Sequence[_Writer], regression: Regression) -> None:

@@ -21,6 +21,7 @@ from ..coupling.dims import Dim, key, leaves
 from ..coupling.landmark_record import Scaling
 from ..coupling.plan import Plan
 from ..coupling.trace import Trace, call, forget, output_tensors, quiet_forward
+from .moments import full
 
 TOLERANCE = 1e-3  # of the largest output, in float32: rounding of a deep model, far below what another norm changes
 Place = tuple[str, int]  # a weight and one of its axes
@@ -195,7 +196,7 @@ class _Proof:
             if name not in self._stream.heads:
                 turned[name] = _along(self._weights[name], turn, axis)
         return all(
-            torch.allclose(old, new, rtol=0, atol=TOLERANCE * float(old.abs().max()))
+            bool(((new - old).abs() <= TOLERANCE * old.abs().max()).all())  # false where one is NaN
             for old, new in zip(before, self._outputs(turned, turn), strict=True)
             if old.is_floating_point()
         )
@@ -208,7 +209,9 @@ class _Proof:
         for number, example in enumerate(self._trace.examples):
             forget(self._teacher)
             torch.manual_seed(0)  # a forward that draws numbers (ViLT chooses patches) draws the same each time
-            inputs = dict(example.inputs)
+            inputs = {
+                name: _full(given) if isinstance(given, Tensor) else given for name, given in example.inputs.items()
+            }
             for name in example.streams:
                 if turn is not None and landmarks.streams.get((number, name)) in inside:
                     inputs[name] = inputs[name].to(turn.dtype) @ turn.T
@@ -253,7 +256,7 @@ class _TurnedRows(TorchDispatchMode):
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         if self._turn is not None and func.overloadpacket is torch.ops.aten.embedding and id(args[0]) in self._tables:
-            return out @ self._turn.T
+            return _along(out, self._turn, -1)
         return out
 
 
@@ -261,6 +264,6 @@ def _along(tensor: Tensor, turn: Tensor, axis: int) -> Tensor:
     return torch.tensordot(tensor, turn.to(tensor.dtype), dims=([axis], [1])).movedim(-1, axis)
 
 
-def _full(weight: Tensor) -> Tensor:
-    """Return a weight in float32 at least; integers are returned unchanged."""
-    return weight.to(torch.promote_types(weight.dtype, torch.float32)) if weight.is_floating_point() else weight
+def _full(tensor: Tensor) -> Tensor:
+    """Return a tensor in float32 at least; integers are returned unchanged."""
+    return full(tensor) if tensor.is_floating_point() else tensor

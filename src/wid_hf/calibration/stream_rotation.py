@@ -169,7 +169,9 @@ class StreamRotation:
         vectors = {scaling.vector: torch.full_like(matrix[:, 0], self._same_norm(matrix) - scaling.offset)}
         if scaling.bias is not None:
             bias = self._value(scaling.bias).to(matrix)
-            vectors[scaling.bias] = torch.linalg.lstsq(through.T, bias[:, None]).solution[:, 0]
+            # The shortest solution: images of a centred map have a mean of zero, so there are many.
+            inverse = torch.linalg.pinv(through @ through.T, rtol=1e-10, hermitian=True)
+            vectors[scaling.bias] = inverse @ (through @ bias)
         return vectors
 
     def _tie(

@@ -52,22 +52,26 @@ def centred_map(moments: Tensor, count: int, outliers: Sequence[int] = ()) -> Tu
         count: k.
         outliers: indices that the student keeps as they are.
     """
-    n = len(moments)
-    centre = torch.eye(n, dtype=moments.dtype, device=moments.device) - 1 / n
-    centred = centre @ moments @ centre
-    kept = torch.linalg.qr(centre[:, list(outliers)]).Q
-    rest = centred - kept @ (kept.T @ centred)
-    rest = rest - (rest @ kept) @ kept.T
-    directions = torch.linalg.eigh(rest).eigenvectors[:, n - (count - 1 - len(outliers)) :]
-    basis = torch.cat([kept, directions], 1)
-    pivots = _pivots(centred, count, outliers)
-    near = basis[pivots.to(basis.device)] @ basis.T
-    near = near - near.mean(1, keepdim=True)
-    near = near - near.mean(0, keepdim=True)
-    values, vectors = torch.linalg.eigh(near @ near.T)
-    leading = vectors[:, 1:]  # the first is the vector of ones: images have a mean of zero
-    scale = values[1:].clamp(min=1e-12 * float(values[-1])).sqrt()
-    return TurnedMap(leading / scale @ leading.T @ near, pivots)
+    inner, kept_count = _centred_basis(moments, len(moments)), len(outliers)
+    own = inner.T @ moments @ inner
+    kept, rest = torch.linalg.qr(inner[list(outliers)].T, mode="complete").Q.tensor_split([kept_count], 1)
+    directions = torch.linalg.eigh(rest.T @ own @ rest).eigenvectors.flip(1)[:, : count - 1 - kept_count]
+    basis = inner @ torch.cat([kept, rest @ directions], 1)
+    pivots = _pivots(inner @ own @ inner.T, count, outliers)
+    images = _centred_basis(moments, count)
+    left, _, right = torch.linalg.svd(images.T @ basis[pivots.to(basis.device)])
+    return TurnedMap(images @ left @ right @ basis.T, pivots)
+
+
+def _centred_basis(like: Tensor, size: int) -> Tensor:
+    """Return an orthonormal basis `(size, size - 1)` of the vectors with a mean of zero.
+
+    These are columns of the reflection that exchanges the first unit vector and that of ones.
+    """
+    normal = like.new_full((size,), -(size**-0.5))
+    normal[0] += 1
+    reflection = torch.eye(size).to(like) - 2 / normal.square().sum() * torch.outer(normal, normal)
+    return reflection[:, 1:]
 
 
 def outlying(weights: Sequence[Tensor], count: int) -> list[int]:

@@ -17,7 +17,7 @@ from ..coupling.landmark_record import Scaling
 from ..coupling.trace import Trace
 from ..layers import FoldedWeight
 from .lockstep import Operands
-from .moments import place_of
+from .moments import full, place_of
 
 RIDGE = 1e-3  # of the mean variance, towards the diagonal of T diag(w) T^T times one common factor
 
@@ -55,10 +55,10 @@ class VectorFit:
         map_ = self.maps[scaling]
         for mine, theirs in zip(teacher, student, strict=True):
             if mine is not None and theirs is not None:
-                y = mine.rows
+                y = full(mine.rows)
                 place = place_of(y.device)
                 z = (theirs.rows.to(place, torch.float64) - offsets.to(place)) / factors.to(place)
-                target = (y.float() @ map_.to(y.device, torch.float32).T).to(place, torch.float64)
+                target = (y @ map_.to(y).T).to(place, torch.float64)
                 self._add(scaling.vector, z, target)
         new, bias = self._solved(scaling)
         for theirs in student:

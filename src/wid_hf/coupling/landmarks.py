@@ -87,6 +87,7 @@ class LandmarkFinder:
         self._names = names
         self._vectors = WeakIdKeyDictionary()
         self._outputs = WeakIdKeyDictionary()  # tensors that are outputs of weights, added to nothing yet
+        self._used: set[Key] = set()  # inputs of weights whose outputs went into more than sums
         self._times: Counter[tuple[Kind, str]] = Counter()
         self._input: Sighting | None = None
 
@@ -95,6 +96,7 @@ class LandmarkFinder:
         self._input = None
         if (product := contraction(operation, args)) is None:
             return None
+        self._use(args)
         for (tensor, axis), (weight, place) in (product.operands, product.operands[::-1]):
             if (name := self._names.get(weight)) is not None and tensor not in self._names:
                 key = self._key("input", name)
@@ -110,6 +112,7 @@ class LandmarkFinder:
             return None
         packet = operation.overloadpacket
         if packet in _NORMS:
+            self._use(args)
             return self._normed(args, out[0], args[3] if packet is aten.native_layer_norm else None)
         if not isinstance(out, Tensor) or not args or not isinstance(args[0], Tensor):
             return None
@@ -119,6 +122,8 @@ class LandmarkFinder:
             return self._sum(args[0], args[1], out)
         if packet in _SAME_LAST_AXIS:
             self._pass_on(args[0], out)
+        else:
+            self._use(args)
         return None
 
     def vector(self, tensor: Any) -> Vector | None:
@@ -138,14 +143,16 @@ class LandmarkFinder:
         return Sighting(self._key("scaled", vector.name), out, out.ndim - 1, vector=vector, bias=name)
 
     def _product(self, a: Tensor, b: Any, out: Tensor) -> Sighting | None:
+        if (number := _number(b)) is not None and (terms := self._outputs.get(a)):
+            self._outputs[out] = tuple(replace(term, factor=term.factor * number) for term in terms)
+            return None
+        self._use((a, b))
         vectors = self.vector(a), self.vector(b)
         for vector, tensor, other in zip(vectors, (a, b), (b, a), strict=True):
             if vector is not None and isinstance(other, Tensor) and not self._is_of_weights(other):
                 axis = out.ndim - tensor.ndim + next(at for at, size in enumerate(tensor.shape) if size > 1)
                 if other.ndim == out.ndim and other.shape[axis] == out.shape[axis]:
                     return Sighting(self._key("scaled", vector.name), out, axis, vector=vector)
-        if (number := _number(b)) is not None and (terms := self._outputs.get(a)):
-            self._outputs[out] = tuple(replace(term, factor=term.factor * number) for term in terms)
         return None
 
     def _sum(self, a: Tensor, b: Any, out: Tensor) -> Sighting | None:
@@ -153,7 +160,7 @@ class LandmarkFinder:
             if (vector := self.vector(a)) is not None:
                 self._vectors[out] = replace(vector, offset=vector.offset + number)
             return None
-        mine, others = self._outputs.get(a, ()), self._outputs.get(b, ())
+        mine, others = self._branch(a), self._branch(b)
         terms = mine + others
         if not terms:
             return None
@@ -162,6 +169,16 @@ class LandmarkFinder:
             return None
         _, name, use = terms[0].input
         return Sighting(("sum", name, use), out, out.ndim - 1, terms=terms)
+
+    def _branch(self, tensor: Tensor) -> tuple[Term, ...]:
+        """Return the outputs of weights that `tensor` consists of; none if they went elsewhere before: a residual."""
+        terms: tuple[Term, ...] = self._outputs.get(tensor, ())
+        return () if any(term.input in self._used for term in terms) else terms
+
+    def _use(self, operands: Sequence[Any]) -> None:
+        for tensor in operands:
+            if isinstance(tensor, Tensor):
+                self._used |= {term.input for term in self._outputs.get(tensor, ())}
 
     def _pass_on(self, tensor: Tensor, out: Tensor) -> None:
         if (vector := self._vectors.get(tensor)) is not None:

@@ -165,7 +165,8 @@ class _Maps:
             else:
                 start = torch.zeros(len(indices), dim.size, dtype=factors.dtype)
                 start[torch.arange(len(indices)), indices] = factors
-                self._rotate(start, indices, *place[1:])
+                # Rotations of tables whose rows are summed are the same: those of any table are all.
+                self._rotate(start, indices, *(place[1:] if place[0] == "axis" else (weight, axis)))
                 self.shared[place] = Compactor(start.to(device))
         return self.shared[place]
 

@@ -1,0 +1,124 @@
+"""The start of a student whose stream is turned, as a whole: what the walk left is what the finished student gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import Tensor
+from turning_models import TURNING, calibrated, outputs
+
+from wid_hf.calibration.lockstep import Lockstep, Watched
+from wid_hf.calibration.precision import Precision
+from wid_hf.calibration.residual_fit import ResidualFit
+from wid_hf.calibration.vector_fit import VectorFit
+from wid_hf.coupling.landmark_record import Landmark
+
+QUICK = ("bert", "gpt2", "albert")
+every_family = pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in TURNING]
+)
+
+
+@every_family
+@pytest.mark.usefixtures("turned_is_best")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_merged_student_is_the_wid_model_exactly(family: str, dtype: torch.dtype) -> None:
+    wid, data = calibrated(family, dtype)
+    assert wid.base_model.turned.state_dict()
+    student = wid.merge_and_unload()
+    assert {p.dtype for p in student.parameters()} == {dtype}
+    for mine, theirs in zip(outputs(wid, data), outputs(student, data), strict=True):
+        assert torch.equal(mine, theirs) and mine.isfinite().all()
+
+
+@pytest.mark.usefixtures("turned_is_best")
+@pytest.mark.parametrize("family", [f for f in TURNING if f != "albert"])  # shared layers change after their first use
+def test_what_the_walk_left_is_what_a_fresh_forward_gives(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    left: dict[Landmark, list[Tensor]] = {}
+
+    def watched(fit: Callable[..., Any], place_of: Callable[..., Landmark]) -> Callable[..., Any]:
+        def call(self: Any, at: Any, teacher: Any, student: Any) -> Any:
+            changed = fit(self, at, teacher, student)
+            left[place_of(student)] = [each.tensor.clone() for each in student if each is not None]
+            return changed
+
+        return call
+
+    for kind in (VectorFit, ResidualFit):
+        monkeypatch.setattr(kind, "fit", watched(kind.fit, lambda student: next(filter(None, student)).at))
+    wid, data = calibrated(family, torch.float64)
+    plan, student = wid.base_model.plan, wid.merge_and_unload()
+    first = {name: owner for name, owner in dict(student.named_parameters()).items() if name in plan.axes}
+    assert left
+    kinds = {place.kind for place in left}
+    assert ("sum" in kinds or family == "gemma2") and ("scaled" in kinds) == any_norm_stays(wid)
+    seen = set()
+    tolerance = 1e-5 if family == "gemma2" else 1e-9  # its norms compute in float32
+    with Lockstep([Watched(student, first)], data, plan, list(left), Precision.of_caller(torch.device("cpu"))) as steps:
+        for place, (found,) in steps:
+            seen.add(place)
+            for old, new in zip(left[place], filter(None, found), strict=True):
+                scale = float(new.tensor.abs().max())
+                assert torch.allclose(old, new.tensor, rtol=0, atol=tolerance * scale), place
+    assert seen == set(left)
+
+
+def any_norm_stays(wid: PeftModel) -> bool:
+    """Whether a norm of this model stays in the stream: of those built here, post-norm models and Gemma 2."""
+    return wid.base_model.teacher.config.model_type in {"bert", "albert", "bart", "gemma2"}
+
+
+@every_family
+@pytest.mark.usefixtures("turned_is_best")
+def test_calibrating_twice_gives_equal_tensors(family: str) -> None:
+    wid, data = calibrated(family, batches=2)
+    once = {name: tensor.clone() for name, tensor in wid.state_dict().items()}
+    wid.base_model.calibrate(data, reset=True)
+    again = wid.state_dict()
+    assert once.keys() == again.keys()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in once.items())
+
+
+@every_family
+@pytest.mark.usefixtures("turned_is_best")
+def test_an_adapter_with_a_turned_stream_is_loaded_as_it_was_saved(family: str, tmp_path: Path) -> None:
+    wid, data = calibrated(family, batches=2)
+    wid.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(TURNING[family].build(), str(tmp_path))
+    for mine, theirs in zip(outputs(wid, data), outputs(loaded, data), strict=True):
+        assert torch.equal(mine, theirs)
+    maps = [dict(each.base_model.turned.named_buffers()) for each in (wid, loaded)]
+    assert maps[0] and maps[0].keys() == maps[1].keys()
+    assert all(torch.equal(tensor, maps[1][name]) for name, tensor in maps[0].items())
+
+
+@pytest.mark.usefixtures("turned_is_best")
+@pytest.mark.parametrize("family", ["bert-model", "gpt-neox", "llama"])
+def test_every_table_of_a_turned_stream_gives_turned_rows(family: str) -> None:
+    """Those whose rows are summed share one map; none of these is tied to a head."""
+    wid, _ = calibrated(family, torch.float64)
+    (map_,) = dict(wid.base_model.turned.named_buffers()).values()
+    theirs, mine = (dict(each.named_parameters()) for each in (wid.base_model.teacher, wid.merge_and_unload()))
+    tables = [name for name in theirs if name in wid.base_model.plan.looked_up]
+    assert len(tables) == (3 if family == "bert-model" else 1)
+    for name in tables:
+        assert torch.allclose(mine[name], theirs[name] @ map_.T, atol=1e-10)
+
+
+@pytest.mark.usefixtures("turned_is_best")
+def test_tables_that_are_added_to_a_tied_one_have_its_columns() -> None:
+    wid, _ = calibrated("gpt2", torch.float64)
+    theirs, mine = (dict(each.named_parameters()) for each in (wid.base_model.teacher, wid.merge_and_unload()))
+    columns = [
+        torch.linalg.lstsq(theirs[name], mine[name], driver="gelsd").solution
+        for name in ("transformer.wte.weight", "transformer.wpe.weight")
+    ]
+    made = [theirs[f"transformer.{name}.weight"] @ columns[0] for name in ("wte", "wpe")]
+    assert torch.allclose(made[0], mine["transformer.wte.weight"], atol=1e-9)
+    assert torch.allclose(made[1], mine["transformer.wpe.weight"], atol=1e-9)
+    assert columns[0].shape == (48, 24)
