@@ -30,7 +30,8 @@ class Sentences(TextSubject):
     `loss` is `following_loss` on the first 256 sentences of `validation`; it looks at the coordinates that the
     student kept, so it says little about students that kept others. The other figures are from `held_out`: Spearman's
     rank correlation of cosines with labels, the mean cosine of a student's mean-pooled vector with its teacher's in
-    the coordinates that it kept, and the correlation of the cosines of all pairs of sentences with the teacher's.
+    the coordinates that it kept, and the correlation of cosines with the teacher's, over the pairs of the file and over
+    all pairs of its first sentences.
     """
 
     validation: Path = field(kw_only=True)
@@ -40,6 +41,7 @@ class Sentences(TextSubject):
         "Spearman": ".2%",
         "cosine with teacher": ".3f",
         "correlation of cosines": ".3f",
+        "over all pairs": ".3f",
     }
     trainer: ClassVar[type[WidTrainer] | None] = FollowingTrainer
     objective: ClassVar[str | None] = "following"
@@ -64,23 +66,24 @@ class Sentences(TextSubject):
         return sides[0], sides[1], labels
 
     @cached_property
-    def _wanted(self) -> tuple[Tensor, list[tuple[Batch, Tensor]]]:
-        """The teacher's vectors of the first sentences of all pairs, and its hidden states for the loss."""
+    def _wanted(self) -> tuple[Tensor, Tensor, list[tuple[Batch, Tensor]]]:
+        """The teacher's vectors of both sentences of all pairs, and its hidden states for the loss."""
         teacher = self.teacher()
         with eval_mode(teacher):
             states = [
                 (batch, teacher(**batch).last_hidden_state)
                 for batch in self._batches(self.validation, self.columns[0], 256)
             ]
-        return embed(teacher, self._pairs[0]), states
+        return embed(teacher, self._pairs[0]), embed(teacher, self._pairs[1]), states
 
     def score(self, model: Any) -> dict[str, float]:
         """Return all figures; the teacher keeps every coordinate."""
         first, second, labels = self._pairs
-        wanted, states = self._wanted
+        wanted, wanted_others, states = self._wanted
         kept = model.base_model.kept.cpu() if hasattr(model, "peft_config") else torch.arange(wanted.shape[1])
         vectors, others = embed(model, first), embed(model, second)
-        cosines = pd.Series(functional.cosine_similarity(vectors, others).tolist())
+        cosines = functional.cosine_similarity(vectors, others)
+        wanted_cosines = functional.cosine_similarity(wanted, wanted_others)
         with eval_mode(model) as device:
             losses = [
                 float(
@@ -96,9 +99,10 @@ class Sentences(TextSubject):
             ]
         return {
             "loss": sum(losses) / len(losses),
-            "Spearman": spearman(cosines, labels),
+            "Spearman": spearman(pd.Series(cosines.tolist()), labels),
             "cosine with teacher": float(functional.cosine_similarity(vectors, wanted[:, kept]).mean()),
-            "correlation of cosines": cosine_correlation(wanted, vectors),
+            "correlation of cosines": float(torch.corrcoef(torch.stack([cosines, wanted_cosines]))[0, 1]),
+            "over all pairs": cosine_correlation(wanted, vectors),
         }
 
 
