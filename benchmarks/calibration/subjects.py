@@ -78,7 +78,7 @@ TAGGER = Tagger(
 SMALL_GPT2 = Decoder(
     "small-gpt2",
     TEACHERS / "small-gpt2",
-    widths(128, 512),
+    {name: {"hidden_size": round(128 * share)} for name, share in SHARES.items()},  # the FFN is four times as wide
     WIKINEWS,
     WIKINEWS,
     calibration_texts=256,
