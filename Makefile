@@ -12,6 +12,7 @@ help:
 	@echo "make slow     run the long tests too"
 	@echo "make demo     halve a sentence encoder in a few minutes and show what came out"
 	@echo "make bench    measure training steps beside the bare student's; ARGS=--small for a quick look"
+	@echo "make benchmark-teachers  fetch the other teachers of benchmarks and train two small ones"
 	@echo "make families try every family of transformers and write docs/coverage.md; goes on where it stopped"
 	@echo "make coverage run the fast tests and show which lines of src/ none of them runs"
 	@echo "make quality  lint, format and types"
