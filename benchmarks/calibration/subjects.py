@@ -67,7 +67,7 @@ DECODER = Decoder(
 TAGGER = Tagger(
     "tagger",
     TEACHERS / "tagger",
-    widths(768, 3072, {"1/2": 1 / 2}),
+    {"1/2": {"hidden_size": 384, "overrides": {"hidden_dim": 1536}}},
     WIKINEWS,
     WIKINEWS,
     calibration_texts=512,
