@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TEACHERS := .cache/teachers
 
-.PHONY: help setup teachers test slow coverage quality complexity floors format docs demo bench families clean
+.PHONY: help setup teachers benchmark-teachers test slow coverage quality complexity floors format docs demo bench families clean
 
 help:
 	@echo "make test     set up what is needed and run the fast tests"
 	@echo "make slow     run the long tests too"
 	@echo "make demo     halve a sentence encoder in a few minutes and show what came out"
 	@echo "make bench    measure training steps beside the bare student's; ARGS=--small for a quick look"
+	@echo "make benchmark-teachers  fetch the other teachers of benchmarks and train two small ones"
 	@echo "make families try every family of transformers and write docs/coverage.md; goes on where it stopped"
 	@echo "make coverage run the fast tests and show which lines of src/ none of them runs"
 	@echo "make quality  lint, format and types"
@@ -30,6 +31,12 @@ teachers: $(TEACHERS)/reaction-bert $(TEACHERS)/minilm
 
 $(TEACHERS)/%: | $(READY)
 	$(BIN)/python examples/fetch_teacher.py $* $(TEACHERS)
+
+# Teachers of benchmarks: one more to fetch, and two that are trained here in some minutes each.
+benchmark-teachers: teachers $(addprefix $(TEACHERS)/,smollm2 tagger small-gpt2 small-vit)
+
+$(TEACHERS)/small-%: | $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/calibration/small_teachers.py small-$* $(TEACHERS)
 
 # One process for each core, each with one torch thread.
 PYTEST := $(BIN)/python -m pytest -n auto

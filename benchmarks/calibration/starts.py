@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from memory import peak, reset_peak
 from peft import PeftModel
 from store import Record
-from subjects import Batch, Subject
+from subject import Batch, Sizes, Subject
 from transformers import PreTrainedModel
 
 from wid_hf import WidConfig, WidSchedule, get_wid_model
+from wid_hf.config import CalibrationConfig
 from wid_hf.hub.model_size import model_size
 
 
@@ -25,7 +26,7 @@ from wid_hf.hub.model_size import model_size
 class Start:
     """How a student starts and becomes narrow: fields of its config, and the switches of `calibrate`.
 
-    `scratch` stands for a stock student with random weights.
+    `calibration` holds fields of `CalibrationConfig`. `scratch` stands for a stock student with random weights.
     """
 
     init: str = "calibrated"
@@ -35,6 +36,7 @@ class Start:
     pca: bool = True
     schedule: str | WidSchedule = "narrow"
     head_strategy: str = "dim"
+    calibration: Mapping[str, Any] = field(default_factory=dict)
     scratch: bool = False
 
 
@@ -50,7 +52,12 @@ DECODER_STARTS = {name: STARTS[name] for name in ("identity, first indices", "se
     "+ lifts, attention spectra": Start(pca=False),
     "+ stream in an orthogonal basis = calibrated": Start(),
 }
-
+# What `start` and `train` compare: ways to calibrate.
+CALIBRATIONS = {
+    "selection": Start(pca=False),
+    "turned": Start(),
+    "refined": Start(calibration={"refine": "auto"}),
+}
 
 SLOW = {"mask_interval": 0.2 / 16, "decay_to_zero_steps": 0.1}
 SCHEDULES = {
@@ -64,15 +71,19 @@ SCHEDULES = {
 }
 
 
-def uncalibrated(teacher: PreTrainedModel, sizes: Mapping[str, Any], start: Start) -> PeftModel:
+def uncalibrated(teacher: PreTrainedModel, sizes: Sizes, start: Start) -> PeftModel:
     """Return a student of `teacher` that has seen no data yet."""
-    fields = {"head_strategy": start.head_strategy, **sizes}
-    return get_wid_model(
-        teacher, WidConfig(**fields, init=start.init, selection=start.selection, schedule=start.schedule)
+    config = WidConfig(
+        **{"head_strategy": start.head_strategy, **sizes},
+        init=start.init,
+        selection=start.selection,
+        schedule=start.schedule,
+        calibration_config=CalibrationConfig(**start.calibration),
     )
+    return get_wid_model(teacher, config)
 
 
-def from_scratch(teacher: PreTrainedModel, sizes: Mapping[str, Any], seed: int) -> PreTrainedModel:
+def from_scratch(teacher: PreTrainedModel, sizes: Sizes, seed: int) -> PreTrainedModel:
     """Return a stock student of these sizes with random weights."""
     student = uncalibrated(teacher, sizes, Start("identity", "first")).merge_and_unload()
     torch.manual_seed(seed)
@@ -91,10 +102,9 @@ def measure_teacher(subject: Subject) -> Record:
     return {"scores": subject.score(teacher), "parameters": model_size(teacher).total}
 
 
-def measure_start(subject: Subject, sizes: Mapping[str, Any], start: Start, seed: int) -> Record:
-    """Return figures of a student that nothing trained, and what it took to start it."""
+def measure_start(subject: Subject, sizes: Sizes, start: Start, batches: list[Batch]) -> Record:
+    """Return figures of a student that nothing trained, and what it took to start it from these batches."""
     model = uncalibrated(subject.teacher(), sizes, start)
-    batches = subject.calibration(seed)  # tokenized before the clock starts
     before = reset_peak()
     began, used = time.perf_counter(), time.process_time()
     calibrate(model, start, batches)
@@ -105,3 +115,17 @@ def measure_start(subject: Subject, sizes: Mapping[str, Any], start: Start, seed
         "scores": subject.score(model),
         "parameters": model_size(model.merge_and_unload()).total,
     }
+
+
+def measure_seconds(
+    subject: Subject, sizes: Sizes, starts: Mapping[str, Start], batches: list[Batch], rounds: int
+) -> Record:
+    """Return the seconds of each start in each round; starts take turns, so that a busy machine slows all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in starts}
+    for _ in range(rounds):
+        for name, start in starts.items():
+            model = uncalibrated(subject.teacher(), sizes, start)
+            began = time.perf_counter()
+            calibrate(model, start, batches)
+            seconds[name].append(time.perf_counter() - began)
+    return {"rounds": seconds}

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from starts import Start, calibrate, from_scratch, uncalibrated
 from store import Record
-from subjects import Subject
+from subject import Sizes, TextSubject
 from transformers import PrinterCallback, ProgressCallback, Trainer
 
 from wid_hf import WidTrainingArguments
@@ -21,14 +20,15 @@ from wid_hf.progressive.history import narrow_from, widths_over_steps
 
 
 def train(
-    subject: Subject,
-    sizes: Mapping[str, Any],
+    subject: TextSubject,
+    sizes: Sizes,
     start: Start,
     *,
     steps: int,
     batch_size: int,
     rates: tuple[float, float],
     seed: int,
+    merged: bool = False,
 ) -> Record:
     """Return what `steps` steps make of a student; all but the start is as `wid-hf compress` does it.
 
@@ -38,14 +38,16 @@ def train(
         start: where it starts.
         steps: optimizer steps.
         batch_size: texts per step.
-        rates: learning rates of compactors and of the teacher's weights.
+        rates: learning rates of compactors and of the teacher's weights; a stock student has the first.
         seed: of the texts calibrated on, data order, masking and dropout.
+        merged: whether the student is merged at its start, so that a stock student trains.
     """
     if start.scratch:
         model: Any = from_scratch(subject.teacher(), sizes, seed)
     else:
         model = uncalibrated(subject.teacher(), sizes, start)
         calibrate(model, start, subject.calibration(seed))
+        model = model.merge_and_unload().train() if merged else model
     before = subject.score(model)
     with tempfile.TemporaryDirectory() as scratch:
         arguments = WidTrainingArguments(
@@ -65,7 +67,7 @@ def train(
             disable_tqdm=True,
             seed=seed,
         )
-        trainer = (Trainer if start.scratch else subject.trainer)(
+        trainer = (Trainer if start.scratch or merged else subject.trainer)(
             model=model, args=arguments, train_dataset=subject.train_set, data_collator=subject.collator
         )
         trainer.pop_callback(ProgressCallback)

@@ -73,6 +73,16 @@ def run_name(settings: Record) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def library_version() -> str:
+    """Return the last commit of the library, with a mark of what has changed in it since, if anything did."""
+    package = ROOT / "src"
+    found = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        found.update(str(file.relative_to(package)).encode() + file.read_bytes())
+    changed = f"+{found.hexdigest()[:6]}" if _git("status", "--porcelain", "--", "src") else ""
+    return (_git("log", "-1", "--format=%h", "--", "src") or "unknown") + changed
+
+
 def _commit() -> str:
     """Return the last commit of the library, with a mark if it or these benchmarks have changed since."""
     changed = _git("status", "--porcelain", "--", "src", "benchmarks")

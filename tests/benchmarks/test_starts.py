@@ -6,18 +6,15 @@ import json
 import time
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pandas as pd
 import pytest
 from benchmark_command import load_command
-from toys import save_teacher, texts
-from transformers import BertForMaskedLM, BertModel
+from tiny_subjects import SIZES, masked_subject, sentences_subject
 
 pytestmark = pytest.mark.slow  # of benchmarks, not of the library
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "calibration"
-SIZES = {width: {"hidden_size": 4 * share, "intermediate_size": 8 * share} for width, share in (("1/2", 3), ("1/4", 2))}
 
 
 @pytest.fixture
@@ -25,48 +22,10 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """`benchmarks/calibration/__main__.py` with tiny teachers, and a folder of its own for records and page."""
     module = load_command(FOLDER)
     monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(module, "SUBJECTS", {"reaction-bert": masked(tmp_path), "minilm": sentences(tmp_path)})
+    monkeypatch.setattr(
+        module, "SUBJECTS", {"reaction-bert": masked_subject(tmp_path), "minilm": sentences_subject(tmp_path)}
+    )
     return module
-
-
-def write_rows(file: Path, seed: int, count: int = 48) -> Path:
-    rows = zip(texts(count, seed), texts(count, seed + 100), range(count), strict=True)
-    lines = [json.dumps({"text_a": a, "text_b": b, "label": float(at % 6)}) for a, b, at in rows]
-    file.write_text("\n".join(lines) + "\n")
-    return file
-
-
-def masked(folder: Path) -> Any:
-    from subjects import Masked
-
-    return Masked(
-        "reaction-bert",
-        save_teacher(folder / "masked", BertForMaskedLM),
-        SIZES,
-        write_rows(folder / "a.jsonl", 0),
-        ("text_a",),
-        write_rows(folder / "b.jsonl", 1),
-        calibration_texts=40,
-        scored_texts=16,
-        max_length=12,
-    )
-
-
-def sentences(folder: Path) -> Any:
-    from subjects import Sentences
-
-    return Sentences(
-        "minilm",
-        save_teacher(folder / "encoder", BertModel),
-        SIZES,
-        write_rows(folder / "a.jsonl", 0),
-        ("text_a", "text_b"),
-        write_rows(folder / "b.jsonl", 1),
-        calibration_texts=40,
-        scored_texts=16,
-        max_length=12,
-        validation=write_rows(folder / "c.jsonl", 2),
-    )
 
 
 def test_every_start_of_every_width_is_measured_and_the_pieces_differ(
@@ -91,7 +50,7 @@ def test_a_finished_run_is_read_back_and_no_run_begins_out_of_time(
     command.ablation(teacher=["reaction-bert"], width=["1/2"], output=page)
     first = page.read_text()
     for name in ("measure_teacher", "measure_start"):
-        monkeypatch.setattr(command, name, lambda *_, **__: pytest.fail("measured again"))
+        monkeypatch.setattr(f"sections.{name}", lambda *_, **__: pytest.fail("measured again"))
     command.ablation(teacher=["reaction-bert"], width=["1/2"], output=page)
     assert page.read_text() == first
     command.ablation(teacher=["reaction-bert"], limit_minutes=0, output=page)
@@ -127,7 +86,7 @@ def test_training_starts_where_the_ablation_left_the_student(command: ModuleType
     from training import train
 
     subject = command.SUBJECTS["reaction-bert"]
-    begun = measure_start(subject, SIZES["1/2"], STARTS[CALIBRATED], seed=0)
+    begun = measure_start(subject, SIZES["1/2"], STARTS[CALIBRATED], subject.calibration(seed=0))
     trained = train(subject, SIZES["1/2"], STARTS[CALIBRATED], steps=1, batch_size=4, rates=(1e-4, 1e-5), seed=0)
     assert trained["before"] == begun["scores"]
 
@@ -154,7 +113,7 @@ def test_a_teacher_follows_itself_perfectly(command: ModuleType) -> None:
 
 
 def test_spearman_counts_ranks_and_ties_share_theirs(command: ModuleType) -> None:
-    from subjects import spearman
+    from sentences import spearman
 
     assert spearman(pd.Series([1.0, 2.0, 3.0, 40.0]), pd.Series([9.0, 8.0, 8.0, 1.0])) == pytest.approx(-(0.9**0.5))
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from .dims import Dim
-from .landmarks import Key, Kind, LandmarkFinder, Sighting
+from .landmarks import Key, Kind, LandmarkFinder, Sighting, Term, Vector
 from .spaces import Axis, Node, SpaceTracker
 from .weight_inputs import contraction
 
@@ -110,8 +110,9 @@ class LandmarkRecord:
         self._finder = LandmarkFinder(names)
         self._tracker = SpaceTracker(dims, axes)
         self._places: dict[Key, Landmark] = {}
-        self._scalings: list[tuple[Sighting, Node, Node]] = []
-        self._sums: list[tuple[Sighting, Node]] = []
+        # Nothing that is kept holds a tensor.
+        self._scalings: list[tuple[Vector, str | None, Node, Node]] = []
+        self._sums: list[tuple[tuple[Term, ...], Node]] = []
         self._outputs: list[list[Node]] = []
         self._streams: dict[tuple[int, str], Node] = {}
 
@@ -144,10 +145,11 @@ class LandmarkRecord:
         if after is not None and after.key not in self._places:
             if cut is not None:
                 self._add(after, len(self._scalings))
-                self._scalings.append((after, *cut))
+                assert after.vector is not None
+                self._scalings.append((after.vector, after.bias, *cut))
             elif all(term.input in self._places for term in after.terms):
                 self._add(after, len(self._sums))
-                self._sums.append((after, self._tracker.of(after.tensor)[after.axis]))
+                self._sums.append((after.terms, self._tracker.of(after.tensor)[after.axis]))
         return seen
 
     def add_input(self, seen: Sighting, number: int) -> None:
@@ -167,20 +169,18 @@ class LandmarkRecord:
         number = self._tracker.number
         return Landmarks(
             dict(self._places),
-            tuple(self._scaling(*each) for each in self._scalings),
             tuple(
-                Sum(tuple((self._places[term.input].number, term.factor) for term in seen.terms), number(node))
-                for seen, node in self._sums
+                Scaling(vector.name, vector.offset, bias, number(before), number(after))
+                for vector, bias, before, after in self._scalings
+            ),
+            tuple(
+                Sum(tuple((self._places[term.input].number, term.factor) for term in terms), number(node))
+                for terms, node in self._sums
             ),
             self._tracker.weights(),
             tuple(tuple(map(number, nodes)) for nodes in self._outputs),
             {place: number(node) for place, node in self._streams.items()},
         )
-
-    def _scaling(self, seen: Sighting, before: Node, after: Node) -> Scaling:
-        assert seen.vector is not None
-        number = self._tracker.number
-        return Scaling(seen.vector.name, seen.vector.offset, seen.bias, number(before), number(after))
 
     def _add(self, seen: Sighting, number: int) -> None:
         self._places.setdefault(seen.key, Landmark(len(self._places), seen.key[0], number))

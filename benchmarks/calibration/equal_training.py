@@ -1,0 +1,130 @@
+"""The section of docs/starts.md about equal training from whole starts: compactors, or the student that they merge to.
+
+Takes a subject, starts, steps and a store of records; gives lines of Markdown, and makes the runs that are not
+recorded. A record belongs to the version of the library that made it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean
+
+from page import before_and_after, made_by, table
+from starts import Start
+from store import Record, Store, library_version
+from subject import Sizes, TextSubject
+from training import train
+
+# Learning rates with linear decay: the first of compactors or of a stock student, the second of the teacher's weights.
+RATES = {"compactors": (3e-4, 1e-4), "merged student": (1e-3, 1e-3)}
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a student trains: from which start, what of it, for how many steps of how many texts."""
+
+    start: str
+    trained: str
+    steps: int
+    batch_size: int
+
+
+def equally_trained(
+    subject: TextSubject,
+    sizes: Mapping[str, Sizes],
+    starts: Mapping[str, Start],
+    store: Store,
+    *,
+    steps: Sequence[int],
+    seeds: int,
+    batch_size: int,
+) -> list[str]:
+    """Return a table of students after equally many steps, and of merged ones after as many seconds as compactors had.
+
+    How many steps these are follows from the seconds per step of the first seed's runs.
+    """
+
+    def runs(width: str, training: Training) -> list[Record]:
+        made = (_run(subject, sizes[width], starts, store, training, seed) for seed in range(seeds))
+        return [record for record in made if record is not None]
+
+    rows: list[list[str]] = []
+    done: list[Record] = []
+    for width in sizes:
+        for start in starts:
+            for count in steps:
+                found = {trained: runs(width, Training(start, trained, count, batch_size)) for trained in RATES}
+                if all(found.values()):
+                    again = _as_many_seconds(*(records[0] for records in found.values()))
+                    found["merged student, equal seconds"] = runs(
+                        width, Training(start, "merged student", again, batch_size)
+                    )
+                rows += [_row(subject, width, start, trained, records) for trained, records in found.items() if records]
+                done += [record for records in found.values() for record in records]
+    if not rows:
+        return [f"{subject.name}: no run is finished yet.", ""]
+    columns = ["width", "start", "trained", "steps", "seeds", *subject.figures, "seconds", "seconds per step"]
+    return [
+        f"Steps of {batch_size} texts of at most {subject.max_length} tokens, scored on {subject.scored_texts} others; "
+        f"before → after. Learning rates with linear decay: {_told_rates()}. {made_by(done)}",
+        *table(columns, rows),
+    ]
+
+
+def _run(
+    subject: TextSubject, sizes: Sizes, starts: Mapping[str, Start], store: Store, training: Training, seed: int
+) -> Record | None:
+    start, rates = starts[training.start], RATES[training.trained]
+    settings = {
+        "what": "equal-training",
+        "teacher": subject.name,
+        "start": training.start,
+        "calibration": dict(start.calibration),
+        "trained": training.trained,
+        "sizes": dict(sizes),
+        "steps": training.steps,
+        "batch_size": training.batch_size,
+        "rates": list(rates),
+        "seed": seed,
+        "library": library_version(),
+    }
+    return store.get(
+        settings,
+        lambda: train(
+            subject,
+            sizes,
+            start,
+            steps=training.steps,
+            batch_size=training.batch_size,
+            rates=rates,
+            seed=seed,
+            merged=training.trained == "merged student",
+        ),
+    )
+
+
+def _as_many_seconds(compactors: Record, student: Record) -> int:
+    """Return the steps for which a student trains in the seconds that compactors had."""
+    return round(compactors["training_seconds"] / _per_step(student))
+
+
+def _per_step(record: Record) -> float:
+    return record["training_seconds"] / record["settings"]["steps"]
+
+
+def _row(subject: TextSubject, width: str, start: str, trained: str, records: Sequence[Record]) -> list[str]:
+    return [
+        width,
+        start,
+        trained,
+        f"{records[0]['settings']['steps']:,}",
+        str(len(records)),
+        *before_and_after(records, subject.figures),
+        f"{mean(record['training_seconds'] for record in records):.0f}",
+        f"{mean(_per_step(record) for record in records):.3f}",
+    ]
+
+
+def _told_rates() -> str:
+    return "; ".join(f"{trained} {rates[0]:g} / {rates[1]:g}" for trained, rates in RATES.items())

@@ -1,0 +1,111 @@
+"""Sentence encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pandas as pd
+import torch
+from subject import SCORE_BATCH, Batch, TextSubject, to_device
+from torch import Tensor
+from torch.nn import functional
+from transformers import DataCollatorWithPadding
+
+from wid_hf.tools.data import batches, load_texts, tokenize
+from wid_hf.tools.evaluation import cosine_correlation, embed
+from wid_hf.tools.evaluation.eval_mode import eval_mode
+from wid_hf.training.following_trainer import FollowingTrainer
+from wid_hf.training.losses.following import following_loss
+from wid_hf.training.trainer import WidTrainer
+
+
+@dataclass(frozen=True)
+class Sentences(TextSubject):
+    """A sentence encoder; its held-out texts are the pairs of an STS file, with people's `label`.
+
+    `loss` is `following_loss` on the first 256 sentences of `validation`; it looks at what the student kept of the
+    teacher's outputs, so it says little about students that kept something else. The other figures are from `held_out`:
+    Spearman's rank correlation of cosines with labels, the mean cosine of a student's mean-pooled vector with its
+    teacher's in the student's width, and the correlation of cosines with the teacher's, over the pairs of the file and over
+    all pairs of its first sentences.
+    """
+
+    validation: Path = field(kw_only=True)
+
+    figures: ClassVar[Mapping[str, str]] = {
+        "loss": ".3f",
+        "Spearman": ".2%",
+        "cosine with teacher": ".3f",
+        "correlation of cosines": ".3f",
+        "over all pairs": ".3f",
+    }
+    trainer: ClassVar[type[WidTrainer] | None] = FollowingTrainer
+    objective: ClassVar[str | None] = "following"
+    grid: ClassVar[tuple[tuple[float, float], ...]] = tuple(
+        (compactors, 0.0) for compactors in (5e-5, 2e-4, 5e-4, 1e-3)
+    )
+
+    @property
+    def collator(self) -> Any:
+        """Pads, and nothing else."""
+        return DataCollatorWithPadding(self.tokenizer)
+
+    def _batches(self, file: Path, column: str, count: int) -> list[Batch]:
+        texts = load_texts(str(file), column=column)
+        tokens = tokenize(texts.select(range(min(count, len(texts)))), self.tokenizer, self.max_length)
+        return list(batches(tokens.select_columns(["input_ids", "attention_mask"]), self.collator, SCORE_BATCH))
+
+    @cached_property
+    def _pairs(self) -> tuple[list[Batch], list[Batch], pd.Series]:
+        sides = [self._batches(self.held_out, column, self.scored_texts) for column in self.columns]
+        labels = pd.read_json(self.held_out, lines=True)["label"][: self.scored_texts]
+        return sides[0], sides[1], labels
+
+    @cached_property
+    def _wanted(self) -> tuple[Tensor, Tensor, list[tuple[Batch, Tensor]]]:
+        """The teacher's vectors of both sentences of all pairs, and its hidden states for the loss."""
+        teacher = self.teacher()
+        with eval_mode(teacher):
+            states = [
+                (batch, teacher(**batch).last_hidden_state)
+                for batch in self._batches(self.validation, self.columns[0], 256)
+            ]
+        return embed(teacher, self._pairs[0]), embed(teacher, self._pairs[1]), states
+
+    def score(self, model: Any) -> dict[str, float]:
+        """Return all figures; the teacher keeps every coordinate."""
+        first, second, labels = self._pairs
+        wanted, wanted_others, states = self._wanted
+        mapped = model.base_model.map_outputs if hasattr(model, "peft_config") else lambda outputs: outputs
+        vectors, others = embed(model, first), embed(model, second)
+        cosines = functional.cosine_similarity(vectors, others)
+        wanted_cosines = functional.cosine_similarity(wanted, wanted_others)
+        with eval_mode(model) as device:
+            losses = [
+                float(
+                    following_loss(
+                        model(**to_device(batch, device)).last_hidden_state.cpu(),
+                        mapped(target),
+                        target,
+                        batch["attention_mask"],
+                        cosine_weight=1.0,
+                    )
+                )
+                for batch, target in states
+            ]
+        return {
+            "loss": sum(losses) / len(losses),
+            "Spearman": spearman(pd.Series(cosines.tolist()), labels),
+            "cosine with teacher": float(functional.cosine_similarity(vectors, mapped(wanted)).mean()),
+            "correlation of cosines": float(torch.corrcoef(torch.stack([cosines, wanted_cosines]))[0, 1]),
+            "over all pairs": cosine_correlation(wanted, vectors),
+        }
+
+
+def spearman(a: pd.Series, b: pd.Series) -> float:
+    """Return Spearman's correlation: Pearson's of the ranks, where ties share theirs."""
+    return float(a.rank().corr(b.rank()))
