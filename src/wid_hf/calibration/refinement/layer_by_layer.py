@@ -125,11 +125,10 @@ def refine(
             batch_size,
         )
         parts = []
-        for at, layer in enumerate(layers):
-            if count:
-                parts.append(refiner.layer(layer, count, _share(deadline, len(layers) - at + 1)))
-            else:
-                refiner.follow(layer)
+        if not count:
+            refiner.skip_layers()
+        for at, layer in enumerate(layers if count else ()):
+            parts.append(refiner.layer(layer, count, _share(deadline, len(layers) - at + 1)))
         # The stream behind the last layer is not all that counts: where a tied table reads it, the scale that is right
         # for the scores differs from the teacher's. So the last layer trains once more with the head.
         parts.append(refiner.head(layers[:-1] if count else layers, max(count, HEAD_STEPS), deadline))
@@ -175,10 +174,10 @@ class _Refiner:
             self.student.open(name, inputs)
         return part
 
-    def follow(self, name: str) -> None:
-        """Lead both streams through a layer that stays as it is."""
+    def skip_layers(self) -> None:
+        """Lead both streams through all layers, which stay as they are."""
         for streams in (self.teacher, self.student):
-            streams.follow(name, streams.inputs(name))
+            streams.follow_all()
 
     def head(self, without: Sequence[str], steps: int, deadline: float | None) -> RefinedPart:
         """Refine everything that is in none of the layers `without`, and that changes outputs behind the last one."""

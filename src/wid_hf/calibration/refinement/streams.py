@@ -7,6 +7,8 @@ before it, not of the whole depth. Called by `layer_by_layer` and `head`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -73,6 +75,21 @@ class Streams:
         self._latest[_list_of(layer)] = made
         self._done.append(layer)
         return made
+
+    def follow_all(self) -> None:
+        """Run each piece through all layers, and go on with what the last one of each list returns."""
+        last = {_list_of(layer): layer for layer in self._layers}
+        made: dict[str, list[Stored]] = {name: [] for name in last}
+
+        def keep(name: str, module: nn.Module, args: Any, output: Any) -> None:
+            made[name].append(self._store.put(output))
+
+        with ExitStack() as hooks:
+            for name, layer in last.items():
+                hooks.callback(self.model.get_submodule(layer).register_forward_hook(partial(keep, name)).remove)
+            for at in range(len(self._pieces)):
+                self.outputs(at, shortly=False)
+        self._latest, self._done = made, list(self._layers)
 
     def open(self, layer: str, inputs: Sequence[Stored]) -> None:
         """Call a layer that is done with its arguments again in every forward: it goes on to change."""
