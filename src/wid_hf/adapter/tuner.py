@@ -20,6 +20,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from ..calibration import AxisMaps, Calibration, Start, initialize, refine
 from ..calibration.batches import Batch
 from ..calibration.precision import Precision
+from ..calibration.refinement.pieces import can_be_divided
 from ..config import WidConfig
 from ..coupling import Dim, Plan
 from ..coupling.index_sets import IndexSets, axis_indices
@@ -363,7 +364,7 @@ class WidModel(OneAdapterTuner):
                 output=config.calibration_config.output,
             )
             report = start.report
-            if config.calibration_config.refine:
+            if config.calibration_config.refine or (start.has_head and can_be_divided(batches)):
                 report = self._refined(start, batches, Path(folder) if folder is not None else None)
         self.calibration = report if solved else None
         self.kept.copy_(self._kept(start.index_sets))

@@ -39,11 +39,13 @@ class Start:
         index_sets: the teacher's indices that each leaf keeps; of a turned leaf, those that it is nearest to.
         maps: T `(k, n)` of each turned leaf: its activations are `T x` of the teacher's x.
         report: what calibration found.
+        has_head: whether a tied table scores something that no closed form fits: the result of a head's own transform.
     """
 
     index_sets: dict[Dim, Tensor]
     maps: dict[Dim, Tensor]
     report: Calibration
+    has_head: bool = False
 
 
 def initialize(
@@ -119,7 +121,8 @@ def initialize(
     turned = ", ".join(f"{stream.leaf.size} -> {len(map_)}" for stream, map_ in best.streams)
     words = f"Streams turned: {turned}" if turned else ""
     report = Calibration(tuple(found), positions, time.monotonic() - began, words, trials)
-    return Start(dict(best.index_sets), best.maps, report)
+    has_head = reconstruction and any(stream.heads for stream in streams)
+    return Start(dict(best.index_sets), best.maps, report, has_head)
 
 
 def _candidates(

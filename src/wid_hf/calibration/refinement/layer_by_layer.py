@@ -35,6 +35,7 @@ from .tensor_store import Stored, TensorStore
 RATE = 0.05
 HEAD_RATE = 0.01
 MOST_STEPS = 300
+HEAD_STEPS = 300
 IN_MEMORY = 4 << 30  # bytes of streams; more lie in files
 NOT_BETTER = "no better on held-out texts"
 NO_WEIGHT = "no weight of its own shrinks"
@@ -83,7 +84,8 @@ def refine(
         plan: sizes of the student.
         batches: keyword arguments of forwards.
         maps: gives the map `(k, n)` from teacher to student of an axis by its tree.
-        steps: optimizer steps of a layer, at most; "auto" is 40 and one more for every two texts, at most 300.
+        steps: optimizer steps of a layer, at most; "auto" is 40 and one more for every two texts, at most 300. With 0
+            only what stands behind the layers is trained.
         precision: of the forwards.
         batch_size: texts in a step, about.
         seconds: time that all may take; each layer gets an equal share of what is left. None for no limit.
@@ -124,8 +126,13 @@ def refine(
         )
         parts = []
         for at, layer in enumerate(layers):
-            parts.append(refiner.layer(layer, count, _share(deadline, len(layers) - at + 1)))
-        parts.append(refiner.head(count, deadline))
+            if count:
+                parts.append(refiner.layer(layer, count, _share(deadline, len(layers) - at + 1)))
+            else:
+                refiner.follow(layer)
+        # The stream behind the last layer is not all that counts: where a tied table reads it, the scale that is right
+        # for the scores differs from the teacher's. So the last layer trains once more with the head.
+        parts.append(refiner.head(layers[:-1] if count else layers, max(count, HEAD_STEPS), deadline))
     return Refinement(tuple(parts), time.monotonic() - began)
 
 
@@ -168,15 +175,16 @@ class _Refiner:
             self.student.open(name, inputs)
         return part
 
-    def head(self, steps: int, deadline: float | None) -> RefinedPart:
-        """Refine what stands behind the last layers, together with the last one.
+    def follow(self, name: str) -> None:
+        """Lead both streams through a layer that stays as it is."""
+        for streams in (self.teacher, self.student):
+            streams.follow(name, streams.inputs(name))
 
-        Its stream alone is not what counts in the end: where a tied table reads it, the scale that is right for the
-        scores differs from the teacher's.
-        """
+    def head(self, without: Sequence[str], steps: int, deadline: float | None) -> RefinedPart:
+        """Refine everything that is in none of the layers `without`, and that changes outputs behind the last one."""
         if not self.student.can_be_cut:
             return RefinedPart(HEAD, nan, nan, 0, 0.0, 0.0, NOT_CUT)
-        chosen = chosen_outside(self.student.model, self.plan, self.layers[:-1])
+        chosen = chosen_outside(self.student.model, self.plan, without)
         loss = HeadLoss(self.teacher, self.student, self.trace, self.maps, self.pieces)
         weights = PlainWeights(self.student.model, chosen, self.cache)
         if weights.leaves:

@@ -59,6 +59,11 @@ class Pieces:
         return min(len(self.training), ceil(texts * len(self.all) / max(self.texts, 1)))
 
 
+def can_be_divided(batches: Sequence[Batch]) -> bool:
+    """Return whether there are two pieces or more: some to train on, and some to hold out."""
+    return len(batches) > 1 or sum(map(_texts, batches)) > 1
+
+
 def _texts(batch: Batch) -> int:
     return next((len(value) for value in batch.values() if isinstance(value, Tensor) and value.ndim), 1)
 
