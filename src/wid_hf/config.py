@@ -51,8 +51,9 @@ class CalibrationConfig:
             teacher on held-out batches: combinations of the teacher's coordinates, with about its cosines and
             distances. `"coordinates"` keeps selected coordinates.
         refine: most optimizer steps by which each layer, and at the end the head, is refined by itself after the closed
-            form, without labels; one text in ten is held out, and nothing gets worse on these. 0 for none. `"auto"` is
-            40 steps and one more for every two texts, at most 300.
+            form, without labels; one text in ten is held out, and nothing gets worse on these. `"auto"` is 40 steps and
+            one more for every two texts, at most 300. 0 refines no layer; only a head between a stream and a tied
+            table (of masked language models) is trained then, which no closed form fits.
         refine_seconds: seconds that refinement may take in all; None for no limit.
 
     Raises:
@@ -64,9 +65,9 @@ class CalibrationConfig:
     batch_size: int = field(default=32, metadata={"help": "Rows per batch of calibration."})
     ridge: float = field(default=1e-4, metadata={"help": "Ridge strength of the least-squares fit."})
     output: Output = field(
-        default="auto", metadata={"help": "Outputs that a caller sees: turned where that loses less ('auto'), or 'coordinates'."}
+        default="auto", metadata={"help": "Outputs that a caller sees: 'auto' may turn them, or 'coordinates'."}
     )
-    refine: int | Literal["auto"] = field(default=0, metadata={"help": "Steps by which each layer is refined, or 'auto'."})
+    refine: int | Literal["auto"] = field(default=0, metadata={"help": "Steps of each layer's refinement, or 'auto'."})
     refine_seconds: float | None = field(default=None, metadata={"help": "Seconds that refinement may take in all."})
 
     def __post_init__(self) -> None:

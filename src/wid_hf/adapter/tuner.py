@@ -313,9 +313,10 @@ class WidModel(OneAdapterTuner):
         With `init="calibrated"` index sets are selected, attention heads are rotated by head SVD, and layer-wise least
         squares fit each weight's columns so that its input in the teacher is reconstructed from its input in the
         student. A residual stream that is proved to allow it is turned: it keeps combinations of the teacher's indices,
-        if that brings the student nearer to the teacher on held-out batches than indices do. With
-        `CalibrationConfig.refine` each layer is then refined by gradient. With `init="identity"` only index sets are
-        selected. The report is in `calibration`, the turned streams in `turned`.
+        if that brings the student nearer to the teacher on held-out batches than indices do. The head of a masked
+        language model is then fitted by gradient, and with `CalibrationConfig.refine` each layer is refined. With
+        `init="identity"` only index sets are selected. The report is in `calibration`, the turned streams are in
+        `turned`.
 
         Args:
             batches: keyword dictionaries for the teacher's forward, several, so that a part can be held out; padding is
