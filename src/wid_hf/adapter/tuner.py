@@ -308,19 +308,23 @@ class WidModel(OneAdapterTuner):
         reset: bool = False,
         folder: str | Path | None = None,
     ) -> None:
-        """Set the start of every compactor from the teacher's activations on `batches`.
+        """Set the start of every compactor from the activations of teacher and student on `batches`.
 
         With `init="calibrated"` index sets are selected, attention heads are rotated by head SVD, and layer-wise least
         squares fit each weight's columns so that its input in the teacher is reconstructed from its input in the
-        student. A stream that is proved to meet only RMS norms and matrices keeps its principal directions instead of
-        indices. With `init="identity"` only index sets are selected.
+        student. A residual stream that is proved to allow it is turned: it keeps combinations of the teacher's indices,
+        if that brings the student nearer to the teacher on held-out batches than indices do. The head of a masked
+        language model is then fitted by gradient, and with `CalibrationConfig.refine` each layer is refined. With
+        `init="identity"` only index sets are selected. The report is in `calibration`, the turned streams are in
+        `turned`.
 
         Args:
-            batches: keyword dictionaries for the teacher's forward; padding is left out by `attention_mask`. Labels are
-                used only if a sequence-to-sequence model makes its decoder's inputs from them.
-            reconstruction: False leaves out the least squares, to measure their effect.
+            batches: keyword dictionaries for the teacher's forward, several, so that a part can be held out; padding is
+                left out by `attention_mask`. Labels are used only if a sequence-to-sequence model makes its decoder's
+                inputs from them.
+            reconstruction: False leaves out all least squares, to measure their effect.
             head_svd: False selects indices inside heads.
-            pca: False selects indices of every stream.
+            pca: False turns no stream and selects indices of each, without a trial.
             reset: True discards what compactors have learned so far.
             folder: where refinement saves every layer that is finished (`CalibrationConfig.refine`); a later call with
                 the same teacher, sizes and batches goes on behind them.
