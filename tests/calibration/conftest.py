@@ -15,7 +15,7 @@ from wid_hf.calibration.candidates import SELECTED, TURNED, Candidate
 def turned_is_best(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the turned stream untried: random weights say little about which candidate is best."""
 
-    def choose(candidates: Sequence[Candidate], *_: Any) -> tuple[Candidate, tuple[()]]:
+    def choose(candidates: Sequence[Candidate], *_: Any, **__: Any) -> tuple[Candidate, tuple[()]]:
         assert candidates[0].name == TURNED and candidates[-1].name == SELECTED
         return candidates[0], ()
 

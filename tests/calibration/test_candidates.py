@@ -45,7 +45,7 @@ def chosen(errors: dict[str, float], data: Sequence[Batch]) -> tuple[str, dict[s
         with torch.no_grad():
             student.weight.copy_(torch.eye(3) + errors[candidate.name] * torch.eye(3).roll(1, 0))
 
-    best, trials = choose(candidates(*errors), start, Linear(), student, data, PLAIN)
+    best, trials = choose(candidates(*errors), start, Linear(), student, data, PLAIN, positions=1, widest=1000)
     assert [trial.name for trial in trials if trial.chosen] == [best.name]
     return best.name, {trial.name: trial.divergence for trial in trials}, student, seen
 
@@ -83,7 +83,7 @@ def test_a_single_start_is_not_tried() -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("tried")
 
-    best, trials = choose(candidates("only"), refuse, Linear(), Linear(), batches(4), PLAIN)
+    best, trials = choose(candidates("only"), refuse, Linear(), Linear(), batches(4), PLAIN, positions=1, widest=1)
     assert (best.name, trials) == ("only", ())
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any
 
 import torch
@@ -25,7 +26,8 @@ from .stream import Stream
 SELECTED = "indices selected"
 TURNED = "stream turned"
 OUTLIERS_KEPT = "stream turned, outlying indices kept"
-TRIAL = 4  # one batch in so many is calibrated on in a trial, and as many are scored
+SHARE = 4  # at most one batch in so many is calibrated on in a trial; as many are scored
+ENOUGH = 4  # positions per index of the widest weight input are enough for a trial
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,9 @@ def choose(
     student: nn.Module,
     batches: Sequence[Batch],
     precision: Precision,
+    *,
+    positions: int,
+    widest: int,
 ) -> tuple[Candidate, tuple[Trial, ...]]:
     """Return the candidate with the smallest divergence, and all trials; the first among equals.
 
@@ -69,11 +74,14 @@ def choose(
         student: is left at one of the candidates.
         batches: of all calibration data; with fewer than two, the one is used for both parts.
         precision: of the forwards.
+        positions: of all batches.
+        widest: indices of the student's widest weight input.
     """
     if len(candidates) == 1:
         return candidates[0], ()
-    count = max(1, len(batches) // TRIAL)
-    trial, held_out = batches[:count], batches[-count:]
+    most = max(1, len(batches) // SHARE)
+    needed = ceil(ENOUGH * widest * len(batches) / max(positions, 1))
+    trial, held_out = batches[: min(most, needed)], batches[-most:]
     with quiet_forward(teacher):
         wanted = [seen_by_callers(_outputs(teacher, batch, precision)) for batch in held_out]
     found: list[tuple[float, str]] = []

@@ -39,6 +39,7 @@ class HeadRotation:
         self._heads = heads
         self._factors = {carrier for products in heads.values() for carrier in products.left | products.right}
         self._outputs: dict[Carrier, Tensor] = {}
+        self._logit_maps: dict[Dim, tuple[Tensor, Tensor]] = {}  # the same for every start
         self._contexts: dict[Dim, list[tuple[int, Tensor]]] = defaultdict(list)
 
     def needs(self, at: int) -> bool:
@@ -85,8 +86,10 @@ class HeadRotation:
         count = self._plan.targets[leaf]
         if products.left:
             sides = products.left, products.right
-            left, right = (torch.stack([self._outputs[carrier] for carrier in side]).sum(0) for side in sides)
-            yield from zip(sides, logit_maps(left, right, count), strict=True)
+            if leaf not in self._logit_maps:
+                left, right = (torch.stack([self._outputs[carrier] for carrier in side]).sum(0) for side in sides)
+                self._logit_maps[leaf] = logit_maps(left, right, count)
+            yield from zip(sides, self._logit_maps[leaf], strict=True)
             return
         contexts = self._contexts[leaf]
         both = [matrix for _, matrix in contexts], [self._gram(leaf, at, turned) for at, _ in contexts]

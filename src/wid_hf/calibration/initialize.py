@@ -116,7 +116,10 @@ def initialize(
             turned = candidate.streams
             return reconstruct(teacher, student, trace, plan, some, precision=precision, ridge=ridge, streams=turned)
 
-        best, trials = choose(candidates, start, teacher, student, batches, precision)
+        widest = max((plan.size(plan.dim_of(each)) for each in plan.weight_inputs), default=1)
+        best, trials = choose(
+            candidates, start, teacher, student, batches, precision, positions=positions, widest=widest
+        )
         found = start(best, batches)
     turned = ", ".join(f"{stream.leaf.size} -> {len(map_)}" for stream, map_ in best.streams)
     words = f"Streams turned: {turned}" if turned else ""
@@ -132,15 +135,16 @@ def _candidates(
     streams: Sequence[Stream],
 ) -> list[Candidate]:
     """Return the starts to choose from: turned streams first, if there are any."""
-    turned = []
-    if streams:
-        turned.append((TURNED, stream_rotation.turned()))
+    selected = Candidate(SELECTED, index_sets, head_rotation.maps(index_sets, {}))
+    if not streams:
+        return [selected]
+    turned = [(TURNED, stream_rotation.turned())]
     if stream_rotation.has_outliers:
         turned.append((OUTLIERS_KEPT, stream_rotation.turned(keep_outliers=True)))
+    inside_heads = head_rotation.maps(index_sets, turned[0][1].rotations)  # outlying indices make no difference to them
     found = []
     for name, parts in turned:
-        sets = {**index_sets, **parts.index_sets}
-        rotations = {**head_rotation.maps(sets, parts.rotations), **parts.rotations}
+        rotations = {**inside_heads, **parts.rotations}
         maps = [(stream, parts.maps[stream.leaf]) for stream in streams]
-        found.append(Candidate(name, sets, rotations, parts.vectors, maps))
-    return [*found, Candidate(SELECTED, index_sets, head_rotation.maps(index_sets, {}))]
+        found.append(Candidate(name, {**index_sets, **parts.index_sets}, rotations, parts.vectors, maps))
+    return [*found, selected]
