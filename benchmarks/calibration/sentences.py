@@ -30,8 +30,8 @@ class Sentences(TextSubject):
     `loss` is `following_loss` on the first 256 sentences of `validation`; it looks at what the student kept of the
     teacher's outputs, so it says little about students that kept something else. The other figures are from `held_out`:
     Spearman's rank correlation of cosines with labels, the mean cosine of a student's mean-pooled vector with its
-    teacher's in the student's width, and the correlation of cosines with the teacher's, over the pairs of the file and over
-    all pairs of its first sentences.
+    teacher's in the student's width, and the correlation of cosines with the teacher's, over the pairs of the file and
+    over all pairs of its first sentences.
     """
 
     validation: Path = field(kw_only=True)

@@ -76,8 +76,8 @@ def refine(
 
     A layer is called with what the refined layers before it make. It trains by Adam as a plain layer, and the change of
     each of its weights is written back into the weight's maps. Where that does not make the error on held-out texts
-    smaller, the layer stays as it was. Tables, weights that are shared, and weights that do not shrink stay. A layer that
-    ends with the vector before a tied table's scores trains with the head alone: that vector has the scale that is
+    smaller, the layer stays as it was. Tables, weights that are shared, and weights that do not shrink stay. A layer
+    that ends with the vector before a tied table's scores trains with the head alone: that vector has the scale that is
     right for the scores, which is not that of the teacher's stream.
 
     Args:
