@@ -24,6 +24,7 @@ def test_a_config_of_version_0_1_loads_to_the_same_values_without_a_warning(stra
         "calibration_samples": written["calibration_samples"],
         "calibration_batch_size": written["calibration_batch_size"],
         "ridge": written["ridge"],
+        "output": "auto",
         "refine": 0,
         "refine_seconds": None,
     }

@@ -141,10 +141,12 @@ def turned_bert_start(
         elif kind == "norm":
             normed[name] = x
 
-    # 1. The map. What the last norm makes counts without its vectors, about zero: they go into the classifier.
+    # 1. The map. What the last norm makes counts without its vectors, which go into the classifier; there the direction
+    # of the mean counts as much as all variation.
     made = {name: moments(z * w[f"{name}.weight"] + w[f"{name}.bias"])[1] for name, z in normed.items()}
-    made[last] = normed[last].T @ normed[last] / len(normed[last])
-    t = turned_map(sum(each / each.trace() for each in made.values()), hidden_size)
+    mean, made[last] = moments(normed[last])
+    variation = sum(each / each.trace() for each in made.values())
+    t = turned_map(variation + torch.outer(mean, mean) / (mean @ mean), hidden_size)
     scale = w[f"{last}.weight"]
 
     # 2. Where each weight starts. The stream turns; blocks keep indices, heads the best combinations.
@@ -164,7 +166,8 @@ def turned_bert_start(
         queries = of_heads(wq @ stream @ wq.T + torch.outer(mean, mean), heads)
         p, q = query_key_svd(queries, of_heads(wk @ stream @ wk.T, heads), width)
         rows[query], rows[key] = torch.block_diag(*p) * (hidden_size / config.hidden_size) ** 0.5, torch.block_diag(*q)
-        r, c = value_output_svd(of_heads(seen[out][1], heads), of_heads(wo.T @ wo, heads), width)
+        kept = t @ wo  # of what heads write, only what the stream keeps
+        r, c = value_output_svd(of_heads(seen[out][1], heads), of_heads(kept.T @ kept, heads), width)
         rows[value], columns[out] = torch.block_diag(*r), torch.block_diag(*c)
 
     # 3 to 5. Teacher and student side by side.

@@ -232,4 +232,5 @@ def test_shifts_learn_with_the_compactors(tiny_bert: BertForMaskedLM, tmp_path: 
     trainer = WidTrainer(model=get_wid_model(tiny_bert, CALIBRATED), args=args, train_dataset=masked_rows())
     rates = {p: group["lr"] for group in trainer.create_optimizer().param_groups for p in group["params"]}
     shifts = [p for name, p in trainer.model.named_parameters() if name.endswith(".shift")]
-    assert len(shifts) == 13 and {rates[p] for p in shifts} == {3e-3}
+    # 6 matrices with a bias in each of two layers and one in the head; weight and bias of 6 norms in a turned stream
+    assert len(shifts) == 25 and {rates[p] for p in shifts} == {3e-3}

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..coupling.landmark_record import Landmark
 from ..coupling.plan import Plan, key
 from ..coupling.trace import Trace
 from ..coupling.weight_inputs import WeightInput
@@ -74,52 +75,77 @@ def reconstruct(
     """
     folded = {name: module for name, module in folded_weights(student).items() if name in trace.weights}
     folds = FoldCache(student)
-    columns = _Columns(trace, plan, folded, ridge)
-    norms = NormScale(trace, plan, folded, folds, ridge)
-    maps = {scaling: map_ for stream, map_ in streams for scaling in stream.fitted}
-    vectors = VectorFit(trace, folded, maps)
-    residuals = ResidualFit(trace, plan, folded, streams, WRITER_RIDGE)
-    inputs = {*columns.compactors, *norms.vectors, *residuals.inputs}
-    places = plan.landmarks
-    stops = [place for place in places.of("input") if place.number in inputs]
-    stops += [place for place in places.of("scaled") if places.scalings[place.number] in maps]
-    stops += residuals.sums
-    if not stops:
+    fits = _Fits(trace, plan, folded, folds, streams, ridge)
+    if not fits.stops:
         return []
-    found: list[InputReconstruction] = []
-    moments: PairedMoments | None = None
-    previous: Operands = []
     watched = Watched(student, folded)
     models = [Watched(teacher, trace.weights), watched]
     with (
         folds.keeping(FoldPolicy.for_calibration()),
-        Lockstep(models, batches, plan, stops, precision) as lockstep,
+        Lockstep(models, batches, plan, fits.stops, precision) as lockstep,
     ):
-        for place, (of_teacher, of_student) in progress_bar(lockstep, "Calibrating", len(stops)):
-            at = place.number
-            changed: Iterable[str] = ()
-            if place.kind == "scaled":
-                changed = vectors.fit(places.scalings[at], of_teacher, of_student)
-                previous = []  # the student's activations were changed in place
-            elif place.kind == "sum":
-                changed = residuals.fit(place, of_teacher, of_student)
-                previous = []
-            elif at in norms.vectors:
-                found.append(norms.fit(at, of_teacher, of_student))
-                previous = []
-            elif at in columns.compactors:
-                operands = [*of_teacher, *of_student]
-                if not previous or not are_same(previous, operands):
-                    moments = columns.moments(at, of_teacher, of_student)
-                previous = operands
-                found.append(columns.fit(at, moments))
-                changed = columns.changed(at)
-            if place.kind == "input":
-                residuals.keep(at, of_teacher, of_student)
-            for name in changed:  # every forward already has the old fold
+        for place, (of_teacher, of_student) in progress_bar(lockstep, "Calibrating", len(fits.stops)):
+            for name in fits.fit(place, of_teacher, of_student):  # every forward already has the old fold
                 folds.forget(folded[name])
                 lockstep.replace(watched, name, folded[name](trace.weights[name]))
-    return found
+    return fits.found
+
+
+class _Fits:
+    """All that is fitted, each at its landmark.
+
+    Attributes:
+        stops: the landmarks.
+        found: of the weight inputs so far.
+    """
+
+    def __init__(
+        self,
+        trace: Trace,
+        plan: Plan,
+        folded: Mapping[str, FoldedWeight],
+        folds: FoldCache,
+        streams: Sequence[tuple[Stream, Tensor]],
+        ridge: float,
+    ) -> None:
+        places = plan.landmarks
+        maps = {scaling: map_ for stream, map_ in streams for scaling in stream.fitted}
+        self._scalings = places.scalings
+        self._columns = _Columns(trace, plan, folded, ridge)
+        self._norms = NormScale(trace, plan, folded, folds, ridge)
+        self._vectors = VectorFit(trace, folded, maps)
+        self._residuals = ResidualFit(trace, plan, folded, streams, WRITER_RIDGE)
+        inputs = {*self._columns.compactors, *self._norms.vectors, *self._residuals.inputs}
+        self.stops = [place for place in places.of("input") if place.number in inputs]
+        self.stops += [place for place in places.of("scaled") if places.scalings[place.number] in maps]
+        self.stops += self._residuals.sums
+        self.found: list[InputReconstruction] = []
+        self._moments: PairedMoments | None = None
+        self._previous: Operands = []  # those that the moments are of
+
+    def fit(self, place: Landmark, teacher: Operands, student: Operands) -> Iterable[str]:
+        """Fit what is at a landmark, and return the names of weights whose folds are old now."""
+        if place.kind == "input":
+            changed = self._fit_input(place.number, teacher, student)
+            self._residuals.keep(place.number, teacher, student)
+            return changed
+        self._previous = []  # the student's activations change in place
+        if place.kind == "scaled":
+            return self._vectors.fit(self._scalings[place.number], teacher, student)
+        return self._residuals.fit(place, teacher, student)
+
+    def _fit_input(self, at: int, teacher: Operands, student: Operands) -> Iterable[str]:
+        if at in self._norms.vectors:
+            self.found.append(self._norms.fit(at, teacher, student))
+            self._previous = []
+        elif at in self._columns.compactors:
+            operands = [*teacher, *student]
+            if not self._previous or not are_same(self._previous, operands):
+                self._moments = self._columns.moments(at, teacher, student)
+            self._previous = operands
+            self.found.append(self._columns.fit(at, self._moments))
+            return self._columns.changed(at)
+        return ()
 
 
 class _Columns:

@@ -7,7 +7,6 @@ add is the rest. They are fitted to it by ridge regression on their inputs in th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,37 +14,15 @@ from torch import Tensor
 from ..coupling.landmark_record import Landmark, Sum
 from ..coupling.plan import Plan
 from ..coupling.trace import Trace
-from ..coupling.weight_inputs import WeightInput
 from ..layers import Compactor, FoldedWeight
 from .forward_thread import Operand
 from .lockstep import Operands
-from .moments import Regression, as_matrix, full
+from .moments import Regression, full
+from .residual_writer import Writer, write
 from .stream import Stream
 
 Pair = tuple[Operand, Operand]
-
-
-@dataclass(frozen=True)
-class _Writer:
-    """A weight whose output is added to the stream.
-
-    Attributes:
-        at: number of its input.
-        factor: of its output.
-        weight_input: its input.
-        rows: its compactor onto the stream `(k, n)`.
-        columns: its compactor of the input, or None if that does not shrink.
-        folded: the weight.
-        bias: its bias, or None.
-    """
-
-    at: int
-    factor: float
-    weight_input: WeightInput
-    rows: Compactor
-    columns: Compactor | None
-    folded: FoldedWeight
-    bias: FoldedWeight | None
+Batch = tuple[Operand, Operand, list[Pair]]
 
 
 class ResidualFit:
@@ -106,15 +83,15 @@ class ResidualFit:
         if batches is None:
             return ()
         regression = self._regression(writers, map_)
-        before = [self._affine(writer) for writer in writers]
+        before = [writer.affine() for writer in writers]
         for mine, theirs, pairs in batches:
             regression.add(
                 *self._observations(writers, before, map_, stream.centred, follows_norm, mine, theirs, pairs)
             )
-        self._write(writers, regression)
+        write(writers, regression, self._ridge)
         change = [
             (new - old, shift - was)
-            for (new, shift), (old, was) in zip(map(self._affine, writers), before, strict=True)
+            for (new, shift), (old, was) in zip(map(Writer.affine, writers), before, strict=True)
         ]
         for _, theirs, pairs in batches:
             for writer, (matrix, bias), (_, own) in zip(writers, change, pairs, strict=True):
@@ -125,28 +102,27 @@ class ResidualFit:
             name for each in writers for name in (each.weight_input.weight, each.weight_input.bias) if name is not None
         )
 
-    def _paired(
-        self, writers: Sequence[_Writer], teacher: Operands, student: Operands
-    ) -> list[tuple[Operand, Operand, list[Pair]]] | None:
+    def _paired(self, writers: Sequence[Writer], teacher: Operands, student: Operands) -> list[Batch] | None:
         """Return for each batch both sums with the inputs of all weights; None where positions cannot be paired."""
-        kept = [self._kept.pop(writer.at, ([], [])) for writer in writers]
+        kept = [both for writer in writers if (both := self._kept.pop(writer.at, None)) is not None]
+        if len(kept) < len(writers):
+            return None
         batches = []
         for number, (mine, theirs) in enumerate(zip(teacher, student, strict=True)):
             if mine is None and theirs is None:
                 continue
-            pairs = [(one[number], other[number]) for one, other in kept if one and other]
-            found = [(own, its) for own, its in pairs if own is not None and its is not None]
-            if mine is None or theirs is None or len(found) < len(writers) or not _same_positions(mine, theirs, found):
+            batch = _batch(mine, theirs, [(one[number], other[number]) for one, other in kept])
+            if batch is None:
                 return None
-            batches.append((mine, theirs, found))
+            batches.append(batch)
         return batches or None
 
-    def _writers(self, found: Sum) -> list[_Writer]:
+    def _writers(self, found: Sum) -> list[Writer]:
         """Return the weights before a sum; none unless all of them can be fitted."""
         writers = [self._writer(at, factor) for at, factor in found.terms]
         return [each for each in writers if each is not None] if all(writers) else []
 
-    def _writer(self, at: int, factor: float) -> _Writer | None:
+    def _writer(self, at: int, factor: float) -> Writer | None:
         weight_input = self._plan.weight_inputs[at]
         name = weight_input.weight
         if name not in self._folded or len(self._plan.axes[name]) != 2 or weight_input.routed or not factor:
@@ -156,25 +132,29 @@ class ResidualFit:
         columns = modules.get(str(weight_input.axis))
         if not isinstance(rows, Compactor) or not (columns is None or isinstance(columns, Compactor)):
             return None
-        bias = self._folded.get(weight_input.bias) if weight_input.bias is not None else None
-        bias = bias if bias is not None and bias.shift is not None else None
-        return _Writer(at, factor, weight_input, rows, columns, self._folded[name], bias)
+        bias = weight_input.bias
+        return Writer(
+            at,
+            factor,
+            weight_input,
+            self._weights[name],
+            self._folded[name],
+            rows,
+            columns,
+            self._weights[bias] if bias is not None else None,
+            self._folded.get(bias) if bias is not None else None,
+        )
 
-    def _regression(self, writers: Sequence[_Writer], map_: Tensor) -> Regression:
+    def _regression(self, writers: Sequence[Writer], map_: Tensor) -> Regression:
         """Return moments to add to: new ones, or those of the earlier uses of shared weights."""
         names = tuple(each.weight_input.weight for each in writers)
         uses = sum(other.weight == names[0] for other in self._plan.weight_inputs)
-        k, n = map_.shape
-        width = sum(self._inner(each) if each.columns is not None else n for each in writers)
-        fresh = Regression(k, width, self._weights[names[0]].device)
+        fresh = Regression(len(map_), sum(each.width for each in writers), self._weights[names[0]].device)
         return self._so_far.setdefault(names, fresh) if uses > 1 else fresh
-
-    def _inner(self, writer: _Writer) -> int:
-        return self._plan.size(self._plan.dim_of(writer.weight_input))
 
     def _observations(
         self,
-        writers: Sequence[_Writer],
+        writers: Sequence[Writer],
         now: Sequence[tuple[Tensor, Tensor]],
         map_: Tensor,
         centred: bool,
@@ -191,7 +171,7 @@ class ResidualFit:
         for writer, (matrix, bias), (_, own) in zip(writers, now, pairs, strict=True):
             rows = full(own.rows)
             found = found - writer.factor * (rows @ matrix.to(rows).T + bias.to(rows))
-            inner = rows if writer.columns is not None else rows @ full(self._original(writer)).T
+            inner = rows if writer.columns is not None else rows @ full(writer.original).T
             features.append(writer.factor * inner)
         if follows_norm:
             wanted = wanted * self._scale(writers, map_, wanted, found, pairs)
@@ -201,7 +181,7 @@ class ResidualFit:
         return missing, torch.cat(features, 1)
 
     def _scale(
-        self, writers: Sequence[_Writer], map_: Tensor, wanted: Tensor, found: Tensor, pairs: Sequence[Pair]
+        self, writers: Sequence[Writer], map_: Tensor, wanted: Tensor, found: Tensor, pairs: Sequence[Pair]
     ) -> Tensor:
         """Return for each position how much larger the student's residual is than the turned teacher's `(rows, 1)`.
 
@@ -209,9 +189,8 @@ class ResidualFit:
         """
         residual = wanted
         for writer, (own, _) in zip(writers, pairs, strict=True):
-            name = writer.weight_input.bias
-            constant = full(self._weights[name]) if name is not None else 0.0
-            output = full(own.rows) @ full(self._original(writer)).T + constant
+            constant = full(writer.original_bias) if writer.original_bias is not None else 0.0
+            output = full(own.rows) @ full(writer.original).T + constant
             residual = residual - writer.factor * (output @ map_.T)
         residual = residual - residual.mean(1, keepdim=True)
         found = found - found.mean(1, keepdim=True)
@@ -219,50 +198,15 @@ class ResidualFit:
         scale = (residual * found).sum(1, keepdim=True) / energy.clamp(min=torch.finfo(energy.dtype).tiny)
         return torch.where(energy > 0, scale, 1.0)
 
-    def _write(self, writers: Sequence[_Writer], regression: Regression) -> None:
-        """Solve, and write the solution into compactors and the shift of the first bias."""
-        holder = next((each for each in writers if each.bias is not None), None)
-        start = torch.cat([self._start(each) for each in writers], 1)
-        fit = regression.solve(start, self._ridge, holder is not None)
-        widths = [self._inner(each) if each.columns is not None else each.rows.matrix.shape[1] for each in writers]
-        for writer, found in zip(writers, fit.columns.split(widths, 1), strict=True):
-            self._write_matrix(writer, found)
-        if holder is not None:
-            assert holder.bias is not None and holder.bias.shift is not None
-            total = sum(each.factor * self._affine(each)[1].double() for each in writers)
-            holder.bias.shift.add_(((fit.offset - total) / holder.factor).to(holder.bias.shift))
 
-    def _write_matrix(self, writer: _Writer, found: Tensor) -> None:
-        """Make the student's weight `found (k, inner)`, or its rows' compactor `found (k, n)`."""
-        if writer.columns is None:
-            writer.rows.matrix.copy_(found.to(writer.rows.matrix))
-            return
-        across = writer.rows.matrix.double() @ self._original(writer).double()
-        change = found.to(across) - across @ writer.columns.matrix.double().T
-        inverse = torch.linalg.pinv(across @ across.T, rtol=1e-10, hermitian=True)
-        writer.columns.matrix.add_((change.T @ inverse @ across).to(writer.columns.matrix))
-
-    def _start(self, writer: _Writer) -> Tensor:
-        return self._matrix(writer).double() if writer.columns is not None else writer.rows.matrix.double()
-
-    def _matrix(self, writer: _Writer) -> Tensor:
-        """Return the student's weight as `(k, inner)`, float32 or more."""
-        mapped = writer.folded.mapped(self._weights[writer.weight_input.weight].to(writer.rows.matrix.dtype))
-        return as_matrix(mapped, writer.weight_input.axis)
-
-    def _original(self, writer: _Writer) -> Tensor:
-        return as_matrix(self._weights[writer.weight_input.weight], writer.weight_input.axis)
-
-    def _affine(self, writer: _Writer) -> tuple[Tensor, Tensor]:
-        """Return the student's weight as `(k, inner)` and its bias `(k,)`, zeros if it has none."""
-        matrix = self._matrix(writer)
-        return matrix, self._bias(writer).to(matrix) + torch.zeros_like(matrix[:, 0])
-
-    def _bias(self, writer: _Writer) -> Tensor:
-        name = writer.weight_input.bias
-        if name is None:
-            return torch.zeros(())
-        return self._folded[name].fold(self._weights[name]) if name in self._folded else self._weights[name]
+def _batch(
+    mine: Operand | None, theirs: Operand | None, inputs: Sequence[tuple[Operand | None, Operand | None]]
+) -> Batch | None:
+    """Return both sums with the inputs of all weights; None if one is missing or has other positions."""
+    pairs = [(own, its) for own, its in inputs if own is not None and its is not None]
+    if mine is None or theirs is None or len(pairs) < len(inputs):
+        return None
+    return (mine, theirs, pairs) if _same_positions(mine, theirs, pairs) else None
 
 
 def _same_positions(mine: Operand, theirs: Operand, pairs: Sequence[Pair]) -> bool:

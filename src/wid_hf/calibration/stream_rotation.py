@@ -78,7 +78,7 @@ class _Moments:
 
 
 class StreamRotation:
-    """Second moments of streams after each of their norms; norms count by their positions, not by their size.
+    """Second moments of streams after each of their norms; a norm counts by the positions at which it is read.
 
     Where a norm's vector goes into the next matrices, moments are those before the vector. If a bias can hold a
     constant, the variation about the mean counts as one and the direction of the mean as one: its length, which may be

@@ -101,6 +101,8 @@ LAYERS = {
     "t5": [f"{side}.block.{at}" for side in ("encoder", "decoder") for at in range(2)],
 }
 
+WITH_HEAD = {family: names[-1:] if family == "bart" else [] for family, names in LAYERS.items()}
+
 
 @pytest.mark.parametrize("family", list(LAYERS))
 def test_errors_of_layers_fall_on_held_out_texts(family: str) -> None:
@@ -111,10 +113,12 @@ def test_errors_of_layers_fall_on_held_out_texts(family: str) -> None:
     model = refined(teacher, sizes, data, refine=60)
     found = parts(model)
     assert list(found) == [*LAYERS[family], "head"]
-    layers = layers_of(model)
+    layers = [part for part in layers_of(model) if part.name not in WITH_HEAD[family]]
     assert all(part.after <= part.before and part.lost < 1e-4 for part in layers)
-    # Random layers have little in common with each other, so that some of them stay as they were.
-    assert sum(part.after for part in layers) < 0.99 * sum(part.before for part in layers)
+    # Turned starts leave little to these random layers, which have little in common: some of them stay as they were.
+    assert sum(part.after for part in layers) < 0.995 * sum(part.before for part in layers)
+    assert all(found[name].note == "scales scores: refined with the head" for name in WITH_HEAD[family])
+    assert found["head"].after < found["head"].before
     assert plain.base_model.calibration.refined == ()
     fresh = data_for(has_decoder, 6)[-1]
     assert divergence(model, teacher, fresh) < divergence(plain, teacher, fresh)
@@ -162,7 +166,7 @@ def test_layers_that_are_called_twice_are_left_alone() -> None:
 @pytest.mark.parametrize("sizes", [{"intermediate_size": 24}, {"hidden_size": 24, "intermediate_size": 96}])
 def test_what_one_map_alone_cannot_follow_is_left_out_while_it_trains(sizes: dict[str, int]) -> None:
     teacher, _, _ = teacher_of("bert")
-    found = layers_of(refined(teacher, sizes, data_for(False)))
+    found = layers_of(refined(teacher, sizes, data_for(False, 8), refine=60))
     assert all(part.after <= part.before and part.lost < 1e-4 for part in found)
     assert found[1].after < found[1].before
 

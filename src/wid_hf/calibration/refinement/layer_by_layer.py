@@ -19,6 +19,7 @@ from ...coupling.plan import Plan
 from ...coupling.trace import Trace, quiet_forward
 from ...layers.fold_cache import FoldCache, FoldPolicy
 from ..batches import Batch
+from ..norm_scale import scaling_vector
 from ..padding import Padding
 from ..precision import Precision
 from ..report import HEAD, RefinedPart
@@ -40,6 +41,7 @@ IN_MEMORY = 4 << 30  # bytes of streams; more lie in files
 NOT_BETTER = "no better on held-out texts"
 NO_WEIGHT = "no weight of its own shrinks"
 NO_TIME = "no time left"
+WITH_HEAD = "scales scores: refined with the head"
 NOT_CUT = "cannot be cut out of the forward"
 
 
@@ -75,7 +77,9 @@ def refine(
 
     A layer is called with what the refined layers before it make. It trains by Adam as a plain layer, and the change of
     each of its weights is written back into the weight's maps. Where that does not make the error on held-out texts
-    smaller, the layer stays as it was. Tables, weights that are shared, and weights that do not shrink stay.
+    smaller, the layer stays as it was. Tables, weights that are shared, and weights that do not shrink stay. A layer
+    that ends with the vector before a tied table's scores trains with the head alone: that vector has the scale that is
+    right for the scores, which is not that of the teacher's stream.
 
     Args:
         teacher: is not changed.
@@ -161,7 +165,8 @@ class _Refiner:
         """Refine a layer, and lead both streams through it."""
         wanted = self._wanted(name)
         inputs = self.student.inputs(name)
-        weights = PlainWeights(self.student.model, chosen_in(self.student.model, self.plan, name), self.cache)
+        chosen = {} if self._scales_scores(name) else chosen_in(self.student.model, self.plan, name)
+        weights = PlainWeights(self.student.model, chosen, self.cache)
 
         def loss(at: int) -> Tensor:
             made = stream_of(self.student.call(name, inputs[at]))
@@ -191,13 +196,20 @@ class _Refiner:
                 weights.keep_only(loss.reached(weights.leaves))
         return self._refined(HEAD, weights, loss, Schedule(steps, HEAD_RATE, 1, deadline))
 
+    def _scales_scores(self, layer: str) -> bool:
+        """Return whether a vector of the layer is the last before the scores of a table that is also looked up."""
+        tied = [each for each in self.plan.weight_inputs if each.weight in self.plan.looked_up]
+        shrunk = [each for each in tied if self.plan.size(self.plan.dim_of(each)) < self.plan.dim_of(each).size]
+        vectors = [scaling_vector(self.plan, each) for each in shrunk]
+        return any(vector is not None and vector.startswith(f"{layer}.") for vector in vectors)
+
     def _refined(
         self, name: str, weights: PlainWeights, loss: Callable[[int], Tensor], schedule: Schedule
     ) -> RefinedPart:
         """Train and write back the weights of a part, or leave them."""
         began = time.monotonic()
         if not weights.leaves:
-            return RefinedPart(name, nan, nan, 0, 0.0, 0.0, NO_WEIGHT)
+            return RefinedPart(name, nan, nan, 0, 0.0, 0.0, WITH_HEAD if self._scales_scores(name) else NO_WEIGHT)
         if self.saved is not None and name in self.saved:
             weights.load(self.saved.state(name))
             return self.saved.part(name)
