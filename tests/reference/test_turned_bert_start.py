@@ -36,7 +36,7 @@ def tiny_teacher() -> BertForTokenClassification:
 def turned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the first candidate, the turned stream, untried."""
 
-    def choose(candidates: list[object], *_: object) -> tuple[object, tuple[()]]:
+    def choose(candidates: list[object], *_: object, **__: object) -> tuple[object, tuple[()]]:
         assert candidates[0].name == TURNED
         return candidates[0], ()
 
