@@ -11,7 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel, PreTrainedMo
 from turning_models import TURNING
 
 from wid_hf import WidConfig, get_wid_model, plan_student
-from wid_hf.calibration.stream import Stream, random_turn, turnable_streams
+from wid_hf.calibration.stream import Stream
+from wid_hf.calibration.stream_proof import random_turn, turnable_streams
 
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
 NORMS = 5  # before attention and feed-forward blocks of two layers, and the last one

@@ -26,7 +26,8 @@ from .precision import Precision
 from .reconstruction import reconstruct
 from .report import Calibration, InputReconstruction
 from .select import SubsetSelection
-from .stream import Stream, turnable_streams
+from .stream import Stream
+from .stream_proof import turnable_streams
 from .stream_rotation import StreamRotation
 from .variance import variance_indices
 

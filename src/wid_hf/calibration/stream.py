@@ -1,30 +1,22 @@
 """Streams that may be turned: residual streams that keep combinations of their indices instead of some of them.
 
 A linear map commutes with everything that a residual stream meets, except with multiplications by vectors (the weights
-of norms): those before a matrix go into the matrix, those that stay in the stream are fitted. Takes a teacher with its
-trace and plan, finds such streams, and proves them. Called by `initialize`.
+of norms): those before a matrix go into the matrix, those that stay in the stream are fitted. Takes a plan, and finds
+what may be such streams. Called by `stream_proof`, which proves them.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
-
-import torch
-from torch import Tensor, nn
-from torch._ops import OpOverload
-from torch.utils._python_dispatch import TorchDispatchMode
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 from ..coupling.dims import Dim, key, leaves
 from ..coupling.landmark_record import Scaling
 from ..coupling.plan import Plan
-from ..coupling.trace import Trace, call, forget, output_tensors, quiet_forward
-from .moments import full
 
-TOLERANCE = 1e-3  # of the largest output, in float32: rounding of a deep model, far below what another norm changes
 Place = tuple[str, int]  # a weight and one of its axes
+Axis = tuple[str, int, bool]  # the same, and whether the axis is contracted with what lies in the space
 
 
 @dataclass(frozen=True)
@@ -57,31 +49,24 @@ class Stream:
     is_output: bool
 
 
-@torch.no_grad()
-def turnable_streams(teacher: nn.Module, trace: Trace, plan: Plan, outputs_too: bool) -> list[Stream]:
-    """Return every stream that may be turned.
+def candidate_streams(plan: Plan, outputs_too: bool) -> Iterator[Stream]:
+    """Yield what may be a stream that can be turned, by its place alone; `stream_proof` decides.
 
     A candidate is a shrinking leaf that is a whole axis wherever it occurs, without what only a table that is looked
-    up as well connects with the rest. It is proved: with every vector constant and every weight along the stream
-    turned by a random orthogonal matrix, the teacher gives the same outputs for the traced examples. The proof needs
-    a second copy of the teacher's weights, in float32 at least.
+    up as well connects with the rest.
 
     Args:
-        teacher: the model.
-        trace: its trace.
         plan: sizes.
         outputs_too: whether a stream that callers see may be turned.
     """
-    found = []
     for leaf, size in plan.targets.items():
         if size == leaf.size or leaf in plan.matched or not _is_whole(plan, leaf):
             continue
         for spaces in _parts(plan, leaf):
-            stream = _stream(plan, leaf, spaces)
+            stream = _Candidate(plan, leaf, spaces).stream()
             # Without any norm it is the inside of a block.
             if (stream.folded or stream.fitted) and (outputs_too or not stream.is_output):
-                found += _Proof(teacher, trace, stream).proved()
-    return found
+                yield stream
 
 
 def _is_whole(plan: Plan, leaf: Dim) -> bool:
@@ -93,26 +78,31 @@ def _parts(plan: Plan, leaf: Dim) -> list[frozenset[int]]:
 
     A group without any is a head between the stream and a tied table, unless no other group exists.
     """
-    places = plan.landmarks.spaces
-    own = {
+    own = _spaces(plan, leaf)
+    # A table's rows lie in one space, the input that it is contracted with in another: only the first may be turned
+    # with the table.
+    tables = [(place, space) for place, space in own.items() if place[0] in plan.looked_up]
+    heads = {space for (table, axis, contracted), space in tables if contracted and (table, axis, False) in own}
+    rows = {space for (_, _, contracted), space in tables if not contracted}
+    return sorted((group for group in _groups(plan, own.values()) if not group & heads or group & rows), key=min)
+
+
+def _spaces(plan: Plan, leaf: Dim) -> dict[Axis, int]:
+    """Return the space of each axis of a weight that is the leaf."""
+    return {
         (weight, axis, contracted): space
-        for (weight, axis, contracted), space in places.items()
+        for (weight, axis, contracted), space in plan.landmarks.spaces.items()
         if axis >= 0 and weight in plan.axes and key(plan.axes[weight][axis]) == key(leaf)
     }
-    linked: dict[int, set[int]] = {space: {space} for space in own.values()}
+
+
+def _groups(plan: Plan, spaces: Iterable[int]) -> set[frozenset[int]]:
+    """Return the spaces in groups that multiplications by vectors connect."""
+    linked: dict[int, set[int]] = {space: {space} for space in spaces}
     for scaling in plan.landmarks.scalings:
         if scaling.after in linked or scaling.before in linked:
             _link(linked, scaling.before, scaling.after)
-    groups = {frozenset(group) for group in linked.values()}
-    # A table's rows lie in one space, the input that it is contracted with in another: only the first may be turned
-    # with the table.
-    heads = {
-        space
-        for (weight, axis, contracted), space in own.items()
-        if contracted and weight in plan.looked_up and (weight, axis, False) in own
-    }
-    rows = {space for (weight, _, contracted), space in own.items() if not contracted and weight in plan.looked_up}
-    return sorted((group for group in groups if not group & heads or group & rows), key=min)
+    return {frozenset(group) for group in linked.values()}
 
 
 def _link(linked: dict[int, set[int]], one: int, other: int) -> None:
@@ -121,149 +111,60 @@ def _link(linked: dict[int, set[int]], one: int, other: int) -> None:
         linked[space] = both
 
 
-def _stream(plan: Plan, leaf: Dim, spaces: frozenset[int]) -> Stream:
-    landmarks = plan.landmarks
-    inside: dict[int, set[tuple[str, int, bool]]] = defaultdict(set)
-    for place, space in landmarks.spaces.items():
-        inside[space].add(place)
-    outputs = {space for axes in landmarks.outputs for space in axes} & spaces
-    scalings = _once(each for each in landmarks.scalings if each.after in spaces)
-    vectors = {name for each in scalings for name in (each.vector, each.bias)}
-    befores = {each.before for each in scalings}
-    folded = tuple(
-        each
-        for each in scalings
-        if each.after not in outputs | befores
-        and all(contracted or weight in vectors for weight, _, contracted in inside[each.after])
-        and sum(other.vector == each.vector for other in scalings) == 1
-    )
-    readers = {(weight, axis): each for each in folded for weight, axis, contracted in inside[each.after] if contracted}
-    axes = {
-        (weight, axis, contracted)
-        for space in spaces
-        for weight, axis, contracted in inside[space]
-        if weight not in vectors
-    }
-    rows = {weight for weight, _, contracted in axes if not contracted and weight in plan.looked_up}
-    elsewhere = {
-        weight
-        for (weight, _, contracted), space in landmarks.spaces.items()
-        if contracted and weight in rows and space not in spaces
-    }
-    return Stream(
-        leaf,
-        spaces,
-        False,
-        frozenset((weight, axis) for weight, axis, _ in axes),
-        folded,
-        tuple(each for each in scalings if each not in folded),
-        readers,
-        frozenset(weight for weight, _ in readers if weight in rows),
-        frozenset(elsewhere),
-        bool(outputs),
-    )
+class _Candidate:
+    """A group of spaces of a leaf, and what lies in them."""
 
+    def __init__(self, plan: Plan, leaf: Dim, spaces: frozenset[int]) -> None:
+        landmarks = plan.landmarks
+        self._plan, self._leaf, self._spaces = plan, leaf, spaces
+        self._inside: dict[int, set[Axis]] = defaultdict(set)
+        for place, space in landmarks.spaces.items():
+            self._inside[space].add(place)
+        self._outputs = {space for axes in landmarks.outputs for space in axes} & spaces
+        self._scalings = list(dict.fromkeys(each for each in landmarks.scalings if each.after in spaces))
+        self._vectors = {name for each in self._scalings for name in (each.vector, each.bias)}
 
-def _once(scalings: Iterable[Scaling]) -> list[Scaling]:
-    return list(dict.fromkeys(scalings))
-
-
-class _Proof:
-    """Proves by random turns that a stream may be turned."""
-
-    def __init__(self, teacher: nn.Module, trace: Trace, stream: Stream) -> None:
-        self._teacher, self._trace, self._stream = teacher, trace, stream
-        self._weights = {name: _full(weight.detach()) for name, weight in trace.weights.items()}
-        for scaling in (*stream.folded, *stream.fitted):  # they are folded or fitted: they must not decide
-            self._weights[scaling.vector] = torch.full_like(self._weights[scaling.vector], 1 - scaling.offset)
-            if scaling.bias is not None:
-                self._weights[scaling.bias] = torch.zeros_like(self._weights[scaling.bias])
-
-    def proved(self) -> list[Stream]:
-        """Return the stream as it may be turned: by any orthogonal matrix, by those that keep ones, or not at all."""
-        with quiet_forward(self._teacher):
-            before = self._outputs(self._weights, None)
-            for centred in (False, True):
-                turn = random_turn(self._stream.leaf.size, centred).to(next(iter(self._weights.values())).device)
-                if self._keeps(before, turn):
-                    return [replace(self._stream, centred=centred)]
-        return []
-
-    def _keeps(self, before: Sequence[Tensor], turn: Tensor) -> bool:
-        """Return whether a turn of the whole stream leaves the outputs as they are, but for turning its own."""
-        turned = dict(self._weights)
-        for name, axis in self._stream.axes:
-            if name not in self._stream.heads:
-                turned[name] = _along(self._weights[name], turn, axis)
-        return all(
-            bool(((new - old).abs() <= TOLERANCE * old.abs().max()).all())  # false where one is NaN
-            for old, new in zip(before, self._outputs(turned, turn), strict=True)
-            if old.is_floating_point()
+    def stream(self) -> Stream:
+        """Return the stream; `centred` is not known yet."""
+        folded = tuple(filter(self._is_folded, self._scalings))
+        readers = {
+            (weight, axis): each
+            for each in folded
+            for weight, axis, contracted in self._inside[each.after]
+            if contracted
+        }
+        axes = self._axes()
+        rows = {weight for weight, _, contracted in axes if not contracted and weight in self._plan.looked_up}
+        return Stream(
+            self._leaf,
+            self._spaces,
+            False,
+            frozenset((weight, axis) for weight, axis, _ in axes),
+            folded,
+            tuple(each for each in self._scalings if each not in folded),
+            readers,
+            frozenset(weight for weight, _ in readers) & rows,
+            self._contracted_elsewhere(rows),
+            bool(self._outputs),
         )
 
-    def _outputs(self, weights: Mapping[str, Tensor], turn: Tensor | None) -> list[Tensor]:
-        """Return the outputs of all examples; those along the stream as they are when it is not turned."""
-        found: list[Tensor] = []
-        landmarks, inside = self._trace.landmarks, self._stream.spaces
-        tables = {id(weights[name]) for name in self._stream.heads} if turn is not None else set()
-        for number, example in enumerate(self._trace.examples):
-            forget(self._teacher)
-            torch.manual_seed(0)  # a forward that draws numbers (ViLT chooses patches) draws the same each time
-            inputs = {
-                name: _full(given) if isinstance(given, Tensor) else given for name, given in example.inputs.items()
-            }
-            for name in example.streams:
-                if turn is not None and landmarks.streams.get((number, name)) in inside:
-                    inputs[name] = inputs[name].to(turn.dtype) @ turn.T
-            rolled = {name: weights[name].roll(by, 0) for name, by in example.rolled.items()}
-            with _TurnedRows(tables, turn):
-                outputs = output_tensors(call(self._teacher, example.part, inputs, {**weights, **rolled}))
-            found += [
-                _turned_back(tensor, axes, inside, turn)
-                for tensor, axes in zip(outputs, landmarks.outputs[len(found) :], strict=False)
-            ]
-        return found
+    def _is_folded(self, scaling: Scaling) -> bool:
+        """Return whether only matrices take the result of a multiplication, whose vector has no other use."""
+        return (
+            scaling.after not in self._outputs
+            and all(scaling.after != each.before for each in self._scalings)
+            and all(contracted or name in self._vectors for name, _, contracted in self._inside[scaling.after])
+            and sum(other.vector == scaling.vector for other in self._scalings) == 1
+        )
 
+    def _axes(self) -> set[Axis]:
+        """Return every axis of a weight along the stream but for vectors, and whether it is contracted with it."""
+        found = (place for space in self._spaces for place in self._inside[space])
+        return {place for place in found if place[0] not in self._vectors}
 
-def _turned_back(tensor: Tensor, axes: Sequence[int], inside: Collection[int], turn: Tensor | None) -> Tensor:
-    for axis, space in enumerate(axes):
-        if turn is not None and space in inside:
-            tensor = _along(tensor, turn.T, axis)
-    return tensor
-
-
-def random_turn(size: int, centred: bool) -> Tensor:
-    """Return a random orthogonal matrix `(n, n)`, the same at each call; one that keeps the vector of ones if asked."""
-    generator = torch.Generator().manual_seed(0)
-    matrix = torch.randn(size, size, dtype=torch.float64, generator=generator)
-    if not centred:
-        return torch.linalg.qr(matrix).Q.float()
-    ones = torch.ones(size, 1, dtype=torch.float64)
-    basis = torch.linalg.qr(torch.cat([ones, matrix[:, 1:]], 1)).Q  # the first column is the vector of ones
-    inner = torch.linalg.qr(matrix[1:, 1:]).Q
-    return (basis @ torch.block_diag(torch.ones(1, 1, dtype=torch.float64), inner) @ basis.T).float()
-
-
-class _TurnedRows(TorchDispatchMode):
-    """Turns the rows that are looked up in some tables, while the tables stay as they are for everything else."""
-
-    def __init__(self, tables: set[int], turn: Tensor | None) -> None:
-        super().__init__()
-        self._tables, self._turn = tables, turn
-
-    def __torch_dispatch__(
-        self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if self._turn is not None and func.overloadpacket is torch.ops.aten.embedding and id(args[0]) in self._tables:
-            return _along(out, self._turn, -1)
-        return out
-
-
-def _along(tensor: Tensor, turn: Tensor, axis: int) -> Tensor:
-    return torch.tensordot(tensor, turn.to(tensor.dtype), dims=([axis], [1])).movedim(-1, axis)
-
-
-def _full(tensor: Tensor) -> Tensor:
-    """Return a tensor in float32 at least; integers are returned unchanged."""
-    return full(tensor) if tensor.is_floating_point() else tensor
+    def _contracted_elsewhere(self, tables: Collection[str]) -> frozenset[str]:
+        return frozenset(
+            weight
+            for (weight, _, contracted), space in self._plan.landmarks.spaces.items()
+            if contracted and weight in tables and space not in self._spaces
+        )

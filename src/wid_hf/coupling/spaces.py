@@ -79,15 +79,18 @@ class SpaceTracker:
             if cut is not None and result is cut.tensor:
                 nodes[cut.axis] = after
             for operand in operands:
-                for axis, at in self._matches(operand, result):
-                    own = self._nodes(operand)[axis]
-                    is_vector = operand.numel() == operand.shape[axis]
-                    if cut is not None and at == cut.axis and not is_vector:
-                        _join(own, before)
-                    else:
-                        _join(own, nodes[at])
+                self._join_operand(operand, result, nodes, (cut.axis, before) if cut is not None else None)
             self._tensors[result] = nodes
         return (before, after) if cut is not None else None
+
+    def _join_operand(
+        self, operand: Tensor, result: Tensor, nodes: Sequence[Node], cut: tuple[int, Node] | None
+    ) -> None:
+        """Join axes of an operand with those of the result; where a scaling cuts one, with the space before it."""
+        for axis, at in self._matches(operand, result):
+            is_vector = operand.numel() == operand.shape[axis]
+            own = self._nodes(operand)[axis]
+            _join(own, cut[1] if cut is not None and at == cut[0] and not is_vector else nodes[at])
 
     def of(self, tensor: Tensor) -> list[Node]:
         """Return the space of each axis of a tensor."""

@@ -237,7 +237,7 @@ class Trace:
         operands, results = _tensors_in((args, dict(kwargs))), _tensors_in(out)
         self._freeze_waiting(operands)
         of_weights = any(map(self.depends_on_weights, operands))
-        table = next((name for tensor in operands if (name := self._from_tables.get(tensor)) is not None), None)
+        table = self._table_of(operands)
         if of_weights and self._operation not in ADDITIVE:
             self._freeze_tables(operands)
         self._flow.note(operation, operands, results)
@@ -268,6 +268,10 @@ class Trace:
         for tensor in _tensors_in((args, dict(kwargs))):
             self.freeze_each(self.dims(tensor), text)
         return [self.frozen_each(tensor.shape, text) for tensor in results]
+
+    def _table_of(self, operands: Sequence[Tensor]) -> str | None:
+        """Return the first computed table that an operand comes from."""
+        return next((name for tensor in operands if (name := self._from_tables.get(tensor)) is not None), None)
 
     def _note_origin(self, result: Tensor, of_weights: bool, table: str | None) -> None:
         """Remember that `result` was computed from weights, or from computed tables alone, of which one is `table`."""

@@ -64,16 +64,9 @@ def draw(calibration: Calibration, path: Path) -> None:
         f"{calibration.seconds:.0f} s",
         fontsize="medium",
     )
-    shown = [share for entry in calibration.inputs for share in (entry.before, entry.after) if isfinite(share)]
-    style = {"cmap": "YlOrRd", "vmin": 0.0, "vmax": min(max([0.01, *shown]), 1.0), "aspect": "auto"}
-    drawn = [bool(grid.rows), bool(outside)]
-    axes = figure.subplots(
-        sum(drawn),
-        2,
-        squeeze=False,
-        sharex=False,
-        height_ratios=[height for height, wanted in zip(heights, drawn, strict=True) if wanted],
-    )
+    style = _style(calibration.inputs)
+    drawn = [height for height in heights if height]
+    axes = figure.subplots(len(drawn), 2, squeeze=False, sharex=False, height_ratios=drawn)
     for side, (which, title) in enumerate(TITLES.items()):
         axes[0, side].set_title(title, fontsize="medium", fontweight="bold")
         if grid.rows:
@@ -84,6 +77,12 @@ def draw(calibration: Calibration, path: Path) -> None:
     bar.outline.set_visible(False)
     with atomic_write(path) as unfinished:
         figure.savefig(unfinished, format="png", dpi=110)
+
+
+def _style(entries: Sequence[InputReconstruction]) -> dict[str, Any]:
+    """Return how images are drawn: all with the same colours."""
+    shown = [share for entry in entries for share in (entry.before, entry.after) if isfinite(share)]
+    return {"cmap": "YlOrRd", "vmin": 0.0, "vmax": min(max([0.01, *shown]), 1.0), "aspect": "auto"}
 
 
 def _grid(entries: Sequence[InputReconstruction]) -> _Grid:

@@ -1,0 +1,141 @@
+"""The proof that streams may be turned: turned at random, the teacher gives the same outputs.
+
+Takes a teacher with its trace and plan, gives the candidates of `stream` that pass. Called by `initialize`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..coupling.plan import Plan
+from ..coupling.trace import Trace, call, forget, output_tensors, quiet_forward
+from .moments import full
+from .stream import Stream, candidate_streams
+
+TOLERANCE = 1e-3  # of the largest output, in float32: rounding of a deep model, far below what another norm changes
+
+
+@torch.no_grad()
+def turnable_streams(teacher: nn.Module, trace: Trace, plan: Plan, outputs_too: bool) -> list[Stream]:
+    """Return every stream that may be turned.
+
+    A candidate is proved: with every vector constant and every weight along the stream turned by a random orthogonal
+    matrix, the teacher gives the same outputs for the traced examples. The proof needs a second copy of the teacher's
+    weights, in float32 at least.
+
+    Args:
+        teacher: the model.
+        trace: its trace.
+        plan: sizes.
+        outputs_too: whether a stream that callers see may be turned.
+    """
+    candidates = candidate_streams(plan, outputs_too)
+    return [stream for each in candidates for stream in _Proof(teacher, trace, each).proved()]
+
+
+class _Proof:
+    """Proves by random turns that a stream may be turned."""
+
+    def __init__(self, teacher: nn.Module, trace: Trace, stream: Stream) -> None:
+        self._teacher, self._trace, self._stream = teacher, trace, stream
+        self._weights = {name: _full(weight.detach()) for name, weight in trace.weights.items()}
+        for scaling in (*stream.folded, *stream.fitted):  # they are folded or fitted: they must not decide
+            self._weights[scaling.vector] = torch.full_like(self._weights[scaling.vector], 1 - scaling.offset)
+            if scaling.bias is not None:
+                self._weights[scaling.bias] = torch.zeros_like(self._weights[scaling.bias])
+
+    def proved(self) -> list[Stream]:
+        """Return the stream as it may be turned: by any orthogonal matrix, by those that keep ones, or not at all."""
+        with quiet_forward(self._teacher):
+            before = self._outputs(self._weights, None)
+            for centred in (False, True):
+                turn = random_turn(self._stream.leaf.size, centred).to(next(iter(self._weights.values())).device)
+                if self._keeps(before, turn):
+                    return [replace(self._stream, centred=centred)]
+        return []
+
+    def _keeps(self, before: Sequence[Tensor], turn: Tensor) -> bool:
+        """Return whether a turn of the whole stream leaves the outputs as they are, but for turning its own."""
+        turned = dict(self._weights)
+        for name, axis in self._stream.axes:
+            if name not in self._stream.heads:
+                turned[name] = _along(self._weights[name], turn, axis)
+        return all(
+            bool(((new - old).abs() <= TOLERANCE * old.abs().max()).all())  # false where one is NaN
+            for old, new in zip(before, self._outputs(turned, turn), strict=True)
+            if old.is_floating_point()
+        )
+
+    def _outputs(self, weights: Mapping[str, Tensor], turn: Tensor | None) -> list[Tensor]:
+        """Return the outputs of all examples; those along the stream as they are when it is not turned."""
+        found: list[Tensor] = []
+        landmarks, inside = self._trace.landmarks, self._stream.spaces
+        tables = {id(weights[name]) for name in self._stream.heads} if turn is not None else set()
+        for number, example in enumerate(self._trace.examples):
+            forget(self._teacher)
+            torch.manual_seed(0)  # a forward that draws numbers (ViLT chooses patches) draws the same each time
+            inputs = {
+                name: _full(given) if isinstance(given, Tensor) else given for name, given in example.inputs.items()
+            }
+            for name in example.streams:
+                if turn is not None and landmarks.streams.get((number, name)) in inside:
+                    inputs[name] = inputs[name].to(turn.dtype) @ turn.T
+            rolled = {name: weights[name].roll(by, 0) for name, by in example.rolled.items()}
+            with _TurnedRows(tables, turn):
+                outputs = output_tensors(call(self._teacher, example.part, inputs, {**weights, **rolled}))
+            found += [
+                _turned_back(tensor, axes, inside, turn)
+                for tensor, axes in zip(outputs, landmarks.outputs[len(found) :], strict=False)
+            ]
+        return found
+
+
+def _turned_back(tensor: Tensor, axes: Sequence[int], inside: Collection[int], turn: Tensor | None) -> Tensor:
+    for axis, space in enumerate(axes):
+        if turn is not None and space in inside:
+            tensor = _along(tensor, turn.T, axis)
+    return tensor
+
+
+def random_turn(size: int, centred: bool) -> Tensor:
+    """Return a random orthogonal matrix `(n, n)`, the same at each call; one that keeps the vector of ones if asked."""
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(size, size, dtype=torch.float64, generator=generator)
+    if not centred:
+        return torch.linalg.qr(matrix).Q.float()
+    ones = torch.ones(size, 1, dtype=torch.float64)
+    basis = torch.linalg.qr(torch.cat([ones, matrix[:, 1:]], 1)).Q  # the first column is the vector of ones
+    inner = torch.linalg.qr(matrix[1:, 1:]).Q
+    return (basis @ torch.block_diag(torch.ones(1, 1, dtype=torch.float64), inner) @ basis.T).float()
+
+
+class _TurnedRows(TorchDispatchMode):
+    """Turns the rows that are looked up in some tables, while the tables stay as they are for everything else."""
+
+    def __init__(self, tables: set[int], turn: Tensor | None) -> None:
+        super().__init__()
+        self._tables, self._turn = tables, turn
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if self._turn is not None and func.overloadpacket is torch.ops.aten.embedding and id(args[0]) in self._tables:
+            return _along(out, self._turn, -1)
+        return out
+
+
+def _along(tensor: Tensor, turn: Tensor, axis: int) -> Tensor:
+    return torch.tensordot(tensor, turn.to(tensor.dtype), dims=([axis], [1])).movedim(-1, axis)
+
+
+def _full(tensor: Tensor) -> Tensor:
+    """Return a tensor in float32 at least; integers are returned unchanged."""
+    return full(tensor) if tensor.is_floating_point() else tensor
