@@ -140,8 +140,13 @@ def test_every_lift_is_the_least_squares_fit_of_what_the_finished_student_reads(
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("pca", [True, False])
-@pytest.mark.parametrize("family, head", [("bert", "cls.predictions.decoder"), ("gpt2", "lm_head"), ("t5", "lm_head")])
+@pytest.mark.parametrize(
+    "family, head, pca",
+    [
+        ("bert", "cls.predictions.decoder", False),  # a turned one has its head fitted to the scores by gradient
+        *((family, "lm_head", pca) for family in ("gpt2", "t5") for pca in (True, False)),
+    ],
+)
 def test_what_a_tied_decoder_reads_is_scaled_so_that_its_logits_are_the_best(family: str, head: str, pca: bool) -> None:
     row = ARCHITECTURES[family]
     teacher = row.build().double()
@@ -267,8 +272,9 @@ def test_calibrating_twice_is_calibrating_once_and_order_does_not_matter(teacher
                 parameter.zero_()
     model.base_model.calibrate(data, reset=True)
     assert all(torch.equal(once[name], tensor) for name, tensor in matrices(model).items())
-    model.base_model.calibrate(data[::-1])
-    assert all(torch.allclose(once[name], tensor, atol=1e-6) for name, tensor in matrices(model).items())
+    # The head's gradient steps see the data in their order; closed forms do not.
+    first, second = (calibrated(teacher, order, pca=False) for order in (data, data[::-1]))
+    assert all(torch.allclose(matrices(first)[name], tensor, atol=1e-6) for name, tensor in matrices(second).items())
 
 
 def test_calibration_leaves_nothing_behind(teacher: BertForMaskedLM) -> None:

@@ -119,7 +119,7 @@ def test_errors_of_layers_fall_on_held_out_texts(family: str) -> None:
     assert sum(part.after for part in layers) < 0.995 * sum(part.before for part in layers)
     assert all(found[name].note == "scales scores: refined with the head" for name in WITH_HEAD[family])
     assert found["head"].after < found["head"].before
-    assert plain.base_model.calibration.refined == ()
+    assert {part.name for part in plain.base_model.calibration.refined} <= {"head"}  # of a tied table alone
     fresh = data_for(has_decoder, 6)[-1]
     assert divergence(model, teacher, fresh) < divergence(plain, teacher, fresh)
     assert (logits(model, fresh) - logits(model.merge_and_unload(), fresh)).abs().max() == 0

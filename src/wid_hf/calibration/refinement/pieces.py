@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...errors import DataError
@@ -44,6 +45,9 @@ class Pieces:
         Raises:
             DataError: there are fewer than two pieces, so that nothing can be held out.
         """
+        # Tensors that were made in inference mode cannot take part in a backward pass; copies can.
+        with torch.inference_mode(False):
+            batches = [{name: _plain(value) for name, value in batch.items()} for batch in batches]
         texts = sum(map(_texts, batches))
         made = tuple(piece for batch in batches for piece in _divided(batch, texts))
         if len(made) < 2:
@@ -61,7 +65,12 @@ class Pieces:
 
 def can_be_divided(batches: Sequence[Batch]) -> bool:
     """Return whether there are two pieces or more: some to train on, and some to hold out."""
-    return len(batches) > 1 or sum(map(_texts, batches)) > 1
+    texts = sum(map(_texts, batches))
+    return sum(1 for batch in batches for _ in _divided(batch, texts)) > 1
+
+
+def _plain(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
 def _texts(batch: Batch) -> int:
