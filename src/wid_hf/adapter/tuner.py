@@ -365,7 +365,7 @@ class WidModel(OneAdapterTuner):
                 output=config.calibration_config.output,
             )
             report = start.report
-            if config.calibration_config.refine or (start.has_head and can_be_divided(batches)):
+            if self._is_refined(start, batches):
                 report = self._refined(start, batches, Path(folder) if folder is not None else None)
         self.calibration = report if solved else None
         self.kept.copy_(self._kept(start.index_sets))
@@ -373,6 +373,10 @@ class WidModel(OneAdapterTuner):
         self.calibrated.fill_(True)
         self._calibration_guard.open()
         self._start.note()
+
+    def _is_refined(self, start: Start, batches: list[Batch]) -> bool:
+        """Return whether gradient steps follow: as many as asked for, or those of a head that has no closed form."""
+        return bool(self._config.calibration_config.refine) or (start.has_head and can_be_divided(batches))
 
     def _refined(self, start: Start, batches: list[Batch], folder: Path | None) -> Calibration:
         """Refine the start that was just made, and return its report with that of the refinement."""

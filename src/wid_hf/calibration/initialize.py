@@ -122,11 +122,15 @@ def initialize(
             candidates, start, teacher, student, batches, precision, positions=positions, widest=widest
         )
         found = start(best, batches)
-    turned = ", ".join(f"{stream.leaf.size} -> {len(map_)}" for stream, map_ in best.streams)
-    words = f"Streams turned: {turned}" if turned else ""
-    report = Calibration(tuple(found), positions, time.monotonic() - began, words, trials)
+    report = Calibration(tuple(found), positions, time.monotonic() - began, _words(best), trials)
     has_head = reconstruction and any(stream.heads for stream in streams)
     return Start(dict(best.index_sets), best.maps, report, has_head)
+
+
+def _words(best: Candidate) -> str:
+    """Return which streams were turned, in words; empty if none was."""
+    sizes = [f"{stream.leaf.size} -> {len(map_)}" for stream, map_ in best.streams]
+    return f"Streams turned: {', '.join(sizes)}" if sizes else ""
 
 
 def _candidates(
