@@ -186,8 +186,12 @@ class StreamRotation:
         axis, scaling = next((axis, each) for (name, axis), each in stream.readers.items() if name == table)
         rows = as_matrix(self._value_of(table), axis).to(matrix)
         rows = rows - rows.mean(0)
-        # After the first norm the stream is still the sum of what was looked up.
+        gram = rows.T @ rows
+        group = next((group for group in self._plan.tables if table in group), {table})
+        # After the first norm the stream is still the sum of what was looked up. Of one table alone all rows count: the
+        # calibration data show few of them.
         first = next(each.after for each in self._plan.landmarks.scalings if each.after in self._moments)
+        looked_up = self._moments[first].inner if len(group) > 1 else gram
         scored = self._moments[scaling.after]
         found = fit_table(
             matrix,
@@ -195,10 +199,9 @@ class StreamRotation:
             self._value(scaling.bias).to(matrix) if scaling.bias is not None else torch.zeros_like(matrix[0]),
             scored.mean / scored.count,
             scored.inner,
-            self._moments[first].inner,
-            rows.T @ rows,
+            looked_up,
+            gram,
         )
-        group = next((group for group in self._plan.tables if table in group), {table})
         for name, place in stream.axes:
             if name in group and Carrier(name, place, 0, stream.leaf.size) in rotations:
                 rotations[Carrier(name, place, 0, stream.leaf.size)] = found.columns.T
