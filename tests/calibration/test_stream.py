@@ -249,7 +249,8 @@ def test_norms_before_matrices_keep_only_the_ratio_of_widths() -> None:
     student = wid.merge_and_unload()
     even = torch.full((16,), (24 / 16) ** 0.5)
     assert torch.allclose(student.model.layers[1].input_layernorm.weight, even, rtol=1e-6)
-    assert student.model.norm.weight.sort().values.diff().min() > 1e-4  # before the tied table: not all alike
+    # Before the tied table they differ by per cents; that no two are near each other would be chance.
+    assert student.model.norm.weight.std() > 0.02
 
 
 @torch.no_grad()

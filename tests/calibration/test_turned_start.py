@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as hf
 from peft import PeftModel
 from torch import Tensor
 from turning_models import TURNING, calibrated, outputs
 
+from wid_hf import WidConfig, get_wid_model
 from wid_hf.calibration.lockstep import Lockstep, Watched
 from wid_hf.calibration.precision import Precision
 from wid_hf.calibration.residual_fit import ResidualFit
@@ -122,3 +124,31 @@ def test_tables_that_are_added_to_a_tied_one_have_its_columns() -> None:
     assert torch.allclose(made[0], mine["transformer.wte.weight"], atol=1e-9)
     assert torch.allclose(made[1], mine["transformer.wpe.weight"], atol=1e-9)
     assert columns[0].shape == (48, 24)
+
+
+@pytest.mark.usefixtures("turned_is_best")
+def test_streams_of_two_widths_turn_each_by_its_own_moments() -> None:
+    encoder = hf.ViTConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=8, patch_size=4
+    )
+    decoder = hf.GPT2Config(
+        vocab_size=64, n_embd=48, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2, add_cross_attention=True
+    )
+    torch.manual_seed(0)
+    config = hf.VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder, decoder_start_token_id=1)
+    teacher = hf.VisionEncoderDecoderModel(config).eval()
+    draw = torch.Generator().manual_seed(0)
+    data = [
+        {
+            "pixel_values": torch.randn(8, 3, 8, 8, generator=draw),
+            "decoder_input_ids": torch.randint(5, 60, (8, 6), generator=draw),
+        }
+        for _ in range(4)
+    ]
+    sizes = {"encoder": {"hidden_size": 24}, "decoder": {"n_embd": 36}}  # the decoder's table is tied to its head
+    wid = get_wid_model(teacher, WidConfig(overrides=sizes), example_inputs=data[0])
+    wid.base_model.calibrate(data)
+    assert {tuple(map_.shape) for map_ in wid.base_model.turned.state_dict().values()} == {(24, 32), (36, 48)}
+    student = wid.merge_and_unload()
+    with torch.no_grad():
+        assert torch.equal(wid.eval()(**data[0]).logits, student.eval()(**data[0]).logits)

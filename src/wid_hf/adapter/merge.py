@@ -23,7 +23,7 @@ from ..config import PeftType
 from ..coupling.trace import saved_tensors
 from ..errors import OutputError, WidError
 from ..planning.student_plan import empty_student
-from .output_map import OUTPUT_MAP, save_output_map
+from .output_map import remove_output_map, save_output_map
 
 ASIDE = "wid_adapter"
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -110,7 +110,7 @@ def prepare_saving(student: PreTrainedModel, output_map: Tensor | None) -> None:
         folder = Path(save_directory)
         _set_aside(folder)
         if output_map is None:
-            (folder / OUTPUT_MAP).unlink(missing_ok=True)  # of another student that was saved here before
+            remove_output_map(folder)  # of another student that was saved here before
             return own(self, save_directory, *args, **kwargs)
         own(self, save_directory, *args, **kwargs | {"push_to_hub": False})
         if not kwargs.get("is_main_process", True):

@@ -35,6 +35,17 @@ def save_output_map(output_map: Tensor, folder: Path) -> None:
         save_file({NAME: output_map.detach().cpu().contiguous()}, unfinished, metadata=told)
 
 
+def remove_output_map(folder: Path) -> None:
+    """Remove the map from `folder`, if there is one and `save_output_map` wrote it."""
+    try:
+        with safe_open(folder / OUTPUT_MAP, framework="pt") as file:
+            is_ours = KEY in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return
+    if is_ours:
+        (folder / OUTPUT_MAP).unlink()
+
+
 def load_output_map(student: str | PathLike[str], revision: str | None = None) -> Tensor:
     """Return the map `(n, k)` from a teacher's outputs to those of its student whose outputs are turned.
 

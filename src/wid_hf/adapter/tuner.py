@@ -17,7 +17,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ..calibration import AxisMaps, Calibration, Start, initialize, refine
+from ..calibration import Calibration, Start, initialize, refine
 from ..calibration.batches import Batch
 from ..calibration.precision import Precision
 from ..calibration.refinement.pieces import can_be_divided
@@ -364,12 +364,12 @@ class WidModel(OneAdapterTuner):
                 ridge=config.calibration_config.ridge,
                 output=config.calibration_config.output,
             )
+            self.kept.copy_(self._kept(start.index_sets))
+            self._turn(start.maps)
             report = start.report
             if self._is_refined(start, batches):
                 report = self._refined(start, batches, Path(folder) if folder is not None else None)
         self.calibration = report if solved else None
-        self.kept.copy_(self._kept(start.index_sets))
-        self._turn(start.maps)
         self.calibrated.fill_(True)
         self._calibration_guard.open()
         self._start.note()
@@ -380,13 +380,18 @@ class WidModel(OneAdapterTuner):
 
     def _refined(self, start: Start, batches: list[Batch], folder: Path | None) -> Calibration:
         """Refine the start that was just made, and return its report with that of the refinement."""
+
+        def map_of(dim: Dim) -> Tensor:
+            indices = torch.tensor(axis_indices(self.plan, dim, start.index_sets), device=self.kept.device)
+            return self.turned.axis_map(dim, indices, self._map_dtype).T
+
         refinement = refine(
             self.teacher,
             self.model,
             self.student_plan.trace,
             self.plan,
             batches,
-            maps=AxisMaps(self.plan, start.index_sets, start.maps),
+            maps=map_of,
             steps=self._config.calibration_config.refine,
             seconds=self._config.calibration_config.refine_seconds,
             precision=Precision.of_caller(self.teacher.device),

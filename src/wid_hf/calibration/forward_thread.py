@@ -49,6 +49,14 @@ class Operand:
         return self.padding.rows(self.tensor.movedim(self.axis, -1))
 
     @property
+    def positions(self) -> tuple[int, int]:
+        """How many positions the tensor has, and how many of them are rows."""
+        tensor = self.tensor.movedim(self.axis, -1)
+        everything = tensor.numel() // max(tensor.shape[-1], 1)
+        attended = self.padding.attended(tensor)
+        return everything, everything if attended is None else int(attended.sum())
+
+    @property
     def identity(self) -> tuple[Any, ...]:
         """Equal for two operands of the same values in the same memory, as long as both exist."""
         tensor = self.tensor

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from ..coupling.dims import Dim, key, leaves
 from ..coupling.landmark_record import Scaling
 from ..coupling.plan import Plan
+from ..coupling.spaces import Axis
 
 Place = tuple[str, int]  # a weight and one of its axes
-Axis = tuple[str, int, bool]  # the same, and whether the axis is contracted with what lies in the space
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,10 @@ def _is_whole(plan: Plan, leaf: Dim) -> bool:
 
 
 def _parts(plan: Plan, leaf: Dim) -> list[frozenset[int]]:
-    """Return the groups of spaces of a leaf that multiplications by vectors connect, if they have a looked-up table.
+    """Return the groups of spaces of a leaf that multiplications by vectors connect, but for heads.
 
-    A group without any is a head between the stream and a tied table, unless no other group exists.
+    A head lies between the stream and a tied table: the table is contracted with it, and the table's rows lie in
+    another group.
     """
     own = _spaces(plan, leaf)
     # A table's rows lie in one space, the input that it is contracted with in another: only the first may be turned

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..coupling.dims import Dim
 from ..coupling.plan import Plan
 from ..coupling.trace import Trace, call, forget, output_tensors, quiet_forward
 from .moments import full
@@ -24,7 +25,7 @@ TOLERANCE = 1e-3  # of the largest output, in float32: rounding of a deep model,
 
 @torch.no_grad()
 def turnable_streams(teacher: nn.Module, trace: Trace, plan: Plan, outputs_too: bool) -> list[Stream]:
-    """Return every stream that may be turned.
+    """Return every stream that may be turned, at most one of each leaf, since a leaf has one map.
 
     A candidate is proved: with every vector constant and every weight along the stream turned by a random orthogonal
     matrix, the teacher gives the same outputs for the traced examples. The proof needs a second copy of the teacher's
@@ -36,30 +37,34 @@ def turnable_streams(teacher: nn.Module, trace: Trace, plan: Plan, outputs_too: 
         plan: sizes.
         outputs_too: whether a stream that callers see may be turned.
     """
-    candidates = candidate_streams(plan, outputs_too)
-    return [stream for each in candidates for stream in _Proof(teacher, trace, each).proved()]
+    found: dict[Dim, Stream] = {}
+    for candidate in candidate_streams(plan, outputs_too):
+        if candidate.leaf not in found and (stream := _Proof(teacher, trace, plan, candidate).proved()) is not None:
+            found[stream.leaf] = stream
+    return list(found.values())
 
 
 class _Proof:
     """Proves by random turns that a stream may be turned."""
 
-    def __init__(self, teacher: nn.Module, trace: Trace, stream: Stream) -> None:
+    def __init__(self, teacher: nn.Module, trace: Trace, plan: Plan, stream: Stream) -> None:
         self._teacher, self._trace, self._stream = teacher, trace, stream
+        self._landmarks = plan.landmarks
         self._weights = {name: _full(weight.detach()) for name, weight in trace.weights.items()}
         for scaling in (*stream.folded, *stream.fitted):  # they are folded or fitted: they must not decide
             self._weights[scaling.vector] = torch.full_like(self._weights[scaling.vector], 1 - scaling.offset)
             if scaling.bias is not None:
                 self._weights[scaling.bias] = torch.zeros_like(self._weights[scaling.bias])
 
-    def proved(self) -> list[Stream]:
-        """Return the stream as it may be turned: by any orthogonal matrix, by those that keep ones, or not at all."""
+    def proved(self) -> Stream | None:
+        """Return the stream as it may be turned: by any orthogonal matrix, or by those that keep ones; else None."""
         with quiet_forward(self._teacher):
             before = self._outputs(self._weights, None)
             for centred in (False, True):
                 turn = random_turn(self._stream.leaf.size, centred).to(next(iter(self._weights.values())).device)
                 if self._keeps(before, turn):
-                    return [replace(self._stream, centred=centred)]
-        return []
+                    return replace(self._stream, centred=centred)
+        return None
 
     def _keeps(self, before: Sequence[Tensor], turn: Tensor) -> bool:
         """Return whether a turn of the whole stream leaves the outputs as they are, but for turning its own."""
@@ -76,7 +81,7 @@ class _Proof:
     def _outputs(self, weights: Mapping[str, Tensor], turn: Tensor | None) -> list[Tensor]:
         """Return the outputs of all examples; those along the stream as they are when it is not turned."""
         found: list[Tensor] = []
-        landmarks, inside = self._trace.landmarks, self._stream.spaces
+        landmarks, inside = self._landmarks, self._stream.spaces
         tables = {id(weights[name]) for name in self._stream.heads} if turn is not None else set()
         for number, example in enumerate(self._trace.examples):
             forget(self._teacher)

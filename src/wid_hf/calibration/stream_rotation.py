@@ -190,7 +190,9 @@ class StreamRotation:
         group = next((group for group in self._plan.tables if table in group), {table})
         # After the first norm the stream is still the sum of what was looked up. Of one table alone all rows count: the
         # calibration data show few of them.
-        first = next(each.after for each in self._plan.landmarks.scalings if each.after in self._moments)
+        first = next(
+            each.after for each in self._plan.landmarks.scalings if each.after in stream.spaces & set(self._moments)
+        )
         looked_up = self._moments[first].inner if len(group) > 1 else gram
         scored = self._moments[scaling.after]
         found = fit_table(

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .weight_inputs import WHOLE, Contraction, contraction
+from .weight_inputs import WHOLE, Contraction, contraction, number_of
 
 aten = torch.ops.aten
 
@@ -143,7 +143,7 @@ class LandmarkFinder:
         return Sighting(self._key("scaled", vector.name), out, out.ndim - 1, vector=vector, bias=name)
 
     def _product(self, a: Tensor, b: Any, out: Tensor) -> Sighting | None:
-        if (number := _number(b)) is not None and (terms := self._outputs.get(a)):
+        if (number := number_of(b)) is not None and (terms := self._outputs.get(a)):
             self._outputs[out] = tuple(replace(term, factor=term.factor * number) for term in terms)
             return None
         self._use((a, b))
@@ -156,7 +156,7 @@ class LandmarkFinder:
         return None
 
     def _sum(self, a: Tensor, b: Any, out: Tensor) -> Sighting | None:
-        if (number := _number(b)) is not None:
+        if (number := number_of(b)) is not None:
             if (vector := self.vector(a)) is not None:
                 self._vectors[out] = replace(vector, offset=vector.offset + number)
             return None
@@ -193,11 +193,3 @@ class LandmarkFinder:
         use = self._times[kind, name]
         self._times[kind, name] += 1
         return kind, name, use
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, (int, float)):
-        return float(value)
-    if isinstance(value, Tensor) and value.ndim == 0 and value.device.type != "meta" and not value.is_complex():
-        return float(value)
-    return None

@@ -117,3 +117,11 @@ def is_linear(operation: OpOverload, args: Sequence[Any]) -> bool:
     if operation.overloadpacket is aten.convolution:
         return args[8] == 1  # with groups each channel, or each few, has a separate kernel
     return operation.overloadpacket in _LINEAR
+
+
+def number_of(value: Any) -> float | None:
+    """Return `value` as a number: Python scalars arrive as they are or wrapped in a 0-dimensional tensor."""
+    if isinstance(value, Tensor):
+        is_number = value.ndim == 0 and value.device.type != "meta" and not value.is_complex()
+        return float(value) if is_number else None
+    return float(value) if isinstance(value, (int, float)) else None

@@ -105,12 +105,14 @@ WITH_HEAD = {family: names[-1:] if family == "bart" else [] for family, names in
 
 
 @pytest.mark.parametrize("family", list(LAYERS))
-def test_errors_of_layers_fall_on_held_out_texts(family: str) -> None:
+def test_errors_of_layers_fall_on_held_out_texts(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher, sizes, has_decoder = teacher_of(family)
     has_decoder |= family == "t5"
     data = data_for(has_decoder, 8)
-    plain = refined(teacher, sizes, data, refine=0)
     model = refined(teacher, sizes, data, refine=60)
+    # The closed form alone, without the head that is fitted where data can be held out.
+    monkeypatch.setattr("wid_hf.adapter.tuner.can_be_divided", lambda batches: False)
+    plain = refined(teacher, sizes, data, refine=0)
     found = parts(model)
     assert list(found) == [*LAYERS[family], "head"]
     layers = [part for part in layers_of(model) if part.name not in WITH_HEAD[family]]
@@ -119,7 +121,7 @@ def test_errors_of_layers_fall_on_held_out_texts(family: str) -> None:
     assert sum(part.after for part in layers) < 0.995 * sum(part.before for part in layers)
     assert all(found[name].note == "scales scores: refined with the head" for name in WITH_HEAD[family])
     assert found["head"].after < found["head"].before
-    assert {part.name for part in plain.base_model.calibration.refined} <= {"head"}  # of a tied table alone
+    assert plain.base_model.calibration.refined == ()
     fresh = data_for(has_decoder, 6)[-1]
     assert divergence(model, teacher, fresh) < divergence(plain, teacher, fresh)
     assert (logits(model, fresh) - logits(model.merge_and_unload(), fresh)).abs().max() == 0

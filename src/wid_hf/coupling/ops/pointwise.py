@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from ..carrier import Carrier
 from ..dims import Dim
 from ..op_registry import rule
+from ..weight_inputs import number_of
 
 if TYPE_CHECKING:
     from ..trace import Dims, Trace
@@ -95,7 +96,7 @@ def addition(trace: Trace, out: Tensor, a: Tensor, b: Any, **kwargs: Any) -> Dim
 def scaling(trace: Trace, out: Tensor, a: Any, b: Any) -> Dims:
     """`a * b` or `a / b`; products with a number are recorded, since a student's number may differ."""
     divides = "div" in trace.reason("").operation
-    number = _number(b)
+    number = number_of(b)
     tensors = [tensor for tensor in (a, b) if isinstance(tensor, Tensor)]
     if number is not None and isinstance(a, Tensor):
         trace.scaled(1.0 / number if divides and number else number, a)
@@ -169,13 +170,6 @@ def uniform(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> Dims:
 def fill(trace: Trace, out: Tensor, into: Tensor, *args: Any) -> Dims:
     """`into` becomes one value everywhere."""
     return trace.dims(into)
-
-
-def _number(value: Any) -> float | None:
-    """Return `value` as a number: Python scalars arrive as they are or wrapped in a 0-dimensional tensor."""
-    if isinstance(value, Tensor):
-        return float(value) if value.ndim == 0 and value.device.type != "meta" else None
-    return float(value) if isinstance(value, (int, float)) else None
 
 
 def _carry_norm_weight(trace: Trace, out: Tensor, a: Tensor, b: Tensor) -> None:
