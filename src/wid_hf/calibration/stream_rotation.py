@@ -188,12 +188,7 @@ class StreamRotation:
         rows = rows - rows.mean(0)
         gram = rows.T @ rows
         group = next((group for group in self._plan.tables if table in group), {table})
-        # After the first norm the stream is still the sum of what was looked up. Of one table alone all rows count: the
-        # calibration data show few of them.
-        first = next(
-            each.after for each in self._plan.landmarks.scalings if each.after in stream.spaces & set(self._moments)
-        )
-        looked_up = self._moments[first].inner if len(group) > 1 else gram
+        looked_up = self._looked_up(stream) if len(group) > 1 else gram  # few rows are looked up: one table counts all
         scored = self._moments[scaling.after]
         found = fit_table(
             matrix,
@@ -210,6 +205,11 @@ class StreamRotation:
         vectors[scaling.vector] = found.vector * self._same_norm(matrix) - scaling.offset
         if scaling.bias is not None:
             vectors[scaling.bias] = found.bias
+
+    def _looked_up(self, stream: Stream) -> Tensor:
+        """Return the moments of sums of tables' rows `(n, n)`: after the first norm the stream is still that sum."""
+        landmarks, known = self._plan.landmarks, stream.spaces & set(self._moments)
+        return self._moments[next(each.after for each in landmarks.scalings if each.after in known)].inner
 
     @staticmethod
     def _same_norm(matrix: Tensor) -> float:
