@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from wid_hf.calibration import tied_table
+from wid_hf.calibration.stream_span import Place
 from wid_hf.calibration.tied_table import SCORES, TiedTable, fit_table
 from wid_hf.calibration.turned_map import centred_map, principal_map
 
@@ -59,7 +60,7 @@ def case(centred: bool = False, rank: int = N, seed: int = 0) -> Case:
 
     stream = noise(200, rank) @ noise(rank, N) * torch.linspace(1, 0.3, N).double()
     moments = stream.T @ stream
-    map_ = (centred_map if centred else principal_map)(moments, K).matrix
+    map_ = (centred_map if centred else principal_map)([Place(moments, torch.eye(N).double() / N)], K).matrix
     if centred:
         stream = stream - stream.mean(1, keepdim=True)
     table = noise(WORDS, N)

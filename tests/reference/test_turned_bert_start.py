@@ -9,10 +9,12 @@ import pytest
 import torch
 from reference.test_bert_start import Batches, difference, loaded, logits, tiny_batches
 from reference.turned_bert_start import turned_bert_start
+from torch import Tensor
 from transformers import BertConfig, BertForTokenClassification
 
 from wid_hf import WidConfig, get_wid_model
 from wid_hf.calibration.candidates import TURNED
+from wid_hf.calibration.stream_span import Place, total_moments
 
 EXACT = 1e-9  # of the largest entry of each tensor
 
@@ -34,13 +36,17 @@ def tiny_teacher() -> BertForTokenClassification:
 
 @pytest.fixture
 def turned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take the first candidate, the turned stream, untried."""
+    """Take the first candidate, the turned stream, untried, with the leading directions of its moments."""
 
     def choose(candidates: list[object], *_: object, **__: object) -> tuple[object, tuple[()]]:
         assert candidates[0].name == TURNED
         return candidates[0], ()
 
+    def leading(places: list[Place], count: int) -> Tensor:
+        return torch.linalg.eigh(total_moments(places)).eigenvectors.flip(1)[:, :count]
+
     monkeypatch.setattr(import_module("wid_hf.calibration.initialize"), "choose", choose)
+    monkeypatch.setattr(import_module("wid_hf.calibration.turned_map"), "leading_span", leading)
 
 
 @pytest.mark.usefixtures("turned")

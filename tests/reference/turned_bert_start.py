@@ -24,6 +24,7 @@ from transformers import BertConfig, BertForTokenClassification
 from .bert_start import (
     column_subset,
     moments,
+    neurons,
     of_heads,
     query_key_svd,
     reconstruct,
@@ -87,6 +88,8 @@ def lockstep(w: Tensors, batches: Sequence[Tensors], config: BertConfig) -> Iter
 
 def turned_map(stream: Tensor, k: int) -> Tensor:
     """Return T `(k, n)`: it spans the leading k - 1 directions of the centred stream, as near to k pivots as it can be.
+
+    The library weighs directions by what is made of them as well: tests of `stream_span` look at that.
 
     Nearest is the polar factor of S Q Q^T, with S selecting the pivots and Q the directions (Schönemann 1966).
     """
@@ -154,8 +157,7 @@ def turned_bert_start(
     columns["classifier"], rows["classifier"] = (t * scale).T, torch.eye(config.num_labels).double()
     for layer in map(LAYER.format, range(config.num_hidden_layers)):
         inside, out = f"{layer}.intermediate.dense", f"{layer}.output.dense"
-        norms = w[f"{out}.weight"].norm(dim=0)
-        kept = column_subset(norms[:, None] * seen[out][1] * norms, intermediate_size)
+        kept = neurons(seen[out][1], w[f"{out}.weight"], intermediate_size)
         rows[inside] = torch.eye(config.intermediate_size).double()[kept]
         columns[out] = rows[inside].T
         query, key, value = (f"{layer}.attention.self.{part}" for part in ("query", "key", "value"))

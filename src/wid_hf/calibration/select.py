@@ -25,8 +25,9 @@ class SubsetSelection:
     """Scores of the indices of every leaf that shrinks by selection.
 
     The indices that a leaf keeps are the column subset of the covariances of weight inputs along it, each weighted by
-    the norms of the weight's columns and scaled to a trace of one. Of whole heads, those stay that contribute most to
-    the outputs of the next weights. A leaf that is no weight's input is scored by the outputs along it.
+    the norms of the weight's columns and scaled to a trace of one. Where a single weight reads a leaf (the neurons of a
+    feed-forward block), and of whole heads, those stay that contribute most to the outputs of the next weights. A leaf
+    that is no weight's input is scored by the outputs along it.
 
     Args:
         plan: how many indices each leaf keeps.
@@ -41,6 +42,8 @@ class SubsetSelection:
         contracted = {leaf for each in plan.weight_inputs for leaf in leaves(plan.dim_of(each))}
         self._only_written = self._chosen - contracted
         self._scores: dict[Dim, Tensor] = {}
+        self._read_once = _read_once(plan) & self._chosen
+        self._read: dict[Dim, tuple[Tensor, Tensor]] = {}  # moments and the weight
         self._heads: dict[Dim, list[tuple[Tensor, Tensor]]] = defaultdict(list)
 
     def needs(self, at: int) -> bool:
@@ -54,8 +57,11 @@ class SubsetSelection:
         """Add the scores from one weight input: for the leaves of its axis, and for those of its weight's outputs."""
         if self._chosen & set(leaves(moments.dim)):
             self._keep_heads(moments)
-            norms = moments.gram.diagonal().sqrt()
-            self._score(moments.dim, norms[:, None] * moments.matrix * norms)
+            if find(moments.dim) in self._read_once:
+                self._keep_whole(moments)
+            else:
+                norms = moments.gram.diagonal().sqrt()
+                self._score(moments.dim, norms[:, None] * moments.matrix * norms)
         for other in self._plan.axes[moments.weight_input.weight]:
             if moments.weight.shape[0] == other.size and self._only_written & set(leaves(other)):
                 self._score(other, moments.weight @ moments.matrix @ moments.weight.T)
@@ -77,6 +83,12 @@ class SubsetSelection:
         if len(outermost) > 1 and (leaf := find(outermost[0])) in self._chosen:
             self._heads[leaf].append((moments.matrix, moments.gram))
 
+    def _keep_whole(self, moments: InputMoments) -> None:
+        """Keep the moments and the weight of the only weight that reads a leaf, all its uses together."""
+        leaf = find(moments.dim)
+        before = self._read[leaf][0] if leaf in self._read else 0
+        self._read[leaf] = moments.matrix + before, moments.weight
+
     def _score(self, dim: Dim, matrix: Tensor) -> None:
         """Add a covariance `(n, n)` along an axis to the scores of its leaves."""
         matrix = matrix / matrix.trace().clamp(min=SMALLEST)
@@ -89,6 +101,9 @@ class SubsetSelection:
         if leaf in self._heads:
             covariances, grams = zip(*self._heads[leaf], strict=True)
             return block_subset(covariances, grams, leaf.size, count)
+        if leaf in self._read:
+            covariance, weight = self._read[leaf]
+            return column_subset(covariance.cpu(), count, weight.cpu())
         if leaf not in self._scores:  # no weight input and no output has this leaf: all indices count alike
             return torch.arange(count)
         score = self._scores[leaf].cpu()
@@ -97,3 +112,13 @@ class SubsetSelection:
             if score.ndim == 3
             else column_subset(score, count)
         )
+
+
+def _read_once(plan: Plan) -> set[Dim]:
+    """Return the leaves that are a whole axis of one weight that reads them, and that no other weight reads."""
+    readers: dict[Dim, set[str]] = defaultdict(set)
+    for each in plan.weight_inputs:
+        for leaf in leaves(plan.dim_of(each)):
+            readers[leaf].add(each.weight)
+    whole = {find(plan.dim_of(each)) for each in plan.weight_inputs}
+    return {leaf for leaf in whole if leaf.is_leaf and len(readers[leaf]) == 1}

@@ -20,6 +20,7 @@ from ..coupling.trace import Trace
 from .moment_pass import InputMoments
 from .moments import as_matrix
 from .stream import Stream
+from .stream_span import Place
 from .tied_table import fit_table
 from .turned_map import TurnedMap, centred_map, outlying, principal_map
 
@@ -98,18 +99,21 @@ class StreamRotation:
         self._spaces = {space: stream for stream in streams for space in stream.spaces}
         self._moments: dict[int, _Moments] = {}
         self._first: dict[int, str] = {}
+        self._grams: dict[int, Tensor] = {}  # W^T W of all weights that read a space
 
     def needs(self, at: int) -> bool:
         """Return whether the weight input lies in one of the streams."""
         return self._space(at) in self._spaces
 
     def add(self, moments: InputMoments) -> None:
-        """Add the moments of the weight input if its weight is the first in the space."""
+        """Add what the weight reads, and the moments of its input if it is the first weight in the space."""
         space, weight_input = self._space(moments.at), moments.weight_input
-        if space not in self._spaces or self._first.setdefault(space, weight_input.weight) != weight_input.weight:
+        if space not in self._spaces:
             return
-        stream = self._spaces[space]
-        scaling = stream.readers.get((weight_input.weight, weight_input.axis))
+        scaling = self._spaces[space].readers.get((weight_input.weight, weight_input.axis))
+        self._add_gram(space, scaling, moments.gram.cpu())
+        if self._first.setdefault(space, weight_input.weight) != weight_input.weight:
+            return
         covariance, mean = moments.covariance.matrix(centred=True), torch.zeros_like(moments.covariance.mean)
         if scaling is not None:
             covariance, mean = self._before(scaling, moments)
@@ -117,6 +121,12 @@ class StreamRotation:
         found = _Moments.of(covariance, mean, centred, moments.covariance.count)
         old = self._moments.get(space)
         self._moments[space] = found if old is None else old + found
+
+    def _add_gram(self, space: int, scaling: Scaling | None, gram: Tensor) -> None:
+        if scaling is not None:  # in the coordinates before the vector
+            factors = self._factors(scaling).to(gram)
+            gram = factors[:, None] * gram * factors
+        self._grams[space] = gram + self._grams.get(space, 0)
 
     def turned(self, keep_outliers: bool = False) -> Turned:
         """Return the maps of all streams.
@@ -218,12 +228,20 @@ class StreamRotation:
 
     def _map(self, stream: Stream, outliers: Sequence[int]) -> TurnedMap:
         k = self._plan.targets[stream.leaf]
-        n = stream.leaf.size
-        moments = torch.eye(n, dtype=torch.float64) * TINY
-        for space in stream.spaces & set(self._moments):
-            # Of a norm whose result is read at few positions (by a pooler) little is known.
-            moments += self._moments[space].basis
-        return centred_map(moments, k, outliers) if stream.centred else principal_map(moments, k)
+        # Of a norm whose result is read at few positions (by a pooler) little is known.
+        known = stream.spaces & set(self._moments)
+        places = [Place(self._moments[space].basis, self._needs(stream, space)) for space in sorted(known)]
+        if not places:
+            same = torch.eye(stream.leaf.size, dtype=torch.float64)
+            places = [Place(same * TINY, same)]
+        return centred_map(places, k, outliers) if stream.centred else principal_map(places, k)
+
+    def _needs(self, stream: Stream, space: int) -> Tensor:
+        """Return what is needed of the stream in a space `(n, n)`: what weights read, or all that callers see."""
+        gram = self._grams[space]
+        if stream.is_output:
+            gram = torch.eye(len(gram)).to(gram)
+        return gram / gram.trace().clamp(min=TINY)
 
     def _outliers(self, stream: Stream) -> list[int]:
         if not stream.centred:

@@ -1,9 +1,9 @@
 """The map of a turned stream: which combinations of its indices the student keeps.
 
-Takes second moments of a stream, gives `T (k, n)` with orthonormal rows, so that `T x` keeps the leading directions
-(SliceGPT, Ashkboos and others 2024, section 3). Where norms subtract the mean over indices, rows and images of T have a
-mean of zero instead (`T 1 = 0`, `1^T T = 0`, `T T^T = I - 1 1^T / k`): then centring commutes with T, and the variance
-that LayerNorm divides by keeps its meaning. Pure functions of tensors; called by `stream_rotation`.
+Takes the places at which a stream is read, gives `T (k, n)` with orthonormal rows, so that `T x` keeps the directions
+that are needed most (`stream_span`). Where norms subtract the mean over indices, rows and images of T have a mean of
+zero instead (`T 1 = 0`, `1^T T = 0`, `T T^T = I - 1 1^T / k`): then centring commutes with T, and the variance that
+LayerNorm divides by keeps its meaning. Pure functions of tensors; called by `stream_rotation`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .column_subset import column_subset
+from .stream_span import Place, leading_span, total_moments
 
 OUTLYING = 0.5  # relative deviation from the median weight beyond which an index is called an outlier
 SHARE = 8  # at most one index of the student in so many is an outlier
@@ -34,30 +35,31 @@ class TurnedMap:
     nearest: Tensor
 
 
-def principal_map(moments: Tensor, count: int) -> TurnedMap:
-    """Return the leading `count` eigenvectors of moments `(n, n)` as rows."""
-    vectors = torch.linalg.eigh(moments).eigenvectors.flip(1)[:, :count]
-    return TurnedMap(vectors.T.contiguous(), column_subset(moments.cpu(), count))
+def principal_map(places: Sequence[Place], count: int) -> TurnedMap:
+    """Return an orthonormal basis of the leading span as rows."""
+    vectors = leading_span(places, count)
+    return TurnedMap(vectors.T.contiguous(), column_subset(total_moments(places).cpu(), count))
 
 
-def centred_map(moments: Tensor, count: int, outliers: Sequence[int] = ()) -> TurnedMap:
+def centred_map(places: Sequence[Place], count: int, outliers: Sequence[int] = ()) -> TurnedMap:
     """Return the map of a stream that norms centre, as near to a selection of indices as its span allows.
 
-    The span is that of the leading `count - 1` directions of the centred moments, and of the centred unit vectors of
-    `outliers`. Within it T is the polar factor of `S Q Q^T`: S selects pivots, and Q is a basis of the span. So the
+    The span has `count - 1` directions, all centred: the centred unit vectors of `outliers`, and the leading span of
+    the rest. Within it T is the polar factor of `S Q Q^T`: S selects pivots, and Q is a basis of the span. So the
     weights of norms, which are diagonal, remain nearly diagonal.
 
     Args:
-        moments: of the stream `(n, n)`.
+        places: where the stream is read.
         count: k.
         outliers: indices that the student keeps as they are.
     """
+    moments = total_moments(places)
     inner, kept_count = _centred_basis(moments, len(moments)), len(outliers)
-    own = inner.T @ moments @ inner
     kept, rest = torch.linalg.qr(inner[list(outliers)].T, mode="complete").Q.tensor_split([kept_count], 1)
-    directions = torch.linalg.eigh(rest.T @ own @ rest).eigenvectors.flip(1)[:, : count - 1 - kept_count]
-    basis = inner @ torch.cat([kept, rest @ directions], 1)
-    pivots = _pivots(inner @ own @ inner.T, count, outliers)
+    free = inner @ rest
+    span = leading_span([place.within(free) for place in places], count - 1 - kept_count)
+    basis = torch.cat([inner @ kept, free @ span], 1)
+    pivots = _pivots(inner @ inner.T @ moments @ inner @ inner.T, count, outliers)
     images = _centred_basis(moments, count)
     left, _, right = torch.linalg.svd(images.T @ basis[pivots.to(basis.device)])
     return TurnedMap(images @ left @ right @ basis.T, pivots)

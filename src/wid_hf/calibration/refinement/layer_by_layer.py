@@ -34,9 +34,9 @@ from .streams import Streams, stream_of
 from .tensor_store import Stored, TensorStore
 
 RATE = 0.05
-HEAD_RATE = 0.01
+HEAD_RATE = 0.06
 MOST_STEPS = 300
-HEAD_STEPS = 300
+HEAD_STEPS = 100
 IN_MEMORY = 4 << 30  # bytes of streams; more lie in files
 NOT_BETTER = "no better on held-out texts"
 NO_WEIGHT = "no weight of its own shrinks"
