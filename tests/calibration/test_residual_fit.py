@@ -57,8 +57,9 @@ def now(fit: ResidualFit) -> dict[str, Tensor]:
 
 @pytest.fixture
 def fits(monkeypatch: pytest.MonkeyPatch, turned_is_best: None) -> list[Fit]:
-    """Every fit from now on, hardly drawn to its start."""
+    """Every fit from now on, hardly drawn to its start, with errors as shares of any length."""
     monkeypatch.setattr(import_module("wid_hf.calibration.reconstruction"), "WRITER_RIDGE", 1e-12)
+    monkeypatch.setattr(import_module("wid_hf.calibration.residual_fit"), "SHORTEST", 0.0)
     found: list[Fit] = []
     fit = ResidualFit.fit
 
@@ -83,10 +84,11 @@ def fits(monkeypatch: pytest.MonkeyPatch, turned_is_best: None) -> list[Fit]:
     return found
 
 
-def reached(target: Tensor, inputs: Tensor, with_bias: bool) -> Tensor:
-    """What a linear map of `inputs` reaches of `target`, by least squares."""
+def reached(target: Tensor, inputs: Tensor, with_bias: bool, stream: Tensor) -> Tensor:
+    """What a linear map of `inputs` reaches of `target`, by least squares of errors, shares of the stream's length."""
     design = torch.cat([inputs, torch.ones(len(inputs), 1)], 1) if with_bias else inputs
-    return design @ torch.linalg.lstsq(design, target, driver="gelsd").solution
+    length = stream.norm(dim=1, keepdim=True)
+    return design @ torch.linalg.lstsq(design / length, target / length, driver="gelsd").solution
 
 
 def centred(x: Tensor) -> Tensor:
@@ -109,10 +111,13 @@ def test_before_a_norm_the_stream_is_the_least_squares_fit_of_the_turned_one(
     assert [len(each.weights) for each in fits] == [branches] * count
     for each in fits:
         assert biased(each) == (family != "llama")
-        best = each.residual[1] + reached(each.wanted - each.residual[1], torch.cat(each.inputs, 1), biased(each))
+        stream = each.wanted if family == "llama" else centred(each.wanted)
+        missing = each.wanted - each.residual[1]
+        best = each.residual[1] + reached(missing, torch.cat(each.inputs, 1), biased(each), stream)
         after, best = (each.after, best) if family == "llama" else (centred(each.after), centred(best))
         assert torch.allclose(after, best, rtol=0, atol=1e-6 * float(best.abs().max())), each.weights
-        assert (each.after - each.wanted).norm() < (each.before - each.wanted).norm()
+        shares = [(found - each.wanted) / stream.norm(dim=1, keepdim=True) for found in (each.after, each.before)]
+        assert shares[0].norm() < shares[1].norm()
 
 
 @pytest.mark.parametrize("family", ["bert-model", "bart"])
@@ -125,9 +130,9 @@ def test_where_the_norm_comes_after_the_sum_every_position_has_the_students_own_
         theirs, mine = map(centred, each.residual)
         scale = (theirs * mine).sum(1, keepdim=True) / theirs.square().sum(1, keepdim=True)
         missing = scale * each.wanted - each.residual[1]
-        best = each.residual[1] + reached(missing, torch.cat(each.inputs, 1), True)
+        best = each.residual[1] + reached(missing, torch.cat(each.inputs, 1), True, scale * centred(each.wanted))
         after, best = centred(each.after), centred(best)
-        assert torch.allclose(after, best, rtol=0, atol=1e-6 * float(best.abs().max())), each.weights
+        assert torch.allclose(after, best, rtol=0, atol=1e-5 * float(best.abs().max())), each.weights
 
 
 def test_weights_whose_inputs_keep_their_width_are_fitted_by_their_rows(fits: list[Fit]) -> None:
@@ -141,7 +146,8 @@ def test_weights_whose_inputs_keep_their_width_are_fitted_by_their_rows(fits: li
     for each in fits:
         (name,), (given,) = each.weights, each.inputs
         assert given.shape[1] == weights[name].shape[1]  # all of it
-        best = each.residual[1] + reached(each.wanted - each.residual[1], given @ weights[name].T.detach(), False)
+        missing, outputs = each.wanted - each.residual[1], given @ weights[name].T.detach()
+        best = each.residual[1] + reached(missing, outputs, False, each.wanted)
         assert torch.allclose(each.after, best, rtol=0, atol=1e-6 * float(each.wanted.abs().max())), each.weights
 
 
@@ -150,12 +156,13 @@ def test_a_shared_weight_is_fitted_to_all_its_uses_so_far(fits: list[Fit]) -> No
     first, second = ([each for each in fits if part in each.weights[0]] for part in ("attention.dense", "ffn_output"))
     assert len(first) == len(second) == 2
     for uses in (first, second):
-        missing, inputs = [], []
+        missing, inputs, streams = [], [], []
         for each in uses:
             theirs, mine = map(centred, each.residual)
             scale = (theirs * mine).sum(1, keepdim=True) / theirs.square().sum(1, keepdim=True)
             missing.append(scale * each.wanted - each.residual[1])
             inputs.append(each.inputs[0])
-        best = reached(torch.cat(missing), torch.cat(inputs), True)[-len(inputs[-1]) :]
+            streams.append(scale * centred(each.wanted))
+        best = reached(torch.cat(missing), torch.cat(inputs), True, torch.cat(streams))[-len(inputs[-1]) :]
         made, best = centred(uses[1].after - uses[1].residual[1]), centred(best)
         assert torch.allclose(made, best, rtol=0, atol=1e-6 * float(best.abs().max()))

@@ -108,12 +108,20 @@ def writer(
     """Return weight and bias that write what the stream lacks, `W x + b ~ s * target - residual`.
 
     The norm after the sum divides by its deviation and subtracts its mean: so every position may have the scale s that
-    the student's residual has, and means over indices do not count.
+    the student's residual has, its error counts as a share of its deviation, and means over indices do not count.
     """
     mine, theirs = (each - each.mean(1, keepdim=True) for each in (residual, teachers_residual))
     scale = (mine * theirs).sum(1, keepdim=True) / (theirs * theirs).sum(1, keepdim=True)
     missing = scale * target - residual
-    return reconstruct(missing - missing.mean(1, keepdim=True), x, start, WRITERS)
+    missing = missing - missing.mean(1, keepdim=True)
+    counts = 1 / (scale * target).var(1, correction=0)
+    counts = counts / counts.sum()
+    means = [counts @ each for each in (missing, x)]
+    missing, x = (counts.sqrt()[:, None] * (each - mean) for each, mean in zip((missing, x), means, strict=True))
+    variation = x.T @ x
+    pull = WRITERS * variation.diagonal().mean() * torch.eye(x.shape[1]).double()
+    weight = start + torch.linalg.solve(variation + pull, (missing.T @ x - start @ variation).T).T
+    return weight, means[0] - weight @ means[1]
 
 
 def vectors(z: Tensor, target: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:

@@ -70,39 +70,41 @@ class Regression:
     def __init__(self, teacher: int, student: int, device: torch.device) -> None:
         place = place_of(device)
         self.count = 0
+        self.weight = 0.0  # of all positions: their number, unless some count more than others
         self.teacher = torch.zeros(teacher, dtype=torch.float64, device=place)
         self.student = torch.zeros(student, dtype=torch.float64, device=place)
         self.cross = torch.zeros(teacher, student, dtype=torch.float64, device=place)
         self.second = torch.zeros(student, student, dtype=torch.float64, device=place)
         self.energy = torch.zeros((), dtype=torch.float64, device=place)
 
-    def add(self, teacher: Tensor, student: Tensor) -> None:
-        """Add observations `(rows, n)` and `(rows, k)` of the same positions."""
+    def add(self, teacher: Tensor, student: Tensor, weights: Tensor | None = None) -> None:
+        """Add observations `(rows, n)` and `(rows, k)` of the same positions, all alike or by weights `(rows,)`."""
         if not len(teacher):
             return
         new = Regression(teacher.shape[1], student.shape[1], teacher.device)
-        new.count = len(teacher)
-        (mean, teacher), (other, student) = _centred(teacher), _centred(student)
+        new.count, new.weight = len(teacher), float(len(teacher) if weights is None else weights.sum())
+        (mean, teacher), (other, student) = _centred(teacher, weights), _centred(student, weights)
         new.teacher, new.student = mean.to(self.teacher), other.to(self.student)
         new.cross, new.second = (teacher.T @ student).to(self.cross), (student.T @ student).to(self.second)
         new.energy = teacher.square().sum().to(self.energy)
         self += new
 
     def __iadd__(self, new: Regression) -> Regression:
-        count = self.count + new.count
-        if not count:
+        self.count += new.count
+        total = self.weight + new.weight
+        if not total:
             return self
-        share = new.count / count
+        share = new.weight / total
         teacher, student = new.teacher - self.teacher, new.student - self.student
         for mine, theirs, step in (
             (self.cross, new.cross, torch.outer(teacher, student)),
             (self.second, new.second, torch.outer(student, student)),
             (self.energy, new.energy, teacher.square().sum()),
         ):
-            mine.add_(theirs).add_(step, alpha=self.count * share)
+            mine.add_(theirs).add_(step, alpha=self.weight * share)
         self.teacher.add_(teacher, alpha=share)
         self.student.add_(student, alpha=share)
-        self.count = count
+        self.weight = total
         return self
 
     def is_finite(self) -> tuple[bool, bool]:
@@ -135,8 +137,8 @@ class Regression:
         The means stay those of the positions seen here.
         """
         found = Regression(len(self.teacher), len(self.student), self.energy.device)
-        share = count / max(prior.count, 1)
-        found.count = self.count + count
+        share = count / (prior.weight or 1)
+        found.count, found.weight = self.count + count, self.weight + count
         found.teacher, found.student = self.teacher, self.student
         found.cross = self.cross + share * prior.cross
         found.second = self.second + share * prior.second
@@ -174,8 +176,8 @@ class Regression:
         return float((left / energy).clamp(min=0)) if energy > TINY else 0.0
 
     def _moments(self, centred: bool) -> tuple[Tensor, Tensor, Tensor]:
-        count = max(self.count, 1)
-        cross, second, energy = self.cross / count, self.second / count, self.energy / count
+        weight = self.weight or 1
+        cross, second, energy = self.cross / weight, self.second / weight, self.energy / weight
         if not centred:
             cross = cross + torch.outer(self.teacher, self.student)
             second = second + torch.outer(self.student, self.student)
@@ -194,8 +196,12 @@ def _ridged(second: Tensor, strength: float, right: Tensor) -> Tensor:
     return vectors @ ((vectors.T @ right) / (values.clamp(min=0) + strength)[:, None])
 
 
-def _centred(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean of observations and the observations about it, in float32 or more."""
+def _centred(rows: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return the mean of observations, and themselves about it, times the roots of weights; in float32 or more."""
     rows = full(rows)
-    mean = rows.mean(0)
-    return mean, rows - mean
+    if weights is None:
+        mean = rows.mean(0)
+        return mean, rows - mean
+    weights = weights.to(rows)
+    mean = (weights @ rows) / weights.sum()
+    return mean, (rows - mean) * weights.sqrt()[:, None]

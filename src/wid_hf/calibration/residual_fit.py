@@ -1,7 +1,8 @@
 """The weights that write into a turned stream, fitted to what the student's stream still lacks.
 
 At a residual sum the student's stream should be `T x`, with x the teacher's; what the weights before the sum have to
-add is the rest. They are fitted to it by ridge regression on their inputs in the student. Called by `reconstruction`.
+add is the rest. They are fitted to it by ridge regression on their inputs in the student; a position counts by the
+inverse of its energy. Called by `reconstruction`.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from ..coupling.trace import Trace
 from ..layers import Compactor, FoldedWeight
 from .forward_thread import Operand
 from .lockstep import Operands
-from .moments import Regression, full
+from .moments import TINY, Regression, full
 from .residual_writer import Writer, write
 from .stream import Stream
+
+SHORTEST = 0.01  # of the mean energy of positions: those with less count as if they had this
 
 Pair = tuple[Operand, Operand]
 Batch = tuple[Operand, Operand, list[Pair]]
@@ -162,8 +165,11 @@ class ResidualFit:
         mine: Operand,
         theirs: Operand,
         pairs: Sequence[Pair],
-    ) -> tuple[Tensor, Tensor]:
-        """Return what the weights should add `(rows, k)`, and their inputs `(rows, features)`."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what the weights should add `(rows, k)`, their inputs `(rows, features)` and weights of positions.
+
+        What reads the stream divides it by its length, so an error counts by its share of that.
+        """
         wanted, found = full(mine.rows), full(theirs.rows)
         map_ = map_.to(wanted)
         wanted = wanted @ map_.T
@@ -178,7 +184,10 @@ class ResidualFit:
         missing = wanted - found
         if centred:  # norms do not see the mean over indices, and rows of a centred map cannot make one
             missing = missing - missing.mean(1, keepdim=True)
-        return missing, torch.cat(features, 1)
+            wanted = wanted - wanted.mean(1, keepdim=True)
+        energy = wanted.square().mean(1)
+        least = (SHORTEST * energy.mean()).clamp(min=TINY)
+        return missing, torch.cat(features, 1), 1 / energy.clamp(min=least)
 
     def _scale(
         self, writers: Sequence[Writer], map_: Tensor, wanted: Tensor, found: Tensor, pairs: Sequence[Pair]
