@@ -132,6 +132,20 @@ def test_whispers_encoder_keeps_indices_because_a_gelu_makes_its_stream() -> Non
     assert all(name.startswith("model.decoder") or "encoder_attn" in name for name, _ in stream.axes)
 
 
+@pytest.mark.parametrize("factor", [1e-3, 1.0, 1e3])
+def test_the_proof_sees_what_is_not_linear_whatever_the_size_of_the_weights(factor: float) -> None:
+    """Of tiny values a GELU is nearly linear."""
+    row = TURNING["whisper"]
+    teacher = row.build()
+    with torch.no_grad():
+        for weight in teacher.parameters():
+            if weight.ndim > 1:
+                weight.mul_(factor)
+    planned = plan_student(teacher, row.config(row.strategies[0]), inputs=row.inputs)
+    (stream,) = turnable_streams(teacher, planned.trace, planned.plan, True)
+    assert all(name.startswith("model.decoder") or "encoder_attn" in name for name, _ in stream.axes)
+
+
 class _Centred(nn.Module):
     """A norm that also subtracts the mean."""
 

@@ -50,7 +50,7 @@ class _Proof:
     def __init__(self, teacher: nn.Module, trace: Trace, plan: Plan, stream: Stream) -> None:
         self._teacher, self._trace, self._stream = teacher, trace, stream
         self._landmarks = plan.landmarks
-        self._weights = {name: _full(weight.detach()) for name, weight in trace.weights.items()}
+        self._weights = {name: _at_unit_gain(_full(weight.detach())) for name, weight in trace.weights.items()}
         for scaling in (*stream.folded, *stream.fitted):  # they are folded or fitted: they must not decide
             self._weights[scaling.vector] = torch.full_like(self._weights[scaling.vector], 1 - scaling.offset)
             if scaling.bias is not None:
@@ -119,6 +119,17 @@ def random_turn(size: int, centred: bool) -> Tensor:
     basis = torch.linalg.qr(torch.cat([ones, matrix[:, 1:]], 1)).Q  # the first column is the vector of ones
     inner = torch.linalg.qr(matrix[1:, 1:]).Q
     return (basis @ torch.block_diag(torch.ones(1, 1, dtype=torch.float64), inner) @ basis.T).float()
+
+
+def _at_unit_gain(weight: Tensor) -> Tensor:
+    """Return a matrix scaled so that its outputs are about as large as its inputs.
+
+    Of tiny values every smooth function is nearly linear, and what is not linear would pass.
+    """
+    if weight.ndim < 2:
+        return weight
+    gain = weight.square().mean().sqrt() * weight[0].numel() ** 0.5
+    return weight / gain if gain > 0 else weight
 
 
 class _TurnedRows(TorchDispatchMode):
