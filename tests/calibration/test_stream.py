@@ -139,8 +139,7 @@ def test_the_proof_sees_what_is_not_linear_whatever_the_size_of_the_weights(fact
     teacher = row.build()
     with torch.no_grad():
         for weight in teacher.parameters():
-            if weight.ndim > 1:
-                weight.mul_(factor)
+            weight.mul_(factor if weight.ndim > 1 else 0)  # a bias may make values large
     planned = plan_student(teacher, row.config(row.strategies[0]), inputs=row.inputs)
     (stream,) = turnable_streams(teacher, planned.trace, planned.plan, True)
     assert all(name.startswith("model.decoder") or "encoder_attn" in name for name, _ in stream.axes)
