@@ -99,7 +99,7 @@ def _head(teacher: PreTrainedModel) -> Tensor | None:
 
 
 def _tied_name(teacher: PreTrainedModel, weight: Tensor) -> str | None:
-    """Return the name of the output embedding's weight if that tensor has other names as well."""
+    """Return the name of the output embedding's weight if it is the same tensor as a table that is looked up."""
     if not any(weight is module.weight for module in teacher.modules() if isinstance(module, nn.Embedding)):
         return None
     layer = teacher.get_output_embeddings()
