@@ -93,3 +93,8 @@ def test_what_is_no_calibration_config_is_refused() -> None:
         ConfigError, match="CalibrationConfig has no rows; it has samples, batch_size, ridge, output, refine"
     ):
         WidConfig(hidden_size=12, calibration_config={"rows": 8})  # type: ignore[arg-type]
+
+
+def test_a_tie_that_is_no_answer_is_refused() -> None:
+    with pytest.raises(ConfigError, match="tie_word_embeddings='no' is not True, False or None"):
+        WidConfig(hidden_size=8, tie_word_embeddings="no")  # type: ignore[arg-type]

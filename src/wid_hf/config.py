@@ -116,6 +116,10 @@ class WidConfig(PeftConfig):
             models, `{"text_config": {"hidden_size": 384}}`; a list if the teacher's config has a list,
             `{"hidden_sizes": [32, 64, 128]}`; by layer number if its layers have different sizes,
             `{"per_layer_config": {2: {"head_dim": 32}}}`.
+        tie_word_embeddings: whether the head shares the table of tokens, as in transformers' configs. None keeps the
+            teacher's tie. False gives the student of a tied teacher a head of its own, which starts from the table;
+            the plan tells its price. The teacher given keeps its tie. On an untied teacher False changes nothing, and
+            True is refused; both are refused where the teacher has no output embedding.
         init: how compactors start. `"calibrated"` solves for them in closed form on calibration data;
             `"identity"` only selects rows and columns of the teacher's weights. By default calibrated, and identity
             with a progressive schedule.
@@ -156,6 +160,9 @@ class WidConfig(PeftConfig):
     )
     overrides: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "Other sizes under the teacher's own config names."}
+    )
+    tie_word_embeddings: bool | None = field(
+        default=None, metadata={"help": "False gives the student a head of its own; None keeps the teacher's tie."}
     )
     init: Init | None = field(default=None, metadata={"help": "How compactors start: 'calibrated' or 'identity'."})
     # Here and not in CalibrationConfig: with `init` it defines the start, decides whether calibration data are needed
@@ -235,6 +242,8 @@ class WidConfig(PeftConfig):
         for name, words in (("head_strategy", HeadStrategy), ("init", Init), ("selection", Selection)):
             if getattr(self, name) not in get_args(words):
                 yield f"{name}={getattr(self, name)!r} is not one of {', '.join(map(repr, get_args(words)))}"
+        if not isinstance(self.tie_word_embeddings, (bool, type(None))):
+            yield f"tie_word_embeddings={self.tie_word_embeddings!r} is not True, False or None"
         if not isinstance(self.settled, (str, type(None))):
             yield f"settled={self.settled!r} is not a text; leave it out"
 

@@ -22,6 +22,7 @@ def compress(
     head_dim: options.HeadDim = None,
     head_strategy: options.Strategy = options.HeadStrategy.auto,
     overrides: options.Overrides = None,
+    tie_word_embeddings: options.TieWordEmbeddings = None,
     init: Annotated[
         options.Init | None,
         typer.Option(
@@ -95,6 +96,7 @@ def compress(
         head_dim,
         head_strategy,
         overrides,
+        tie_word_embeddings=tie_word_embeddings,
         init=init.value if init is not None else None,
         selection=selection.value if selection is not None else None,
         calibration_config=CalibrationConfig(

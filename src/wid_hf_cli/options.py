@@ -78,6 +78,10 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--override", help="Another size under the teacher's own name, NAME=SIZE; dots reach into parts."),
 ]
+TieWordEmbeddings = Annotated[
+    bool | None,
+    typer.Option(help="Whether the head shares the table of tokens; by default as in the teacher."),
+]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the teacher on the Hub.")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run model code from the Hub.")]
 

@@ -20,6 +20,7 @@ def plan(
     head_dim: options.HeadDim = None,
     head_strategy: options.Strategy = options.HeadStrategy.auto,
     overrides: options.Overrides = None,
+    tie_word_embeddings: options.TieWordEmbeddings = None,
     verify: Annotated[bool, typer.Option("--verify", help="Prove the coupled dimensions by permutation.")] = False,
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = False,
@@ -32,7 +33,14 @@ def plan(
     from wid_hf.tools.teachers import load_teacher
 
     config = options.wid_config(
-        hidden_size, intermediate_size, heads, key_value_heads, head_dim, head_strategy, overrides
+        hidden_size,
+        intermediate_size,
+        heads,
+        key_value_heads,
+        head_dim,
+        head_strategy,
+        overrides,
+        tie_word_embeddings=tie_word_embeddings,
     )
     model = load_teacher(teacher, revision=revision, trust_remote_code=trust_remote_code)
     console = Console()

@@ -29,8 +29,8 @@ def identity(teacher: Any, **more: Any) -> PeftModel:
     return get_wid_model(teacher, WidConfig(hidden_size=12, init="identity", **more))
 
 
-def progressive(teacher: Any) -> PeftModel:
-    return get_wid_model(teacher, WidConfig(hidden_size=12, schedule=SCHEDULE))
+def progressive(teacher: Any, **more: Any) -> PeftModel:
+    return get_wid_model(teacher, WidConfig(hidden_size=12, schedule=SCHEDULE, **more))
 
 
 def trained(model: PeftModel, steps: int = 5, inputs: dict[str, Tensor] = IDS) -> None:

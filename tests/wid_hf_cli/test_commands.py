@@ -39,6 +39,8 @@ def test_plan_prints_coupled_dimensions_sizes_and_reasons(masked_teacher: Path, 
     assert "4 x 3 = 12" in out
     assert "is looked up by number" in out
     assert "Proved by permutation" in out
+    assert "A head of its own (tie_word_embeddings=False) would add" in out
+    assert "A head of its own" not in invoke("plan", str(masked_teacher), *SIZES, "--no-tie-word-embeddings")
     invoke(
         "compress",
         str(masked_teacher),

@@ -28,7 +28,7 @@ from ..coupling.trace import aliases, named_weights
 from ..deprecation import renamed_arguments
 from ..errors import ConfigError, WidError
 from ..layers import compactor_axes, first_indices, install, student_weights
-from ..planning.student_plan import Settled, StudentPlan, check_teacher, empty_student, plan_student
+from ..planning.student_plan import Settled, StudentPlan, check_teacher, empty_student, plan_student, planned_teacher
 from ..planning.tracing import plain_attention
 from ..progressive.controller import ProgressiveController
 from ..progressive.progress import Progress
@@ -97,6 +97,8 @@ class WidModel(OneAdapterTuner):
             )
         check_teacher(model)
         config = copy(self.peft_config[adapter_name])  # the caller may use the same config for another student
+        with as_if_called_plainly(next(model.parameters()).device):
+            model = planned_teacher(model, config)
         self.fingerprint = Fingerprint.of(named_weights(model), aliases(model))
         if config.teacher_fingerprint is not None:
             refuse_other_teacher(config.teacher_fingerprint, self.fingerprint)
@@ -155,7 +157,10 @@ class WidModel(OneAdapterTuner):
 
     @property
     def teacher(self) -> PreTrainedModel:
-        """The teacher; the student is folded from its tensors, so it changes if they train."""
+        """The teacher; the student is folded from its tensors, so it changes if they train.
+
+        With `WidConfig(tie_word_embeddings=False)` it is a copy on the given one's tensors with a head of its own.
+        """
         return self._teacher[0]
 
     @property

@@ -75,6 +75,7 @@ class Plan:
             indices whose entries are nearest to the student's own table, in its order. Every start keeps these.
         landmarks: where forwards of teacher and student can be compared, and which tensors share a space.
         settled: how heads and other sizes changed, and why; empty where the request left nothing open.
+        offered: what else the teacher's class allows, and its price; empty if nothing.
     """
 
     axes: Mapping[str, Dims]
@@ -88,6 +89,7 @@ class Plan:
     matched: Mapping[Dim, Tensor] = field(default_factory=dict)
     landmarks: Landmarks = field(default_factory=Landmarks)
     settled: str = ""
+    offered: str = ""
 
     def size(self, dim: Dim) -> int:
         """Return the student's size of `dim`."""
@@ -166,9 +168,9 @@ class Plan:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was decided about heads, and what the start does beside selecting indices, such as scaling weights."""
+        """What was decided about heads, what the start does beside selecting indices, and what else is offered."""
         folded = [f"`{c.parameter}` starts scaled by {factor:.4g}" for c, factor in self.scales.items()]
-        return (*filter(None, [self.settled]), *folded, *self.unfolded)
+        return (*filter(None, [self.settled]), *folded, *self.unfolded, *filter(None, [self.offered]))
 
     def __str__(self) -> str:
         """Return rows and notes as text, in aligned columns."""

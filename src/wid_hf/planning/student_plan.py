@@ -25,6 +25,7 @@ from ..coupling.trace import saved_tensors
 from ..errors import PlanError, TeacherError
 from ..stored_inputs import unpacked
 from .example_inputs import on_device
+from .own_head import offered_head, with_own_head
 from .sizes import Meaning, Request, Sizes, Strategy, Way
 from .teacher_check import PARAMETRIZED, check_teacher
 from .tracing import plain_attention, trace_student, trace_teacher
@@ -107,12 +108,14 @@ def plan_student(
     Raises:
         TeacherError: the teacher is not a plain `PreTrainedModel` with weights, its class needs more than a config, or
             it does not run on the example inputs.
-        ConfigError: a size or name that its config does not have, or that is not smaller.
+        ConfigError: a size or name that its config does not have, or that is not smaller; a tie of the embeddings that
+            the teacher or its class cannot have.
         PlanError: sizes that contradict each other or shrink a frozen dimension.
         ProofError: the permutation proof failed.
     """
     check_teacher(teacher)
     inputs = _inputs(teacher, config) if inputs is None else inputs
+    teacher = with_own_head(teacher, config.tie_word_embeddings, inputs)
     request = Request(teacher.config, config)
     trace, further = trace_teacher(teacher, inputs)
     if proof:
@@ -129,8 +132,22 @@ def plan_student(
         settled = _settled(request, meaning, student, _against(request, refused))
         if settled.moved:
             warnings.warn(str(settled), stacklevel=2)
-        return StudentPlan(replace(plan, settled=str(settled)), trace, student, settled)
+        offered = offered_head(teacher, trace, plan) if config.tie_word_embeddings is None else ""
+        return StudentPlan(replace(plan, settled=str(settled), offered=offered), trace, student, settled)
     raise PlanError(_refusal_text(teacher, request, refused)) from next(iter(refused.values()))
+
+
+def planned_teacher(teacher: PreTrainedModel, config: WidConfig) -> PreTrainedModel:
+    """Return the teacher that `config` plans with: itself, or a copy on its tensors with a head of its own.
+
+    Args:
+        teacher: a model that passes `check_teacher`.
+        config: its `tie_word_embeddings` decides.
+
+    Raises:
+        ConfigError: a tie that the teacher or its class cannot have.
+    """
+    return with_own_head(teacher, config.tie_word_embeddings, _inputs(teacher, config))
 
 
 def prove_couplings(teacher: PreTrainedModel, config: WidConfig) -> None:
@@ -145,6 +162,7 @@ def prove_couplings(teacher: PreTrainedModel, config: WidConfig) -> None:
         ProofError: the permutation proof failed.
     """
     check_teacher(teacher)
+    teacher = planned_teacher(teacher, config)
     trace, _ = trace_teacher(teacher, _inputs(teacher, config))
     _prove(teacher, trace)
 
@@ -213,7 +231,7 @@ def empty_student(teacher: PreTrainedModel, config: PretrainedConfig) -> PreTrai
     with no_init_weights(), torch.random.fork_rng(devices=[]):
         student = type(teacher)(deepcopy(config))
     student.tie_weights()  # skipped together with the initialisation
-    own = dict(teacher.named_parameters()) | dict(teacher.named_buffers())
+    own = dict(teacher.named_parameters(remove_duplicate=False)) | dict(teacher.named_buffers())
     for name, buffer in student.named_buffers():
         if name in own and own[name].is_floating_point():
             buffer.data = buffer.data.to(own[name].dtype)
