@@ -34,7 +34,7 @@ from .streams import Streams, stream_of
 from .tensor_store import Stored, TensorStore
 
 RATE = 0.05
-HEAD_RATE = 0.06
+HEAD_RATE = 0.03
 MOST_STEPS = 300
 HEAD_STEPS = 100
 IN_MEMORY = 4 << 30  # bytes of streams; more lie in files
