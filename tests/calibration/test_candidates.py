@@ -62,6 +62,14 @@ def test_the_first_of_equal_starts_is_taken() -> None:
     assert chosen({"a": 0.2, "b": 0.2}, batches(4))[0] == "a"
 
 
+def test_a_start_must_be_clearly_better_than_those_before_it() -> None:
+    """Divergences that differ by less than five percent are equal: a trial sees a part of the data."""
+    name, scores, _, _ = chosen({"a": 0.202, "b": 0.2}, batches(8))
+    assert name == "a" and scores["b"] < scores["a"] < 1.05 * scores["b"]
+    name, scores, _, _ = chosen({"a": 0.21, "b": 0.2}, batches(8))
+    assert name == "b" and scores["a"] > 1.05 * scores["b"]
+
+
 def test_a_start_that_gives_nan_loses() -> None:
     name, scores, _, _ = chosen({"a": float("nan"), "b": 3.0}, batches(4))
     assert name == "b" and scores["a"] == float("inf")

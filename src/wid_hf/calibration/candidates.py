@@ -27,6 +27,7 @@ SELECTED = "indices selected"
 TURNED = "stream turned"
 OUTLIERS_KEPT = "stream turned, outlying indices kept"
 SHARE = 4  # at most one batch in so many is calibrated on in a trial; as many are scored
+EQUAL = 1.05  # times the smallest divergence: what a trial on a part of the data cannot tell apart
 ENOUGH = 4  # positions per index of the widest weight input are enough for a trial
 
 
@@ -65,7 +66,7 @@ def choose(
     positions: int,
     widest: int,
 ) -> tuple[Candidate, tuple[Trial, ...]]:
-    """Return the candidate with the smallest divergence, and all trials; the first among equals.
+    """Return the first candidate whose divergence is about the smallest, and all trials.
 
     Args:
         candidates: one or more; a single one is not tried.
@@ -90,7 +91,8 @@ def choose(
         with quiet_forward(student):
             outputs = [seen_by_callers(_outputs(student, batch, precision)) for batch in held_out]
         found.append(divergence(wanted, outputs, held_out))
-    best = min(range(len(found)), key=lambda at: found[at][0])
+    least = min(score for score, _ in found)
+    best = next(at for at, (score, _) in enumerate(found) if score <= EQUAL * least)
     trials = tuple(
         Trial(candidate.name, score, measure, at == best)
         for at, (candidate, (score, measure)) in enumerate(zip(candidates, found, strict=True))
