@@ -267,6 +267,28 @@ def test_norms_before_matrices_keep_only_the_ratio_of_widths() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.usefixtures("turned_is_best")
+def test_the_map_is_the_same_wherever_a_norms_weight_stands_before_its_matrices() -> None:
+    """In the norm or in the matrices after it, the model is the same function."""
+
+    def projection(teacher: PreTrainedModel) -> Tensor:
+        wid = get_wid_model(teacher.double(), WidConfig(**SIZES))
+        wid.base_model.calibrate(batches(), reconstruction=False)
+        (map_,) = wid.base_model.turned.state_dict().values()
+        return map_.double().T @ map_.double()
+
+    inside = llama(tied=False)
+    layers = list(inside.model.layers)
+    norms = [(layer.input_layernorm, [getattr(layer.self_attn, f"{part}_proj") for part in "qkv"]) for layer in layers]
+    norms += [(layer.post_attention_layernorm, [layer.mlp.gate_proj, layer.mlp.up_proj]) for layer in layers]
+    for norm, readers in [*norms, (inside.model.norm, [inside.lm_head])]:
+        for reader in readers:
+            reader.weight.mul_(norm.weight)
+        norm.weight.fill_(1)
+    assert torch.allclose(projection(llama(tied=False)), projection(inside), atol=1e-5)
+
+
+@torch.no_grad()
 def test_a_norm_weight_that_is_zero_somewhere_gives_finite_weights() -> None:
     teacher = llama()
     teacher.model.layers[0].input_layernorm.weight[3:5] = 0

@@ -39,10 +39,10 @@ class SubsetSelection:
         self._rotated = set(rotated)
         shrinking = {leaf for leaf, size in plan.targets.items() if size < leaf.size}
         self._chosen = shrinking - self._rotated
-        contracted = {leaf for each in plan.weight_inputs for leaf in leaves(plan.dim_of(each))}
-        self._only_written = self._chosen - contracted
+        readers = _readers(plan)
+        self._only_written = self._chosen - readers.keys()
+        self._read_once = {leaf for leaf in self._chosen & readers.keys() if len(readers[leaf]) == 1}
         self._scores: dict[Dim, Tensor] = {}
-        self._read_once = _read_once(plan) & self._chosen
         self._read: dict[Dim, tuple[Tensor, Tensor]] = {}  # moments and the weight
         self._heads: dict[Dim, list[tuple[Tensor, Tensor]]] = defaultdict(list)
 
@@ -114,11 +114,10 @@ class SubsetSelection:
         )
 
 
-def _read_once(plan: Plan) -> set[Dim]:
-    """Return the leaves that are a whole axis of one weight that reads them, and that no other weight reads."""
+def _readers(plan: Plan) -> dict[Dim, set[str]]:
+    """Return the weights that read each leaf."""
     readers: dict[Dim, set[str]] = defaultdict(set)
     for each in plan.weight_inputs:
         for leaf in leaves(plan.dim_of(each)):
             readers[leaf].add(each.weight)
-    whole = {find(plan.dim_of(each)) for each in plan.weight_inputs}
-    return {leaf for leaf in whole if leaf.is_leaf and len(readers[leaf]) == 1}
+    return readers

@@ -28,8 +28,8 @@ def turnable_streams(teacher: nn.Module, trace: Trace, plan: Plan, outputs_too: 
     """Return every stream that may be turned, at most one of each leaf, since a leaf has one map.
 
     A candidate is proved: with every vector constant and every weight along the stream turned by a random orthogonal
-    matrix, the teacher gives the same outputs for the traced examples. The proof needs a second copy of the teacher's
-    weights, in float32 at least.
+    matrix, the teacher gives the same outputs for the traced examples. The proof needs two more copies of the
+    teacher's weights in float32 at least, scaled and turned.
 
     Args:
         teacher: the model.
@@ -37,20 +37,28 @@ def turnable_streams(teacher: nn.Module, trace: Trace, plan: Plan, outputs_too: 
         plan: sizes.
         outputs_too: whether a stream that callers see may be turned.
     """
+    candidates = list(candidate_streams(plan, outputs_too))
+    if not candidates:
+        return []
+    weights = {name: _at_unit_gain(_full(weight.detach())) for name, weight in trace.weights.items()}
     found: dict[Dim, Stream] = {}
-    for candidate in candidate_streams(plan, outputs_too):
-        if candidate.leaf not in found and (stream := _Proof(teacher, trace, plan, candidate).proved()) is not None:
+    for candidate in candidates:
+        if candidate.leaf in found:
+            continue
+        if (stream := _Proof(teacher, trace, plan, candidate, weights).proved()) is not None:
             found[stream.leaf] = stream
     return list(found.values())
 
 
 class _Proof:
-    """Proves by random turns that a stream may be turned."""
+    """Proves by random turns that a stream may be turned, with the given weights in the teacher's place."""
 
-    def __init__(self, teacher: nn.Module, trace: Trace, plan: Plan, stream: Stream) -> None:
+    def __init__(
+        self, teacher: nn.Module, trace: Trace, plan: Plan, stream: Stream, weights: Mapping[str, Tensor]
+    ) -> None:
         self._teacher, self._trace, self._stream = teacher, trace, stream
         self._landmarks = plan.landmarks
-        self._weights = {name: _at_unit_gain(_full(weight.detach())) for name, weight in trace.weights.items()}
+        self._weights = dict(weights)
         for scaling in (*stream.folded, *stream.fitted):  # they are folded or fitted: they must not decide
             self._weights[scaling.vector] = torch.full_like(self._weights[scaling.vector], 1 - scaling.offset)
             if scaling.bias is not None:

@@ -20,11 +20,10 @@ from ..coupling.trace import Trace
 from .moment_pass import InputMoments
 from .moments import as_matrix
 from .stream import Stream
+from .stream_moments import TINY, StreamMoments
 from .stream_span import Place
 from .tied_table import fit_table
 from .turned_map import TurnedMap, centred_map, outlying, principal_map
-
-TINY = torch.finfo(torch.float64).tiny
 
 
 @dataclass(frozen=True)
@@ -43,39 +42,6 @@ class Turned:
     rotations: Mapping[Carrier, Tensor] = field(default_factory=dict)
     vectors: Mapping[str, Tensor] = field(default_factory=dict)
     index_sets: Mapping[Dim, Tensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Moments:
-    """Second moments of a stream after one norm, times the number of positions.
-
-    Attributes:
-        basis: `(n, n)` of which a stream keeps the leading directions; its trace counts positions.
-        inner: `(n, n)` about the mean, if a bias after the norm can hold a constant; otherwise about zero.
-        mean: `(n,)` if it is not in `inner`.
-        count: positions.
-    """
-
-    basis: Tensor
-    inner: Tensor
-    mean: Tensor
-    count: int
-
-    @classmethod
-    def of(cls, covariance: Tensor, mean: Tensor, centred: bool, count: int) -> _Moments:
-        """Return the moments of `count` positions with this covariance and mean."""
-        covariance, mean = covariance.cpu(), mean.cpu()
-        second = torch.outer(mean, mean)
-        inner = covariance if centred else covariance + second
-        basis = inner / inner.trace().clamp(min=TINY)
-        if centred:
-            basis = basis + second / second.trace().clamp(min=TINY)
-        return cls(count * basis, count * inner, count * mean if centred else torch.zeros_like(mean), count)
-
-    def __add__(self, other: _Moments) -> _Moments:
-        return _Moments(
-            self.basis + other.basis, self.inner + other.inner, self.mean + other.mean, self.count + other.count
-        )
 
 
 class StreamRotation:
@@ -97,7 +63,7 @@ class StreamRotation:
         self._plan = plan
         self._streams = streams
         self._spaces = {space: stream for stream in streams for space in stream.spaces}
-        self._moments: dict[int, _Moments] = {}
+        self._moments: dict[int, StreamMoments] = {}
         self._first: dict[int, str] = {}
         self._grams: dict[int, Tensor] = {}  # W^T W of all weights that read a space
 
@@ -118,7 +84,7 @@ class StreamRotation:
         if scaling is not None:
             covariance, mean = self._before(scaling, moments)
         centred = scaling is None or scaling.bias is not None
-        found = _Moments.of(covariance, mean, centred, moments.covariance.count)
+        found = StreamMoments.of(covariance, mean, centred, moments.covariance.count)
         old = self._moments.get(space)
         self._moments[space] = found if old is None else old + found
 
