@@ -44,28 +44,6 @@ def test_pivots_of_equal_or_missing_variance_are_the_lowest_indices() -> None:
     assert column_subset(rank_one, 3).tolist() == [0, 1, 2]
 
 
-def test_with_a_weight_each_index_explains_most_of_what_is_left_of_its_output() -> None:
-    g = torch.Generator().manual_seed(4)
-    factor = torch.randn(7, 9, generator=g, dtype=torch.float64)
-    covariance, weight = factor @ factor.T, torch.randn(3, 7, generator=g, dtype=torch.float64)
-
-    def explained(kept: list[int]) -> float:
-        across = covariance[kept]
-        return float((torch.linalg.solve(across[:, kept], across @ weight.T @ weight) * across).sum())
-
-    kept: list[int] = []
-    for count in range(1, 7):
-        kept.append(max(set(range(7)) - set(kept), key=lambda at: explained([*kept, at])))
-        assert column_subset(covariance, count, weight).tolist() == sorted(kept)
-    assert column_subset(covariance, 1).tolist() != column_subset(covariance, 1, weight).tolist()
-
-
-def test_an_index_that_the_weight_does_not_read_goes_first() -> None:
-    weight = torch.tensor([[0.0, 1.0, 0.5]]).double()
-    assert column_subset(torch.diag(torch.tensor([9.0, 1.0, 1.0])).double(), 2, weight).tolist() == [1, 2]
-    assert column_subset(torch.ones(3, 3).double(), 2, weight).tolist() == [0, 1]  # all the same: the lowest
-
-
 def test_blocks_explain_the_outputs_best_among_all_choices() -> None:
     g = torch.Generator().manual_seed(2)
     mix = torch.randn(12, 12, generator=g, dtype=torch.float64)

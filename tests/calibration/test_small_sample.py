@@ -69,3 +69,18 @@ def test_only_what_the_weight_reads_counts() -> None:
     blind[5:] = 0
     assert fit_few(teacher, student, blind, Known(start, None, 1e-4, 40), True) is None
     assert fit_few(teacher, student, READER, Known(start, None, 1e-4, 40), True) is not None
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_good_start_stays_where_earlier_positions_were_of_another_kind(seed: int) -> None:
+    """As those of patches are for the one token that a classifier of pictures reads."""
+    teacher, student, true = made(12, 0.1, seed)
+    others, theirs, _ = made(400, 0.1, 50 + seed)
+    prior = Regression(9, 20, others.device)
+    prior.add(-others, theirs)
+    known = Known(true, prior, 1e-4, 40)
+    fit = fit_few(teacher + 4, student, READER, known, True)
+    assert fit is not None
+    torch.testing.assert_close(fit.columns, true)
+    torch.testing.assert_close(fit.offset, torch.full((9,), 4.0).double(), rtol=0, atol=0.2)
+    assert missed(fit.columns) < 0.1 * missed(known.without_positions(True).columns)

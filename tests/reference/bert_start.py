@@ -81,22 +81,6 @@ def column_subset(covariance: Tensor, count: int) -> Tensor:
     return torch.tensor(sorted(pivots))
 
 
-def neurons(covariance: Tensor, weight: Tensor, count: int) -> Tensor:
-    """Return the indices, ascending, that explain most of a weight's output, added one by one `(count,)`.
-
-    Each is the one that explains most of what regression on those before it leaves (Rebollo-Neira and Lowe 2002).
-    """
-    left, chosen = covariance.clone(), []
-    for _ in range(count):
-        explained = (weight @ left).square().sum(0) / left.diagonal()
-        explained[chosen] = 0
-        chosen.append(int(explained.argmax()))
-        left -= torch.outer(left[chosen[-1]], left[chosen[-1]]) / left[chosen[-1], chosen[-1]]
-        left[chosen], left[:, chosen] = 0, 0
-        left[chosen, chosen] = 1
-    return torch.tensor(sorted(chosen))
-
-
 def of_heads(matrix: Tensor, heads: int) -> Tensor:
     """Return each head's own block `(heads, d, d)`, a little of its mean variance added: heads may be degenerate."""
     blocks = torch.einsum("hihj->hij", matrix.unflatten(1, (heads, -1)).unflatten(0, (heads, -1)))
@@ -187,8 +171,7 @@ def bert_start(
     selected = torch.eye(config.hidden_size).double()[kept]
     rows, columns = dict.fromkeys(seen, selected), dict.fromkeys(seen, selected.T)
     for layer in map(LAYER.format, range(config.num_hidden_layers)):
-        out = f"{layer}.output.dense"
-        inner = neurons(seen[out][1], w[f"{out}.weight"], intermediate_size)
+        inner = column_subset(importance(f"{layer}.output.dense"), intermediate_size)
         rows[f"{layer}.intermediate.dense"] = torch.eye(config.intermediate_size).double()[inner]
         columns[f"{layer}.output.dense"] = rows[f"{layer}.intermediate.dense"].T
         # 2. Head SVD. The student divides logits by the root of its own width of heads: queries make up for it.

@@ -24,7 +24,6 @@ from transformers import BertConfig, BertForTokenClassification
 from .bert_start import (
     column_subset,
     moments,
-    neurons,
     of_heads,
     query_key_svd,
     reconstruct,
@@ -165,7 +164,8 @@ def turned_bert_start(
     columns["classifier"], rows["classifier"] = (t * scale).T, torch.eye(config.num_labels).double()
     for layer in map(LAYER.format, range(config.num_hidden_layers)):
         inside, out = f"{layer}.intermediate.dense", f"{layer}.output.dense"
-        kept = neurons(seen[out][1], w[f"{out}.weight"], intermediate_size)
+        norms = w[f"{out}.weight"].norm(dim=0)
+        kept = column_subset(norms[:, None] * seen[out][1] * norms, intermediate_size)
         rows[inside] = torch.eye(config.intermediate_size).double()[kept]
         columns[out] = rows[inside].T
         query, key, value = (f"{layer}.attention.self.{part}" for part in ("query", "key", "value"))

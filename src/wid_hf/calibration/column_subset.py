@@ -13,33 +13,27 @@ from torch import Tensor
 RELATIVE_EPS = 1e-9  # of the largest variance: a smaller rest is rounding
 
 
-def column_subset(covariance: Tensor, count: int, weight: Tensor | None = None) -> Tensor:
+def column_subset(covariance: Tensor, count: int) -> Tensor:
     """Return the first `count` pivots of a pivoted Cholesky factorisation, sorted `(count,)`.
 
-    Each pivot is the index that varies most after regression on those chosen before it. With a weight each is the one
-    that explains most of what those before it leave of the weight's output (order-recursive matching pursuit). If the
-    rest is explained already (a degenerate covariance), the indices of largest variance follow.
+    Each pivot is the index that varies most after regression on those chosen before it. If the rest is explained
+    already (a degenerate covariance), the indices of largest variance follow.
 
     Args:
         covariance: `(n, n)`, float64.
         count: how many of the n are kept.
-        weight: `(m, n)`, the only one that reads the indices.
     """
     variance = covariance.diagonal().clone()
     left = variance.clone()
     enough = variance.max() * RELATIVE_EPS
     factor = covariance.new_zeros(count, len(covariance))
-    outputs = None if weight is None else weight @ covariance  # what is left of their covariance with the indices
     kept: list[int] = []
     while len(kept) < count and left.max() > enough:
-        gains = left if outputs is None else outputs.square().sum(0) / left.clamp(min=enough)
-        pivot = _first_largest(torch.where(left > enough, gains, -torch.inf))
+        pivot = _first_largest(left)
         at = len(kept)
         row = (covariance[pivot] - factor[:at].T @ factor[:at, pivot]) / left[pivot].sqrt()
         factor[at] = row
         left = left - row.square()
-        if outputs is not None:
-            outputs = outputs - torch.outer(outputs[:, pivot] / row[pivot], row)
         kept.append(pivot)
         left[kept] = -torch.inf
     variance[kept] = -torch.inf

@@ -109,19 +109,28 @@ def initialize(
         # Column subset selection by pivoted Cholesky, head SVD and PCA of streams.
         candidates = _candidates(subsets.index_sets(index_sets), head_rotation, stream_rotation, streams)
 
-        def start(candidate: Candidate, some: Sequence[Batch]) -> list[InputReconstruction]:
+        def start(candidate: Candidate, some: Sequence[Batch], measured: bool = False) -> list[InputReconstruction]:
             """Set the compactors, then fit them by layer-wise least squares in the order of the forward."""
             restart(student, trace.weights, plan, candidate.index_sets, candidate.rotations, candidate.vectors)
             if not reconstruction:
                 return []
-            turned = candidate.streams
-            return reconstruct(teacher, student, trace, plan, some, precision=precision, ridge=ridge, streams=turned)
+            return reconstruct(
+                teacher,
+                student,
+                trace,
+                plan,
+                some,
+                precision=precision,
+                ridge=ridge,
+                streams=candidate.streams,
+                measured=measured,
+            )
 
         widest = max((plan.size(plan.dim_of(each)) for each in plan.weight_inputs), default=1)
         best, trials = choose(
             candidates, start, teacher, student, batches, precision, positions=positions, widest=widest
         )
-        found = start(best, batches)
+        found = start(best, batches, measured=True)
     report = Calibration(tuple(found), positions, time.monotonic() - began, _words(best), trials)
     has_head = reconstruction and any(stream.heads for stream in streams)
     return Start(dict(best.index_sets), best.maps, report, has_head)

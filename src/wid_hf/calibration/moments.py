@@ -81,31 +81,31 @@ class Regression:
         """Add observations `(rows, n)` and `(rows, k)` of the same positions, all alike or by weights `(rows,)`."""
         if not len(teacher):
             return
-        new = Regression(teacher.shape[1], student.shape[1], teacher.device)
-        new.count, new.weight = len(teacher), float(len(teacher) if weights is None else weights.sum())
+        weight = float(len(teacher) if weights is None else weights.sum())
         (mean, teacher), (other, student) = _centred(teacher, weights), _centred(student, weights)
-        new.teacher, new.student = mean.to(self.teacher), other.to(self.student)
-        new.cross, new.second = (teacher.T @ student).to(self.cross), (student.T @ student).to(self.second)
-        new.energy = teacher.square().sum().to(self.energy)
-        self += new
+        energy = teacher.square().sum().to(self.energy)
+        cross, second = (product.to(self.cross) for product in (teacher.T @ student, student.T @ student))
+        self._join(len(teacher), weight, (mean.to(self.teacher), other.to(self.student)), (cross, second, energy))
 
     def __iadd__(self, new: Regression) -> Regression:
-        self.count += new.count
-        total = self.weight + new.weight
+        self._join(new.count, new.weight, (new.teacher, new.student), (new.cross, new.second, new.energy))
+        return self
+
+    def _join(self, count: int, weight: float, means: tuple[Tensor, Tensor], about: tuple[Tensor, ...]) -> None:
+        """Add `count` positions by their means, and by their cross and second moments and energy about these."""
+        self.count += count
+        total = self.weight + weight
         if not total:
-            return self
-        share = new.weight / total
-        teacher, student = new.teacher - self.teacher, new.student - self.student
-        for mine, theirs, step in (
-            (self.cross, new.cross, torch.outer(teacher, student)),
-            (self.second, new.second, torch.outer(student, student)),
-            (self.energy, new.energy, teacher.square().sum()),
-        ):
-            mine.add_(theirs).add_(step, alpha=self.weight * share)
+            return
+        share = weight / total
+        teacher, student = means[0] - self.teacher, means[1] - self.student
+        cross, second, energy = about
+        self.cross.add_(cross).addr_(teacher, student, alpha=self.weight * share)
+        self.second.add_(second).addr_(student, student, alpha=self.weight * share)
+        self.energy.add_(energy).add_(teacher.square().sum(), alpha=self.weight * share)
         self.teacher.add_(teacher, alpha=share)
         self.student.add_(student, alpha=share)
         self.weight = total
-        return self
 
     def is_finite(self) -> tuple[bool, bool]:
         """Return whether all observations of the teacher, and those of the student, are finite."""

@@ -45,6 +45,7 @@ def reconstruct(
     precision: Precision,
     ridge: float,
     streams: Sequence[tuple[Stream, Tensor]] = (),
+    measured: bool = True,
 ) -> list[InputReconstruction]:
     """Set the column compactors of `student` and the bias shifts beside them, one weight input after the other.
 
@@ -69,13 +70,14 @@ def reconstruct(
         precision: of the forwards.
         ridge: ridge strength, relative to the mean variance of the student's input.
         streams: each turned stream with its map T `(k, n)`.
+        measured: whether to return how near each fit is; otherwise these errors are NaN, which saves time.
 
     Raises:
         DataError: activations of the student are not finite.
     """
     folded = {name: module for name, module in folded_weights(student).items() if name in trace.weights}
     folds = FoldCache(student)
-    fits = _Fits(trace, plan, folded, folds, streams, ridge)
+    fits = _Fits(trace, plan, folded, folds, streams, ridge, measured)
     if not fits.stops:
         return []
     watched = Watched(student, folded)
@@ -107,11 +109,12 @@ class _Fits:
         folds: FoldCache,
         streams: Sequence[tuple[Stream, Tensor]],
         ridge: float,
+        measured: bool,
     ) -> None:
         places = plan.landmarks
         maps = {scaling: map_ for stream, map_ in streams for scaling in stream.fitted}
         self._scalings = places.scalings
-        self._columns = _Columns(trace, plan, folded, ridge)
+        self._columns = _Columns(trace, plan, folded, ridge, measured)
         self._norms = NormScale(trace, plan, folded, folds, ridge)
         self._vectors = VectorFit(trace, folded, maps)
         self._residuals = ResidualFit(trace, plan, folded, streams, WRITER_RIDGE)
@@ -155,8 +158,11 @@ class _Columns:
         compactors: for each weight input that is fitted, by its number, the compactor of the weight's columns.
     """
 
-    def __init__(self, trace: Trace, plan: Plan, folded: Mapping[str, FoldedWeight], ridge: float) -> None:
+    def __init__(
+        self, trace: Trace, plan: Plan, folded: Mapping[str, FoldedWeight], ridge: float, measured: bool
+    ) -> None:
         self._trace = trace
+        self._measured = measured
         self._plan = plan
         self._folded = folded
         self._ridge = ridge
@@ -194,8 +200,8 @@ class _Columns:
             fit = self._fit_few(weight_input, paired, enough)
         if fit is not None:
             self._write(weight_input, self.compactors[at], fit)
-        if moments is None:
-            return InputReconstruction.of(self._plan, at, 0, nan, nan, note)
+        if moments is None or not self._measured:
+            return InputReconstruction.of(self._plan, at, moments.count if moments else 0, nan, nan, note)
         before = moments.error(start, intercept)
         after = moments.error(fit.columns, intercept) if fit is not None else before
         return InputReconstruction.of(self._plan, at, moments.count, before, after, note)

@@ -198,9 +198,10 @@ class ResidualFit:
         """
         residual = wanted
         for writer, (own, _) in zip(writers, pairs, strict=True):
-            constant = full(writer.original_bias) if writer.original_bias is not None else 0.0
-            output = full(own.rows) @ full(writer.original).T + constant
-            residual = residual - writer.factor * (output @ map_.T)
+            output = full(own.rows) @ (map_ @ full(writer.original).to(map_)).T
+            if writer.original_bias is not None:
+                output = output + map_ @ writer.original_bias.to(map_)
+            residual = residual - writer.factor * output
         residual = residual - residual.mean(1, keepdim=True)
         found = found - found.mean(1, keepdim=True)
         energy = residual.square().sum(1, keepdim=True)

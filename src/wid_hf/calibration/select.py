@@ -25,9 +25,8 @@ class SubsetSelection:
     """Scores of the indices of every leaf that shrinks by selection.
 
     The indices that a leaf keeps are the column subset of the covariances of weight inputs along it, each weighted by
-    the norms of the weight's columns and scaled to a trace of one. Where a single weight reads a leaf (the neurons of a
-    feed-forward block), and of whole heads, those stay that contribute most to the outputs of the next weights. A leaf
-    that is no weight's input is scored by the outputs along it.
+    the norms of the weight's columns and scaled to a trace of one. Of whole heads, those stay that contribute most to
+    the outputs of the next weights. A leaf that is no weight's input is scored by the outputs along it.
 
     Args:
         plan: how many indices each leaf keeps.
@@ -39,11 +38,9 @@ class SubsetSelection:
         self._rotated = set(rotated)
         shrinking = {leaf for leaf, size in plan.targets.items() if size < leaf.size}
         self._chosen = shrinking - self._rotated
-        readers = _readers(plan)
-        self._only_written = self._chosen - readers.keys()
-        self._read_once = {leaf for leaf in self._chosen & readers.keys() if len(readers[leaf]) == 1}
+        contracted = {leaf for each in plan.weight_inputs for leaf in leaves(plan.dim_of(each))}
+        self._only_written = self._chosen - contracted
         self._scores: dict[Dim, Tensor] = {}
-        self._read: dict[Dim, tuple[Tensor, Tensor]] = {}  # moments and the weight
         self._heads: dict[Dim, list[tuple[Tensor, Tensor]]] = defaultdict(list)
 
     def needs(self, at: int) -> bool:
@@ -57,11 +54,8 @@ class SubsetSelection:
         """Add the scores from one weight input: for the leaves of its axis, and for those of its weight's outputs."""
         if self._chosen & set(leaves(moments.dim)):
             self._keep_heads(moments)
-            if find(moments.dim) in self._read_once:
-                self._keep_whole(moments)
-            else:
-                norms = moments.gram.diagonal().sqrt()
-                self._score(moments.dim, norms[:, None] * moments.matrix * norms)
+            norms = moments.gram.diagonal().sqrt()
+            self._score(moments.dim, norms[:, None] * moments.matrix * norms)
         for other in self._plan.axes[moments.weight_input.weight]:
             if moments.weight.shape[0] == other.size and self._only_written & set(leaves(other)):
                 self._score(other, moments.weight @ moments.matrix @ moments.weight.T)
@@ -83,12 +77,6 @@ class SubsetSelection:
         if len(outermost) > 1 and (leaf := find(outermost[0])) in self._chosen:
             self._heads[leaf].append((moments.matrix, moments.gram))
 
-    def _keep_whole(self, moments: InputMoments) -> None:
-        """Keep the moments and the weight of the only weight that reads a leaf, all its uses together."""
-        leaf = find(moments.dim)
-        before = self._read[leaf][0] if leaf in self._read else 0
-        self._read[leaf] = moments.matrix + before, moments.weight
-
     def _score(self, dim: Dim, matrix: Tensor) -> None:
         """Add a covariance `(n, n)` along an axis to the scores of its leaves."""
         matrix = matrix / matrix.trace().clamp(min=SMALLEST)
@@ -101,9 +89,6 @@ class SubsetSelection:
         if leaf in self._heads:
             covariances, grams = zip(*self._heads[leaf], strict=True)
             return block_subset(covariances, grams, leaf.size, count)
-        if leaf in self._read:
-            covariance, weight = self._read[leaf]
-            return column_subset(covariance.cpu(), count, weight.cpu())
         if leaf not in self._scores:  # no weight input and no output has this leaf: all indices count alike
             return torch.arange(count)
         score = self._scores[leaf].cpu()
@@ -112,12 +97,3 @@ class SubsetSelection:
             if score.ndim == 3
             else column_subset(score, count)
         )
-
-
-def _readers(plan: Plan) -> dict[Dim, set[str]]:
-    """Return the weights that read each leaf."""
-    readers: dict[Dim, set[str]] = defaultdict(set)
-    for each in plan.weight_inputs:
-        for leaf in leaves(plan.dim_of(each)):
-            readers[leaf].add(each.weight)
-    return readers

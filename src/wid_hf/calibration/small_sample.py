@@ -6,7 +6,9 @@ on held-out positions. Called by `reconstruction`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,7 +16,9 @@ from torch import Tensor
 from .moments import LinearFit, Regression
 
 FOLDS = 4
-WEIGHTS = (0.1, 1.0, 10.0, 100.0)
+WEIGHTS = (100.0, 10.0, 1.0, 0.1)
+
+Fitting = Callable[[Tensor, Tensor], LinearFit]
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,13 @@ class Known:
             return LinearFit(self.start.double(), torch.zeros_like(self.start[:, 0], dtype=torch.float64))
         return self.prior.solve(self.start, self.ridge, intercept)
 
+    def shifted(self, x: Tensor, y: Tensor, intercept: bool) -> LinearFit:
+        """Return the start's columns with the constant that fits `x (p, n)` to `y (p, k)` best."""
+        columns = self.start.double()
+        means = x.mean(0).to(columns), y.mean(0).to(columns)
+        offset = means[0] - columns @ means[1]
+        return LinearFit(columns, offset if intercept else torch.zeros_like(offset))
+
     def fitted(self, x: Tensor, y: Tensor, weight: float, intercept: bool) -> LinearFit:
         """Return the fit of `x (p, n)` to `y (p, k)`, with `weight * enough` more positions from the earlier fit."""
         seen = Regression(x.shape[1], y.shape[1], x.device)
@@ -52,6 +63,8 @@ def fit_few(x: Tensor, y: Tensor, weight: Tensor, known: Known, intercept: bool)
     """Return a fit of the positions, or None if `known` does as well without them.
 
     Cross-validation over `FOLDS` parts of the positions gives the error of the weight's output at held-out positions.
+    The start with another constant is one of the fits: the positions may be of another kind than those of the earlier
+    fit (a token that is pooled).
     The fit that trusts `known` most is used, among those with an error of at most the best one's plus its standard
     error (Breiman et al. 1984): earlier fits used the same texts, so a close fit looks better here than it is.
 
@@ -65,23 +78,23 @@ def fit_few(x: Tensor, y: Tensor, weight: Tensor, known: Known, intercept: bool)
     x, y = (rows.to(torch.promote_types(rows.dtype, torch.float32)) for rows in (x, y))
     if min(FOLDS, len(x)) < 2:
         return None
-    errors = {trust: _held_out_errors(x, y, weight, known, trust, intercept) for trust in WEIGHTS}
+    fits: list[Fitting] = [partial(known.fitted, weight=trust, intercept=intercept) for trust in WEIGHTS]
+    fits.append(partial(known.shifted, intercept=intercept))
+    errors = [_held_out_errors(x, y, weight, fit) for fit in fits]
     without = _errors(x, y, weight, known.without_positions(intercept))
-    best = min(errors.values(), key=lambda each: float(each.mean()))
+    best = min(errors, key=lambda each: float(each.mean()))
     most = best.mean() + best.std() / len(x) ** 0.5
     if without.mean() <= most:
         return None
-    return known.fitted(x, y, max(trust for trust, each in errors.items() if each.mean() <= most), intercept)
+    return next(fit(x, y) for fit, each in zip(fits, errors, strict=True) if each.mean() <= most)
 
 
-def _held_out_errors(x: Tensor, y: Tensor, weight: Tensor, known: Known, trust: float, intercept: bool) -> Tensor:
-    """Return the error at every position when held out `(p,)`, of fits with this `trust` in `known`."""
+def _held_out_errors(x: Tensor, y: Tensor, weight: Tensor, fit: Fitting) -> Tensor:
+    """Return the error at every position when held out `(p,)`."""
     parts = min(FOLDS, len(x))
     order = torch.arange(len(x), device=x.device)
     held_out = [order % parts == part for part in range(parts)]
-    return torch.cat(
-        [_errors(x[out], y[out], weight, known.fitted(x[~out], y[~out], trust, intercept)) for out in held_out]
-    )
+    return torch.cat([_errors(x[out], y[out], weight, fit(x[~out], y[~out])) for out in held_out])
 
 
 def _errors(x: Tensor, y: Tensor, weight: Tensor, fit: LinearFit) -> Tensor:
