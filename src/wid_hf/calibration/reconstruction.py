@@ -70,7 +70,8 @@ def reconstruct(
         precision: of the forwards.
         ridge: ridge strength, relative to the mean variance of the student's input.
         streams: each turned stream with its map T `(k, n)`.
-        measured: whether to return how near each fit is; otherwise these errors are NaN, which saves time.
+        measured: whether to return how near each fit is. Otherwise these errors are NaN, and inputs of weights that
+            are fitted once more at a residual sum are left out, which saves time.
 
     Raises:
         DataError: activations of the student are not finite.
@@ -112,6 +113,7 @@ class _Fits:
         measured: bool,
     ) -> None:
         places = plan.landmarks
+        self._measured = measured
         maps = {scaling: map_ for stream, map_ in streams for scaling in stream.fitted}
         self._scalings = places.scalings
         self._columns = _Columns(trace, plan, folded, ridge, measured)
@@ -141,7 +143,7 @@ class _Fits:
         if at in self._norms.vectors:
             self.found.append(self._norms.fit(at, teacher, student))
             self._previous = []
-        elif at in self._columns.compactors:
+        elif at in self._columns.compactors and (self._measured or at not in self._residuals.inputs):
             operands = [*teacher, *student]
             if not self._previous or not are_same(self._previous, operands):
                 self._moments = self._columns.moments(at, teacher, student)

@@ -54,7 +54,7 @@ class SubsetSelection:
         """Add the scores from one weight input: for the leaves of its axis, and for those of its weight's outputs."""
         if self._chosen & set(leaves(moments.dim)):
             self._keep_heads(moments)
-            norms = moments.gram.diagonal().sqrt()
+            norms = moments.weight.norm(dim=0)
             self._score(moments.dim, norms[:, None] * moments.matrix * norms)
         for other in self._plan.axes[moments.weight_input.weight]:
             if moments.weight.shape[0] == other.size and self._only_written & set(leaves(other)):
