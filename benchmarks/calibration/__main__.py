@@ -1,9 +1,9 @@
 """What starts and schedules are worth: without training, after equal training, and at which learning rates.
 
-`python benchmarks/calibration start|train|ablation|decoder|starts|sweep|schedules` prints a section of docs/starts.md
-and writes it there. Every run leaves a record in .cache/results, so that an interrupted series goes on where it
-stopped. Records of `start` and `train` belong to a version of the library; for the others, delete the folder to
-measure anew.
+`python benchmarks/calibration start|train` prints a section of docs/results.md and writes it there,
+`ablation|decoder|starts|sweep|schedules` one of docs/starts.md. Every run leaves a record in .cache/results, so that an
+interrupted series goes on where it stopped. Records of `start` and `train` belong to a version of the library; for the
+others, delete the folder to measure anew.
 """
 
 from __future__ import annotations
@@ -34,10 +34,13 @@ from subjects import DECODER, SUBJECTS
 from wid_hf.tools.recipe import LEARNING_RATES
 
 PAGE = ROOT / "docs" / "starts.md"
+RESULTS_PAGE = PAGE.with_name("results.md")  # beside what methods are worth
 HEAD = """# Starts measured
 Written by `python benchmarks/calibration`; do not edit. Each section is what the command under its title made of the \
-records in `.cache/results`; a run that is recorded there is not repeated.
+records in `.cache/results`; a run that is recorded there is not repeated. Until 0.2 a calibrated start selected \
+indices: what was measured with commits of 0.1 says so by its commits (see [results.md](results.md) for both).
 """
+RESULTS_HEAD = "# Results\n"
 RESULTS = ROOT / ".cache" / "results"
 SCRATCH_RATE = 1e-3  # the best of ../shared/design.md's coarse sweep for a half-width student
 TRAINED = ("identity, first indices", "identity, largest variance", CALIBRATED)
@@ -78,7 +81,7 @@ def start(
     ] = False,
     rounds: Annotated[int, typer.Option(min=1, help="How often each start is timed.")] = 3,
     limit_minutes: Minutes = None,
-    output: Output = PAGE,
+    output: Output = RESULTS_PAGE,
 ) -> None:
     """Measure students of all teachers at their starts, with no training at all, and the seconds that these take."""
     store = _store(limit_minutes)
@@ -93,7 +96,7 @@ def start(
         command = f"`python benchmarks/calibration start {name}{' --time' if timing else ''}{''.join(flags)}`"
         lines = timed(case, named, store, rounds) if timing else started(case, named, store, beside or ())
         title = f"{'Seconds of starts' if timing else 'Starts'}: {name}"
-        print(write_section(output, HEAD, title, [f"{command}: no training at all.", "", *lines]))
+        print(write_section(output, RESULTS_HEAD, title, [f"{command}: no training at all.", "", *lines]))
 
 
 @app.command(name="train")
@@ -106,7 +109,7 @@ def train_equally(
     seeds: Seeds = 3,
     batch_size: BatchSize = 64,
     limit_minutes: Minutes = None,
-    output: Output = PAGE,
+    output: Output = RESULTS_PAGE,
 ) -> None:
     """Train the reaction BERT's students from whole starts: compactors, or the student that they merge to."""
     subject = SUBJECTS["reaction-bert"]
@@ -121,7 +124,7 @@ def train_equally(
     )
     flags = "".join([*(f" --start {one!r}" for one in start or ()), *(f" --steps {count}" for count in steps)])
     head = f"`python benchmarks/calibration train{flags} --seeds {seeds} --batch-size {batch_size}`"
-    print(write_section(output, HEAD, f"Equal training: {subject.name}", [f"{head}.", "", *lines]))
+    print(write_section(output, RESULTS_HEAD, f"Equal training: {subject.name}", [f"{head}.", "", *lines]))
 
 
 @app.command()
@@ -138,7 +141,7 @@ def ablation(
 
 @app.command()
 def decoder(width: Widths = None, limit_minutes: Minutes = None, output: Output = PAGE) -> None:
-    """Measure starts of SmolLM2-135M, one of them in an orthogonal basis: perplexity on Wikinews."""
+    """Measure starts of SmolLM2-135M, one of them turned: perplexity on Wikinews."""
     lines = ["`python benchmarks/calibration decoder`: no training at all.", ""]
     lines += untrained(DECODER, _store(limit_minutes), width, DECODER_STARTS)
     print(write_section(output, HEAD, "A decoder without training", lines))

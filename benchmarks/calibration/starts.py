@@ -40,17 +40,18 @@ class Start:
     scratch: bool = False
 
 
-CALIBRATED = "+ attention spectra = calibrated"
+CALIBRATED = "+ stream turned = calibrated"
 STARTS = {
     "identity, first indices": Start("identity", "first"),
     "identity, largest variance": Start("identity", "variance"),
     "selection only (pivots)": Start(reconstruction=False, head_svd=False, pca=False),
-    "+ lifts": Start(head_svd=False),
+    "+ lifts": Start(head_svd=False, pca=False),
+    "+ attention spectra": Start(pca=False),
     CALIBRATED: Start(),
 }
 DECODER_STARTS = {name: STARTS[name] for name in ("identity, first indices", "selection only (pivots)")} | {
     "+ lifts, attention spectra": Start(pca=False),
-    "+ stream in an orthogonal basis = calibrated": Start(),
+    CALIBRATED: Start(),
 }
 # What `start` and `train` compare: ways to calibrate.
 CALIBRATIONS = {

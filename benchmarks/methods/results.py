@@ -13,19 +13,17 @@ from statistics import mean
 
 from contests import SWEPT_WIDTH, Contest, Rates
 from methods import METHODS
-from page import made_by, spread, table
+from page import made_by, spread, table, write_between
 from pictures import draw_attention, draw_curve
 from store import Record
 
-from wid_hf.atomic_write import atomic_write
-
 PAGE_NAME = "results.md"
 HEAD = (
-    "# Results",
-    "Written by `python benchmarks/methods results` from the records in `benchmarks/records`; do not edit. The "
-    "commands under the titles make the records: they go on where they were stopped, and `--records` names another "
-    "folder to measure anew. What the methods are is in [methods.md](methods.md); what the calibrated start is worth, "
-    "piece by piece, in [starts.md](starts.md); what a step costs in [speed.md](speed.md).",
+    "Written by commands; do not edit. `python benchmarks/methods results` writes what methods are worth from the "
+    "records in `benchmarks/records`; the commands under the titles make these: they go on where they were stopped, "
+    "and `--records` names another folder to measure anew. What the methods are is in [methods.md](methods.md). "
+    "Further down is what starts are worth, by `python benchmarks/calibration start` and `train`; older measurements "
+    "of starts, learning rates and schedules are in [starts.md](starts.md), what a step costs in [speed.md](speed.md).",
     "",
     "All students of one width have the same shape, steps, tokens, texts and masks; each method trains at the best of "
     "four learning rates of its sweep. Figures are the mean over seeds ± the standard deviation (over n - 1). Seconds "
@@ -34,7 +32,7 @@ HEAD = (
 
 
 def write_results(contests: Mapping[str, Contest], records: Sequence[Record], folder: Path) -> Path:
-    """Write `results.md` and its pictures to `folder`."""
+    """Write the part of `results.md` about methods, and its pictures, to `folder`."""
     lines = list(HEAD)
     for contest in contests.values():
         mine = [record for record in records if record["settings"]["teacher"] == contest.name]
@@ -57,8 +55,7 @@ def write_results(contests: Mapping[str, Contest], records: Sequence[Record], fo
                 lines += _curve(contest, curves, folder)
     path = folder / PAGE_NAME
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as unfinished:
-        unfinished.write_text("\n".join(lines).rstrip("\n") + "\n", encoding="utf-8")
+    write_between(path, "# Results\n", "methods", lines)
     return path
 
 

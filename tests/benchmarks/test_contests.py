@@ -160,7 +160,7 @@ def test_the_page_of_results_is_what_the_records_say(command: ModuleType, tmp_pa
 
     found = command.Store(command.RECORDS).records("methods")
     page = command.write_results(contests.CONTESTS, found, tmp_path / "docs")
-    assert page.read_text() == (ROOT / "docs" / "results.md").read_text()
+    assert (ROOT / "docs" / "results.md").read_text().startswith(page.read_text())  # sections about starts follow
     made, kept = ({file.name for file in (docs / "results").glob("*.png")} for docs in (page.parent, ROOT / "docs"))
     assert made == kept
 
