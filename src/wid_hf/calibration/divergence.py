@@ -36,7 +36,7 @@ def divergence(
     Where the last axes are equally long they are scores: the mean Kullback-Leibler divergence of their softmax over
     positions that are not padding, in nats; of single scores the squared error as a share of their variance. Otherwise
     they are vectors: 1 less the correlation of the cosines of all pairs of mean vectors of texts. NaN counts as
-    infinite.
+    infinite, and what rounding makes less than 0 as 0.
     """
     if not teacher or not teacher[0]:
         return 0.0, "nothing to compare"
@@ -47,7 +47,7 @@ def divergence(
         found, measure = _of_numbers(teacher, student), "squared error / variance"
     else:
         found, measure = _of_scores(teacher, student, batches), "KL of the scores, nats"
-    return (float(found) if bool(found.isfinite()) else float("inf")), measure
+    return (max(float(found), 0.0) if bool(found.isfinite()) else float("inf")), measure
 
 
 def _of_scores(
