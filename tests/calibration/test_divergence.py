@@ -104,7 +104,7 @@ def test_outputs_without_any_tensor_do_not_differ() -> None:
 
 
 def test_rounding_makes_no_divergence_less_than_none() -> None:
-    """Of scores that differ in their last digits the sum may be a little below zero, and then no start would be best."""
+    """Of scores that differ in their last digits the sum may be below zero, and then no start would be the best."""
     for seed in range(20):
         wanted = noise(4, 6, 9, seed=seed)
         found = wanted * (1 + 1e-7 * noise(4, 6, 9, seed=100 + seed))
