@@ -24,7 +24,7 @@ class Linear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.eye(3))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         return x @ self.weight.T
 
 
@@ -36,16 +36,20 @@ def batches(count: int) -> list[Batch]:
     return [{"x": torch.randn(4, 3, generator=torch.Generator().manual_seed(seed))} for seed in range(count)]
 
 
-def chosen(errors: dict[str, float], data: Sequence[Batch]) -> tuple[str, dict[str, float], Linear, list[int]]:
-    """Choose between starts that are off by `errors`; return the best, scores, the student and batches of trials."""
+def chosen(
+    errors: dict[str, float], data: Sequence[Batch], positions: int = 1, widest: int = 1000
+) -> tuple[str, dict[str, float], Linear, list[int]]:
+    """Choose between starts that are off by `errors`; return the best, scores, the student and texts of trials."""
     student, seen = Linear(), []
 
     def start(candidate: Candidate, some: Sequence[Batch]) -> None:
-        seen.append(len(some))
+        seen.append(sum(len(batch["x"]) for batch in some))
         with torch.no_grad():
             student.weight.copy_(torch.eye(3) + errors[candidate.name] * torch.eye(3).roll(1, 0))
 
-    best, trials = choose(candidates(*errors), start, Linear(), student, data, PLAIN, positions=1, widest=1000)
+    best, trials = choose(
+        candidates(*errors), start, Linear(), student, data, PLAIN, positions=positions, widest=widest
+    )
     assert [trial.name for trial in trials if trial.chosen] == [best.name]
     return best.name, {trial.name: trial.divergence for trial in trials}, student, seen
 
@@ -75,9 +79,29 @@ def test_a_start_that_gives_nan_loses() -> None:
     assert name == "b" and scores["a"] == float("inf")
 
 
-@pytest.mark.parametrize(("count", "trial"), [(1, 1), (2, 1), (7, 1), (8, 2), (16, 4)])
-def test_a_quarter_of_the_batches_makes_a_trial(count: int, trial: int) -> None:
-    assert chosen({"a": 0.1, "b": 0.2}, batches(count))[3] == [trial, trial]
+@pytest.mark.parametrize(("texts", "trial"), [(1, 1), (2, 1), (3, 2), (8, 6), (32, 24)])
+def test_a_trial_takes_up_to_three_quarters_of_the_texts_wherever_batches_end(texts: int, trial: int) -> None:
+    whole = torch.randn(texts, 3, generator=torch.Generator().manual_seed(0))
+    for size in (1, 5, texts):
+        data: list[Batch] = [{"x": part} for part in whole.split(size)]
+        assert chosen({"a": 0.1, "b": 0.2}, data)[3] == [trial, trial]
+
+
+def test_a_trial_takes_no_more_texts_than_it_needs_and_scores_no_more_than_256() -> None:
+    data = batches(300)  # 1200 texts
+    assert chosen({"a": 0.1, "b": 0.2}, data, positions=1200, widest=10)[3] == [30, 30]
+    wanted = chosen({"a": 0.1, "b": 0.2}, data)[1]
+    assert chosen({"a": 0.1, "b": 0.2}, [*batches(1) * 236, *data[236:]])[1] == wanted
+    assert chosen({"a": 0.1, "b": 0.2}, [*data[:236], *batches(1) * 64])[1] != wanted
+
+
+def test_a_batch_that_cannot_be_divided_is_used_whole() -> None:
+    def with_scalar(batch: Batch) -> Batch:
+        return {**batch, "scale": torch.tensor(1.0)}
+
+    data = [with_scalar(batch) for batch in batches(4)]
+    assert chosen({"a": 0.1, "b": 0.2}, data[:1])[3] == [4, 4]
+    assert chosen({"a": 0.1, "b": 0.2}, data)[3] == [12, 12]
 
 
 def test_trials_are_scored_on_the_last_batches() -> None:

@@ -1,6 +1,6 @@
 """Several starts of one student, of which the one is kept that follows the teacher best on texts it has not seen.
 
-Takes ready-made candidates; calibrates each on a part of the batches and scores it on another part. Called by
+Takes ready-made candidates; calibrates each on a part of the texts and scores it on another part. Called by
 `initialize`.
 """
 
@@ -19,6 +19,7 @@ from ..coupling.dims import Dim
 from ..coupling.trace import quiet_forward
 from .batches import Batch, prepared
 from .divergence import divergence, seen_by_callers
+from .division import parted, texts_in
 from .precision import Precision
 from .report import Trial
 from .stream import Stream
@@ -26,9 +27,10 @@ from .stream import Stream
 SELECTED = "indices selected"
 TURNED = "stream turned"
 OUTLIERS_KEPT = "stream turned, outlying indices kept"
-SHARE = 4  # at most one batch in so many is calibrated on in a trial; as many are scored
+HELD_OUT = 4  # one text in so many is scored
+SCORED = 256  # texts at most
 EQUAL = 1.05  # times the smallest divergence: what a trial on a part of the data cannot tell apart
-ENOUGH = 4  # positions per index of the widest weight input are enough for a trial
+ENOUGH = 3  # positions per index of the widest weight input are enough for a trial
 
 
 @dataclass(frozen=True)
@@ -73,16 +75,14 @@ def choose(
         start: calibrates the student on batches, starting from a candidate.
         teacher: the model to follow.
         student: is left at one of the candidates.
-        batches: of all calibration data; with fewer than two, the one is used for both parts.
+        batches: of all calibration data; a single text, or batch that cannot be divided, is used for both parts.
         precision: of the forwards.
         positions: of all batches.
         widest: indices of the student's widest weight input.
     """
     if len(candidates) == 1:
         return candidates[0], ()
-    most = max(1, len(batches) // SHARE)
-    needed = ceil(ENOUGH * widest * len(batches) / max(positions, 1))
-    trial, held_out = batches[: min(most, needed)], batches[-most:]
+    trial, held_out = _parts(batches, ENOUGH * widest / max(positions, 1))
     with quiet_forward(teacher):
         wanted = [seen_by_callers(_outputs(teacher, batch, precision)) for batch in held_out]
     found: list[tuple[float, str]] = []
@@ -98,6 +98,18 @@ def choose(
         for at, (candidate, (score, measure)) in enumerate(zip(candidates, found, strict=True))
     )
     return candidates[best], trials
+
+
+def _parts(batches: Sequence[Batch], share: float) -> tuple[list[Batch], list[Batch]]:
+    """Return the batches of a trial, `share` of all texts but no more than three in four, and those to score.
+
+    With few texts a trial takes as many as there are: fits of turned streams need more than selections do.
+    """
+    texts = sum(map(texts_in, batches))
+    scored = min(max(texts // HELD_OUT, 1), SCORED)
+    others, held_out = parted(batches, texts - scored)
+    trial, _ = parted(others, ceil(share * texts))
+    return (trial or [*batches[:1]]), (held_out or [*batches[-1:]])
 
 
 def _outputs(model: nn.Module, batch: Batch, precision: Precision) -> Any:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...errors import DataError
 from ..batches import Batch
+from ..division import can_be_cut, cut, texts_in
 
 POSITIONS = 1024  # of a piece, about
 HELD_OUT = 10  # one piece of so many is held out
@@ -48,7 +49,7 @@ class Pieces:
         # Tensors that were made in inference mode cannot take part in a backward pass; copies can.
         with torch.inference_mode(False):
             batches = [{name: _plain(value) for name, value in batch.items()} for batch in batches]
-        texts = sum(map(_texts, batches))
+        texts = sum(map(texts_in, batches))
         made = tuple(piece for batch in batches for piece in _divided(batch, texts))
         if len(made) < 2:
             raise DataError(
@@ -65,7 +66,7 @@ class Pieces:
 
 def can_be_divided(batches: Sequence[Batch]) -> bool:
     """Return whether there are two pieces or more: some to train on, and some to hold out."""
-    texts = sum(map(_texts, batches))
+    texts = sum(map(texts_in, batches))
     return sum(1 for batch in batches for _ in _divided(batch, texts)) > 1
 
 
@@ -73,27 +74,17 @@ def _plain(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
-def _texts(batch: Batch) -> int:
-    return next((len(value) for value in batch.values() if isinstance(value, Tensor) and value.ndim), 1)
-
-
 def _divided(batch: Batch, texts: int) -> Iterator[Batch]:
     """Yield pieces of a batch."""
-    count = _texts(batch)
-    if any(isinstance(value, Tensor) and (not value.ndim or len(value) != count) for value in batch.values()):
+    if not can_be_cut(batch):
         yield batch
         return
     most = max(1, min(POSITIONS // _length(batch), texts // HELD_OUT))
-    for start in range(0, count, most):
-        yield {name: _part(value, start, start + most, count) for name, value in batch.items()}
+    for start in range(0, texts_in(batch), most):
+        yield cut(batch, start, start + most)
 
 
 def _length(batch: Mapping[str, Any]) -> int:
     """Return the positions of a text: of ids or masks; without any, as of an image in patches."""
     numbers = [value for value in batch.values() if isinstance(value, Tensor) and not value.is_floating_point()]
     return max((tensor.shape[-1] for tensor in numbers if tensor.ndim > 1), default=POSITIONS // 8)
-
-
-def _part(value: Any, start: int, stop: int, count: int) -> Any:
-    is_by_text = isinstance(value, Tensor) or (isinstance(value, (list, tuple)) and len(value) == count)
-    return value[start:stop] if is_by_text else value
