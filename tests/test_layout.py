@@ -36,6 +36,7 @@ FLOW = (
     "tools.teachers",
     "tools.data",
     "tools.evaluation",
+    "objectives",
     "tools.reports",
     "tools.export",
     "tools.evaluate",

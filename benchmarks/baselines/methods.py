@@ -15,6 +15,7 @@ from peft import PeftModel
 from transformers import TrainingArguments
 
 from wid_hf import ConfigError, StudentTrainer, TeacherError, WidConfig, WidSchedule, WidTrainer
+from wid_hf.objectives import Objective
 from wid_hf.tools.compress import CompressSettings, compress
 from wid_hf.tools.recipe import Rates
 from wid_hf.tools.reports.wid_report import Report
@@ -136,16 +137,16 @@ class Baseline:
             )
         return replace(config, init="identity", selection=self.method.selection)
 
-    def check_objective(self, objective: str, teacher: str) -> None:
+    def check_objective(self, objective: type[Objective], teacher: str) -> None:
         """Raise TeacherError if the method needs logits or a loss that a headless `teacher` does not have."""
-        if objective == "following" and not self.method.headless:
+        if not objective.has_own_loss and not self.method.headless:
             others = ", ".join(method.name for method in METHODS.values() if method.headless)
             raise TeacherError(
                 f"The method {self.name} needs logits or a training loss of the model's own, and {teacher} is a "
                 f"headless encoder. These apply: {others}."
             )
 
-    def learning_rates(self, objective: str, config: WidConfig, settings: CompressSettings) -> Rates:
+    def learning_rates(self, objective: type[Objective], config: WidConfig, settings: CompressSettings) -> Rates:
         """Return the student's learning rate.
 
         Raises:
@@ -164,7 +165,7 @@ class Baseline:
     def trainer(
         self,
         model: PeftModel,
-        objective: str,
+        objective: Objective,
         rates: Rates,
         arguments: dict[str, Any],
         data: dict[str, Any],
@@ -174,7 +175,7 @@ class Baseline:
         if not model.base_model.calibrated:
             model.base_model.calibrate(WidTrainer(model=model, args=args, **data).calibration_batches())
         student = stock_student(model, random=self.weights == "random", seed=arguments["seed"])
-        masked = objective == "masked-lm"
+        masked = objective.has_own_loss
         losses = self.method.losses if masked or self.method.losses else ("states",)
         if not losses:
             return StudentTrainer(model=student, args=args, **data)

@@ -44,7 +44,7 @@ class Sentences(TextSubject):
         "over all pairs": ".3f",
     }
     trainer: ClassVar[type[WidTrainer] | None] = FollowingTrainer
-    objective: ClassVar[str | None] = "following"
+    objective: ClassVar[str | None] = "features"
     grid: ClassVar[tuple[tuple[float, float], ...]] = tuple(
         (compactors, 0.0) for compactors in (5e-5, 2e-4, 5e-4, 1e-3)
     )

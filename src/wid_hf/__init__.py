@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .training.arguments import WidSeq2SeqTrainingArguments, WidTrainingArguments
     from .training.callbacks import WidCallback
     from .training.following_trainer import FollowingTrainer
+    from .training.imitating_trainer import ImitatingTrainer
     from .training.student_trainer import StudentTrainer
     from .training.trainer import WidTrainer
 
@@ -49,6 +50,7 @@ __all__ = [
     "DataError",
     "FollowingTrainer",
     "FormatError",
+    "ImitatingTrainer",
     "MissingExtraError",
     "OutputError",
     "Plan",
@@ -71,6 +73,7 @@ __all__ = [
 ]
 _TRAINING = {  # modules of the names that are imported at first use
     "FollowingTrainer": "following_trainer",
+    "ImitatingTrainer": "imitating_trainer",
     "StudentTrainer": "student_trainer",
     "WidCallback": "callbacks",
     "WidSeq2SeqTrainingArguments": "arguments",

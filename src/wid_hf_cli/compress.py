@@ -59,6 +59,9 @@ def compress(
         options.Schedule,
         typer.Option(help="Narrow from the first step, or from full width by the paper's proportions or step counts."),
     ] = options.Schedule.narrow,
+    task: Annotated[
+        options.Task, typer.Option(help="What the teacher is for; auto finds it from its class.")
+    ] = options.Task.auto,
     steps: Annotated[int, typer.Option(min=0, help="Optimizer steps; 0 leaves the student at its start.")] = 1000,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts per step.")] = 32,
     max_length: Annotated[int, typer.Option(min=3, help="Tokens per text.")] = 128,
@@ -111,6 +114,7 @@ def compress(
     )
     settings = CompressSettings(
         steps=steps,
+        task=task.value,
         batch_size=batch_size,
         max_length=max_length,
         compactor_learning_rate=compactor_learning_rate,

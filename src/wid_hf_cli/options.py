@@ -40,6 +40,17 @@ class Selection(str, Enum):
     pivots = "pivots"
 
 
+class Task(str, Enum):
+    """The words of `--task`."""
+
+    auto = "auto"
+    masked_lm = "masked-lm"
+    sequence_classification = "sequence-classification"
+    token_classification = "token-classification"
+    causal_lm = "causal-lm"
+    features = "features"
+
+
 class Output(str, Enum):
     """The words of `--calibration-output`."""
 

@@ -176,7 +176,7 @@ def test_a_headless_encoder_has_the_methods_that_apply(
     name: str, encoder: Path, train_file: Path, tmp_path: Path
 ) -> None:
     report = run(name, encoder, train_file, tmp_path / "student", headless=True)
-    assert report.objective == "following"
+    assert report.objective == "features"
     losses = [value for step, value in report.losses if step > (report.narrow_from or 0)]  # a wide one starts at 0
     assert len(losses) > 20 and sum(losses[-5:]) < sum(losses[:5])
     assert type(AutoModel.from_pretrained(tmp_path / "student")) is BertModel

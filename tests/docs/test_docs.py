@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from datasets import Dataset
 from toys import save_teacher, texts, word_tokenizer, write_texts
-from transformers import AutoModelForMaskedLM, BertForMaskedLM
+from transformers import AutoModelForMaskedLM, BertForMaskedLM, BertForSequenceClassification
 from typer.testing import CliRunner
 
 from wid_hf.coupling import op_registry
@@ -27,6 +27,7 @@ BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.S)
 # The documents name models and datasets of the Hub; tests have no network and little time.
 SMALLER = {
     "google-bert/bert-base-uncased": "teacher",
+    "distilbert/distilbert-base-uncased-finetuned-sst-2-english": "classifier",
     ".push_to_hub(": ".save_pretrained(",
     ", private=True)": ")",
     "wikitext:wikitext-103-raw-v1": "train.txt",
@@ -42,6 +43,8 @@ SMALLER = {
     'Path("../shared/data")': 'Path("data")',
     "epochs=3": "steps=1",
     "--steps 300 --batch-size 32": "--steps 1 --batch-size 4",
+    "--hidden-size 384 --override hidden_dim=1536": "--hidden-size 12 --intermediate-size 24",  # it is a BERT here
+    "--steps 1000 --output": "--steps 2 --validation-texts 8 --batch-size 8 --max-length 16 --output",
     "--steps 10000": "--steps 2 --validation-texts 8 --batch-size 8 --max-length 16",
 }
 
@@ -60,6 +63,7 @@ def smaller(code: str) -> str:
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a teacher wide enough for the sizes in the documents, and texts."""
     save_teacher(tmp_path / "teacher", BertForMaskedLM, hidden=384, layers=1)
+    save_teacher(tmp_path / "classifier", BertForSequenceClassification)
     write_texts(tmp_path / "train.txt", count=40)
     write_glue(tmp_path / "data" / "glue")
     monkeypatch.chdir(tmp_path)

@@ -21,11 +21,16 @@ from forked import forked
 from toys import save_teacher, word_tokenizer, write_texts
 from transformers import (
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoTokenizer,
     BertForMaskedLM,
+    BertForQuestionAnswering,
     BertForSequenceClassification,
+    BertForTokenClassification,
     BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
     PreTrainedModel,
     ViTConfig,
     ViTModel,
@@ -145,7 +150,7 @@ def test_the_student_loads_where_wid_hf_cannot_be_imported(
 def test_a_headless_encoder_follows_its_own_originals(tmp_path: Path, train_file: Path) -> None:
     teacher = save_teacher(tmp_path / "teacher", BertModel)
     report = compress(str(teacher), str(train_file), tmp_path / "student", HALF, QUICK)
-    assert report.objective == "following"
+    assert report.objective == "features"
     assert report.scores["teacher"] == {"cosine_correlation": pytest.approx(1.0), "top1_agreement": 1.0}
     assert -1 <= report.scores["student"]["cosine_correlation"] < 1
     assert type(AutoModel.from_pretrained(tmp_path / "student")) is BertModel
@@ -350,9 +355,57 @@ def test_a_teacher_without_tokenizer_is_refused(tmp_path: Path, masked_teacher: 
 
 
 def test_a_head_without_an_objective_is_refused(tmp_path: Path, train_file: Path) -> None:
-    teacher = save_teacher(tmp_path / "teacher", BertForSequenceClassification)
-    with pytest.raises(TeacherError, match="BertForSequenceClassification is neither"):
+    teacher = save_teacher(tmp_path / "teacher", BertForQuestionAnswering)
+    with pytest.raises(TeacherError, match="BertForQuestionAnswering is none of these"):
         compress(str(teacher), str(train_file), tmp_path / "student", HALF, QUICK)
+
+
+def test_a_task_that_the_teacher_cannot_do_is_refused(tmp_path: Path, masked_teacher: Path, train_file: Path) -> None:
+    with pytest.raises(TeacherError, match=r"task=token-classification is for taggers .*fits task=masked-lm"):
+        compress(
+            str(masked_teacher),
+            str(train_file),
+            tmp_path / "student",
+            HALF,
+            replace(QUICK, task="token-classification"),
+        )
+    assert entries(tmp_path) == {"teacher", "train.txt"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "objective", "figures"),
+    [
+        (BertForSequenceClassification, "sequence-classification", {"agreement": 1, "divergence": 0}),
+        (
+            BertForTokenClassification,
+            "token-classification",
+            {"agreement": 1, "agreement_on_rarer_classes": 1, "divergence": 0},
+        ),
+    ],
+)
+def test_classifiers_and_taggers_learn_from_texts_without_labels(
+    tmp_path: Path, train_file: Path, kind: type[PreTrainedModel], objective: str, figures: dict[str, float]
+) -> None:
+    teacher = save_teacher(tmp_path / "teacher", kind)
+    report = compress(str(teacher), str(train_file), tmp_path / "student", HALF, QUICK)
+    assert report.objective == objective
+    assert report.scores["teacher"] == pytest.approx(figures, abs=1e-6)
+    assert report.scores["student"]["divergence"] > 0
+    assert report.settings["learning_rates"]["teacher"] == 0
+    assert kind.from_pretrained(tmp_path / "student").config.hidden_size == 12
+
+
+def test_a_decoder_trains_on_its_own_loss(tmp_path: Path, train_file: Path) -> None:
+    config = GPT2Config(vocab_size=15, n_positions=32, n_embd=24, n_layer=2, n_head=4, bos_token_id=3, eos_token_id=3)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "teacher")
+    word_tokenizer().save_pretrained(tmp_path / "teacher")
+    sizes = WidConfig(hidden_size=12, init="identity")
+    report = compress(str(tmp_path / "teacher"), str(train_file), tmp_path / "student", sizes, QUICK)
+    assert report.objective == "causal-lm"
+    assert report.scores["teacher"]["agreement"] == 1
+    assert report.scores["student"].keys() == {"loss", "perplexity", "agreement"}
+    student = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
+    assert student.generate(torch.tensor([[2, 5]]), max_new_tokens=3, pad_token_id=0).shape == (1, 5)
 
 
 @pytest.mark.slow

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from wid_hf import ConfigError, TeacherError, WidConfig
+from wid_hf.objectives.features import Features
+from wid_hf.objectives.masked_lm import MaskedLM
 from wid_hf.tools.recipe import LEARNING_RATES, CompressSettings, WidRecipe
 
 SIZES: dict[str, Any] = {"hidden_size": 12, "intermediate_size": 24}
@@ -32,16 +34,22 @@ def test_the_name_in_reports_is_that_of_0_1(schedule: Any, settings: CompressSet
 def test_learning_rates_are_those_given_else_the_defaults_and_a_followed_teacher_stays() -> None:
     compactors, teacher = LEARNING_RATES["masked-lm", "calibrated"]
     given = CompressSettings(compactor_learning_rate=0.5)
-    assert WidRecipe().learning_rates("masked-lm", CONFIG, given) == {"compactors": 0.5, "teacher": teacher}
+    assert WidRecipe().learning_rates(MaskedLM, CONFIG, given) == {"compactors": 0.5, "teacher": teacher}
     recipe = WidRecipe.of(CONFIG, KD)
-    assert recipe.learning_rates("masked-lm", CONFIG, KD) == {"compactors": compactors, "teacher": 0.0}
+    assert recipe.learning_rates(MaskedLM, CONFIG, KD) == {"compactors": compactors, "teacher": 0.0}
     trains = CompressSettings(distillation=KD.distillation, teacher_learning_rate=1e-3)
     with pytest.raises(ConfigError, match=r"distillation=logits,relations follows .* pass teacher_learning_rate=0"):
-        recipe.learning_rates("masked-lm", CONFIG, trains)
+        recipe.learning_rates(MaskedLM, CONFIG, trains)
 
 
 def test_unknown_losses_and_headless_teachers_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"distillation=.*magic.* is unknown.*logits"):
         WidRecipe.of(CONFIG, CompressSettings(distillation=("logits", "magic")))
-    with pytest.raises(TeacherError, match=r"BertModel is a headless encoder.*Leave distillation= out"):
-        WidRecipe.of(CONFIG, KD).check_objective("following", "BertModel")
+    with pytest.raises(TeacherError, match=r"a BertModel has none on texts without labels.*Leave distillation= out"):
+        WidRecipe.of(CONFIG, KD).check_objective(Features, "BertModel")
+
+
+def test_a_teacher_whose_outputs_are_learned_must_not_change() -> None:
+    assert WidRecipe().learning_rates(Features, CONFIG, CompressSettings())["teacher"] == 0
+    with pytest.raises(ConfigError, match=r"headless encoders learn the outputs .* pass teacher_learning_rate=0"):
+        WidRecipe().learning_rates(Features, CONFIG, CompressSettings(teacher_learning_rate=1e-4))

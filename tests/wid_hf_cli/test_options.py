@@ -14,6 +14,7 @@ import pytest
 import typer
 
 from wid_hf import CalibrationConfig, WidConfig, config
+from wid_hf.objectives.registry import AUTO, OBJECTIVES
 from wid_hf.tools.compress import CompressSettings
 from wid_hf.tools.evaluation.tasks import TASKS, DataPlaces, FineTuning
 from wid_hf.tools.reports.html_report import AttentionTexts
@@ -37,6 +38,7 @@ def test_words_are_those_of_the_library() -> None:
     ):
         assert {word.value for word in mine} == set(get_args(theirs))
     assert options.LOSSES == DISTILLED
+    assert {word.value for word in options.Task} == {AUTO, *OBJECTIVES}
     assert set(evaluate.TASKS) == set(TASKS)
 
 

@@ -7,7 +7,6 @@ Called by `wid-hf compress` and the demo.
 
 from __future__ import annotations
 
-import inspect
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,33 +18,30 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from torch import Tensor
 from transformers import (
-    DataCollatorForLanguageModeling,
-    DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     ProgressCallback,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from ..adapter.fingerprint import weights_fingerprint
 from ..adapter.get_wid_model import get_wid_model
 from ..atomic_write import atomic_write
 from ..config import WidConfig
-from ..errors import OutputError, Stopped, TeacherError, TrainingError, WidWarning
+from ..errors import OutputError, Stopped, TrainingError, WidWarning
 from ..hub.cards import CARD_NAME, hub_id, student_card
 from ..hub.model_size import model_size
 from ..hub.own_files import why_not_ours
 from ..hub.paths import expanded
 from ..hub.sentence_transformers import save_sentence_modules
+from ..objectives import Objective, find_objective
 from ..planning.student_plan import empty_student
 from ..progressive.history import narrow_from, widths_over_steps
 from ..progressive.schedule import WidSchedule
 from ..training.student_trainer import StudentTrainer
 from ..training.trainer import WidTrainer
-from .data import batches, hold_out, load_texts, tokenize
-from .evaluation import embed, latency, masked_batches, masked_lm_score, sentence_score
+from .data import hold_out, load_texts
+from .evaluation import latency
 from .output_folder import OutputFolder, Place, Staging
 from .recipe import CompressSettings, Recipe, WidRecipe
 from .reports.wid_report import Latency, Report
@@ -71,8 +67,9 @@ def compress(
 ) -> Report:
     """Make a student of `teacher`, train it on `train`, and write it to `output`.
 
-    A start that needs data is made from rows of `train`, masked as in training. The objective is masked language
-    modelling if the teacher has such a head; a student of a headless encoder follows its teacher. Every recipe trains a
+    A start that needs data is made from rows of `train`, masked as in training. What the teacher is for decides how the
+    student trains and is scored (`wid_hf.objectives`): language models by their own loss; classifiers, taggers and
+    headless encoders learn their teacher's outputs, without labels. Every recipe trains a
     student of the same shape on the same batches with the same masks. `output` appears only when it is complete. A
     trained student is saved first; anything that cannot be made afterwards (scores, a picture, the card) is missing,
     and a warning says so. A run that is stopped during training, by Ctrl-C, SIGTERM or an error, leaves its last state
@@ -115,12 +112,12 @@ def compress(
     if isinstance(config.schedule, WidSchedule):
         config.schedule.timeline(settings.steps)  # refuses a schedule that does not end within the steps
     model = load_teacher(teacher, revision=revision, trust_remote_code=trust_remote_code)
-    objective = _objective(model)
-    recipe.check_objective(objective, type(model).__name__)
-    rates = recipe.learning_rates(objective, config, settings)
+    kind = find_objective(model, settings.task)
+    recipe.check_objective(kind, type(model).__name__)
+    rates = recipe.learning_rates(kind, config, settings)
     original = load_tokenizer(teacher, revision=revision, trust_remote_code=trust_remote_code)
-    tokenizer = working_tokenizer(original, model, masks=objective == "masked-lm")
-    settings = _fitting(settings, model, tokenizer)
+    objective = kind(model, working_tokenizer(original, model, masks=kind.masks))
+    settings = _fitting(settings, model, objective.tokenizer)
     wid_model = get_wid_model(model, config)  # before texts are loaded: most refusals come from here
     report = Report(
         teacher=teacher,
@@ -131,7 +128,7 @@ def compress(
         title=recipe.title,
         weights=recipe.weights,
         start="random weights" if recipe.weights == "random" else f"{config.init}, {config.selection}",
-        objective=objective,
+        objective=kind.name,
         sizes={"teacher": model_size(model)},
         settings=asdict(settings)
         | config.calibration_config.flat()
@@ -145,7 +142,7 @@ def compress(
     )
     if not wid_model.base_model.is_wide:  # the narrow model is made only later
         folder.check_space(model_size(empty_student(model, wid_model.base_model.model.config)).bytes)
-    train_set, held_out = _tokens(train, tokenizer, config, settings)
+    train_set, held_out = _features(train, objective, config, settings)
 
     def save(student: PreTrainedModel, report: Report, at: Path) -> None:
         student.save_pretrained(at)
@@ -160,12 +157,12 @@ def compress(
             objective,
             rates,
             _arguments(settings, staging.scratch),
-            {"train_dataset": train_set, "data_collator": _collator(objective, tokenizer)},
+            {"train_dataset": train_set, "data_collator": objective.collator},
         )
         trainer.pop_callback(ProgressCallback)
         for callback in (TrainingBar(), StopAfterStep(stops)):
             trainer.add_callback(callback)
-        scorer = _Scorer(objective, model, tokenizer, held_out, settings)
+        scorer = _Scorer(objective, held_out, settings)
         report = replace(
             report,
             calibration=wid_model.base_model.calibration,
@@ -319,33 +316,14 @@ def _optional(what: str) -> Iterator[None]:
 class _Scorer:
     """Scores teacher, start and student on the same held-out batches."""
 
-    def __init__(
-        self,
-        objective: str,
-        teacher: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        held_out: Dataset,
-        settings: CompressSettings,
-    ) -> None:
-        self.objective = objective
-        self.batches: list[dict[str, Tensor]]
-        if objective == "masked-lm":
-            self.batches = masked_batches(held_out, tokenizer, settings.batch_size, settings.seed)
-        else:
-            rows = held_out.select_columns(["input_ids", "attention_mask"])
-            self.batches = list(batches(rows, DataCollatorWithPadding(tokenizer), settings.batch_size))
-            self.vectors = embed(teacher, self.batches)
+    def __init__(self, objective: Objective, held_out: Dataset, settings: CompressSettings) -> None:
+        self._objective = objective
+        self.batches = objective.scored(held_out, settings.batch_size, settings.seed)
+        self._wanted = objective.wanted(self.batches)
 
     def score(self, model: Any) -> dict[str, float]:
-        """Return the objective's figures: loss and accuracy, or agreement with the teacher."""
-        if self.objective == "masked-lm":
-            masked = masked_lm_score(model, self.batches)
-            return {"masked_lm_loss": masked.loss, "masked_lm_accuracy": masked.accuracy}
-        agreement = sentence_score(self.vectors, embed(model, self.batches))
-        return {
-            "cosine_correlation": agreement.cosine_correlation,
-            "top1_agreement": agreement.top1_agreement,
-        }
+        """Return the objective's figures."""
+        return self._objective.score(model, self.batches, self._wanted)
 
     @property
     def timed(self) -> tuple[int, int]:
@@ -359,34 +337,10 @@ class _Scorer:
         return latency(model, inputs, repeats=TIMED)
 
 
-def _objective(teacher: PreTrainedModel) -> str:
-    """Return `masked-lm` for an encoder with a masked-LM head, `following` for a headless one."""
-    name = type(teacher).__name__
-    instead = "Use get_wid_model and WidTrainer with your own data collator for it."
-    if "input_ids" not in inspect.signature(teacher.forward).parameters:
-        raise TeacherError(f"compress trains models of texts, and {name} takes none. {instead}")
-    if teacher.config.is_encoder_decoder:
-        raise TeacherError(
-            f"{name} is an encoder-decoder, and compress trains masked language models and headless "
-            "encoders. Use get_wid_model and WidTrainer with transformers' DataCollatorForSeq2Seq for it, or compress "
-            "its encoder alone: model.get_encoder().save_pretrained(folder)."
-        )
-    if getattr(teacher.config, "is_decoder", False) or getattr(teacher.config, "causal", False):
-        raise TeacherError(
-            f"This {name} reads from left to right (is_decoder or causal in its config), and compress trains masked "
-            f"language models and headless encoders. {instead}"
-        )
-    if name in MODEL_FOR_MASKED_LM_MAPPING_NAMES.values():
-        return "masked-lm"
-    if teacher.base_model is teacher and not teacher.can_generate():
-        return "following"
-    raise TeacherError(f"compress trains masked language models and headless encoders; {name} is neither. {instead}")
-
-
-def _tokens(
-    train: str, tokenizer: PreTrainedTokenizerBase, config: WidConfig, settings: CompressSettings
+def _features(
+    train: str, objective: Objective, config: WidConfig, settings: CompressSettings
 ) -> tuple[Dataset, Dataset]:
-    """Return tokens to train on and held-out ones; without training, only those for calibration."""
+    """Return rows to train on and held-out ones; without training, only those for calibration."""
     texts = load_texts(train, column=settings.column)
     if settings.validation is not None:
         held_out = load_texts(settings.validation, column=settings.column, split="validation")
@@ -395,13 +349,7 @@ def _tokens(
         texts, held_out = hold_out(texts, min(settings.validation_texts, max(len(texts) // 5, 1)), settings.seed)
     if not settings.steps:
         texts = texts.shuffle(seed=settings.seed).select(range(min(config.calibration_config.samples, len(texts))))
-    return tuple(tokenize(part, tokenizer, settings.max_length) for part in (texts, held_out))
-
-
-def _collator(objective: str, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[dict[str, Any]]], Any]:
-    return (
-        DataCollatorForLanguageModeling(tokenizer) if objective == "masked-lm" else DataCollatorWithPadding(tokenizer)
-    )
+    return objective.features(texts, settings.max_length), objective.features(held_out, settings.max_length)
 
 
 def _arguments(settings: CompressSettings, scratch: Path) -> dict[str, Any]:

@@ -13,9 +13,11 @@ from peft import PeftModel
 
 from ..config import WidConfig
 from ..errors import ConfigError, TeacherError
+from ..objectives import Objective
+from ..objectives.registry import AUTO, refuse_unknown_task
 from ..progressive.schedule import WidSchedule
 from ..training.arguments import WidTrainingArguments
-from ..training.following_trainer import FollowingTrainer
+from ..training.imitating_trainer import ImitatingTrainer
 from ..training.losses.registry import DISTILLED, refuse_unknown
 from ..training.student_trainer import StudentTrainer
 from ..training.trainer import WidTrainer
@@ -32,7 +34,8 @@ class CompressSettings:
         batch_size: texts per step.
         max_length: tokens per text, longer ones are cut; never more than the teacher has positions for.
         compactor_learning_rate: of compactors.
-        teacher_learning_rate: of the teacher's weights; must be 0 for a headless encoder and with distillation.
+        task: name of an objective; "auto" takes the one that fits the teacher.
+        teacher_learning_rate: of the teacher's weights; must be 0 with losses from the teacher.
         distillation: losses from the teacher beside the model's own, some of `"logits"`, `"hidden"`, `"relations"`;
             with them the teacher's weights do not change.
         column: which column of the training file holds the text.
@@ -41,10 +44,11 @@ class CompressSettings:
         seed: of data order, masking and held-out texts.
 
     Raises:
-        ConfigError: a number that is too small.
+        ConfigError: a number that is too small, or an unknown task.
     """
 
     steps: int = 1000
+    task: str = AUTO
     batch_size: int = 32
     max_length: int = 128
     compactor_learning_rate: float | None = None
@@ -56,6 +60,7 @@ class CompressSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        refuse_unknown_task(self.task)
         least = {"steps": 0, "batch_size": 1, "max_length": 3, "validation_texts": 1, "seed": 0}
         rates = dict.fromkeys(("compactor_learning_rate", "teacher_learning_rate"), 0)
         for name, number in (least | rates).items():
@@ -86,10 +91,10 @@ class Recipe(Protocol):
             ConfigError: the recipe does not support something in `config`.
         """
 
-    def check_objective(self, objective: str, teacher: str) -> None:
-        """Raise TeacherError if the recipe cannot train a `teacher` by `objective`, `masked-lm` or `following`."""
+    def check_objective(self, objective: type[Objective], teacher: str) -> None:
+        """Raise TeacherError if the recipe cannot train a `teacher` by `objective`."""
 
-    def learning_rates(self, objective: str, config: WidConfig, settings: CompressSettings) -> Rates:
+    def learning_rates(self, objective: type[Objective], config: WidConfig, settings: CompressSettings) -> Rates:
         """Return the learning rate of each kind of weight that trains: those in `settings`, else the defaults.
 
         Raises:
@@ -99,7 +104,7 @@ class Recipe(Protocol):
     def trainer(
         self,
         model: PeftModel,
-        objective: str,
+        objective: Objective,
         rates: Rates,
         arguments: dict[str, Any],
         data: dict[str, Any],
@@ -108,7 +113,7 @@ class Recipe(Protocol):
 
         Args:
             model: the wid model, perhaps not calibrated.
-            objective: `masked-lm` or `following`.
+            objective: what the teacher is for.
             rates: the result of `learning_rates`.
             arguments: of transformers' `TrainingArguments`, without learning rates.
             data: `train_dataset` and `data_collator`, for any trainer.
@@ -120,8 +125,14 @@ class Recipe(Protocol):
 LEARNING_RATES = {
     ("masked-lm", "calibrated"): (1e-4, 3e-4),
     ("masked-lm", "identity"): (3e-4, 3e-4),
-    ("following", "calibrated"): (5e-5, 0.0),
-    ("following", "identity"): (2e-4, 0.0),
+    ("causal-lm", "calibrated"): (1e-4, 3e-4),
+    ("causal-lm", "identity"): (3e-4, 3e-4),
+    ("features", "calibrated"): (5e-5, 0.0),
+    ("features", "identity"): (2e-4, 0.0),
+    ("sequence-classification", "calibrated"): (1e-4, 0.0),
+    ("sequence-classification", "identity"): (3e-4, 0.0),
+    ("token-classification", "calibrated"): (1e-4, 0.0),
+    ("token-classification", "identity"): (3e-4, 0.0),
 }
 
 
@@ -163,22 +174,22 @@ class WidRecipe:
         """Return `config` as it is."""
         return config
 
-    def check_objective(self, objective: str, teacher: str) -> None:
+    def check_objective(self, objective: type[Objective], teacher: str) -> None:
         """Raise TeacherError if distillation is requested, but the model has no training loss to add it to."""
-        if objective == "following" and self.distillation:
+        if self.distillation and not objective.has_own_loss:
             raise TeacherError(
-                f"distillation={','.join(self.distillation)} adds to a training loss of the model's own, and {teacher} "
-                "is a headless encoder, which has none. Leave distillation= out: the student follows the teacher's "
-                "states anyway."
+                f"distillation={','.join(self.distillation)} adds to a training loss of the model's own, and a "
+                f"{teacher} has none on texts without labels. Leave distillation= out: the student learns its "
+                "teacher's outputs anyway."
             )
 
-    def learning_rates(self, objective: str, config: WidConfig, settings: CompressSettings) -> Rates:
+    def learning_rates(self, objective: type[Objective], config: WidConfig, settings: CompressSettings) -> Rates:
         """Return the learning rates of compactors and of the teacher's weights, 0 if losses compare with these.
 
         Raises:
             ConfigError: losses compare with a teacher that would train.
         """
-        compactors, teacher = LEARNING_RATES[objective, str(config.init)]
+        compactors, teacher = LEARNING_RATES[objective.name, str(config.init)]
         if self.distillation:
             if settings.teacher_learning_rate:
                 raise ConfigError(
@@ -186,6 +197,11 @@ class WidRecipe:
                     "change: pass teacher_learning_rate=0, or leave distillation= out."
                 )
             teacher = 0.0
+        if settings.teacher_learning_rate and not objective.has_own_loss:
+            raise ConfigError(
+                f"Students of {objective.title} learn the outputs of their teacher, whose weights must not change: "
+                "pass teacher_learning_rate=0, or leave it out."
+            )
         given = settings.compactor_learning_rate, settings.teacher_learning_rate
         return {
             "compactors": compactors if given[0] is None else given[0],
@@ -195,19 +211,24 @@ class WidRecipe:
     def trainer(
         self,
         model: PeftModel,
-        objective: str,
+        objective: Objective,
         rates: Rates,
         arguments: dict[str, Any],
         data: dict[str, Any],
     ) -> StudentTrainer:
-        """Return a `WidTrainer`, or a `FollowingTrainer` for a headless encoder, whose model is calibrated."""
+        """Return a `WidTrainer`, or an `ImitatingTrainer` for a model without a loss of its own; it is calibrated."""
         args = WidTrainingArguments(
             **arguments,
             compactor_learning_rate=rates["compactors"],
             teacher_learning_rate=rates["teacher"],
             distillation=list(self.distillation),
         )
-        trainer = (WidTrainer if objective == "masked-lm" else FollowingTrainer)(model=model, args=args, **data)
+        if objective.has_own_loss:
+            trainer = WidTrainer(model=model, args=args, **data)
+        else:
+            trainer = ImitatingTrainer(
+                model=model, args=args, imitation=objective.loss, reduction=objective.reduction, **data
+            )
         if not model.base_model.calibrated:
             model.base_model.calibrate(trainer.calibration_batches())
         return trainer

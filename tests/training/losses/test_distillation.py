@@ -350,5 +350,5 @@ def test_an_encoder_with_a_decoder_distils_its_logits_only() -> None:
 
 
 def test_following_and_distillation_are_not_mixed(tmp_path: Path) -> None:
-    with pytest.raises(WidError, match=r"FollowingTrainer trains with the loss .states.*alone"):
+    with pytest.raises(WidError, match=r"FollowingTrainer trains with one loss from the teacher alone"):
         FollowingTrainer(get_wid_model(bert(BertModel), HALF), arguments(tmp_path, distillation=["hidden"]))

@@ -1,0 +1,39 @@
+"""Encoders without a head: a student follows its teacher's last hidden states and the cosines between texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..adapter.tuner import WidModel
+from ..tools.evaluation import embed, sentence_score
+from ..training.losses.following import Followed
+from .objective import Batch, Figures, Objective
+
+
+class Features(Objective):
+    """Return hidden states that others use. The figures compare mean-pooled vectors of texts with the teacher's."""
+
+    name = "features"
+    title = "headless encoders"
+
+    @classmethod
+    def fits(cls, teacher: PreTrainedModel) -> bool:
+        """Return whether the teacher is a base model that does not generate."""
+        return teacher.base_model is teacher and not teacher.can_generate()
+
+    def wanted(self, batches: Sequence[Batch]) -> Tensor:
+        """Return the teacher's vectors `(texts, n)`."""
+        return embed(self.teacher, batches)
+
+    def score(self, model: Any, batches: Sequence[Batch], wanted: Tensor) -> Figures:
+        """Return the correlation of cosines with the teacher's, and how often the nearest text is the same."""
+        agreement = sentence_score(wanted, embed(model, batches))
+        return {"cosine_correlation": agreement.cosine_correlation, "top1_agreement": agreement.top1_agreement}
+
+    def loss(self, wid: WidModel, student: Any, teacher: Any, inputs: Mapping[str, Any]) -> Tensor:
+        """Return `following_loss` of one batch."""
+        return Followed()(wid, student, teacher, inputs)

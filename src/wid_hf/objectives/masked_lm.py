@@ -1,0 +1,44 @@
+"""Masked language models: they train on their own loss, on texts alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from datasets import Dataset
+from transformers import DataCollatorForLanguageModeling, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from ..tools.evaluation import masked_batches, masked_lm_score
+from .objective import Batch, Figures, Objective
+
+
+class MaskedLM(Objective):
+    """Predict masked tokens; 15 % of all are masked. The figures are loss (nats) and accuracy."""
+
+    name = "masked-lm"
+    title = "masked language models"
+    has_own_loss = True
+    masks = True
+
+    @classmethod
+    def fits(cls, teacher: PreTrainedModel) -> bool:
+        """Return whether the class is one of transformers' masked language models."""
+        return type(teacher).__name__ in MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()
+
+    @property
+    def collator(self) -> Callable[[list[dict[str, Any]]], Any]:
+        """Pads and masks."""
+        return DataCollatorForLanguageModeling(self.tokenizer)
+
+    def scored(self, features: Dataset, batch_size: int, seed: int) -> list[Batch]:
+        """Return batches in which the same tokens are masked for all models."""
+        return masked_batches(features, self.tokenizer, batch_size, seed)
+
+    def wanted(self, batches: Sequence[Batch]) -> None:
+        """Return nothing: the batches hold the labels."""
+
+    def score(self, model: Any, batches: Sequence[Batch], wanted: None) -> Figures:
+        """Return loss and accuracy on masked tokens."""
+        masked = masked_lm_score(model, batches)
+        return {"masked_lm_loss": masked.loss, "masked_lm_accuracy": masked.accuracy}

@@ -1,0 +1,68 @@
+"""Which objective a teacher has: found from its class, or named by the user."""
+
+from __future__ import annotations
+
+import inspect
+
+from transformers import PreTrainedModel
+
+from ..errors import ConfigError, TeacherError
+from .causal_lm import CausalLM
+from .features import Features
+from .masked_lm import MaskedLM
+from .objective import Objective
+from .sequence_classification import SequenceClassification
+from .token_classification import TokenClassification
+
+AUTO = "auto"
+OBJECTIVES: dict[str, type[Objective]] = {
+    kind.name: kind for kind in (MaskedLM, SequenceClassification, TokenClassification, CausalLM, Features)
+}
+INSTEAD = "Use get_wid_model and WidTrainer with your own data collator for it."
+
+
+def refuse_unknown_task(task: str) -> None:
+    """Raise ConfigError if `task` is neither "auto" nor the name of an objective."""
+    if task not in {AUTO, *OBJECTIVES}:
+        raise ConfigError(f"task={task!r} is unknown. Legal: {', '.join([AUTO, *OBJECTIVES])}.")
+
+
+def find_objective(teacher: PreTrainedModel, task: str = AUTO) -> type[Objective]:
+    """Return the objective of `teacher`.
+
+    Args:
+        teacher: the model.
+        task: name of an objective, or "auto" for the one that fits the teacher's class.
+
+    Raises:
+        ConfigError: `task` is unknown.
+        TeacherError: no objective fits the teacher, or `task` does not.
+    """
+    refuse_unknown_task(task)
+    name = type(teacher).__name__
+    if "input_ids" not in inspect.signature(teacher.forward).parameters:
+        raise TeacherError(f"compress trains models of texts, and {name} takes none. {INSTEAD}")
+    if teacher.config.is_encoder_decoder:
+        raise TeacherError(
+            f"{name} is an encoder-decoder, which compress does not train yet. Use get_wid_model and WidTrainer with "
+            "transformers' DataCollatorForSeq2Seq for it, or compress its encoder alone: "
+            "model.get_encoder().save_pretrained(folder)."
+        )
+    if (getattr(teacher.config, "is_decoder", False) or getattr(teacher.config, "causal", False)) and not (
+        teacher.can_generate()
+    ):
+        raise TeacherError(
+            f"This {name} reads from left to right (is_decoder or causal in its config) and has no head that predicts "
+            f"the next token. {INSTEAD}"
+        )
+    fitting = [kind for kind in OBJECTIVES.values() if kind.fits(teacher)]
+    if task != AUTO:
+        chosen = OBJECTIVES[task]
+        if chosen not in fitting:
+            legal = " or ".join(f"task={kind.name}" for kind in fitting) or "none of the others"
+            raise TeacherError(f"task={task} is for {chosen.title}, and {name} is none of them. It fits {legal}.")
+        return chosen
+    if not fitting:
+        titles = ", ".join(kind.title for kind in OBJECTIVES.values())
+        raise TeacherError(f"compress trains {titles}; {name} is none of these. {INSTEAD}")
+    return fitting[0]

@@ -1,0 +1,194 @@
+"""What objectives compare: losses from the teacher, and figures of students that are like it or not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from toys import texts, word_tokenizer
+from training_runs import HALF, arguments
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+)
+
+from wid_hf import ConfigError, WidConfig, get_wid_model
+from wid_hf.errors import WidWarning
+from wid_hf.objectives import Objective, find_objective
+from wid_hf.training.imitating_trainer import ImitatingTrainer
+
+
+def teacher_of(kind: type[PreTrainedModel], seed: int = 0, **config: Any) -> PreTrainedModel:
+    """A tiny random BERT without dropout, whose noise hides progress."""
+    sizes = BertConfig(
+        vocab_size=15, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+        max_position_embeddings=32, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **config,
+    )  # fmt: skip
+    return made_strong(kind(sizes).eval(), seed)
+
+
+def made_strong(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
+    """Give a model weights that are large enough for its outputs to differ from text to text."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(0.4 * torch.randn(weight.shape, generator=generator))
+    return model
+
+
+def objective_of(teacher: PreTrainedModel) -> Objective:
+    return find_objective(teacher)(teacher, word_tokenizer())
+
+
+def rows(objective: Objective, count: int = 32) -> Dataset:
+    made = objective.features(Dataset.from_dict({"text": texts(count)}), 12)
+    return made.select_columns(["input_ids", "attention_mask"])
+
+
+CLASSIFIERS: dict[str, tuple[type[PreTrainedModel], dict[str, Any], dict[str, float]]] = {
+    "classes": (BertForSequenceClassification, {"num_labels": 4}, {"agreement": 1, "divergence": 0}),
+    "labels": (
+        BertForSequenceClassification,
+        {"num_labels": 4, "problem_type": "multi_label_classification"},
+        {"agreement": 1, "divergence": 0},
+    ),
+    "number": (
+        BertForSequenceClassification,
+        {"num_labels": 1},
+        {"correlation_with_teacher": 1, "squared_error_share": 0},
+    ),
+    "numbers": (
+        BertForSequenceClassification,
+        {"num_labels": 3, "problem_type": "regression"},
+        {"correlation_with_teacher": 1, "squared_error_share": 0},
+    ),
+    "tags": (
+        BertForTokenClassification,
+        {"num_labels": 5},
+        {"agreement": 1, "agreement_on_rarer_classes": 1, "divergence": 0},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_a_teacher_agrees_with_itself_and_another_model_does_not(name: str) -> None:
+    kind, config, best = CLASSIFIERS[name]
+    teacher, other = (teacher_of(kind, seed, **config) for seed in (0, 4))
+    objective = objective_of(teacher)
+    batches = objective.scored(rows(objective), 8, 0)
+    wanted = objective.wanted(batches)
+    assert objective.score(teacher, batches, wanted) == pytest.approx(best, abs=1e-5)
+    found = objective.score(other, batches, wanted)
+    assert found.keys() == best.keys()
+    worse = {figure: found[figure] - value if value == 0 else value - found[figure] for figure, value in best.items()}
+    assert min(worse.values()) > 0.02, found
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_the_loss_is_zero_for_equal_outputs_and_the_same_for_rows_with_more_padding(name: str) -> None:
+    kind, config, _ = CLASSIFIERS[name]
+    teacher, other = (teacher_of(kind, seed, **config) for seed in range(2))
+    objective = objective_of(teacher)
+    (batch,) = objective.scored(rows(objective, 8), 8, 0)
+    longer = {key: torch.nn.functional.pad(tensor, (0, 3)) for key, tensor in batch.items()}
+    losses = []
+    for given in (batch, longer):
+        with torch.no_grad():
+            mine, theirs = (model(**given) for model in (other, teacher))
+        assert objective.loss(None, theirs, theirs, given).item() == pytest.approx(0, abs=1e-5)  # type: ignore[arg-type]
+        losses.append(objective.loss(None, mine, theirs, given).item())  # type: ignore[arg-type]
+    assert losses[0] > 0.01
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_a_decoder_is_scored_by_its_perplexity_and_its_teachers_predictions() -> None:
+    config = GPT2Config(vocab_size=15, n_positions=16, n_embd=16, n_layer=1, n_head=2, bos_token_id=3, eos_token_id=3)
+    teacher = made_strong(GPT2LMHeadModel(config).eval())
+    objective = objective_of(teacher)
+    batches = objective.scored(rows(objective), 8, 0)
+    wanted = objective.wanted(batches)
+    assert len(wanted) == sum(int(batch["attention_mask"].sum()) for batch in batches)
+    found = objective.score(teacher, batches, wanted)
+    assert found["agreement"] == 1
+    assert found["perplexity"] == pytest.approx(torch.tensor(found["loss"]).exp().item(), rel=1e-4)
+    made = objective.collator([dict(row) for row in rows(objective, 4)])
+    assert torch.equal(made["labels"] == -100, made["attention_mask"] == 0)
+
+
+def trainer_for(objective: Objective, folder: Path, accumulation: int = 1, steps: int = 1) -> ImitatingTrainer:
+    args = arguments(
+        folder,
+        max_steps=steps,
+        per_device_train_batch_size=8 // accumulation,
+        gradient_accumulation_steps=accumulation,
+        compactor_learning_rate=3e-3,
+        teacher_learning_rate=0,
+    )
+    return ImitatingTrainer(
+        get_wid_model(objective.teacher, HALF),
+        args,
+        imitation=objective.loss,
+        reduction=objective.reduction,
+        train_dataset=rows(objective),
+        data_collator=objective.collator,
+    )
+
+
+@pytest.mark.parametrize("name", ["classes", "labels", "tags"])
+def test_the_loss_of_a_step_does_not_depend_on_how_it_is_split(name: str, tmp_path: Path) -> None:
+    kind, config, _ = CLASSIFIERS[name]
+    first = []
+    for accumulation in (1, 4):
+        objective = objective_of(teacher_of(kind, **config))
+        trainer = trainer_for(objective, tmp_path, accumulation)
+        trainer.train()
+        first.append(trainer.state.log_history[0]["loss"])
+    assert first[1] == pytest.approx(first[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_training_brings_a_student_nearer_and_leaves_the_teacher_alone(name: str, tmp_path: Path) -> None:
+    kind, config, _ = CLASSIFIERS[name]
+    teacher = teacher_of(kind, **config)
+    before = {key: tensor.clone() for key, tensor in teacher.state_dict().items()}
+    objective = objective_of(teacher)
+    trainer = trainer_for(objective, tmp_path, steps=40)
+    (batch,) = objective.scored(rows(objective), 32, 0)
+
+    def loss() -> float:
+        trainer.model.eval()
+        with torch.no_grad():
+            return trainer.compute_loss(trainer.model, batch).item()
+
+    start = loss()
+    trainer.train()
+    assert loss() < 0.7 * start
+    assert all(torch.equal(before[key], tensor) for key, tensor in teacher.state_dict().items())
+
+
+def test_a_teacher_that_would_train_and_other_losses_are_refused(tmp_path: Path) -> None:
+    objective = objective_of(teacher_of(BertForSequenceClassification))
+    model = get_wid_model(objective.teacher, HALF)
+    with pytest.raises(ConfigError, match=r"ImitatingTrainer compares .*teacher_learning_rate=0"):
+        ImitatingTrainer(model, arguments(tmp_path), imitation=objective.loss)
+    args = arguments(tmp_path, teacher_learning_rate=0, distillation=["logits"])
+    with pytest.raises(ConfigError, match="one loss from the teacher alone"):
+        ImitatingTrainer(model, args, imitation=objective.loss)
+
+
+def test_a_decoder_that_classifies_gets_the_padding_token_that_it_needs() -> None:
+    config = GPT2Config(vocab_size=15, n_positions=16, n_embd=16, n_layer=1, n_head=2, bos_token_id=3, eos_token_id=3)
+    teacher = made_strong(GPT2ForSequenceClassification(config).eval())
+    with pytest.warns(WidWarning, match=r"names no padding token.* pad_token_id=0 \(\[PAD\]\)"):
+        objective = objective_of(teacher)
+    batches = objective.scored(rows(objective), 8, 0)
+    assert objective.score(teacher, batches, objective.wanted(batches))["agreement"] == 1
+    assert get_wid_model(teacher, WidConfig(hidden_size=8, init="identity")).base_model.model.config.pad_token_id == 0
