@@ -39,30 +39,34 @@ def find_objective(teacher: PreTrainedModel, task: str = AUTO) -> type[Objective
         TeacherError: no objective fits the teacher, or `task` does not.
     """
     refuse_unknown_task(task)
+    _refuse_unsupported(teacher)
+    fitting = [kind for kind in OBJECTIVES.values() if kind.fits(teacher)]
     name = type(teacher).__name__
+    if task == AUTO:
+        if not fitting:
+            titles = ", ".join(kind.title for kind in OBJECTIVES.values())
+            raise TeacherError(f"compress trains {titles}; {name} is none of these. {INSTEAD}")
+        return fitting[0]
+    if OBJECTIVES[task] not in fitting:
+        legal = " or ".join(f"task={kind.name}" for kind in fitting) or "none of the others"
+        raise TeacherError(f"task={task} is for {OBJECTIVES[task].title}, and {name} is none of them. It fits {legal}.")
+    return OBJECTIVES[task]
+
+
+def _refuse_unsupported(teacher: PreTrainedModel) -> None:
+    """Raise TeacherError for a kind of model that no objective is for, with what to do instead."""
+    name, config = type(teacher).__name__, teacher.config
     if "input_ids" not in inspect.signature(teacher.forward).parameters:
         raise TeacherError(f"compress trains models of texts, and {name} takes none. {INSTEAD}")
-    if teacher.config.is_encoder_decoder:
+    if config.is_encoder_decoder:
         raise TeacherError(
             f"{name} is an encoder-decoder, which compress does not train yet. Use get_wid_model and WidTrainer with "
             "transformers' DataCollatorForSeq2Seq for it, or compress its encoder alone: "
             "model.get_encoder().save_pretrained(folder)."
         )
-    if (getattr(teacher.config, "is_decoder", False) or getattr(teacher.config, "causal", False)) and not (
-        teacher.can_generate()
-    ):
+    reads_forward = getattr(config, "is_decoder", False) or getattr(config, "causal", False)
+    if reads_forward and not teacher.can_generate():
         raise TeacherError(
             f"This {name} reads from left to right (is_decoder or causal in its config) and has no head that predicts "
             f"the next token. {INSTEAD}"
         )
-    fitting = [kind for kind in OBJECTIVES.values() if kind.fits(teacher)]
-    if task != AUTO:
-        chosen = OBJECTIVES[task]
-        if chosen not in fitting:
-            legal = " or ".join(f"task={kind.name}" for kind in fitting) or "none of the others"
-            raise TeacherError(f"task={task} is for {chosen.title}, and {name} is none of them. It fits {legal}.")
-        return chosen
-    if not fitting:
-        titles = ", ".join(kind.title for kind in OBJECTIVES.values())
-        raise TeacherError(f"compress trains {titles}; {name} is none of these. {INSTEAD}")
-    return fitting[0]
