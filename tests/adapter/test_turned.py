@@ -15,7 +15,7 @@ from training_runs import arguments
 from transformers import BertForMaskedLM
 from wid_models import IDS, SCHEDULE, identity, random_turn, stream_of, tiny_encoder, turned
 
-from wid_hf import FollowingTrainer, WidConfig, WidError, get_wid_model
+from wid_hf import CalibrationConfig, FollowingTrainer, WidConfig, WidError, get_wid_model
 from wid_hf.adapter.turned import TurnedStreams, turn
 from wid_hf.coupling import Plan
 from wid_hf.coupling.dims import Dim, concat
@@ -29,7 +29,8 @@ def states(*shape: int) -> Tensor:
 
 def test_the_map_of_a_selection_has_one_hot_columns_and_changes_no_bit() -> None:
     batches = [{"input_ids": torch.randint(2, 60, (8, 12), generator=torch.Generator().manual_seed(1))}]
-    wid = get_wid_model(tiny_encoder(), WidConfig(hidden_size=12), calibration_data=batches).base_model
+    config = WidConfig(hidden_size=12, calibration_config=CalibrationConfig(output="coordinates"))
+    wid = get_wid_model(tiny_encoder(), config, calibration_data=batches).base_model
     kept, outputs = wid.kept_outputs(), states(3, 5, 24)
     assert wid.outputs == "coordinates" and kept != list(range(12))
     assert wid.output_map.shape == (24, 12) and wid.output_map.dtype == torch.float32
