@@ -14,7 +14,8 @@ from turning_models import TURNING, calibrated, data_for
 
 from wid_hf import get_wid_model
 from wid_hf.calibration.lockstep import Operands
-from wid_hf.calibration.residual_fit import ResidualFit
+from wid_hf.calibration.moments import Regression
+from wid_hf.calibration.residual_fit import ResidualFit, _ridge_of_few
 from wid_hf.coupling.landmark_record import Landmark
 from wid_hf.coupling.weight_inputs import WeightInput
 
@@ -59,6 +60,7 @@ def now(fit: ResidualFit) -> dict[str, Tensor]:
 def fits(monkeypatch: pytest.MonkeyPatch, turned_is_best: None) -> list[Fit]:
     """Every fit from now on, hardly drawn to its start, with errors as shares of any length."""
     monkeypatch.setattr(import_module("wid_hf.calibration.reconstruction"), "WRITER_RIDGE", 1e-12)
+    monkeypatch.setattr("wid_hf.calibration.residual_fit._ridge_of_few", lambda regression: 0.0)
     monkeypatch.setattr(import_module("wid_hf.calibration.residual_fit"), "SHORTEST", 0.0)
     found: list[Fit] = []
     fit = ResidualFit.fit
@@ -166,3 +168,13 @@ def test_a_shared_weight_is_fitted_to_all_its_uses_so_far(fits: list[Fit]) -> No
         best = reached(torch.cat(missing), torch.cat(inputs), True, torch.cat(streams))[-len(inputs[-1]) :]
         made, best = centred(uses[1].after - uses[1].residual[1]), centred(best)
         assert torch.allclose(made, best, rtol=0, atol=1e-6 * float(best.abs().max()))
+
+
+def test_the_fewer_positions_there_are_the_less_a_weight_leaves_its_start() -> None:
+    ridges = []
+    for positions in (16, 48, 480):
+        regression = Regression(4, 16, torch.device("cpu"))
+        g = torch.Generator().manual_seed(0)
+        regression.add(torch.randn(positions, 4, generator=g), torch.randn(positions, 16, generator=g))
+        ridges.append(_ridge_of_few(regression))
+    assert ridges == pytest.approx([1, 1 / 9, 1 / 900])

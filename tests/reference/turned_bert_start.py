@@ -118,7 +118,7 @@ def writer(
     means = [counts @ each for each in (missing, x)]
     missing, x = (counts.sqrt()[:, None] * (each - mean) for each, mean in zip((missing, x), means, strict=True))
     variation = x.T @ x
-    pull = WRITERS * variation.diagonal().mean() * torch.eye(x.shape[1]).double()
+    pull = max(WRITERS, (x.shape[1] / len(x)) ** 2) * variation.diagonal().mean() * torch.eye(x.shape[1]).double()
     weight = start + torch.linalg.solve(variation + pull, (missing.T @ x - start @ variation).T).T
     return weight, means[0] - weight @ means[1]
 
