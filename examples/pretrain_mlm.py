@@ -38,7 +38,7 @@ from wid_hf import (
 from wid_hf.hub.model_size import model_size
 from wid_hf.hub.own_files import why_not_ours
 from wid_hf.progressive.history import narrow_from, widths_over_steps
-from wid_hf.tools.evaluation import masked_batches, masked_lm_score
+from wid_hf.scores import masked_batches, masked_lm_score
 from wid_hf.tools.output_folder import OutputFolder, write_folder
 from wid_hf.tools.recipe import WidRecipe
 from wid_hf.tools.reports.wid_report import Report

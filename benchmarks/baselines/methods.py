@@ -138,12 +138,12 @@ class Baseline:
         return replace(config, init="identity", selection=self.method.selection)
 
     def check_objective(self, objective: type[Objective], teacher: str) -> None:
-        """Raise TeacherError if the method needs logits or a loss that a headless `teacher` does not have."""
+        """Raise TeacherError if the method needs logits or a loss that a `teacher` does not have on plain texts."""
         if not objective.has_own_loss and not self.method.headless:
             others = ", ".join(method.name for method in METHODS.values() if method.headless)
             raise TeacherError(
-                f"The method {self.name} needs logits or a training loss of the model's own, and {teacher} is a "
-                f"headless encoder. These apply: {others}."
+                f"The method {self.name} needs logits or a training loss of the model's own, and {teacher} is "
+                f"{objective.one}. These apply: {others}."
             )
 
     def learning_rates(self, objective: type[Objective], config: WidConfig, settings: CompressSettings) -> Rates:
@@ -175,9 +175,9 @@ class Baseline:
         if not model.base_model.calibrated:
             model.base_model.calibrate(WidTrainer(model=model, args=args, **data).calibration_batches())
         student = stock_student(model, random=self.weights == "random", seed=arguments["seed"])
-        masked = objective.has_own_loss
-        losses = self.method.losses if masked or self.method.losses else ("states",)
+        own_loss = objective.has_own_loss
+        losses = self.method.losses if own_loss or self.method.losses else ("states",)
         if not losses:
             return StudentTrainer(model=student, args=args, **data)
         (loss,) = losses
-        return DistillingTrainer(model=student, args=args, wid_model=model, loss=loss, own_loss=masked, **data)
+        return DistillingTrainer(model=student, args=args, wid_model=model, loss=loss, own_loss=own_loss, **data)

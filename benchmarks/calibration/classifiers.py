@@ -12,7 +12,7 @@ from pictures import load_pictures
 from subject import CALIBRATION_BATCH, SCORE_BATCH, Batch, Subject
 from torch import Tensor
 
-from wid_hf.tools.evaluation.eval_mode import eval_mode
+from wid_hf.scores.eval_mode import eval_mode
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from subject import TextSubject
 from torch.nn import functional
 from transformers import DataCollatorForLanguageModeling
 
-from wid_hf.tools.data import batches, load_texts
-from wid_hf.tools.evaluation.eval_mode import eval_mode
+from wid_hf.scores.eval_mode import eval_mode
+from wid_hf.tokens import batches
+from wid_hf.tools.data import load_texts
 
 
 @dataclass(frozen=True)

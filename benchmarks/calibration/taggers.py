@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DataCollatorWithPadding
 
-from wid_hf.tools.data import batches, load_texts, tokenize
-from wid_hf.tools.evaluation.eval_mode import eval_mode
+from wid_hf.scores.eval_mode import eval_mode
+from wid_hf.tokens import batches, tokenize
+from wid_hf.tools.data import load_texts
 
 KEEP = 0  # the label of a word that is right
 CONFUSED = (

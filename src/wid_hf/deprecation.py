@@ -24,18 +24,9 @@ BASELINES = "benchmarks/baselines/{}.py of a checkout of wid-hf"  # not installe
 # Import path of 0.1 -> import path now, or another place.
 _TOOLS = {
     "compress": ("CompressSettings", "compress"),
-    "data": ("batches", "hold_out", "load_texts", "tokenize"),
+    "data": ("hold_out", "load_texts"),
     "evaluate": ("EvalSettings", "evaluate"),
-    "evaluation": (
-        "cosine_correlation",
-        "embed",
-        "latency",
-        "masked_batches",
-        "masked_lm_score",
-        "perplexity_score",
-        "retrieval_agreement",
-        "sentence_score",
-    ),
+    "evaluation": ("latency",),
     "evaluation.tasks": ("TASKS", "DataPlaces", "FineTuning", "find_tasks"),
     "evaluation.tasks.classification": ("Classification",),
     "evaluation.tasks.source": ("Origin", "Source"),
@@ -44,7 +35,18 @@ _TOOLS = {
     "reports.wid_report": ("FILE_NAME", "Report"),
     "teachers": ("load_teacher", "load_tokenizer", "save_tokenizer"),
 }
+_SCORES = (
+    "cosine_correlation",
+    "embed",
+    "masked_batches",
+    "masked_lm_score",
+    "perplexity_score",
+    "retrieval_agreement",
+    "sentence_score",
+)
 MOVED = {
+    **{f"wid_hf.data.{name}": f"wid_hf.tokens.{name}" for name in ("batches", "tokenize")},
+    **{f"wid_hf.evaluation.{name}": f"wid_hf.scores.{name}" for name in _SCORES},
     **{
         f"wid_hf.{module}.{name}": f"wid_hf.tools.{module}.{name}" for module, names in _TOOLS.items() for name in names
     },

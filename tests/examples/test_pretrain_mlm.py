@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from wid_hf import DataError, TeacherError, WidConfig, WidSchedule, WidTrainingArguments, get_wid_model
-from wid_hf.tools.evaluation import masked_batches, masked_lm_score
+from wid_hf.scores import masked_batches, masked_lm_score
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 import pretrain_mlm

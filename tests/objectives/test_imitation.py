@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
+from torch import Tensor
 from toys import texts, word_tokenizer
 from training_runs import HALF, arguments
 from transformers import (
@@ -23,6 +27,7 @@ from transformers import (
 from wid_hf import ConfigError, WidConfig, get_wid_model
 from wid_hf.errors import WidWarning
 from wid_hf.objectives import Objective, find_objective
+from wid_hf.objectives.divergences import sigmoid_divergence, softmax_divergence, squared_error
 from wid_hf.training.imitating_trainer import ImitatingTrainer
 
 
@@ -107,6 +112,48 @@ def test_the_loss_is_zero_for_equal_outputs_and_the_same_for_rows_with_more_padd
         losses.append(objective.loss(None, mine, theirs, given).item())  # type: ignore[arg-type]
     assert losses[0] > 0.01
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"), [("classes", softmax_divergence), ("labels", sigmoid_divergence), ("numbers", squared_error)]
+)
+def test_what_scores_mean_decides_how_they_are_compared(name: str, wanted: Callable[[Tensor, Tensor], Tensor]) -> None:
+    kind, config, _ = CLASSIFIERS[name]
+    objective = objective_of(teacher_of(kind, **config))
+    g = torch.Generator().manual_seed(0)
+    mine, theirs = (SimpleNamespace(logits=2 * torch.randn(6, 4, generator=g)) for _ in range(2))
+    found = objective.loss(None, mine, theirs, {})  # type: ignore[arg-type]
+    torch.testing.assert_close(found, wanted(mine.logits, theirs.logits).mean())
+
+
+def test_labels_agree_one_by_one_and_classes_by_the_largest() -> None:
+    for name in ("labels", "classes"):
+        kind, config, _ = CLASSIFIERS[name]
+        teacher, other = (teacher_of(kind, seed, **config) for seed in (0, 4))
+        objective = objective_of(teacher)
+        batches = objective.scored(rows(objective), 8, 0)
+        with torch.no_grad():
+            a, b = (torch.cat([model(**batch).logits for batch in batches]) for model in (teacher, other))
+        same = (a.sigmoid() > 0.5) == (b.sigmoid() > 0.5) if name == "labels" else a.argmax(-1) == b.argmax(-1)
+        found = objective.score(other, batches, objective.wanted(batches))
+        assert found["agreement"] == pytest.approx(float(same.float().mean()))
+
+
+def test_rarer_classes_are_all_but_the_teachers_most_frequent_one() -> None:
+    kind, config, _ = CLASSIFIERS["tags"]
+    teacher, other = (teacher_of(kind, seed, **config) for seed in (0, 4))
+    objective = objective_of(teacher)
+    batches = objective.scored(rows(objective), 8, 0)
+    pairs = []
+    with torch.no_grad():
+        for batch in batches:
+            tags = [model(**batch).logits.argmax(-1)[batch["attention_mask"].bool()] for model in (teacher, other)]
+            pairs += zip(*(each.tolist() for each in tags), strict=True)
+    (usual, _), *_ = Counter(theirs for theirs, _ in pairs).most_common()
+    rarer = [mine == theirs for theirs, mine in pairs if theirs != usual]
+    found = objective.score(other, batches, objective.wanted(batches))
+    assert found["agreement_on_rarer_classes"] == pytest.approx(sum(rarer) / len(rarer))
+    assert found["agreement_on_rarer_classes"] != pytest.approx(found["agreement"])
 
 
 def test_a_decoder_is_scored_by_its_perplexity_and_its_teachers_predictions() -> None:

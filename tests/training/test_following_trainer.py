@@ -12,7 +12,7 @@ from training_runs import HALF, arguments
 from transformers import BertModel, DataCollatorWithPadding
 
 from wid_hf import FollowingTrainer, WidError, WidTrainingArguments, get_wid_model
-from wid_hf.tools.data import tokenize
+from wid_hf.tokens import tokenize
 from wid_hf.training.losses.following import following_loss
 
 
@@ -111,6 +111,17 @@ def test_the_logged_loss_does_not_grow_with_accumulation(tmp_path: Path) -> None
         trainer.train()
         first.append(trainer.state.log_history[0]["loss"])
     assert first[1] == pytest.approx(first[0], rel=0.1)
+
+
+def test_the_weight_of_the_cosines_may_change_between_trainings(tmp_path: Path) -> None:
+    trainer = trainer_for(BertModel.from_pretrained(save_teacher(tmp_path / "teacher", BertModel)), tmp_path)
+    batch = dict(DataCollatorWithPadding(word_tokenizer())([dict(row) for row in rows()]))
+    losses = []
+    for trainer.cosine_weight in (0.0, 1.0, 3.0):
+        with torch.no_grad():
+            losses.append(trainer.compute_loss(trainer.model.eval(), batch).item())
+    assert losses[2] - losses[0] == pytest.approx(3 * (losses[1] - losses[0]), rel=1e-3)
+    assert losses[1] > losses[0]
 
 
 def test_a_teacher_that_would_train_is_refused(tmp_path: Path) -> None:

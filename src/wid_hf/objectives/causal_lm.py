@@ -11,8 +11,7 @@ from transformers import DataCollatorForLanguageModeling, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ..coupling.trace import quiet_forward
-from ..tools.evaluation import perplexity_score
-from ..tools.evaluation.eval_mode import eval_mode
+from ..scores import perplexity_score
 from .objective import Batch, Figures, Objective
 
 TRIED = 6  # tokens of the text that shows whether a model reads from left to right
@@ -23,6 +22,7 @@ class CausalLM(Objective):
 
     name = "causal-lm"
     title = "decoders (causal language models)"
+    one = "a decoder"
     has_own_loss = True
 
     @classmethod
@@ -40,12 +40,12 @@ class CausalLM(Objective):
 
     def wanted(self, batches: Sequence[Batch]) -> Tensor:
         """Return the token that the teacher predicts at each position but padding `(tokens,)`."""
-        return predictions(self.teacher, batches)
+        return perplexity_score(self.teacher, batches).predictions
 
     def score(self, model: Any, batches: Sequence[Batch], wanted: Tensor) -> Figures:
         """Return loss, perplexity, and the share of positions at which the predicted token is the teacher's."""
         score = perplexity_score(model, batches)
-        same = predictions(model, batches) == wanted
+        same = score.predictions == wanted
         return {"loss": score.loss, "perplexity": score.perplexity, "agreement": float(same.double().mean())}
 
 
@@ -59,13 +59,3 @@ def reads_left_to_right(model: PreTrainedModel) -> bool:
     with quiet_forward(model):
         one, two = (model(input_ids=each).logits[0, : TRIED - 1] for each in (ids, other))
     return torch.allclose(one, two, rtol=1e-4, atol=1e-4 * float(one.abs().max()))
-
-
-def predictions(model: Any, batches: Sequence[Batch]) -> Tensor:
-    """Return the most probable next token at each position but padding `(tokens,)`, on the CPU."""
-    made = []
-    with eval_mode(model) as device:
-        for batch in batches:
-            logits = model(**{name: tensor.to(device) for name, tensor in batch.items()}, use_cache=False).logits
-            made.append(logits.argmax(-1).cpu()[batch["attention_mask"].bool()])
-    return torch.cat(made)

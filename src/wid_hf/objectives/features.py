@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..adapter.tuner import WidModel
-from ..tools.evaluation import embed, sentence_score
-from ..training.losses.following import Followed
+from ..scores import embed, sentence_score
+from ..training.losses.following import followed
 from .objective import Batch, Figures, Objective
 
 
@@ -19,6 +19,7 @@ class Features(Objective):
 
     name = "features"
     title = "headless encoders"
+    one = "a headless encoder"
 
     @classmethod
     def fits(cls, teacher: PreTrainedModel) -> bool:
@@ -36,4 +37,4 @@ class Features(Objective):
 
     def loss(self, wid: WidModel, student: Any, teacher: Any, inputs: Mapping[str, Any]) -> Tensor:
         """Return `following_loss` of one batch."""
-        return Followed()(wid, student, teacher, inputs)
+        return followed(wid, student, teacher, inputs)

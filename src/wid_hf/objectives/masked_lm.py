@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import DataCollatorForLanguageModeling, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from ..tools.evaluation import masked_batches, masked_lm_score
+from ..scores import masked_batches, masked_lm_score
 from .objective import Batch, Figures, Objective
 
 
@@ -18,6 +18,7 @@ class MaskedLM(Objective):
 
     name = "masked-lm"
     title = "masked language models"
+    one = "a masked language model"
     has_own_loss = True
     masks = True
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..adapter.tuner import WidModel
-from ..tools.data import batches, tokenize
+from ..tokens import batches, tokenize
 from ..training.accumulation import Reduction
 
 Batch = dict[str, Tensor]
@@ -31,6 +31,7 @@ class Objective(ABC):
     Attributes:
         name: in `--task` and in reports.
         title: the kind of models that it is for, in the plural.
+        one: the same for one of them.
         has_own_loss: whether models have a loss of their own on texts without labels; otherwise `loss` trains them.
         masks: whether the tokenizer needs a mask token.
         reduction: over what `loss` is a mean: "labels" stands for attended positions.
@@ -38,6 +39,7 @@ class Objective(ABC):
 
     name: ClassVar[str]
     title: ClassVar[str]
+    one: ClassVar[str]
     has_own_loss: ClassVar[bool] = False
     masks: ClassVar[bool] = False
     reduction: ClassVar[Reduction] = "labels"

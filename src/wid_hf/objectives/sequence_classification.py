@@ -13,8 +13,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 
 from ..adapter.tuner import WidModel
 from ..errors import WidWarning
-from ..tools.evaluation.eval_mode import eval_mode
 from .divergences import sigmoid_divergence, softmax_divergence, squared_error
+from .logits import logits_of
 from .objective import Batch, Figures, Objective
 
 REGRESSION, SEVERAL_LABELS = "regression", "multi_label_classification"  # values of `config.problem_type`
@@ -28,6 +28,7 @@ class SequenceClassification(Objective):
 
     name = "sequence-classification"
     title = "classifiers of texts"
+    one = "a classifier of texts"
     reduction = "rows"
 
     def __init__(self, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -60,10 +61,9 @@ class SequenceClassification(Objective):
         """How far scores of a student are from the teacher's, row by row."""
         return {REGRESSION: squared_error, SEVERAL_LABELS: sigmoid_divergence}.get(self.problem, softmax_divergence)
 
-    @torch.no_grad()
     def wanted(self, batches: Sequence[Batch]) -> Tensor:
         """Return the teacher's scores `(texts, labels)`."""
-        return scores_of(self.teacher, batches)
+        return torch.cat([*logits_of(self.teacher, batches)])
 
     def score(self, model: Any, batches: Sequence[Batch], wanted: Tensor) -> Figures:
         """Return the agreement with the teacher and the divergence from it.
@@ -72,7 +72,7 @@ class SequenceClassification(Objective):
         teacher's; for numbers it is their correlation, and the divergence the squared error as a share of their
         variance.
         """
-        found = scores_of(model, batches)
+        found = torch.cat([*logits_of(model, batches)])
         divergence = float(self.divergence(found, wanted).mean())
         if self.problem == REGRESSION:
             spread = (wanted - wanted.mean(0)).square().sum(-1).mean()
@@ -87,10 +87,3 @@ class SequenceClassification(Objective):
     def loss(self, wid: WidModel, student: Any, teacher: Any, inputs: Mapping[str, Any]) -> Tensor:
         """Return the mean divergence over texts."""
         return self.divergence(student.logits, teacher.logits).mean()
-
-
-def scores_of(model: Any, batches: Sequence[Batch]) -> Tensor:
-    """Return the scores `(texts, labels)` of all texts, float32 on the CPU."""
-    with eval_mode(model) as device:
-        made = [model(**{name: tensor.to(device) for name, tensor in batch.items()}).logits for batch in batches]
-    return torch.cat([logits.float().cpu() for logits in made])

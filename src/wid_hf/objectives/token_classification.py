@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES
 
 from ..adapter.tuner import WidModel
-from ..tools.evaluation.eval_mode import eval_mode
 from ..training.losses.counting import mean_of
 from .divergences import softmax_divergence
+from .logits import logits_of
 from .objective import Batch, Figures, Objective
 
 
@@ -22,6 +22,7 @@ class TokenClassification(Objective):
 
     name = "token-classification"
     title = "taggers of tokens"
+    one = "a tagger of tokens"
 
     @classmethod
     def fits(cls, teacher: PreTrainedModel) -> bool:
@@ -56,9 +57,5 @@ class TokenClassification(Objective):
 
 def token_scores(model: Any, batches: Sequence[Batch]) -> Tensor:
     """Return the scores `(tokens, classes)` of all tokens that are not padding, float32 on the CPU."""
-    made = []
-    with eval_mode(model) as device:
-        for batch in batches:
-            logits = model(**{name: tensor.to(device) for name, tensor in batch.items()}).logits
-            made.append(logits.float().cpu()[batch["attention_mask"].bool()])
-    return torch.cat(made)
+    scored = zip(logits_of(model, batches), batches, strict=True)
+    return torch.cat([logits[batch["attention_mask"].bool()] for logits, batch in scored])

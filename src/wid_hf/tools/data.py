@@ -1,25 +1,21 @@
-"""Texts in, tokens and batches out.
+"""Texts from a file or a dataset.
 
 Takes a text file, a JSON file or the name of a dataset; gives a `datasets.Dataset` with the one column
-"text", then its hold-out split, its tokens and its batches. Called by the commands, by calibration and
-by evaluation; knows nothing about models.
+"text", then its hold-out split. Called by the commands.
 """
 
 from __future__ import annotations
 
-import copy
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
 import datasets
 from datasets import Dataset
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from ..errors import DataError
 from ..hub.paths import expanded
@@ -88,50 +84,6 @@ def hold_out(texts: Dataset, validation: int, seed: int) -> tuple[Dataset, Datas
         )
     parts = texts.train_test_split(test_size=validation, seed=seed)
     return parts["train"], parts["test"]
-
-
-def tokenize(texts: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
-    """Tokens of each text, cut after `max_length` tokens and not padded.
-
-    The columns are input_ids, attention_mask and special_tokens_mask, each a list of ints per row.
-    The tokenizer is not changed: the length would otherwise be saved in its file.
-    Raises DataError when no token in the whole dataset is other than special or unknown.
-    """
-    tokenizer = copy.deepcopy(tokenizer)
-
-    def encode(rows: dict[str, list[str]]) -> dict[str, list[list[int]]]:
-        encoded = tokenizer(
-            rows["text"],
-            truncation=True,
-            max_length=max_length,
-            padding=False,
-            return_special_tokens_mask=True,
-            return_token_type_ids=False,
-        )
-        return dict(encoded)
-
-    tokens = texts.map(encode, batched=True, remove_columns=texts.column_names, desc="Tokenizing")
-    check_content(tokens, tokenizer, max_length)
-    return tokens
-
-
-def check_content(tokens: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-    """Raise DataError if no token in all rows of `tokens`, cut at `max_length`, is other than special or unknown."""
-    empty = {*tokenizer.all_special_ids, tokenizer.unk_token_id}
-    if all(empty.issuperset(ids) for ids in tokens["input_ids"]):
-        raise DataError(
-            f"The {len(tokens)} texts contain only special or unknown tokens after tokenization, cut at "
-            f"max_length={max_length}. Use texts in the tokenizer's language, or a larger max_length."
-        )
-
-
-def batches(
-    dataset: Dataset, collator: Callable[[list[dict[str, Any]]], Any], batch_size: int
-) -> Iterator[dict[str, Tensor]]:
-    """Batches of up to `batch_size` rows, in order, none dropped, collated by `collator`."""
-    for start in range(0, len(dataset), batch_size):
-        rows = [dataset[row] for row in range(start, min(start + batch_size, len(dataset)))]
-        yield dict(collator(rows))
 
 
 def _file_texts(path: Path, column: str | None) -> Dataset:

@@ -120,7 +120,8 @@ class Recipe(Protocol):
         """
 
 
-# Learning rates (compactors, teacher weights) by objective and start: the best of the sweep in docs/starts.md.
+# Learning rates (compactors, teacher weights) by objective and start: of masked LMs and headless encoders the best of
+# the sweep in docs/starts.md; of the other objectives those of masked LMs, not swept yet.
 # A reconstruction is dense, so that one step of its compactors moves a weight further than from an identity start.
 LEARNING_RATES = {
     ("masked-lm", "calibrated"): (1e-4, 3e-4),
@@ -178,9 +179,9 @@ class WidRecipe:
         """Raise TeacherError if distillation is requested, but the model has no training loss to add it to."""
         if self.distillation and not objective.has_own_loss:
             raise TeacherError(
-                f"distillation={','.join(self.distillation)} adds to a training loss of the model's own, and a "
-                f"{teacher} has none on texts without labels. Leave distillation= out: the student learns its "
-                "teacher's outputs anyway."
+                f"distillation={','.join(self.distillation)} adds to a training loss of the model's own, and "
+                f"{teacher} is {objective.one}, which has none on texts without labels. Leave distillation= out: the "
+                "student learns its teacher's outputs anyway."
             )
 
     def learning_rates(self, objective: type[Objective], config: WidConfig, settings: CompressSettings) -> Rates:

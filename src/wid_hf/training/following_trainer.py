@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from peft import PeftModel
+from torch import Tensor
 from transformers import TrainingArguments
 
+from ..adapter.tuner import WidModel
 from .imitating_trainer import ImitatingTrainer
-from .losses.following import Followed
+from .losses.following import followed
 
 
 class FollowingTrainer(ImitatingTrainer):
@@ -32,4 +35,8 @@ class FollowingTrainer(ImitatingTrainer):
         cosine_weight: float = 1.0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(model, args, *others, imitation=Followed(cosine_weight), **kwargs)
+        super().__init__(model, args, *others, imitation=self._followed, **kwargs)
+        self.cosine_weight = cosine_weight
+
+    def _followed(self, wid: WidModel, student: Any, teacher: Any, inputs: Mapping[str, Any]) -> Tensor:
+        return followed(wid, student, teacher, inputs, self.cosine_weight)

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from ...errors import DataError, WidError
 from ...extras import extra
-from .eval_mode import eval_mode
+from ...scores.eval_mode import eval_mode
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...progress_bar import progress_bar
-from .eval_mode import eval_mode
+from ...scores.eval_mode import eval_mode
 
 WARM_UP = 2
 

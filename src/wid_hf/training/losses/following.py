@@ -6,7 +6,6 @@ Takes hidden states of both, gives a number. Called by `FollowingTrainer` and th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,32 +18,31 @@ from .pooling import mean_pool
 from .registry import FOLLOWED
 
 
-@dataclass
-class Followed:
-    """`following_loss` of the outputs of a student and its teacher.
+def followed(
+    wid: WidModel, student: Any, teacher: Any, inputs: Mapping[str, Any], cosine_weight: float = 1.0
+) -> Tensor:
+    """Return `following_loss` of one batch, in the student's coordinates; a wide student is mapped as its teacher is.
 
-    Attributes:
+    Args:
+        wid: the wid model.
+        student: its outputs.
+        teacher: those of its teacher.
+        inputs: of both.
         cosine_weight: of the cosine term.
+
+    Raises:
+        TeacherError: the teacher has no `last_hidden_state`.
     """
-
-    cosine_weight: float = 1.0
-
-    def __call__(self, wid: WidModel, student: Any, teacher: Any, inputs: Mapping[str, Any]) -> Tensor:
-        """Return the loss of one batch, in the student's coordinates; a wide student is mapped as its teacher is.
-
-        Raises:
-            TeacherError: the teacher has no `last_hidden_state`.
-        """
-        if not hasattr(teacher, "last_hidden_state"):
-            raise TeacherError(
-                f'{type(wid.teacher).__name__} returns no last_hidden_state, which the loss "{FOLLOWED}" compares. '
-                "Give FollowingTrainer an encoder without a head, or use WidTrainer."
-            )
-        states, theirs = student.last_hidden_state, teacher.last_hidden_state
-        if wid.is_wide:
-            states = wid.map_outputs(states)
-        mask = inputs.get("attention_mask", torch.ones(theirs.shape[:2], device=theirs.device))
-        return following_loss(states, wid.map_outputs(theirs), theirs, mask, self.cosine_weight)
+    if not hasattr(teacher, "last_hidden_state"):
+        raise TeacherError(
+            f'{type(wid.teacher).__name__} returns no last_hidden_state, which the loss "{FOLLOWED}" compares. '
+            "Give FollowingTrainer an encoder without a head, or use WidTrainer."
+        )
+    states, theirs = student.last_hidden_state, teacher.last_hidden_state
+    if wid.is_wide:
+        states = wid.map_outputs(states)
+    mask = inputs.get("attention_mask", torch.ones(theirs.shape[:2], device=theirs.device))
+    return following_loss(states, wid.map_outputs(theirs), theirs, mask, cosine_weight)
 
 
 def following_loss(student: Tensor, wanted: Tensor, teacher: Tensor, mask: Tensor, cosine_weight: float) -> Tensor:

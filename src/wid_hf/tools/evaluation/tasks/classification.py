@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from ....errors import DataError
-from ...data import check_content
+from ....tokens import check_content
 from .figures import FIGURES
 from .fine_tuning import FineTuned
 from .source import Source

@@ -18,10 +18,9 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from ....errors import DataError, TeacherError
-from ...data import batches, load_texts, tokenize
-from ..masked_lm import masked_batches, masked_lm_score
-from ..perplexity import perplexity_score
-from ..sentences import embed
+from ....scores import embed, masked_batches, masked_lm_score, perplexity_score
+from ....tokens import batches, tokenize
+from ...data import load_texts
 from .figures import FIGURES
 from .source import Source
 from .task import DataPlaces, Rows, Scored, Scores

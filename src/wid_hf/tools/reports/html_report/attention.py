@@ -12,7 +12,8 @@ from pathlib import Path
 from datasets import Dataset
 from transformers import DataCollatorWithPadding
 
-from ...data import batches, load_texts, tokenize
+from ....tokens import batches, tokenize
+from ...data import load_texts
 from ...evaluation.attention import AttentionComparison, compare_attention
 from ...evaluation.tasks.figures import check_installed
 from ...teachers import load_teacher, load_tokenizer

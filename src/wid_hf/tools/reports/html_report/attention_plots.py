@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 
 from ....atomic_write import atomic_write
 from ....extras import extra
+from ....scores.eval_mode import eval_mode
 from ...evaluation.attention import AttentionComparison, attention_maps, eager_attention
-from ...evaluation.eval_mode import eval_mode
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,7 +8,7 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from wid_hf.errors import DataError
-from wid_hf.tools.evaluation import perplexity_score
+from wid_hf.scores import perplexity_score
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Masked-language-model loss and accuracy on positions that are masked once for all models.
 
-Takes a tokenized dataset (`data.tokenize`), then a model with a masked-LM head; gives a MaskedLMScore.
+Takes a tokenized dataset (`tokens.tokenize`), then a model with a masked-LM head; gives a MaskedLMScore.
 Called by `compress` and the task `masked-lm`.
 """
 
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase
 
-from ...errors import DataError
-from ...progress_bar import progress_bar
-from ...training.labelled_positions import NO_LABEL, LabelledPositions
-from ..data import batches as batches_of
+from ..errors import DataError
+from ..progress_bar import progress_bar
+from ..tokens import batches as batches_of
+from ..training.labelled_positions import NO_LABEL, LabelledPositions
 from .eval_mode import eval_mode
 
 

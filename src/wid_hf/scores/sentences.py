@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...errors import DataError, TeacherError
-from ...progress_bar import progress_bar
-from ...training.losses.pooling import mean_pool
+from ..errors import DataError, TeacherError
+from ..progress_bar import progress_bar
+from ..training.losses.pooling import mean_pool
 from .eval_mode import eval_mode
 
 FEWEST_TEXTS = 3  # two texts have one cosine, and one number has no correlation
