@@ -13,8 +13,8 @@ from subject import TextSubject
 from torch.nn import functional
 from transformers import DataCollatorForLanguageModeling
 
+from wid_hf.inputs import batches
 from wid_hf.scores.eval_mode import eval_mode
-from wid_hf.tokens import batches
 from wid_hf.tools.data import load_texts
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DataCollatorWithPadding
 
+from wid_hf.inputs import batches, tokenize
 from wid_hf.scores.eval_mode import eval_mode
-from wid_hf.tokens import batches, tokenize
 from wid_hf.tools.data import load_texts
 
 KEEP = 0  # the label of a word that is right

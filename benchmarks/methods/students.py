@@ -18,7 +18,7 @@ from store import ROOT, Record, Store, run_name
 from transformers import DataCollatorWithPadding
 
 from wid_hf import TrainingError
-from wid_hf.tokens import batches, tokenize
+from wid_hf.inputs import batches, tokenize
 from wid_hf.tools.compress import CompressSettings
 from wid_hf.tools.data import load_texts
 from wid_hf.tools.evaluate import EvalSettings, evaluate

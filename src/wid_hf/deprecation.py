@@ -45,7 +45,7 @@ _SCORES = (
     "sentence_score",
 )
 MOVED = {
-    **{f"wid_hf.data.{name}": f"wid_hf.tokens.{name}" for name in ("batches", "tokenize")},
+    **{f"wid_hf.data.{name}": f"wid_hf.inputs.{name}" for name in ("batches", "tokenize")},
     **{f"wid_hf.evaluation.{name}": f"wid_hf.scores.{name}" for name in _SCORES},
     **{
         f"wid_hf.{module}.{name}": f"wid_hf.tools.{module}.{name}" for module, names in _TOOLS.items() for name in names

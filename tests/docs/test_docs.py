@@ -16,7 +16,7 @@ from transformers import AutoModelForMaskedLM, BertForMaskedLM, BertForSequenceC
 from typer.testing import CliRunner
 
 from wid_hf.coupling import op_registry
-from wid_hf.tokens import tokenize
+from wid_hf.inputs import tokenize
 from wid_hf_cli.app import app
 
 ROOT = Path(__file__).parents[2]

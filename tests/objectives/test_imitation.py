@@ -26,6 +26,7 @@ from transformers import (
 
 from wid_hf import ConfigError, WidConfig, get_wid_model
 from wid_hf.errors import WidWarning
+from wid_hf.inputs import TextInputs
 from wid_hf.objectives import Objective, find_objective
 from wid_hf.objectives.divergences import sigmoid_divergence, softmax_divergence, squared_error
 from wid_hf.training.imitating_trainer import ImitatingTrainer
@@ -50,7 +51,7 @@ def made_strong(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
 
 
 def objective_of(teacher: PreTrainedModel) -> Objective:
-    return find_objective(teacher)(teacher, word_tokenizer())
+    return find_objective(teacher)(teacher, TextInputs(word_tokenizer()))
 
 
 def rows(objective: Objective, count: int = 32) -> Dataset:
@@ -173,7 +174,16 @@ def test_a_decoder_is_scored_by_its_perplexity_and_its_teachers_predictions() ->
     assert torch.equal(made["labels"] == -100, made["attention_mask"] == 0)
 
 
-def trainer_for(objective: Objective, folder: Path, accumulation: int = 1, steps: int = 1) -> ImitatingTrainer:
+def trainer_for(
+    objective: Objective,
+    folder: Path,
+    accumulation: int = 1,
+    steps: int = 1,
+    *,
+    data: Dataset | None = None,
+    label_weight: float = 0.0,
+    distillation: list[str] | None = None,
+) -> ImitatingTrainer:
     args = arguments(
         folder,
         max_steps=steps,
@@ -181,13 +191,15 @@ def trainer_for(objective: Objective, folder: Path, accumulation: int = 1, steps
         gradient_accumulation_steps=accumulation,
         compactor_learning_rate=3e-3,
         teacher_learning_rate=0,
+        distillation=distillation or [],
     )
     return ImitatingTrainer(
         get_wid_model(objective.teacher, HALF),
         args,
         imitation=objective.loss,
         reduction=objective.reduction,
-        train_dataset=rows(objective),
+        label_weight=label_weight,
+        train_dataset=rows(objective) if data is None else data,
         data_collator=objective.collator,
     )
 
@@ -230,8 +242,89 @@ def test_a_teacher_that_would_train_and_other_losses_are_refused(tmp_path: Path)
     with pytest.raises(ConfigError, match=r"ImitatingTrainer compares .*teacher_learning_rate=0"):
         ImitatingTrainer(model, arguments(tmp_path), imitation=objective.loss)
     args = arguments(tmp_path, teacher_learning_rate=0, distillation=["logits"])
-    with pytest.raises(ConfigError, match="one loss from the teacher alone"):
+    with pytest.raises(ConfigError, match=r'Leave "logits" out'):
         ImitatingTrainer(model, args, imitation=objective.loss)
+
+
+LABELS: dict[str, Any] = {
+    "classes": [0, 3, 1, 2],
+    "labels": [[0, 3], [], [1], [0, 1, 2, 3]],
+    "number": [0.5, -1.0, 2.0, 0.0],
+}
+
+
+def labelled(objective: Objective, name: str) -> Dataset:
+    made = Dataset.from_dict({"text": texts(8), "label": LABELS[name] * 2})
+    return objective.features(made, 12).remove_columns("special_tokens_mask")
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_the_loss_is_the_weighted_mean_of_that_from_the_teacher_and_that_on_labels(name: str, tmp_path: Path) -> None:
+    kind, config, _ = CLASSIFIERS[name]
+    objective = objective_of(teacher_of(kind, **config))
+    data = labelled(objective, name)
+    losses = {}
+    for weight in (0.0, 0.25):
+        trainer = trainer_for(objective, tmp_path, label_weight=weight)
+        batch = dict(objective.collator([dict(row) for row in data]))
+        losses[weight] = trainer.compute_loss(trainer.model.train(), batch).item()
+    own = trainer.model(**batch).loss.item()
+    assert own > 0.01
+    assert losses[0.25] == pytest.approx(0.75 * losses[0.0] + 0.25 * own, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["classes", "number"])
+def test_with_labels_too_the_loss_of_a_step_does_not_depend_on_how_it_is_split(name: str, tmp_path: Path) -> None:
+    kind, config, _ = CLASSIFIERS[name]
+    first = []
+    for accumulation in (1, 4):
+        objective = objective_of(teacher_of(kind, **config))
+        trainer = trainer_for(objective, tmp_path, accumulation, data=labelled(objective, name), label_weight=0.5)
+        trainer.train()
+        first.append(trainer.state.log_history[0]["loss"])
+    assert first[1] == pytest.approx(first[0], rel=1e-4)
+
+
+def test_tags_stand_on_the_first_token_of_each_word_and_padding_has_none(tmp_path: Path) -> None:
+    kind, config, _ = CLASSIFIERS["tags"]
+    objective = objective_of(teacher_of(kind, **config))
+    data = Dataset.from_dict({"text": [["one", "two three"], ["four"]], "tags": [[4, 1], [2]]})
+    made = objective.features(data, 12)
+    assert made["labels"][:] == [[-100, 4, 1, -100, -100], [-100, 2, -100]]
+    (batch,) = objective.scored(made, 2, 0)
+    assert batch["labels"][1].tolist() == [-100, 2, -100, -100, -100]
+    found = objective.score(objective.teacher, [batch], objective.wanted([batch]))
+    tags = objective.teacher(**batch).logits.argmax(-1)
+    assert found["accuracy"] == pytest.approx(sum([tags[0, 1] == 4, tags[0, 2] == 1, tags[1, 1] == 2]) / 3)
+    row = {"text": ["one", "two"], "tags": [1]}
+    assert objective.why_unusable(row) == "there is not one tag for each word"
+    assert objective.why_unusable({**row, "tags": [1, 1]}) is None
+    assert objective.why_unusable({"text": "one two", "tags": [1, 1]}) == "there is not one tag for each word"
+
+
+def test_with_labels_the_models_own_figures_are_given_too() -> None:
+    for name, figures in (("classes", {"accuracy", "macro_f1"}), ("labels", {"f1"}), ("number", {"spearman"})):
+        kind, config, _ = CLASSIFIERS[name]
+        objective = objective_of(teacher_of(kind, **config))
+        batches = objective.scored(labelled(objective, name), 4, 0)
+        found = objective.score(objective.teacher, batches, objective.wanted(batches))
+        assert figures <= found.keys()
+        if name == "classes":
+            right = torch.cat([batch["labels"] for batch in batches])
+            with torch.no_grad():
+                mine = torch.cat([objective.teacher(**batch).logits.argmax(-1) for batch in batches])
+            assert found["accuracy"] == pytest.approx(float((mine == right).float().mean()))
+
+
+def test_distillation_of_hidden_states_is_added(tmp_path: Path) -> None:
+    kind, config, _ = CLASSIFIERS["classes"]
+    objective = objective_of(teacher_of(kind, **config))
+    (batch,) = objective.scored(rows(objective, 8), 8, 0)
+    alone, both = (
+        trainer_for(objective, tmp_path, distillation=names).compute_loss for names in ([], ["hidden", "relations"])
+    )
+    losses = [loss(loss.__self__.model.train(), batch).item() for loss in (alone, both)]
+    assert losses[1] > 1.05 * losses[0]
 
 
 def test_a_decoder_that_classifies_gets_the_padding_token_that_it_needs() -> None:

@@ -12,8 +12,8 @@ from torch.nn import functional
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertForMaskedLM, PreTrainedTokenizerFast
 
 from wid_hf.errors import DataError
+from wid_hf.inputs import tokenize
 from wid_hf.scores import masked_batches, masked_lm_score
-from wid_hf.tokens import tokenize
 from wid_hf.tools.data import load_texts
 
 VOCABULARY = 60

@@ -10,8 +10,8 @@ from torch.nn.functional import cosine_similarity
 from transformers import AutoModel, AutoTokenizer, BertForMaskedLM, DataCollatorWithPadding
 
 from wid_hf.errors import DataError, TeacherError
+from wid_hf.inputs import batches, tokenize
 from wid_hf.scores import cosine_correlation, embed, retrieval_agreement, sentence_score
-from wid_hf.tokens import batches, tokenize
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:

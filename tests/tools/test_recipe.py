@@ -9,6 +9,7 @@ import pytest
 from wid_hf import ConfigError, TeacherError, WidConfig
 from wid_hf.objectives.features import Features
 from wid_hf.objectives.masked_lm import MaskedLM
+from wid_hf.objectives.sequence_classification import SequenceClassification
 from wid_hf.tools.recipe import LEARNING_RATES, CompressSettings, WidRecipe
 
 SIZES: dict[str, Any] = {"hidden_size": 12, "intermediate_size": 24}
@@ -45,7 +46,7 @@ def test_learning_rates_are_those_given_else_the_defaults_and_a_followed_teacher
 def test_unknown_losses_and_headless_teachers_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"distillation=.*magic.* is unknown.*logits"):
         WidRecipe.of(CONFIG, CompressSettings(distillation=("logits", "magic")))
-    with pytest.raises(TeacherError, match=r"BertModel is a headless encoder.*Leave distillation= out"):
+    with pytest.raises(TeacherError, match=r"BertModel is a headless encoder.*Leave .logits. out"):
         WidRecipe.of(CONFIG, KD).check_objective(Features, "BertModel")
 
 
@@ -53,3 +54,20 @@ def test_a_teacher_whose_outputs_are_learned_must_not_change() -> None:
     assert WidRecipe().learning_rates(Features, CONFIG, CompressSettings())["teacher"] == 0
     with pytest.raises(ConfigError, match=r"headless encoders learn the outputs .* pass teacher_learning_rate=0"):
         WidRecipe().learning_rates(Features, CONFIG, CompressSettings(teacher_learning_rate=1e-4))
+
+
+def test_labels_alone_may_train_the_teacher_and_a_share_of_them_may_not() -> None:
+    trains = CompressSettings(teacher_learning_rate=1e-4, label_weight=1)
+    rates = WidRecipe.of(CONFIG, trains).learning_rates(SequenceClassification, CONFIG, trains)
+    assert rates["teacher"] == 1e-4
+    mixed = CompressSettings(teacher_learning_rate=1e-4, label_weight=0.5)
+    with pytest.raises(ConfigError, match="pass teacher_learning_rate=0"):
+        WidRecipe.of(CONFIG, mixed).learning_rates(SequenceClassification, CONFIG, mixed)
+    with pytest.raises(ConfigError, match=r"label_weight=1.5 is not a share. Legal: from 0 to 1"):
+        CompressSettings(label_weight=1.5)
+
+
+def test_language_models_have_no_labels_to_weigh() -> None:
+    recipe = WidRecipe.of(CONFIG, CompressSettings(label_weight=0.5))
+    with pytest.raises(TeacherError, match=r"label_weight=0.5 .*BertForMaskedLM is a masked language model"):
+        recipe.check_objective(MaskedLM, "BertForMaskedLM")

@@ -10,8 +10,8 @@ from toys import save_teacher, word_tokenizer
 from transformers import BertConfig, BertForMaskedLM, BertModel, RobertaConfig, RobertaModel
 
 from wid_hf import TeacherError
+from wid_hf.inputs import tokenize
 from wid_hf.planning.teacher_check import why_not_made_of_a_config
-from wid_hf.tokens import tokenize
 from wid_hf.tools.teachers import load_teacher, load_tokenizer, longest_text, working_tokenizer
 
 SIZES = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}

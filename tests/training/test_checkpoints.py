@@ -24,7 +24,7 @@ from training_runs import QUIET
 from transformers import BertForMaskedLM, DataCollatorForLanguageModeling, TrainerCallback
 
 from wid_hf import WidConfig, WidError, WidTrainer, WidTrainingArguments, get_wid_model
-from wid_hf.tokens import tokenize
+from wid_hf.inputs import tokenize
 from wid_hf.training.checkpoints import last_whole_checkpoint, missing_parts, refuse_torn_checkpoint
 
 SCRIPT = Path(__file__).parents[1] / "distributed" / "train.py"

@@ -12,7 +12,7 @@ from training_runs import HALF, arguments
 from transformers import BertModel, DataCollatorWithPadding
 
 from wid_hf import FollowingTrainer, WidError, WidTrainingArguments, get_wid_model
-from wid_hf.tokens import tokenize
+from wid_hf.inputs import tokenize
 from wid_hf.training.losses.following import following_loss
 
 

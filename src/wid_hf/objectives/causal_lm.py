@@ -11,8 +11,10 @@ from transformers import DataCollatorForLanguageModeling, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ..coupling.trace import quiet_forward
+from ..inputs import Batch
+from ..rows.roles import TEXT, Role
 from ..scores import perplexity_score
-from .objective import Batch, Figures, Objective
+from .objective import Figures, Objective
 
 TRIED = 6  # tokens of the text that shows whether a model reads from left to right
 
@@ -25,6 +27,11 @@ class CausalLM(Objective):
     one = "a decoder"
     has_own_loss = True
 
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """A text."""
+        return (TEXT,)
+
     @classmethod
     def fits(cls, teacher: PreTrainedModel) -> bool:
         """Return whether the class is one of transformers' causal language models, and reads from left to right.
@@ -36,7 +43,7 @@ class CausalLM(Objective):
     @property
     def collator(self) -> Callable[[list[dict[str, Any]]], Any]:
         """Pads; every token is a label but padding."""
-        return DataCollatorForLanguageModeling(self.tokenizer, mlm=False)
+        return DataCollatorForLanguageModeling(self.inputs.processor, mlm=False)
 
     def wanted(self, batches: Sequence[Batch]) -> Tensor:
         """Return the token that the teacher predicts at each position but padding `(tokens,)`."""

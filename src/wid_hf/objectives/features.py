@@ -9,9 +9,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..adapter.tuner import WidModel
+from ..inputs import Batch
+from ..rows.roles import TEXT, Role
 from ..scores import embed, sentence_score
 from ..training.losses.following import followed
-from .objective import Batch, Figures, Objective
+from .objective import Figures, Objective
 
 
 class Features(Objective):
@@ -20,6 +22,12 @@ class Features(Objective):
     name = "features"
     title = "headless encoders"
     one = "a headless encoder"
+    has_logits = False
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """A text."""
+        return (TEXT,)
 
     @classmethod
     def fits(cls, teacher: PreTrainedModel) -> bool:

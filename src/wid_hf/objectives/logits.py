@@ -1,4 +1,4 @@
-"""The scores that a model gives every text or token. Called by the objectives of classifiers and taggers."""
+"""The scores that a model gives every row, or every token. Called by the objectives of classifiers and taggers."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
+from ..inputs import Batch
 from ..progress_bar import progress_bar
 from ..scores.eval_mode import eval_mode
-from .objective import Batch
 
 
 def logits_of(model: Any, batches: Sequence[Batch]) -> Iterator[Tensor]:
-    """Yield the logits of each batch, float32 on the CPU."""
+    """Yield the logits of each batch, float32 on the CPU; labels are left out."""
     with eval_mode(model) as device:
         for batch in progress_bar(batches, "Scoring"):
-            yield model(**{name: tensor.to(device) for name, tensor in batch.items()}).logits.float().cpu()
+            inputs = {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
+            yield model(**inputs).logits.float().cpu()

@@ -9,8 +9,10 @@ from datasets import Dataset
 from transformers import DataCollatorForLanguageModeling, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from ..inputs import Batch
+from ..rows.roles import TEXT, Role
 from ..scores import masked_batches, masked_lm_score
-from .objective import Batch, Figures, Objective
+from .objective import Figures, Objective
 
 
 class MaskedLM(Objective):
@@ -22,6 +24,11 @@ class MaskedLM(Objective):
     has_own_loss = True
     masks = True
 
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """A text."""
+        return (TEXT,)
+
     @classmethod
     def fits(cls, teacher: PreTrainedModel) -> bool:
         """Return whether the class is one of transformers' masked language models."""
@@ -30,11 +37,11 @@ class MaskedLM(Objective):
     @property
     def collator(self) -> Callable[[list[dict[str, Any]]], Any]:
         """Pads and masks."""
-        return DataCollatorForLanguageModeling(self.tokenizer)
+        return DataCollatorForLanguageModeling(self.inputs.processor)
 
     def scored(self, features: Dataset, batch_size: int, seed: int) -> list[Batch]:
         """Return batches in which the same tokens are masked for all models."""
-        return masked_batches(features, self.tokenizer, batch_size, seed)
+        return masked_batches(features, self.inputs.processor, batch_size, seed)
 
     def wanted(self, batches: Sequence[Batch]) -> None:
         """Return nothing: the batches hold the labels."""

@@ -1,6 +1,6 @@
 """What an objective is: how rows become batches, what a student learns, and by which figures it is judged.
 
-Takes a teacher with its tokenizer; the objectives beside it are its subclasses. Called by `compress`.
+Takes a teacher with its inputs; the objectives beside it are its subclasses. Called by `compress`.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import Any, ClassVar
 
 from datasets import Dataset
 from torch import Tensor
-from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from ..adapter.tuner import WidModel
-from ..tokens import batches, tokenize
+from ..inputs import Batch, Inputs, batches
+from ..rows.roles import Role
 from ..training.accumulation import Reduction
 
-Batch = dict[str, Tensor]
 Figures = dict[str, float]
 
 
@@ -26,27 +26,31 @@ class Objective(ABC):
 
     Args:
         teacher: in evaluation mode.
-        tokenizer: a working one: it has a padding token.
+        inputs: make its batches.
 
     Attributes:
         name: in `--task` and in reports.
         title: the kind of models that it is for, in the plural.
         one: the same for one of them.
-        has_own_loss: whether models have a loss of their own on texts without labels; otherwise `loss` trains them.
+        has_own_loss: whether models have a loss of their own on rows without labels; otherwise `loss` trains them.
+        has_logits: whether models give scores of classes.
         masks: whether the tokenizer needs a mask token.
         reduction: over what `loss` is a mean: "labels" stands for attended positions.
+        takes_labels: whether there is a loss on labels.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     one: ClassVar[str]
     has_own_loss: ClassVar[bool] = False
+    has_logits: ClassVar[bool] = True
     masks: ClassVar[bool] = False
     reduction: ClassVar[Reduction] = "labels"
+    takes_labels: ClassVar[bool] = False
 
-    def __init__(self, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, teacher: PreTrainedModel, inputs: Inputs) -> None:
         self.teacher = teacher
-        self.tokenizer = tokenizer
+        self.inputs = inputs
 
     @classmethod
     @abstractmethod
@@ -54,17 +58,34 @@ class Objective(ABC):
         """Return whether the teacher is of this kind."""
 
     @property
+    def roles(self) -> tuple[Role, ...]:
+        """What it reads of a row, without labels."""
+        return self.inputs.roles
+
+    @property
+    def target(self) -> Role | None:
+        """The role of labels, which rows may have or not; None if there is no loss on labels."""
+        return None
+
+    def why_unusable(self, row: Mapping[str, Any]) -> str | None:
+        """Return why a row, whose columns are roles, must be left out; None if it can be used.
+
+        Rows without a value for one of the roles are left out anyway.
+        """
+        return None
+
+    @property
     def collator(self) -> Callable[[list[dict[str, Any]]], Any]:
         """What puts rows of features together for training and calibration: it pads, unless a subclass does more."""
-        return DataCollatorWithPadding(self.tokenizer)
+        return self.inputs.collator
 
     def features(self, rows: Dataset, max_length: int) -> Dataset:
-        """Return the tokens of rows with a text, cut after `max_length`.
+        """Return what the models take of each row, cut after `max_length`, with `labels` if the rows have some.
 
         Raises:
-            DataError: all tokens are special or unknown.
+            DataError: nothing in them can be read, or labels are not the teacher's.
         """
-        return tokenize(rows, self.tokenizer, max_length)
+        return self.inputs.features(rows, max_length)
 
     def scored(self, features: Dataset, batch_size: int, seed: int) -> list[Batch]:
         """Return the batches on which all models are scored.
@@ -72,8 +93,8 @@ class Objective(ABC):
         Raises:
             DataError: nothing in them can be scored.
         """
-        rows = features.select_columns(["input_ids", "attention_mask"])
-        return list(batches(rows, DataCollatorWithPadding(self.tokenizer), batch_size))
+        names = [name for name in features.column_names if name != "special_tokens_mask"]
+        return [*batches(features.select_columns(names), self.collator, batch_size)]
 
     @abstractmethod
     def wanted(self, batches: Sequence[Batch]) -> Any:
@@ -81,7 +102,7 @@ class Objective(ABC):
 
     @abstractmethod
     def score(self, model: Any, batches: Sequence[Batch], wanted: Any) -> Figures:
-        """Return the figures of a model, the teacher among them.
+        """Return the figures of a model or of the teacher: those on labels, if there are some, and its fidelity.
 
         Args:
             model: a stock model or a wid model.
@@ -98,6 +119,6 @@ class Objective(ABC):
             wid: the wid model.
             student: its outputs.
             teacher: those of its teacher.
-            inputs: of both.
+            inputs: of both, without labels.
         """
         raise NotImplementedError(f"{self.name} trains with the model's own loss")

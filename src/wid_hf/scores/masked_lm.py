@@ -15,8 +15,8 @@ from torch.nn import functional
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase
 
 from ..errors import DataError
+from ..inputs import batches as batches_of
 from ..progress_bar import progress_bar
-from ..tokens import batches as batches_of
 from ..training.labelled_positions import NO_LABEL, LabelledPositions
 from .eval_mode import eval_mode
 

@@ -34,6 +34,7 @@ from ..hub.model_size import model_size
 from ..hub.own_files import why_not_ours
 from ..hub.paths import expanded
 from ..hub.sentence_transformers import save_sentence_modules
+from ..inputs import TextInputs
 from ..objectives import Objective, find_objective
 from ..planning.student_plan import empty_student
 from ..progressive.history import narrow_from, widths_over_steps
@@ -116,8 +117,8 @@ def compress(
     recipe.check_objective(kind, type(model).__name__)
     rates = recipe.learning_rates(kind, config, settings)
     original = load_tokenizer(teacher, revision=revision, trust_remote_code=trust_remote_code)
-    objective = kind(model, working_tokenizer(original, model, masks=kind.masks))
-    settings = _fitting(settings, model, objective.tokenizer)
+    objective = kind(model, TextInputs(working_tokenizer(original, model, masks=kind.masks)))
+    settings = _fitting(settings, model, objective.inputs.processor)
     wid_model = get_wid_model(model, config)  # before texts are loaded: most refusals come from here
     report = Report(
         teacher=teacher,

@@ -25,9 +25,9 @@ from ..errors import ConfigError, OutputError
 from ..hub.model_size import model_size
 from ..hub.own_files import why_not_ours
 from ..hub.paths import expanded
+from ..scores.figures import check_installed
 from .evaluation.runs import Record, Runs
 from .evaluation.tasks import DataPlaces, FineTuned, FineTuning, Scored, find_tasks, fine_tune
-from .evaluation.tasks.figures import check_installed
 from .evaluation.tasks.task import Rows
 from .reports.eval_report import FILE_NAME, EvalReport, summarize
 from .reports.wid_report import hardware_name, package_versions

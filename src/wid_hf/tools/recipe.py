@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, Protocol
 from peft import PeftModel
 
 from ..config import WidConfig
-from ..errors import ConfigError, TeacherError
+from ..errors import ConfigError, DataError, TeacherError
 from ..objectives import Objective
 from ..objectives.registry import AUTO, refuse_unknown_task
 from ..progressive.schedule import WidSchedule
@@ -36,8 +36,10 @@ class CompressSettings:
         compactor_learning_rate: of compactors.
         task: name of an objective; "auto" takes the one that fits the teacher.
         teacher_learning_rate: of the teacher's weights; must be 0 with losses from the teacher.
-        distillation: losses from the teacher beside the model's own, some of `"logits"`, `"hidden"`, `"relations"`;
-            with them the teacher's weights do not change.
+        distillation: losses from the teacher beside the others, some of `"logits"`, `"hidden"`, `"relations"`; with
+            them the teacher's weights do not change.
+        label_weight: share of the model's own loss on labels, the rest is of the loss from the teacher; 0 uses no
+            labels, 1 nothing but labels. None is 0.5 where rows have labels.
         column: which column of the training file holds the text.
         validation: file or dataset with held-out texts; by default taken from the training texts.
         validation_texts: how many held-out texts are scored.
@@ -54,6 +56,7 @@ class CompressSettings:
     compactor_learning_rate: float | None = None
     teacher_learning_rate: float | None = None
     distillation: tuple[str, ...] = ()
+    label_weight: float | None = None
     column: str | None = None
     validation: str | None = None
     validation_texts: int = 512
@@ -67,6 +70,8 @@ class CompressSettings:
             value = getattr(self, name)
             if value is not None and not value >= number:
                 raise ConfigError(f"{name}={value} is too small. Legal: {number} or more.")
+        if self.label_weight is not None and not 0 <= self.label_weight <= 1:
+            raise ConfigError(f"label_weight={self.label_weight} is not a share. Legal: from 0 to 1.")
 
 
 class Recipe(Protocol):
@@ -137,13 +142,17 @@ LEARNING_RATES = {
 }
 
 
+LABEL_WEIGHT = 0.5  # where rows have labels
+
+
 @dataclass(frozen=True)
 class WidRecipe:
     """Weight-Inherited Distillation, with losses from the teacher if `distillation` names some.
 
     Attributes:
         progressive: whether the student becomes narrow by steps.
-        distillation: losses of `WidTrainer`, beside the model's own.
+        distillation: losses from the teacher beside the others.
+        label_weight: as in `CompressSettings`.
 
     Raises:
         ConfigError: an unknown loss.
@@ -151,6 +160,7 @@ class WidRecipe:
 
     progressive: bool = False
     distillation: tuple[str, ...] = ()
+    label_weight: float | None = None
     weights: ClassVar[Literal["folded"]] = "folded"
 
     def __post_init__(self) -> None:
@@ -159,7 +169,7 @@ class WidRecipe:
     @classmethod
     def of(cls, config: WidConfig, settings: CompressSettings) -> WidRecipe:
         """Return the recipe that config and settings describe."""
-        return cls(isinstance(config.schedule, WidSchedule), tuple(settings.distillation))
+        return cls(isinstance(config.schedule, WidSchedule), tuple(settings.distillation), settings.label_weight)
 
     @property
     def name(self) -> str:
@@ -176,12 +186,16 @@ class WidRecipe:
         return config
 
     def check_objective(self, objective: type[Objective], teacher: str) -> None:
-        """Raise TeacherError if distillation is requested, but the model has no training loss to add it to."""
-        if self.distillation and not objective.has_own_loss:
+        """Raise TeacherError if the teacher has no logits to compare, or no labels to learn from."""
+        if "logits" in self.distillation and not objective.has_logits:
             raise TeacherError(
-                f"distillation={','.join(self.distillation)} adds to a training loss of the model's own, and "
-                f"{teacher} is {objective.one}, which has none on texts without labels. Leave distillation= out: the "
-                "student learns its teacher's outputs anyway."
+                f'distillation="logits" compares scores of classes, and {teacher} is {objective.one}, which has none. '
+                'Leave "logits" out: the student learns its teacher\'s outputs anyway.'
+            )
+        if self.label_weight is not None and not objective.takes_labels:
+            raise TeacherError(
+                f"label_weight={self.label_weight:g} weighs a loss on labels, and {teacher} is {objective.one}, which "
+                "trains without. Leave label_weight= out."
             )
 
     def learning_rates(self, objective: type[Objective], config: WidConfig, settings: CompressSettings) -> Rates:
@@ -198,7 +212,7 @@ class WidRecipe:
                     "change: pass teacher_learning_rate=0, or leave distillation= out."
                 )
             teacher = 0.0
-        if settings.teacher_learning_rate and not objective.has_own_loss:
+        if settings.teacher_learning_rate and not objective.has_own_loss and self.label_weight != 1:
             raise ConfigError(
                 f"Students of {objective.title} learn the outputs of their teacher, whose weights must not change: "
                 "pass teacher_learning_rate=0, or leave it out."
@@ -217,19 +231,43 @@ class WidRecipe:
         arguments: dict[str, Any],
         data: dict[str, Any],
     ) -> StudentTrainer:
-        """Return a `WidTrainer`, or an `ImitatingTrainer` for a model without a loss of its own; it is calibrated."""
+        """Return a calibrated model's trainer: `WidTrainer` for a loss of its own, else `ImitatingTrainer`.
+
+        Raises:
+            DataError: there shall be a loss on labels, and the rows have none.
+        """
+        label_weight = self._label_weight(objective, data["train_dataset"])
+        imitates = not objective.has_own_loss and label_weight < 1
         args = WidTrainingArguments(
             **arguments,
             compactor_learning_rate=rates["compactors"],
             teacher_learning_rate=rates["teacher"],
-            distillation=list(self.distillation),
+            # An imitation compares logits already.
+            distillation=[name for name in self.distillation if not (imitates and name == "logits")],
         )
-        if objective.has_own_loss:
-            trainer = WidTrainer(model=model, args=args, **data)
-        else:
-            trainer = ImitatingTrainer(
-                model=model, args=args, imitation=objective.loss, reduction=objective.reduction, **data
+        if imitates:
+            trainer: WidTrainer = ImitatingTrainer(
+                model=model,
+                args=args,
+                imitation=objective.loss,
+                reduction=objective.reduction,
+                label_weight=label_weight,
+                **data,
             )
+        else:
+            trainer = WidTrainer(model=model, args=args, **data)
         if not model.base_model.calibrated:
             model.base_model.calibrate(trainer.calibration_batches())
         return trainer
+
+    def _label_weight(self, objective: Objective, rows: Any) -> float:
+        has_labels = "labels" in (rows.column_names or ())
+        if self.label_weight is None:
+            return LABEL_WEIGHT if has_labels else 0.0
+        if self.label_weight and not has_labels:
+            assert objective.target is not None
+            raise DataError(
+                f"label_weight={self.label_weight:g} weighs a loss on labels, and the training rows have none. Name "
+                f"their column with --column {objective.target.name}=NAME, or leave label_weight= out."
+            )
+        return self.label_weight

@@ -89,13 +89,22 @@ class StudentTrainer(GeneratingTrainer):
             size = StepSize(rows.sum(), None if (counted < 0).any() else counted.sum())
         return size
 
-    def _part(self, loss: Tensor, inputs: Mapping[str, Any], reduction: Reduction = "labels") -> Tensor:
-        """Return the loss of this micro-batch as a part of the step's: the parts add up to the loss of one batch."""
+    def _part(
+        self, loss: Tensor, inputs: Mapping[str, Any], reduction: Reduction = "labels", step: StepSize | None = None
+    ) -> Tensor:
+        """Return the loss of this micro-batch as a part of the step's: the parts add up to the loss of one batch.
+
+        Args:
+            loss: a mean over `reduction`.
+            inputs: of the micro-batch.
+            reduction: of the loss.
+            step: the size of the step, if it does not count labels as the model's own loss does.
+        """
         if self._step is None:
             return loss
         # `Trainer` divides by this what the model did not divide; a part must not be divided again.
         self.current_gradient_accumulation_steps = 1
-        share = StepSize.of(self.student, inputs).share(self._step, reduction)
+        share = StepSize.of(self.student, inputs).share(step or self._step, reduction)
         averaged = self.args.average_tokens_across_devices  # gradients are averaged over processes but must add up
         return loss * share * self.accelerator.num_processes if averaged else loss * share
 

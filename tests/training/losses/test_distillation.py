@@ -349,6 +349,7 @@ def test_an_encoder_with_a_decoder_distils_its_logits_only() -> None:
         Distillation(model, ["logits", "hidden"])
 
 
-def test_following_and_distillation_are_not_mixed(tmp_path: Path) -> None:
-    with pytest.raises(WidError, match=r"FollowingTrainer trains with one loss from the teacher alone"):
-        FollowingTrainer(get_wid_model(bert(BertModel), HALF), arguments(tmp_path, distillation=["hidden"]))
+def test_a_follower_compares_no_logits(tmp_path: Path) -> None:
+    args = arguments(tmp_path, distillation=["logits"], teacher_learning_rate=0)
+    with pytest.raises(WidError, match=r"FollowingTrainer compares outputs already. Leave \"logits\" out"):
+        FollowingTrainer(get_wid_model(bert(BertModel), HALF), args)

@@ -17,9 +17,9 @@ from ...errors import FormatError, OutputError, TrainingError
 from ...extras import extra
 from ...format_version import KEY, refuse_newer
 from ...hub.model_size import ModelSize
+from ...scores.figures import LOWER_IS_BETTER
 from ..evaluation.runs import Record, write_json
 from ..evaluation.tasks import Scores, Task
-from ..evaluation.tasks.figures import LOWER_IS_BETTER
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -18,8 +18,8 @@ from transformers import (
 )
 
 from ....errors import DataError
-from ....tokens import check_content
-from .figures import FIGURES
+from ....inputs import check_content
+from ....scores.figures import FIGURES
 from .fine_tuning import FineTuned
 from .source import Source
 from .task import DataPlaces, Rows, Scores

@@ -18,10 +18,10 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from ....errors import DataError, TeacherError
+from ....inputs import batches, tokenize
 from ....scores import embed, masked_batches, masked_lm_score, perplexity_score
-from ....tokens import batches, tokenize
+from ....scores.figures import FIGURES
 from ...data import load_texts
-from .figures import FIGURES
 from .source import Source
 from .task import DataPlaces, Rows, Scored, Scores
 

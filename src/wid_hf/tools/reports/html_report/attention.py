@@ -12,10 +12,10 @@ from pathlib import Path
 from datasets import Dataset
 from transformers import DataCollatorWithPadding
 
-from ....tokens import batches, tokenize
+from ....inputs import batches, tokenize
+from ....scores.figures import check_installed
 from ...data import load_texts
 from ...evaluation.attention import AttentionComparison, compare_attention
-from ...evaluation.tasks.figures import check_installed
 from ...teachers import load_teacher, load_tokenizer
 from .attention_plots import draw_divergence, draw_maps
 from .recipes import Recipe

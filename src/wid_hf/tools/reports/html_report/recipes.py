@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-from ...evaluation.tasks.figures import LOWER_IS_BETTER
+from ....scores.figures import LOWER_IS_BETTER
 from ..eval_report import EvalReport
 from .found import Found, Run
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from wid_hf.tools.evaluation.tasks.figures import FIGURES
+from wid_hf.scores.figures import FIGURES
 
 
 @pytest.mark.parametrize(

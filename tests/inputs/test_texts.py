@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerFast
 
 from wid_hf.errors import DataError
-from wid_hf.tokens import batches, tokenize
+from wid_hf.inputs import batches, tokenize
 
 TEXTS = ["one two", "three", "four five six"]
 

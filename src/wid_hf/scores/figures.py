@@ -11,7 +11,7 @@ from math import isnan
 
 import numpy as np
 
-from ....extras import extra
+from ..extras import extra
 
 LOWER_IS_BETTER = frozenset({"loss", "perplexity"})  # every other figure is at most 1, and 1 is the best
 
@@ -37,6 +37,14 @@ def f1(predicted: np.ndarray, right: np.ndarray) -> float:
         from sklearn.metrics import f1_score
 
     return float(f1_score(right, predicted, zero_division=0.0))
+
+
+def macro_f1(predicted: np.ndarray, right: np.ndarray) -> float:
+    """Mean of the F1 of every class that is predicted or there."""
+    with extra("eval"):
+        from sklearn.metrics import f1_score
+
+    return float(f1_score(right, predicted, average="macro", zero_division=0.0))
 
 
 def matthews(predicted: np.ndarray, right: np.ndarray) -> float:
@@ -71,5 +79,5 @@ def _correlation(function: Callable, predicted: np.ndarray, right: np.ndarray) -
 
 
 FIGURES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    function.__name__: function for function in (accuracy, f1, matthews, pearson, spearman)
+    function.__name__: function for function in (accuracy, f1, macro_f1, matthews, pearson, spearman)
 }

@@ -1,0 +1,100 @@
+"""Labels of rows as the numbers that a model's loss takes. Called by the objectives of classifiers and taggers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import datasets
+from transformers import PretrainedConfig
+
+from ..errors import DataError
+
+REGRESSION, SEVERAL_LABELS = "regression", "multi_label_classification"  # values of `config.problem_type`
+MANY = 12  # names in a message
+
+
+class Labels:
+    """The classes of a model, by number and by name.
+
+    Args:
+        config: of the model; `num_labels`, `label2id` and `problem_type` are read.
+        names: of the numbers in a column, if the dataset has names for them (`datasets.ClassLabel`).
+    """
+
+    def __init__(self, config: PretrainedConfig, names: Sequence[str] | None = None) -> None:
+        self.count = int(config.num_labels)
+        self.numbers = {str(name): int(number) for name, number in (config.label2id or {}).items()}
+        usual = REGRESSION if self.count == 1 else "single_label_classification"
+        self.problem = str(getattr(config, "problem_type", None) or usual)
+        # Numbers of a column are another order of the same names in, for example, a folder of pictures.
+        self._names = [*names] if names is not None and set(names) <= set(self.numbers) else None
+
+    def target(self, value: Any) -> int | float | list[float]:
+        """Return what the loss takes for one row's label.
+
+        Args:
+            value: for classes a name or a number; for labels that do not exclude each other a list of them, or one 0 or
+                1 for each label of the model; for a regression a number, or one for each output.
+
+        Raises:
+            DataError: it is none of these.
+        """
+        if self.problem == REGRESSION:
+            return self._quantity(value)
+        if self.problem == SEVERAL_LABELS:
+            return self._several(value)
+        return self.number(value)
+
+    def number(self, value: Any) -> int:
+        """Return the number of the class that a name or a number stands for.
+
+        Raises:
+            DataError: the model has no such class.
+        """
+        if isinstance(value, bool | int) or (isinstance(value, float) and value.is_integer()):
+            number = int(value)
+            if self._names is not None and 0 <= number < len(self._names):
+                return self.numbers[self._names[number]]
+            if 0 <= number < self.count:
+                return number
+        elif isinstance(value, str):
+            if value in self.numbers:
+                return self.numbers[value]
+            if value.isdecimal() and int(value) < self.count:
+                return int(value)
+        raise DataError(
+            f"The label {value!r} is none of the model's {self.count}. Legal: {self._legal()}. Correct the rows, leave "
+            "those out that have other labels, or train without labels (--label-weight 0)."
+        )
+
+    def _quantity(self, value: Any) -> float | list[float]:
+        try:
+            if self.count == 1:
+                return float(value)
+            numbers = [float(each) for each in value]
+        except (TypeError, ValueError):
+            numbers = []
+        if self.count > 1 and len(numbers) == self.count:
+            return numbers
+        wanted = "a number" if self.count == 1 else f"a list of {self.count} numbers"
+        raise DataError(f"The label {value!r} is not {wanted}, which the model predicts. Correct the rows.")
+
+    def _several(self, value: Any) -> list[float]:
+        given = list(value) if isinstance(value, list | tuple) else [value]
+        if len(given) == self.count and all(each in (0, 1) for each in given):
+            return [float(each) for each in given]
+        on = {self.number(each) for each in given}
+        return [float(number in on) for number in range(self.count)]
+
+    def _legal(self) -> str:
+        names = [*self.numbers] if len(self.numbers) == self.count else []
+        shown = ", ".join(names[:MANY]) + (", ..." if len(names) > MANY else "")
+        return f"0 to {self.count - 1}" + (f", or {shown}" if names else "")
+
+
+def names_of(rows: Any, column: str) -> list[str] | None:
+    """Return the names that a dataset has for the numbers in a column, or in the lists in a column."""
+    feature = (rows.features or {}).get(column)
+    inner = getattr(feature, "feature", feature)
+    return [*inner.names] if isinstance(inner, datasets.ClassLabel) else None

@@ -1,0 +1,1 @@
+"""What rows of data hold, and where they come from."""

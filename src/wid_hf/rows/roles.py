@@ -1,0 +1,232 @@
+"""What a task needs of a row, and in which columns it stands.
+
+Takes rows and roles; gives the column of each role: the user's choice, else the first of its usual names that there is.
+Called by `compress` and `load_texts`; objectives name their roles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice, pairwise
+from typing import Any, Literal
+
+import pyarrow as pa
+from datasets import Audio, ClassLabel, Dataset, Features, Image, IterableDataset, LargeList, List, Value
+
+from ..errors import DataError
+
+Kind = Literal["text", "texts", "words", "label", "labels", "image", "audio", "answers"]
+HOLDING: dict[Kind, str] = {
+    "text": "strings",
+    "texts": "lists of strings",
+    "words": "lists of strings, or strings",
+    "label": "strings or numbers",
+    "labels": "lists of strings or numbers",
+    "image": "images",
+    "audio": "sounds",
+    "answers": "answers: the lists `text` and `answer_start`",
+}
+PEEKED = 100  # rows of a stream that show what its columns hold
+
+
+@dataclass(frozen=True)
+class Role:
+    """Something that a task needs of each row.
+
+    Attributes:
+        name: in `--column name=COLUMN`, and of the column that `prepare` makes.
+        columns: names by which it is found, the first that there is.
+        holds: what kind of values its column must have.
+        required: whether the task cannot do without.
+        beside: for each of `columns`, the column of the role before this one that must be there as well, for columns
+            that belong together; empty if `columns` stand for themselves.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    holds: Kind
+    required: bool = True
+    beside: tuple[str, ...] = ()
+
+
+PAIRS = (
+    ("text_a", "text_b"),
+    ("text", "text_pair"),
+    ("sentence1", "sentence2"),
+    ("sentence_A", "sentence_B"),
+    ("question1", "question2"),
+    ("premise", "hypothesis"),
+    ("question", "sentence"),
+    ("query", "passage"),
+    ("query", "document"),
+    ("query", "text"),
+    ("query", "answer"),
+    ("question", "passage"),
+    ("question", "answer"),
+    ("text1", "text2"),
+    ("anchor", "positive"),
+)
+TEXT = Role(
+    "text",
+    ("text", "sentence", "content", "document", "article", "passage", "body", "review", "comment", "tweet", "dialogue"),
+    "text",
+)
+TEXT_PAIR = Role(
+    "text_pair",
+    tuple(second for _, second in PAIRS),
+    "text",
+    required=False,
+    beside=tuple(first for first, _ in PAIRS),
+)
+LABEL = Role("label", ("label", "labels", "class", "score", "category", "rating", "stars"), "label", required=False)
+LABELS = Role("label", ("labels", "label", "classes", "categories"), "labels", required=False)
+WORDS = Role("text", ("tokens", "words", *TEXT.columns), "words")
+TAGS = Role("tags", ("tags", "ner_tags", "labels", "pos_tags", "upos"), "labels", required=False)
+QUESTION = Role("question", ("question", "query"), "text")
+CONTEXT = Role("context", ("context", "passage", "paragraph"), "text")
+ANSWERS = Role("answers", ("answers", "answer"), "answers", required=False)
+TARGET = Role(
+    "target", ("target", "summary", "highlights", "translation", "output", "response", "completion"), "text", False
+)
+PROMPT = Role("question", ("question", "ctx", "context", "prompt", "stem", "premise", "startphrase"), "text")
+CHOICES = Role("choices", ("choices", "endings", "options"), "texts")
+IMAGE = Role("image", ("image", "img", "picture"), "image")
+AUDIO = Role("audio", ("audio", "sound", "speech"), "audio")
+TRANSCRIPT = Role("target", ("transcription", "transcript", "text", "sentence", "normalized_text"), "text", False)
+
+
+def named_columns(words: Iterable[str], role: str = TEXT.name) -> dict[str, str]:
+    """Return role -> column of words such as `label=class`; a word without `=` is the column of `role`."""
+    pairs = (word.partition("=") for word in words)
+    return {(name if equals else role): (column if equals else name) for name, equals, column in pairs}
+
+
+def find_columns(
+    rows: Dataset | IterableDataset, roles: Sequence[Role], given: Mapping[str, str], source: str
+) -> dict[str, str]:
+    """Return the column of each role that `rows` have; roles that they may lack are left out.
+
+    A role that `given` names is in the column that the user chose, any other in the first column of its usual names
+    that holds the right kind of values and is not taken. The first required role of text may also be the only column
+    of strings that is left.
+
+    Args:
+        rows: as `load_rows` returns them; of a stream, the first are read.
+        roles: what the task needs, the most important first.
+        given: role -> column; an empty column leaves out a role that is not required.
+        source: where the rows come from, for errors.
+
+    Raises:
+        DataError: a role is unknown, a column of `given` is not there or holds something else, or a required role is
+            nowhere. The message lists the columns that there are.
+    """
+    table = _Table(_features(rows), source)
+    found = _given(roles, given, table)
+    open_roles = [role for role in roles if role.name not in given]
+    for first, second in pairwise(roles):
+        if second.beside and first in open_roles and second in open_roles:
+            pairs = zip(second.beside, second.columns, strict=True)
+            both = (pair for pair in pairs if table.holds(pair[0], first) and table.holds(pair[1], second))
+            found |= dict(zip((first.name, second.name), next(both, ()), strict=False))
+    for role in open_roles:
+        usual = (name for name in role.columns if table.holds(name, role) and name not in found.values())
+        if role.name not in found and not role.beside and (column := next(usual, None)) is not None:
+            found[role.name] = column
+    main = next((role for role in roles if role.required and role.holds == "text"), None)
+    if main in open_roles and main.name not in found:
+        strings = [name for name in table.features if table.holds(name, main) and name not in found.values()]
+        found |= {main.name: name for name in strings if len(strings) == 1}
+    for role in roles:
+        if role.required and role.name not in found:
+            names = ", ".join(dict.fromkeys(role.columns))
+            raise DataError(f"{source} has no column for {role.name}, such as {names}. {table.advice(role)}")
+    return {role.name: found[role.name] for role in roles if role.name in found}
+
+
+@dataclass(frozen=True)
+class _Table:
+    """The columns of a source."""
+
+    features: Mapping[str, Any]
+    source: str
+
+    def holds(self, column: str, role: Role) -> bool:
+        """Return whether there is such a column, of the kind of values that the role has."""
+        return column in self.features and _KINDS[role.holds](self.features[column])
+
+    def advice(self, role: Role) -> str:
+        """Return the columns that there are, and how to name one."""
+        listed = ", ".join(f"{name} ({_described(self.features[name])})" for name in sorted(self.features)) or "none"
+        return f"Its columns: {listed}. Name one that holds {HOLDING[role.holds]} by column='{role.name}=NAME'."
+
+
+def _given(roles: Sequence[Role], given: Mapping[str, str], table: _Table) -> dict[str, str]:
+    """Return the columns that the user chose, without roles to leave out."""
+    known = {role.name: role for role in roles}
+    for name, column in given.items():
+        if name not in known:
+            raise DataError(f"column='{name}={column}' names no role of this task. Its roles: {', '.join(known)}.")
+        role = known[name]
+        if not column and not role.required:
+            continue
+        if column not in table.features:
+            raise DataError(f"{table.source} has no column {column!r} for {name}. {table.advice(role)}")
+        if not table.holds(column, role):
+            holds = _described(table.features[column])
+            raise DataError(
+                f"The column {column!r} of {table.source} holds {holds}, and {name} must be "
+                f"{HOLDING[role.holds]}. {table.advice(role)}"
+            )
+    chosen = {name: column for name, column in given.items() if column}
+    for column in chosen.values():
+        if len(twice := [name for name, other in chosen.items() if other == column]) > 1:
+            raise DataError(f"The column {column!r} is named for {' and for '.join(twice)}. Name one column for each.")
+    return chosen
+
+
+def _features(rows: Dataset | IterableDataset) -> Mapping[str, Any]:
+    """Return what each column holds; streams may not know it before they are read."""
+    if rows.features is not None:
+        return rows.features
+    return Features.from_arrow_schema(pa.Table.from_pylist(list(islice(rows, PEEKED))).schema)
+
+
+def _is_text(feature: Any) -> bool:
+    return isinstance(feature, Value) and "string" in feature.dtype
+
+
+def _is_label(feature: Any) -> bool:
+    return isinstance(feature, ClassLabel) or (
+        isinstance(feature, Value)
+        and feature.dtype.startswith(("string", "large_string", "int", "uint", "float", "bool"))
+    )
+
+
+def _is_list_of(one: Any) -> Any:
+    return lambda feature: isinstance(feature, List | LargeList) and one(feature.feature)
+
+
+def _is_answers(feature: Any) -> bool:
+    return isinstance(feature, Mapping) and {"text", "answer_start"} <= feature.keys()
+
+
+_KINDS: dict[Kind, Any] = {
+    "text": _is_text,
+    "texts": _is_list_of(_is_text),
+    "words": lambda feature: _is_text(feature) or _is_list_of(_is_text)(feature),
+    "label": _is_label,
+    "labels": _is_list_of(_is_label),
+    "image": lambda feature: isinstance(feature, Image),
+    "audio": lambda feature: isinstance(feature, Audio),
+    "answers": _is_answers,
+}
+
+
+def _described(feature: Any) -> str:
+    """Return what a column holds, in few words."""
+    if isinstance(feature, List | LargeList):
+        return f"list of {_described(feature.feature)}"
+    if isinstance(feature, ClassLabel):
+        return f"one of {feature.num_classes} classes"
+    return str(feature.dtype) if isinstance(feature, Value) else type(feature).__name__.lower()
