@@ -136,7 +136,8 @@ def find_columns(
     main = next((role for role in roles if role.required and role.holds == "text"), None)
     if main in open_roles and main.name not in found:
         strings = [name for name in table.features if table.holds(name, main) and name not in found.values()]
-        found |= {main.name: name for name in strings if len(strings) == 1}
+        if len(strings) == 1:
+            found[main.name] = strings[0]
     for role in roles:
         if role.required and role.name not in found:
             names = ", ".join(dict.fromkeys(role.columns))
