@@ -62,9 +62,16 @@ def compress(
     task: Annotated[
         options.Task, typer.Option(help="What the teacher is for; auto finds it from its class.")
     ] = options.Task.auto,
+    train_weights: Annotated[
+        options.TrainWeights,
+        typer.Option(help="Train compactors, or merge the start at once and train the student's own weights."),
+    ] = options.TrainWeights.compactors,
     steps: Annotated[int, typer.Option(min=0, help="Optimizer steps; 0 leaves the student at its start.")] = 1000,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts per step.")] = 32,
     max_length: Annotated[int, typer.Option(min=3, help="Tokens per text.")] = 128,
+    learning_rate: Annotated[
+        float | None, typer.Option(min=0, help="Of the student's own weights (--train-weights merged).")
+    ] = None,
     compactor_learning_rate: Annotated[float | None, typer.Option(min=0, help="0 freezes compactors.")] = None,
     teacher_learning_rate: Annotated[float | None, typer.Option(min=0, help="0 freezes the teacher's weights.")] = None,
     distillation: Annotated[
@@ -72,6 +79,14 @@ def compress(
         typer.Option(
             help=f"Losses from the teacher, names with commas between them: {', '.join(options.LOSSES)}. With them the "
             "teacher's weights do not change."
+        ),
+    ] = None,
+    label_weight: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Share of the loss on labels beside that from the teacher; by default 0.5 if there are labels.",
         ),
     ] = None,
     column: Annotated[str | None, typer.Option(help="Column that holds the text.")] = None,
@@ -117,9 +132,12 @@ def compress(
         task=task.value,
         batch_size=batch_size,
         max_length=max_length,
+        train_weights=train_weights.value,
+        learning_rate=learning_rate,
         compactor_learning_rate=compactor_learning_rate,
         teacher_learning_rate=teacher_learning_rate,
         distillation=options.words(distillation or ""),
+        label_weight=label_weight,
         column=column,
         validation=validation,
         validation_texts=validation_texts,

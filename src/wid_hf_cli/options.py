@@ -51,6 +51,13 @@ class Task(str, Enum):
     features = "features"
 
 
+class TrainWeights(str, Enum):
+    """The words of `--train-weights`."""
+
+    compactors = "compactors"
+    merged = "merged"
+
+
 class Output(str, Enum):
     """The words of `--calibration-output`."""
 

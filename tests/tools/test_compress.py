@@ -395,6 +395,22 @@ def test_classifiers_and_taggers_learn_from_texts_without_labels(
     assert kind.from_pretrained(tmp_path / "student").config.hidden_size == 12
 
 
+@pytest.mark.parametrize("kind", [BertForSequenceClassification, BertForMaskedLM, BertModel])
+def test_a_merged_student_trains_by_itself(tmp_path: Path, train_file: Path, kind: type[PreTrainedModel]) -> None:
+    teacher = save_teacher(tmp_path / "teacher", kind)
+    merged = replace(QUICK, train_weights="merged", learning_rate=1e-3)
+    report = compress(str(teacher), str(train_file), tmp_path / "student", HALF, merged)
+    assert (report.method, report.weights, report.settings["learning_rates"]) == (
+        "wid-merged",
+        "merged",
+        {"student": 1e-3},
+    )
+    assert report.scores["student"] != report.scores["start"]
+    assert "started as a linear function" in (tmp_path / "student" / "README.md").read_text()
+    student = kind.from_pretrained(tmp_path / "student")
+    assert weights_fingerprint(student) == report.fingerprints["student"]
+
+
 def test_a_decoder_trains_on_its_own_loss(tmp_path: Path, train_file: Path) -> None:
     config = GPT2Config(vocab_size=15, n_positions=32, n_embd=24, n_layer=2, n_head=4, bos_token_id=3, eos_token_id=3)
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "teacher")

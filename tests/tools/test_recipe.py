@@ -10,7 +10,7 @@ from wid_hf import ConfigError, TeacherError, WidConfig
 from wid_hf.objectives.features import Features
 from wid_hf.objectives.masked_lm import MaskedLM
 from wid_hf.objectives.sequence_classification import SequenceClassification
-from wid_hf.tools.recipe import LEARNING_RATES, CompressSettings, WidRecipe
+from wid_hf.tools.recipe import LEARNING_RATES, CompressSettings, WidRecipe, recipe_of
 
 SIZES: dict[str, Any] = {"hidden_size": 12, "intermediate_size": 24}
 CONFIG = WidConfig(**SIZES)
@@ -71,3 +71,30 @@ def test_language_models_have_no_labels_to_weigh() -> None:
     recipe = WidRecipe.of(CONFIG, CompressSettings(label_weight=0.5))
     with pytest.raises(TeacherError, match=r"label_weight=0.5 .*BertForMaskedLM is a masked language model"):
         recipe.check_objective(MaskedLM, "BertForMaskedLM")
+
+
+def test_a_merged_student_has_one_learning_rate_and_nothing_of_compactors() -> None:
+    settings = CompressSettings(train_weights="merged", learning_rate=0.5)
+    recipe = recipe_of(CONFIG, settings)
+    assert (recipe.name, recipe.weights) == ("wid-merged", "merged")
+    assert recipe.learning_rates(MaskedLM, CONFIG, settings) == {"student": 0.5}
+    default = CompressSettings(train_weights="merged")
+    assert recipe_of(CONFIG, default).learning_rates(MaskedLM, CONFIG, default)["student"] > 0
+    assert recipe_of(CONFIG, CompressSettings()).name == "wid"
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"train_weights": "merged", "compactor_learning_rate": 1e-4}, "leave compactor_learning_rate= out"),
+        ({"train_weights": "merged", "distillation": ("hidden",)}, "leave distillation= out"),
+        ({"learning_rate": 1e-4}, "learning_rate=0.0001 is for train_weights=merged"),
+    ],
+)
+def test_settings_of_weights_that_do_not_train_are_refused(given: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        recipe_of(CONFIG, CompressSettings(**given))
+    with pytest.raises(ConfigError, match="leave schedule= out"):
+        recipe_of(WidConfig(**SIZES, schedule="progressive"), CompressSettings(train_weights="merged"))
+    with pytest.raises(ConfigError, match=r"train_weights='all' is unknown. Legal: compactors, merged"):
+        CompressSettings(train_weights="all")

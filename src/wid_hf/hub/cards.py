@@ -64,7 +64,7 @@ def student_card(folder: str | Path, name: str | None = None) -> ModelCard:
 
 
 def _student_card(folder: Path, report: dict[str, Any], config: PretrainedConfig, name: str) -> ModelCard:
-    hub, is_wid = report["settings"]["hub"], report["weights"] == "folded"
+    hub, is_wid = report["settings"]["hub"], report["weights"] in ("folded", "merged")
     model_class = config.architectures[0]
     task, auto_class = _task(model_class, config)
     usage = [

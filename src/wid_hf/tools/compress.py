@@ -44,7 +44,7 @@ from ..training.trainer import WidTrainer
 from .data import hold_out, load_texts
 from .evaluation import latency
 from .output_folder import OutputFolder, Place, Staging
-from .recipe import CompressSettings, Recipe, WidRecipe
+from .recipe import CompressSettings, Recipe, recipe_of
 from .reports.wid_report import Latency, Report
 from .stops import StopAfterStep, Stops
 from .teachers import load_teacher, load_tokenizer, longest_text, save_tokenizer, working_tokenizer
@@ -108,7 +108,7 @@ def compress(
         sources={"the teacher": teacher, "the training texts": _local(train)}
         | ({"the validation texts": _local(validation)} if validation else {}),
     )
-    recipe = recipe or WidRecipe.of(config, settings)
+    recipe = recipe or recipe_of(config, settings)
     config = recipe.configured(config)
     if isinstance(config.schedule, WidSchedule):
         config.schedule.timeline(settings.steps)  # refuses a schedule that does not end within the steps

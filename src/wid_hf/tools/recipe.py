@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
 from peft import PeftModel
+from transformers import TrainingArguments
 
 from ..config import WidConfig
 from ..errors import ConfigError, DataError, TeacherError
@@ -19,9 +20,11 @@ from ..progressive.schedule import WidSchedule
 from ..training.arguments import WidTrainingArguments
 from ..training.imitating_trainer import ImitatingTrainer
 from ..training.losses.registry import DISTILLED, refuse_unknown
+from ..training.merged_trainer import MergedTrainer, merged
 from ..training.student_trainer import StudentTrainer
 from ..training.trainer import WidTrainer
 
+COMPACTORS, MERGED = "compactors", "merged"  # which weights train
 Rates = dict[str, float]  # learning rate of each kind of weight that trains: compactors, teacher; or student
 
 
@@ -34,6 +37,9 @@ class CompressSettings:
         batch_size: texts per step.
         max_length: tokens per text, longer ones are cut; never more than the teacher has positions for.
         compactor_learning_rate: of compactors.
+        train_weights: which weights train: "compactors", by which the student's are folded, or "merged", the student's
+            own after its start.
+        learning_rate: of the student's own weights, if these train.
         task: name of an objective; "auto" takes the one that fits the teacher.
         teacher_learning_rate: of the teacher's weights; must be 0 with losses from the teacher.
         distillation: losses from the teacher beside the others, some of `"logits"`, `"hidden"`, `"relations"`; with
@@ -53,6 +59,8 @@ class CompressSettings:
     task: str = AUTO
     batch_size: int = 32
     max_length: int = 128
+    train_weights: str = COMPACTORS
+    learning_rate: float | None = None
     compactor_learning_rate: float | None = None
     teacher_learning_rate: float | None = None
     distillation: tuple[str, ...] = ()
@@ -64,8 +72,10 @@ class CompressSettings:
 
     def __post_init__(self) -> None:
         refuse_unknown_task(self.task)
+        if self.train_weights not in (COMPACTORS, MERGED):
+            raise ConfigError(f"train_weights={self.train_weights!r} is unknown. Legal: {COMPACTORS}, {MERGED}.")
         least = {"steps": 0, "batch_size": 1, "max_length": 3, "validation_texts": 1, "seed": 0}
-        rates = dict.fromkeys(("compactor_learning_rate", "teacher_learning_rate"), 0)
+        rates = dict.fromkeys(("learning_rate", "compactor_learning_rate", "teacher_learning_rate"), 0)
         for name, number in (least | rates).items():
             value = getattr(self, name)
             if value is not None and not value >= number:
@@ -86,8 +96,8 @@ class Recipe(Protocol):
         """Its name in cards."""
 
     @property
-    def weights(self) -> Literal["folded", "cut", "random"]:
-        """The student's: folded from the teacher's while it trains, cut out of them before training, or random."""
+    def weights(self) -> Literal["folded", "merged", "cut", "random"]:
+        """The student's: folded from the teacher's while it trains or before, cut out of them, or random."""
 
     def configured(self, config: WidConfig) -> WidConfig:
         """Return `config` with the start that the recipe decides.
@@ -142,6 +152,7 @@ LEARNING_RATES = {
 }
 
 
+MERGED_LEARNING_RATE = 3e-4
 LABEL_WEIGHT = 0.5  # where rows have labels
 
 
@@ -168,7 +179,16 @@ class WidRecipe:
 
     @classmethod
     def of(cls, config: WidConfig, settings: CompressSettings) -> WidRecipe:
-        """Return the recipe that config and settings describe."""
+        """Return the recipe that config and settings describe.
+
+        Raises:
+            ConfigError: an unknown loss, or settings of weights that do not train.
+        """
+        if settings.learning_rate is not None:
+            raise ConfigError(
+                f"learning_rate={settings.learning_rate:g} is for train_weights={MERGED}. Compactors and the teacher's "
+                "weights have compactor_learning_rate= and teacher_learning_rate=."
+            )
         return cls(isinstance(config.schedule, WidSchedule), tuple(settings.distillation), settings.label_weight)
 
     @property
@@ -186,17 +206,13 @@ class WidRecipe:
         return config
 
     def check_objective(self, objective: type[Objective], teacher: str) -> None:
-        """Raise TeacherError if the teacher has no logits to compare, or no labels to learn from."""
+        """Raise TeacherError if the teacher has no logits to compare, or no loss on labels."""
         if "logits" in self.distillation and not objective.has_logits:
             raise TeacherError(
                 f'distillation="logits" compares scores of classes, and {teacher} is {objective.one}, which has none. '
                 'Leave "logits" out: the student learns its teacher\'s outputs anyway.'
             )
-        if self.label_weight is not None and not objective.takes_labels:
-            raise TeacherError(
-                f"label_weight={self.label_weight:g} weighs a loss on labels, and {teacher} is {objective.one}, which "
-                "trains without. Leave label_weight= out."
-            )
+        refuse_label_weight(self.label_weight, objective, teacher)
 
     def learning_rates(self, objective: type[Objective], config: WidConfig, settings: CompressSettings) -> Rates:
         """Return the learning rates of compactors and of the teacher's weights, 0 if losses compare with these.
@@ -236,7 +252,7 @@ class WidRecipe:
         Raises:
             DataError: there shall be a loss on labels, and the rows have none.
         """
-        label_weight = self._label_weight(objective, data["train_dataset"])
+        label_weight = weight_of_labels(self.label_weight, objective, data["train_dataset"])
         imitates = not objective.has_own_loss and label_weight < 1
         args = WidTrainingArguments(
             **arguments,
@@ -260,14 +276,110 @@ class WidRecipe:
             model.base_model.calibrate(trainer.calibration_batches())
         return trainer
 
-    def _label_weight(self, objective: Objective, rows: Any) -> float:
-        has_labels = "labels" in (rows.column_names or ())
-        if self.label_weight is None:
-            return LABEL_WEIGHT if has_labels else 0.0
-        if self.label_weight and not has_labels:
-            assert objective.target is not None
-            raise DataError(
-                f"label_weight={self.label_weight:g} weighs a loss on labels, and the training rows have none. Name "
-                f"their column with --column {objective.target.name}=NAME, or leave label_weight= out."
+
+@dataclass(frozen=True)
+class MergedRecipe:
+    """The student of a calibrated start, merged at once; then its own weights train.
+
+    Attributes:
+        label_weight: as in `CompressSettings`.
+    """
+
+    label_weight: float | None = None
+    name: ClassVar[str] = "wid-merged"
+    title: ClassVar[str] = "WID, merged before training"
+    weights: ClassVar[Literal["merged"]] = "merged"
+
+    @classmethod
+    def of(cls, config: WidConfig, settings: CompressSettings) -> MergedRecipe:
+        """Return the recipe that settings describe.
+
+        Raises:
+            ConfigError: settings of weights that do not train, or losses that compare inner states.
+        """
+        given = [name for name in ("compactor_learning_rate", "teacher_learning_rate") if getattr(settings, name)]
+        given += ["distillation"] if settings.distillation else []
+        given += ["schedule"] if isinstance(config.schedule, WidSchedule) else []
+        if given:
+            raise ConfigError(
+                f"train_weights={MERGED} trains the student's own weights: leave {given[0]}= out, which is for "
+                f"train_weights={COMPACTORS}. Its own setting is learning_rate=."
             )
-        return self.label_weight
+        return cls(settings.label_weight)
+
+    def configured(self, config: WidConfig) -> WidConfig:
+        """Return `config` as it is."""
+        return config
+
+    def check_objective(self, objective: type[Objective], teacher: str) -> None:
+        """Raise TeacherError if there is no loss on labels to weigh."""
+        refuse_label_weight(self.label_weight, objective, teacher)
+
+    def learning_rates(self, objective: type[Objective], config: WidConfig, settings: CompressSettings) -> Rates:
+        """Return the student's learning rate."""
+        rate = settings.learning_rate
+        return {"student": MERGED_LEARNING_RATE if rate is None else rate}
+
+    def trainer(
+        self,
+        model: PeftModel,
+        objective: Objective,
+        rates: Rates,
+        arguments: dict[str, Any],
+        data: dict[str, Any],
+    ) -> StudentTrainer:
+        """Return the merged student's trainer, by the model's own loss if it has one, else from its teacher.
+
+        Raises:
+            DataError: there shall be a loss on labels, and the rows have none.
+        """
+        label_weight = weight_of_labels(self.label_weight, objective, data["train_dataset"])
+        args = TrainingArguments(**arguments, learning_rate=rates["student"])
+        if not model.base_model.calibrated:
+            model.base_model.calibrate(WidTrainer(model=model, args=args, **data).calibration_batches())
+        if objective.has_own_loss or label_weight == 1:
+            return StudentTrainer(model=merged(model), args=args, **data)
+        return MergedTrainer(
+            model,
+            args,
+            imitation=objective.loss,
+            reduction=objective.reduction,
+            label_weight=label_weight,
+            **data,
+        )
+
+
+def recipe_of(config: WidConfig, settings: CompressSettings) -> Recipe:
+    """Return the recipe that config and settings describe.
+
+    Raises:
+        ConfigError: they contradict each other.
+    """
+    return MergedRecipe.of(config, settings) if settings.train_weights == MERGED else WidRecipe.of(config, settings)
+
+
+def refuse_label_weight(label_weight: float | None, objective: type[Objective], teacher: str) -> None:
+    """Raise TeacherError if a `teacher` has no loss on labels to weigh."""
+    if label_weight is not None and not objective.takes_labels:
+        raise TeacherError(
+            f"label_weight={label_weight:g} weighs a loss on labels, and {teacher} is {objective.one}, which trains "
+            "without. Leave label_weight= out."
+        )
+
+
+def weight_of_labels(label_weight: float | None, objective: Objective, rows: Any) -> float:
+    """Return the share of the loss on labels, for training rows that have labels or not.
+
+    Raises:
+        DataError: a share is given, and there are none.
+    """
+    has_labels = "labels" in (rows.column_names or ())
+    if label_weight is None:
+        return LABEL_WEIGHT if has_labels else 0.0
+    if label_weight and not has_labels:
+        assert objective.target is not None
+        raise DataError(
+            f"label_weight={label_weight:g} weighs a loss on labels, and the training rows have none. Name their "
+            f"column with --column {objective.target.name}=NAME, or leave label_weight= out."
+        )
+    return label_weight
