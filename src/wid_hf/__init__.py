@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .training.callbacks import WidCallback
     from .training.following_trainer import FollowingTrainer
     from .training.imitating_trainer import ImitatingTrainer
+    from .training.merged_trainer import MergedTrainer
     from .training.student_trainer import StudentTrainer
     from .training.trainer import WidTrainer
 
@@ -51,6 +52,7 @@ __all__ = [
     "FollowingTrainer",
     "FormatError",
     "ImitatingTrainer",
+    "MergedTrainer",
     "MissingExtraError",
     "OutputError",
     "Plan",
@@ -74,6 +76,7 @@ __all__ = [
 _TRAINING = {  # modules of the names that are imported at first use
     "FollowingTrainer": "following_trainer",
     "ImitatingTrainer": "imitating_trainer",
+    "MergedTrainer": "merged_trainer",
     "StudentTrainer": "student_trainer",
     "WidCallback": "callbacks",
     "WidSeq2SeqTrainingArguments": "arguments",
