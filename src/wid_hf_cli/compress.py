@@ -81,6 +81,7 @@ def compress(
             "teacher's weights do not change."
         ),
     ] = None,
+    dropout: Annotated[bool, typer.Option(help="Train with the dropout of the teacher's config.")] = False,
     label_weight: Annotated[
         float | None,
         typer.Option(
@@ -137,6 +138,7 @@ def compress(
         compactor_learning_rate=compactor_learning_rate,
         teacher_learning_rate=teacher_learning_rate,
         distillation=options.words(distillation or ""),
+        dropout=dropout,
         label_weight=label_weight,
         column=column,
         validation=validation,

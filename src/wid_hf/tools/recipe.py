@@ -44,6 +44,7 @@ class CompressSettings:
         teacher_learning_rate: of the teacher's weights; must be 0 with losses from the teacher.
         distillation: losses from the teacher beside the others, some of `"logits"`, `"hidden"`, `"relations"`; with
             them the teacher's weights do not change.
+        dropout: whether the student trains with the dropout of its config.
         label_weight: share of the model's own loss on labels, the rest is of the loss from the teacher; 0 uses no
             labels, 1 nothing but labels. None is 0.5 where rows have labels.
         column: which column of the training file holds the text.
@@ -64,6 +65,7 @@ class CompressSettings:
     compactor_learning_rate: float | None = None
     teacher_learning_rate: float | None = None
     distillation: tuple[str, ...] = ()
+    dropout: bool = False
     label_weight: float | None = None
     column: str | None = None
     validation: str | None = None
@@ -164,6 +166,7 @@ class WidRecipe:
         progressive: whether the student becomes narrow by steps.
         distillation: losses from the teacher beside the others.
         label_weight: as in `CompressSettings`.
+        dropout: the same.
 
     Raises:
         ConfigError: an unknown loss.
@@ -172,6 +175,7 @@ class WidRecipe:
     progressive: bool = False
     distillation: tuple[str, ...] = ()
     label_weight: float | None = None
+    dropout: bool = False
     weights: ClassVar[Literal["folded"]] = "folded"
 
     def __post_init__(self) -> None:
@@ -189,7 +193,12 @@ class WidRecipe:
                 f"learning_rate={settings.learning_rate:g} is for train_weights={MERGED}. Compactors and the teacher's "
                 "weights have compactor_learning_rate= and teacher_learning_rate=."
             )
-        return cls(isinstance(config.schedule, WidSchedule), tuple(settings.distillation), settings.label_weight)
+        return cls(
+            isinstance(config.schedule, WidSchedule),
+            tuple(settings.distillation),
+            settings.label_weight,
+            settings.dropout,
+        )
 
     @property
     def name(self) -> str:
@@ -268,10 +277,11 @@ class WidRecipe:
                 imitation=objective.loss,
                 reduction=objective.reduction,
                 label_weight=label_weight,
+                dropout=self.dropout,
                 **data,
             )
         else:
-            trainer = WidTrainer(model=model, args=args, **data)
+            trainer = WidTrainer(model=model, args=args, dropout=self.dropout, **data)
         if not model.base_model.calibrated:
             model.base_model.calibrate(trainer.calibration_batches())
         return trainer
@@ -283,9 +293,11 @@ class MergedRecipe:
 
     Attributes:
         label_weight: as in `CompressSettings`.
+        dropout: the same.
     """
 
     label_weight: float | None = None
+    dropout: bool = False
     name: ClassVar[str] = "wid-merged"
     title: ClassVar[str] = "WID, merged before training"
     weights: ClassVar[Literal["merged"]] = "merged"
@@ -305,7 +317,7 @@ class MergedRecipe:
                 f"train_weights={MERGED} trains the student's own weights: leave {given[0]}= out, which is for "
                 f"train_weights={COMPACTORS}. Its own setting is learning_rate=."
             )
-        return cls(settings.label_weight)
+        return cls(settings.label_weight, settings.dropout)
 
     def configured(self, config: WidConfig) -> WidConfig:
         """Return `config` as it is."""
@@ -338,13 +350,14 @@ class MergedRecipe:
         if not model.base_model.calibrated:
             model.base_model.calibrate(WidTrainer(model=model, args=args, **data).calibration_batches())
         if objective.has_own_loss or label_weight == 1:
-            return StudentTrainer(model=merged(model), args=args, **data)
+            return StudentTrainer(model=merged(model), args=args, dropout=self.dropout, **data)
         return MergedTrainer(
             model,
             args,
             imitation=objective.loss,
             reduction=objective.reduction,
             label_weight=label_weight,
+            dropout=self.dropout,
             **data,
         )
 

@@ -8,6 +8,7 @@ a step is split into micro-batches, and a loss that is not finite stops the trai
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from ..coupling.trace import output_tensors
 from ..errors import TrainingError
 from .accumulation import Reduction, StepSize, find_reduction, has_no_label
 from .collation import SteadyCollator
+from .dropout import without_dropout
 from .generation import GeneratingTrainer
 from .labelled_positions import shifts_labels
 
@@ -31,6 +33,9 @@ class StudentTrainer(GeneratingTrainer):
     `Seq2SeqTrainer`. If the loss is not finite, training stops before the optimizer's step, the weights go back to the
     last copy with a finite loss, and `TrainingError` says so. A copy is kept in memory every `logging_steps` steps.
 
+    Args:
+        dropout: whether the student trains with the dropout of its config.
+
     Raises:
         TrainingError: from `train`, when the loss is NaN or infinite.
     """
@@ -39,9 +44,15 @@ class StudentTrainer(GeneratingTrainer):
     rates = "learning_rate"  # the argument to lower, for the message about a loss that is not finite
 
     def __init__(
-        self, model: nn.Module | None = None, args: TrainingArguments | None = None, *others: Any, **kwargs: Any
+        self,
+        model: nn.Module | None = None,
+        args: TrainingArguments | None = None,
+        *others: Any,
+        dropout: bool = True,
+        **kwargs: Any,
     ) -> None:
         super().__init__(model, args, *others, **kwargs)
+        self.dropout = dropout
         self.add_callback(_TrainingBegins(self))
         self._good: tuple[int, list[tuple[nn.Parameter, Tensor]]] | None = None  # step, and weights with their values
         self._back_at: int | None = None  # the step that weights went back to
@@ -181,7 +192,8 @@ class StudentTrainer(GeneratingTrainer):
     def _micro_batch(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None) -> Tensor:
         if self._step is not None and self._reduction is None and self.compute_loss_func is None:
             self._reduction = self._tried_reduction(inputs)
-        return super().training_step(model, inputs, num_items_in_batch)
+        with nullcontext() if self.dropout else without_dropout(self.student):
+            return super().training_step(model, inputs, num_items_in_batch)
 
     def _begin(self) -> None:
         """Prepare one training; `Trainer` may have exchanged the model."""
