@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of programs that tests start, too
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="wid-hf-tests-")  # not into the user's cache
 
 import pytest
 import torch
@@ -16,6 +20,13 @@ REPOSITORY = Path(__file__).parents[1]
 
 # One thread: the models are tiny, and threads that wait for each other are slower on a busy machine.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tables_go() -> Iterator[None]:
+    """Delete the tables that `datasets` made of the tests' files."""
+    yield
+    shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture
@@ -55,11 +66,16 @@ def smollm2_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def uspto50k() -> Path:
-    folder = Path(os.environ.get("WID_HF_DATA", REPOSITORY.parent / "shared" / "data")) / "uspto50k"
+def real_data() -> Path:
+    folder = Path(os.environ.get("WID_HF_DATA", REPOSITORY.parent / "shared" / "data"))
     if not folder.is_dir():
-        pytest.skip(f"no data at {folder}: set WID_HF_DATA to the folder that holds uspto50k")
+        pytest.skip(f"no data at {folder}: set WID_HF_DATA to the folder that holds uspto50k and others")
     return folder
+
+
+@pytest.fixture(scope="session")
+def uspto50k(real_data: Path) -> Path:
+    return real_data / "uspto50k"
 
 
 def _teacher(name: str) -> Path:

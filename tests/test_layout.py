@@ -38,7 +38,6 @@ FLOW = (
     "tools.staging",
     "tools.output_folder",
     "tools.teachers",
-    "tools.data",
     "tools.evaluation",
     "tools.reports",
     "tools.export",

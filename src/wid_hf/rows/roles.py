@@ -6,12 +6,12 @@ Called by `compress` and `load_texts`; objectives name their roles.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from typing import Any, Literal
 
-import pyarrow as pa
 from datasets import Audio, ClassLabel, Dataset, Features, Image, IterableDataset, LargeList, List, Value
 
 from ..errors import DataError
@@ -121,23 +121,21 @@ def find_columns(
         DataError: a role is unknown, a column of `given` is not there or holds something else, or a required role is
             nowhere. The message lists the columns that there are.
     """
-    table = _Table(_features(rows), source)
+    table = _Table(features_of(rows), source)
     found = _given(roles, given, table)
-    open_roles = [role for role in roles if role.name not in given]
+    free = [role for role in roles if role.name not in given]
     for first, second in pairwise(roles):
-        if second.beside and first in open_roles and second in open_roles:
-            pairs = zip(second.beside, second.columns, strict=True)
-            both = (pair for pair in pairs if table.holds(pair[0], first) and table.holds(pair[1], second))
-            found |= dict(zip((first.name, second.name), next(both, ()), strict=False))
-    for role in open_roles:
-        usual = (name for name in role.columns if table.holds(name, role) and name not in found.values())
-        if role.name not in found and not role.beside and (column := next(usual, None)) is not None:
-            found[role.name] = column
-    main = next((role for role in roles if role.required and role.holds == "text"), None)
-    if main in open_roles and main.name not in found:
-        strings = [name for name in table.features if table.holds(name, main) and name not in found.values()]
-        if len(strings) == 1:
-            found[main.name] = strings[0]
+        if second.beside and first in free and second in free:
+            found |= table.pair(first, second)
+    for role in free:
+        if role.name not in found and not role.beside:
+            found |= table.usual(role, set(found.values()))
+    main = next((role for role in roles if role.required and role.holds in ("text", "words")), None)
+    if main in free and main.name not in found:
+        strings = [name for name, feature in table.features.items() if _is_text(feature)]
+        left = [name for name in strings if name not in found.values()]
+        if len(left) == 1:
+            found[main.name] = left[0]
     for role in roles:
         if role.required and role.name not in found:
             names = ", ".join(dict.fromkeys(role.columns))
@@ -156,6 +154,30 @@ class _Table:
         """Return whether there is such a column, of the kind of values that the role has."""
         return column in self.features and _KINDS[role.holds](self.features[column])
 
+    def check(self, column: str, role: Role) -> None:
+        """Raise DataError if there is no such column, or it holds something else."""
+        if column not in self.features:
+            raise DataError(f"{self.source} has no column {column!r} for {role.name}. {self.advice(role)}")
+        if not self.holds(column, role):
+            raise DataError(
+                f"The column {column!r} of {self.source} holds {_described(self.features[column])}, and {role.name} "
+                f"must be {HOLDING[role.holds]}. {self.advice(role)}"
+            )
+
+    def usual(self, role: Role, taken: Collection[str]) -> dict[str, str]:
+        """Return role -> the first of its usual columns that is not taken; nothing if there is none."""
+        for name in role.columns:
+            if self.holds(name, role) and name not in taken:
+                return {role.name: name}
+        return {}
+
+    def pair(self, first: Role, second: Role) -> dict[str, str]:
+        """Return both roles -> the first columns that belong together; nothing if there are none."""
+        for one, other in zip(second.beside, second.columns, strict=True):
+            if self.holds(one, first) and self.holds(other, second):
+                return {first.name: one, second.name: other}
+        return {}
+
     def advice(self, role: Role) -> str:
         """Return the columns that there are, and how to name one."""
         listed = ", ".join(f"{name} ({_described(self.features[name])})" for name in sorted(self.features)) or "none"
@@ -168,29 +190,21 @@ def _given(roles: Sequence[Role], given: Mapping[str, str], table: _Table) -> di
     for name, column in given.items():
         if name not in known:
             raise DataError(f"column='{name}={column}' names no role of this task. Its roles: {', '.join(known)}.")
-        role = known[name]
-        if not column and not role.required:
-            continue
-        if column not in table.features:
-            raise DataError(f"{table.source} has no column {column!r} for {name}. {table.advice(role)}")
-        if not table.holds(column, role):
-            holds = _described(table.features[column])
-            raise DataError(
-                f"The column {column!r} of {table.source} holds {holds}, and {name} must be "
-                f"{HOLDING[role.holds]}. {table.advice(role)}"
-            )
+        if column or known[name].required:
+            table.check(column, known[name])
     chosen = {name: column for name, column in given.items() if column}
-    for column in chosen.values():
-        if len(twice := [name for name, other in chosen.items() if other == column]) > 1:
-            raise DataError(f"The column {column!r} is named for {' and for '.join(twice)}. Name one column for each.")
+    for column, times in Counter(chosen.values()).items():
+        if times > 1:
+            named = " and for ".join(name for name, other in chosen.items() if other == column)
+            raise DataError(f"The column {column!r} is named for {named}. Name one column for each.")
     return chosen
 
 
-def _features(rows: Dataset | IterableDataset) -> Mapping[str, Any]:
+def features_of(rows: Dataset | IterableDataset) -> Features:
     """Return what each column holds; streams may not know it before they are read."""
     if rows.features is not None:
         return rows.features
-    return Features.from_arrow_schema(pa.Table.from_pylist(list(islice(rows, PEEKED))).schema)
+    return Dataset.from_list(list(islice(rows, PEEKED))).features
 
 
 def _is_text(feature: Any) -> bool:
@@ -198,13 +212,11 @@ def _is_text(feature: Any) -> bool:
 
 
 def _is_label(feature: Any) -> bool:
-    return isinstance(feature, ClassLabel) or (
-        isinstance(feature, Value)
-        and feature.dtype.startswith(("string", "large_string", "int", "uint", "float", "bool"))
-    )
+    number = isinstance(feature, Value) and feature.dtype.startswith(("int", "uint", "float", "bool"))
+    return number or _is_text(feature) or isinstance(feature, ClassLabel)
 
 
-def _is_list_of(one: Any) -> Any:
+def _is_list_of(one: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda feature: isinstance(feature, List | LargeList) and one(feature.feature)
 
 
@@ -212,7 +224,7 @@ def _is_answers(feature: Any) -> bool:
     return isinstance(feature, Mapping) and {"text", "answer_start"} <= feature.keys()
 
 
-_KINDS: dict[Kind, Any] = {
+_KINDS: dict[Kind, Callable[[Any], bool]] = {
     "text": _is_text,
     "texts": _is_list_of(_is_text),
     "words": lambda feature: _is_text(feature) or _is_list_of(_is_text)(feature),

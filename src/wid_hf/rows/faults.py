@@ -1,0 +1,91 @@
+"""Which line of which file cannot be read: asked when a builder of `datasets` failed, which seldom says it.
+
+Takes files of text, JSON or CSV and reads them line by line; gives a refusal, or nothing if all lines are well.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError
+from ..progress_bar import progress_bar
+
+
+def refuse_faults(files: Sequence[Path], builder: str) -> None:
+    """Raise DataError for the first line that is wrong in `files`, or if they hold no row.
+
+    Args:
+        files: in order.
+        builder: name of the builder of `datasets` that reads such files; only those of text, JSON and CSV are checked,
+            and none that zstd compressed.
+    """
+    rows_of = _ROWS.get(builder)
+    if rows_of is None or any(file.suffix.lower() == ".zst" for file in files):
+        return
+    rows = 0
+    for file in files:
+        try:
+            with _OPENED.get(file.suffix.lower(), open)(file, "rt", encoding="utf-8-sig") as lines:
+                rows += sum(1 for _ in rows_of(progress_bar(lines, f"Reading {file.name}")))
+        except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
+            raise DataError(
+                f"{file} cannot be read: {error}. It must be a complete file in UTF-8 of the kind its suffix says: "
+                "write or download it again, or correct the suffix."
+            ) from error
+    if not rows:
+        raise DataError(f"{', '.join(map(str, files))} holds no row: it is empty or all blank. Give at least one row.")
+
+
+def _text_rows(lines: Iterator[str]) -> Iterator[str]:
+    """Yield lines that are not blank; a ValueError says which holds a zero byte."""
+    for number, line in enumerate(lines, start=1):
+        if "\0" in line:
+            raise ValueError(f"line {number} holds a zero byte, which no text does")
+        if not line.isspace():
+            yield line
+
+
+def _csv_rows(lines: Iterator[str]) -> Iterator[str]:
+    """Yield lines after the header."""
+    rows = _text_rows(lines)
+    next(rows, None)
+    yield from rows
+
+
+def _json_rows(lines: Iterator[str]) -> Iterator[dict]:
+    """Yield the objects of JSON lines or of one JSON list; a ValueError says which line or entry is none."""
+    begun = False
+    for number, line in enumerate(lines, start=1):
+        if not begun and line.lstrip().startswith("["):
+            yield from _json_list(line + "".join(lines))
+        elif not line.isspace():
+            begun = True
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"line {number} is not JSON ({error.msg})") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"line {number} is not a JSON object")
+            yield row
+
+
+def _json_list(content: str) -> Iterator[dict]:
+    for number, row in enumerate(json.loads(content), start=1):
+        if not isinstance(row, dict):
+            raise ValueError(f"entry {number} is not a JSON object")
+        yield row
+
+
+_OPENED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_ROWS: dict[str, Callable[[Iterator[str]], Iterator[object]]] = {
+    "text": _text_rows,
+    "csv": _csv_rows,
+    "json": _json_rows,
+}

@@ -1,0 +1,195 @@
+"""Rows as a task needs them: a column for each role, and no row in which one is missing.
+
+Takes rows, the columns of their roles and, from a task, why a row is of no use to it; gives the rows that are left and
+how many were left out for which reason. Called by `compress` and `load_texts`, after `find_columns`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+from datasets import ClassLabel, Dataset, IterableDataset
+
+from ..errors import DataError
+from ..progress_bar import progress_bar
+from .images import CheckedImage
+from .roles import Kind, Role, features_of
+from .sounds import StoredSound, samples
+
+CHECKED = 1000  # rows that are in memory at a time
+NO_CLASS = -1  # label of rows without one where labels are classes, as the test splits of GLUE have it
+Reason = Callable[[Mapping[str, Any]], str | None]
+
+
+@dataclass
+class Prepared:
+    """Rows for a task, and what became of the others.
+
+    Attributes:
+        rows: a column for each role that was found, under the role's name. Images are decoded when a row is taken;
+            sounds are their bytes or path (`sounds.samples`).
+        columns: role -> the source's column.
+        read: rows that were looked at; of a stream, so far.
+        dropped: reason -> rows that were left out for it, the same.
+    """
+
+    rows: Dataset | IterableDataset
+    columns: dict[str, str]
+    read: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    def words(self) -> str:
+        """Return how many rows are left out, and why, in one sentence."""
+        read = f"{self.read:,} rows" + (" read so far" if isinstance(self.rows, IterableDataset) else "")
+        count = self.dropped.total()
+        reasons = ", ".join(f"{why} ({times:,})" for why, times in self.dropped.most_common())
+        if not count:
+            return f"None of {read} is left out."
+        return f"{count:,} of {read} {'is' if count == 1 else 'are'} left out: {reasons}."
+
+
+def prepare(
+    rows: Dataset | IterableDataset,
+    columns: Mapping[str, str],
+    roles: Sequence[Role],
+    why_unusable: Reason | None = None,
+    *,
+    source: str = "the source",
+) -> Prepared:
+    """Return the rows with the columns of their roles alone, without those that lack something.
+
+    A row is left out if a text is blank, a value is missing or an image or sound cannot be read, and if `why_unusable`
+    says so. Of a stream, rows are looked at when they are read, and counted once however often that is.
+
+    Args:
+        rows: as `load_rows` returns them.
+        columns: role -> column, as `find_columns` returns it.
+        roles: at least those of `columns`.
+        why_unusable: returns why the task cannot use a row of roles, such as "there is no class 7", or None.
+        source: where the rows come from, for errors.
+
+    Raises:
+        DataError: no row is left.
+    """
+    kinds = {role.name: role.holds for role in roles if role.name in columns}
+    for name, kind in kinds.items():  # first of all: what a stream does later, it does with what is decoded now
+        if kind == "image":
+            rows = rows.cast_column(columns[name], CheckedImage(mode=rows.features[columns[name]].mode))
+        elif kind == "audio":
+            rows = rows.cast_column(columns[name], StoredSound())
+    rows = _renamed(rows, {name: columns[name] for name in kinds})
+    classes = {name for name, feature in rows.features.items() if isinstance(feature, ClassLabel)}
+
+    reason = _reason(kinds, classes, why_unusable)
+    made = Prepared(rows, dict(columns))
+    made.rows = _kept_of_stream(rows, reason, made) if isinstance(rows, IterableDataset) else _kept(rows, reason, made)
+    if next(iter(made.rows), None) is None:
+        raise DataError(f"No row of {source} can be used. {made.words()} Give rows in which nothing is missing.")
+    return made
+
+
+def _reason(kinds: Mapping[str, Kind], classes: Collection[str], why_unusable: Reason | None) -> Reason:
+    """Return what says why a row cannot be used."""
+
+    def reason(row: Mapping[str, Any]) -> str | None:
+        for name, kind in kinds.items():
+            value = None if name in classes and row[name] == NO_CLASS else row[name]
+            if (lack := _LACKS[kind](value)) is not None:
+                return lack.format(name.replace("_", " "))
+        return why_unusable(row) if why_unusable is not None else None
+
+    return reason
+
+
+def _renamed(rows: Dataset | IterableDataset, columns: Mapping[str, str]) -> Dataset | IterableDataset:
+    """Return `rows` with these columns alone, under the names of their roles."""
+    rows = rows.select_columns(list(columns.values()))
+    renamed = {column: name for name, column in columns.items() if column != name}
+    if set(renamed.values()) & set(columns.values()):  # a role has the name of another role's column
+        aside = {column: f"role {name}" for column, name in renamed.items()}
+        rows, renamed = rows.rename_columns(aside), {aside[column]: name for column, name in renamed.items()}
+    rows = rows.rename_columns(renamed) if renamed else rows
+    return rows if rows.features is not None else rows.cast(features_of(rows))
+
+
+def _kept(rows: Dataset, reason: Reason, made: Prepared) -> Dataset:
+    """Return the rows that can be used, and count the others."""
+    kept = []
+    at_once = 1 if any(isinstance(feature, CheckedImage) for feature in rows.features.values()) else CHECKED
+    batches = progress_bar(rows.iter(at_once), "Checking rows", -(-len(rows) // at_once))
+    for values in chain.from_iterable(zip(*batch.values(), strict=True) for batch in batches):
+        why = reason(dict(zip(rows.column_names, values, strict=True)))
+        if why is None:
+            kept.append(made.read)
+        else:
+            made.dropped[why] += 1
+        made.read += 1
+    return rows if len(kept) == len(rows) else rows.select(kept)
+
+
+def _kept_of_stream(rows: IterableDataset, reason: Reason, made: Prepared) -> IterableDataset:
+    """Return the stream of rows that can be used; it counts the others when they are read for the first time."""
+
+    def is_usable(row: dict[str, Any], number: int) -> bool:
+        why = reason(row)
+        if number >= made.read:
+            made.read = number + 1
+            if why is not None:
+                made.dropped[why] += 1
+        return why is None
+
+    return rows.filter(is_usable, with_indices=True)
+
+
+def _lack_of_text(value: Any) -> str | None:
+    return None if value is not None and value.strip() else "the {} is blank"
+
+
+def _lack_of_entries(value: Any) -> str | None:
+    return None if value else "there are no {}"
+
+
+def _lack_of_words(value: Any) -> str | None:
+    return _lack_of_text(" ".join(value) if isinstance(value, list) else value)
+
+
+def _lack_of_answers(value: Any) -> str | None:
+    """A question that has no answer says so by empty lists."""
+    return "there are no {}" if value is None else None
+
+
+def _lack_of_label(value: Any) -> str | None:
+    """CSV has NaN, which is unlike itself, where a number is missing."""
+    return "there is no {}" if value is None or value != value else None  # noqa: PLR0124
+
+
+def _lack_of_image(value: Any) -> str | None:
+    if isinstance(value, Exception):
+        return "the {} cannot be read"
+    return "there is no {}" if value is None else None
+
+
+def _lack_of_sound(value: dict[str, Any] | None) -> str | None:
+    if value is None:
+        return "there is no {}"
+    try:
+        samples(value)
+    except DataError:
+        return "the {} cannot be read"
+    return None
+
+
+_LACKS: dict[Kind, Callable[[Any], str | None]] = {
+    "text": _lack_of_text,
+    "texts": _lack_of_entries,
+    "words": _lack_of_words,
+    "label": _lack_of_label,
+    "labels": _lack_of_entries,
+    "image": _lack_of_image,
+    "audio": _lack_of_sound,
+    "answers": _lack_of_answers,
+}
