@@ -33,8 +33,8 @@ from transformers import AutoModel, AutoTokenizer, BatchEncoding
 from wid_hf import WidConfig, WidError
 from wid_hf.atomic_write import atomic_write
 from wid_hf.hub.own_files import CALIBRATION_PICTURE, FILE_NAME
+from wid_hf.rows import load_texts
 from wid_hf.tools.compress import CompressSettings, compress
-from wid_hf.tools.data import load_texts
 from wid_hf.tools.evaluation import latency
 from wid_hf.tools.output_folder import OutputFolder, write_folder
 from wid_hf.training.losses.pooling import mean_pool

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from zlib import crc32
 
 import torch
-from datasets import Dataset, IterableDataset, load_dataset
+from datasets import Dataset, IterableDataset
 from transformers import DataCollatorForLanguageModeling, HfArgumentParser, PreTrainedTokenizerBase, set_seed
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.trainer_utils import get_last_checkpoint
@@ -38,6 +38,7 @@ from wid_hf import (
 from wid_hf.hub.model_size import model_size
 from wid_hf.hub.own_files import why_not_ours
 from wid_hf.progressive.history import narrow_from, widths_over_steps
+from wid_hf.rows import load_rows
 from wid_hf.scores import masked_batches, masked_lm_score
 from wid_hf.tools.output_folder import OutputFolder, write_folder
 from wid_hf.tools.recipe import WidRecipe
@@ -55,7 +56,7 @@ class Recipe:
     """Which student of which teacher, and the texts to train it on."""
 
     teacher: str = field(metadata={"help": "Folder or Hub id of a masked language model."})
-    corpus: str = field(metadata={"help": "Dataset, 'name' or 'name:config', or a .txt, .json or .jsonl file (.gz)."})
+    corpus: str = field(metadata={"help": "Files, a folder, or a dataset, 'name' or 'name:config'."})
     hidden_size: int = field(metadata={"help": "Width of the student's residual stream."})
     intermediate_size: int = field(metadata={"help": "Inner width of its feed-forward blocks."})
     head_strategy: Literal["dim", "head"] = field(
@@ -151,7 +152,7 @@ def pretrain(recipe: Recipe, args: WidTrainingArguments) -> Report:
 
 def blocks(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Dataset | IterableDataset:
     """Return the corpus as rows of `max_length` tokens, text after text; what is left of 1,000 texts is dropped."""
-    texts = corpus(recipe.corpus, recipe.split, recipe.streaming)
+    texts = load_rows(recipe.corpus, split=recipe.split, streaming=recipe.streaming)
     first: dict[str, Any] = next(iter(texts), {})
     if not isinstance(first.get(recipe.column), str):
         raise DataError(f"{recipe.corpus} has no text in column {recipe.column!r}; its columns: {list(first)}.")
@@ -164,19 +165,6 @@ def blocks(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Dataset | Iter
         return {"input_ids": [tokens[end - recipe.max_length : end] for end in ends]}
 
     return texts.map(group, batched=True, remove_columns=list(first))
-
-
-def corpus(source: str, split: str, streaming: bool) -> Dataset | IterableDataset:
-    """Return the texts of a file here, or of a dataset by its name."""
-    path = Path(source)
-    name, _, config = source.partition(":")
-    try:
-        if path.is_file():
-            kind = "text" if ".txt" in path.suffixes else "json"
-            return load_dataset(kind, data_files=source, split="train", streaming=streaming)
-        return load_dataset(name, config or None, split=split, streaming=streaming)
-    except Exception as error:  # the loaders of `datasets` raise errors of every class
-        raise DataError(f"{source!r} is no file here and cannot be loaded as a dataset: {error}") from error
 
 
 def hold_out(rows: Dataset | IterableDataset, count: int) -> tuple[Dataset | IterableDataset, Dataset]:

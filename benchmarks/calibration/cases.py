@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from subject import DATA, Batch, Sizes, Subject, TextSubject
 from subjects import ALL_HEADS, DECODER, SHARES, SMALL_GPT2, SMALL_VIT, SUBJECTS, TAGGER, WIKINEWS, widths
 
-from wid_hf.tools.data import load_texts
+from wid_hf.rows import load_texts
 
 CalibrationTexts = Callable[[Subject], list[Batch]]
 

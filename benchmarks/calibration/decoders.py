@@ -14,8 +14,8 @@ from torch.nn import functional
 from transformers import DataCollatorForLanguageModeling
 
 from wid_hf.inputs import batches
+from wid_hf.rows import load_texts
 from wid_hf.scores.eval_mode import eval_mode
-from wid_hf.tools.data import load_texts
 
 
 @dataclass(frozen=True)

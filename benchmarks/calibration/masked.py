@@ -11,8 +11,8 @@ from subject import SCORE_BATCH, Batch, TextSubject
 from transformers import DataCollatorForLanguageModeling
 
 from wid_hf.inputs import tokenize
+from wid_hf.rows import load_texts
 from wid_hf.scores import masked_batches, masked_lm_score
-from wid_hf.tools.data import load_texts
 from wid_hf.training.trainer import WidTrainer
 
 

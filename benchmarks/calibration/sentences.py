@@ -16,9 +16,9 @@ from torch.nn import functional
 from transformers import DataCollatorWithPadding
 
 from wid_hf.inputs import batches, tokenize
+from wid_hf.rows import load_texts
 from wid_hf.scores import cosine_correlation, embed
 from wid_hf.scores.eval_mode import eval_mode
-from wid_hf.tools.data import load_texts
 from wid_hf.training.following_trainer import FollowingTrainer
 from wid_hf.training.losses.following import following_loss
 from wid_hf.training.trainer import WidTrainer

@@ -36,7 +36,7 @@ from transformers import (
 )
 
 from wid_hf.progress_bar import progress_bar
-from wid_hf.tools.data import load_texts
+from wid_hf.rows import load_texts
 
 DATA = Path(os.environ.get("WID_HF_DATA", ROOT.parent / "shared" / "data"))
 END = "<|endoftext|>"

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wid_hf.inputs import batches, tokenize
-from wid_hf.tools.data import load_texts
+from wid_hf.rows import load_texts
 from wid_hf.tools.teachers import load_teacher, load_tokenizer
 from wid_hf.training.trainer import WidTrainer
 

@@ -17,8 +17,8 @@ from torch.nn import functional
 from transformers import DataCollatorWithPadding
 
 from wid_hf.inputs import batches, tokenize
+from wid_hf.rows import load_texts
 from wid_hf.scores.eval_mode import eval_mode
-from wid_hf.tools.data import load_texts
 
 KEEP = 0  # the label of a word that is right
 CONFUSED = (

@@ -19,8 +19,8 @@ from transformers import DataCollatorWithPadding
 
 from wid_hf import TrainingError
 from wid_hf.inputs import batches, tokenize
+from wid_hf.rows import load_texts
 from wid_hf.tools.compress import CompressSettings
-from wid_hf.tools.data import load_texts
 from wid_hf.tools.evaluate import EvalSettings, evaluate
 from wid_hf.tools.evaluation.attention import compare_attention
 from wid_hf.tools.evaluation.tasks import DataPlaces, FineTuning

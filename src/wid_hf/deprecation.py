@@ -24,7 +24,6 @@ BASELINES = "benchmarks/baselines/{}.py of a checkout of wid-hf"  # not installe
 # Import path of 0.1 -> import path now, or another place.
 _TOOLS = {
     "compress": ("CompressSettings", "compress"),
-    "data": ("hold_out", "load_texts"),
     "evaluate": ("EvalSettings", "evaluate"),
     "evaluation": ("latency",),
     "evaluation.tasks": ("TASKS", "DataPlaces", "FineTuning", "find_tasks"),
@@ -50,6 +49,7 @@ MOVED = {
     **{
         f"wid_hf.{module}.{name}": f"wid_hf.tools.{module}.{name}" for module, names in _TOOLS.items() for name in names
     },
+    **{f"wid_hf.data.{name}": f"wid_hf.rows.{name}" for name in ("hold_out", "load_texts")},
     "wid_hf.compress.OF_CALIBRATION": "wid_hf.config.FLAT",
     "wid_hf.evaluation.mean_pool": "wid_hf.training.losses.pooling.mean_pool",
     "wid_hf.evaluation.model_size": "wid_hf.hub.model_size.model_size",

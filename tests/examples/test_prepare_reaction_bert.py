@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM
 
 from wid_hf.errors import OutputError, TeacherError
-from wid_hf.tools.data import load_texts
+from wid_hf.rows import load_texts
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "prepare_reaction_bert.py"
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

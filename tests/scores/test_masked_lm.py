@@ -13,8 +13,8 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, BertForMaskedLM, P
 
 from wid_hf.errors import DataError
 from wid_hf.inputs import tokenize
+from wid_hf.rows import load_texts
 from wid_hf.scores import masked_batches, masked_lm_score
-from wid_hf.tools.data import load_texts
 
 VOCABULARY = 60
 

@@ -23,8 +23,8 @@ from transformers import PreTrainedModel
 
 from wid_hf import WidConfig, WidTrainer, get_wid_model
 from wid_hf.inputs import tokenize
+from wid_hf.rows import load_texts
 from wid_hf.scores import masked_batches, masked_lm_score
-from wid_hf.tools.data import load_texts
 from wid_hf.tools.teachers import load_teacher, load_tokenizer
 from wid_hf.training.labelled_positions import LabelledPositions
 

@@ -39,9 +39,9 @@ from ..objectives import Objective, find_objective
 from ..planning.student_plan import empty_student
 from ..progressive.history import narrow_from, widths_over_steps
 from ..progressive.schedule import WidSchedule
+from ..rows import hold_out, load_texts
 from ..training.student_trainer import StudentTrainer
 from ..training.trainer import WidTrainer
-from .data import hold_out, load_texts
 from .evaluation import latency
 from .output_folder import OutputFolder, Place, Staging
 from .recipe import CompressSettings, Recipe, recipe_of

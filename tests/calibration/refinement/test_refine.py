@@ -21,8 +21,8 @@ from wid_hf.calibration.refinement import layer_by_layer
 from wid_hf.calibration.refinement.pieces import Pieces
 from wid_hf.inputs import tokenize
 from wid_hf.layers import folded_weights
+from wid_hf.rows import load_texts
 from wid_hf.scores import masked_batches, masked_lm_score
-from wid_hf.tools.data import load_texts
 from wid_hf.tools.teachers import load_teacher, load_tokenizer
 
 

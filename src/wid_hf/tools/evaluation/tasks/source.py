@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
-from datasets import Dataset
+from datasets import Dataset, Value
 
 from ....errors import DataError
 from ....hub.paths import expanded
-from ...data import load_rows
+from ....rows import load_rows
 from .task import Rows
 
 NEEDED = ("train", "dev")
@@ -61,26 +61,21 @@ class Source:
         return {split: self._read(path) for split, path in found.items() if path is not None}
 
     def _read(self, path: Path) -> Dataset:
-        rows = load_rows(path)
-        for number, row in enumerate(rows, start=1):
-            for ours, name in self.files.columns.items():
-                kind = int | float if ours == "label" else str
-                if not isinstance(row.get(name), kind):
-                    raise DataError(
-                        f"row {number} of {path} has {row.get(name)!r} as {name!r}. Expected: a "
-                        f"{'number' if ours == 'label' else 'string'} under each key of "
-                        f"{', '.join(self.files.columns.values())}."
-                    )
-        if not rows:
-            raise DataError(f"{path} holds no row. Give a file with at least one.")
-        return Dataset.from_dict({ours: [row[name] for row in rows] for ours, name in self.files.columns.items()})
+        rows = load_rows(str(path))
+        for ours, name in self.files.columns.items():
+            kind, kinds = (int | float, "number") if ours == "label" else (str, "string")
+            expected = f"Expected: a {kinds} under each key of {', '.join(self.files.columns.values())}."
+            if not isinstance(rows.features.get(name, Value("null")), Value):
+                raise DataError(f"{path} has values of several kinds, or of several parts, as {name!r}. {expected}")
+            for number, value in enumerate(rows[name] if name in rows.column_names else [None], start=1):
+                if not isinstance(value, kind):
+                    raise DataError(f"row {number} of {path} has {value!r} as {name!r}. {expected}")
+        return _named(rows, self.files.columns)
 
     def _from_hub(self, splits: Mapping[str, Dataset]) -> Rows:
         rows = {}
         for split, name in self.hub_names.splits.items():
-            chosen = splits[name].select_columns(list(self.hub_names.columns.values()))
-            spelled = {there: ours for ours, there in self.hub_names.columns.items() if there != ours}
-            rows[split] = chosen.rename_columns(spelled)
+            rows[split] = _named(splits[name], self.hub_names.columns)
         return rows
 
 
@@ -112,6 +107,12 @@ def from_files_or_hub(
         raise DataError(
             f"{here}, and {dataset} cannot be loaded from the Hub: {error}. {advice}, or check the network."
         ) from error
+
+
+def _named(rows: Dataset, columns: Mapping[str, str]) -> Dataset:
+    """Return `rows` with our names of `columns`, and no others."""
+    spelled = {there: ours for ours, there in columns.items() if there != ours}
+    return rows.select_columns(list(columns.values())).rename_columns(spelled)
 
 
 def _file(folder: Path, stem: str) -> Path | None:

@@ -19,9 +19,9 @@ from transformers.models.auto.modeling_auto import (
 
 from ....errors import DataError, TeacherError
 from ....inputs import batches, tokenize
+from ....rows import load_texts
 from ....scores import embed, masked_batches, masked_lm_score, perplexity_score
 from ....scores.figures import FIGURES
-from ...data import load_texts
 from .source import Source
 from .task import DataPlaces, Rows, Scored, Scores
 

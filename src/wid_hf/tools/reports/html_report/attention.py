@@ -13,8 +13,8 @@ from datasets import Dataset
 from transformers import DataCollatorWithPadding
 
 from ....inputs import batches, tokenize
+from ....rows import load_texts
 from ....scores.figures import check_installed
-from ...data import load_texts
 from ...evaluation.attention import AttentionComparison, compare_attention
 from ...teachers import load_teacher, load_tokenizer
 from .attention_plots import draw_divergence, draw_maps
