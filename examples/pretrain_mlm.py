@@ -84,7 +84,7 @@ def pretrain(recipe: Recipe, args: WidTrainingArguments) -> Report:
         Path(args.output_dir) / "student",
         overwrite=True,
         why_not_ours=why_not_ours,
-        sources={"the teacher": recipe.teacher},
+        sources={"the teacher": [recipe.teacher]},
     )
     args.include_num_input_tokens_seen = "non_padding"
     teacher, tokenizer = load_teacher(recipe.teacher), load_tokenizer(recipe.teacher)

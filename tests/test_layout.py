@@ -43,6 +43,7 @@ FLOW = (
     "tools.export",
     "tools.evaluate",
     "tools.recipe",
+    "tools.training_data",
     "tools.compress",
 )
 MATHEMATICS = {"coupling", "layers", "calibration", "progressive"}

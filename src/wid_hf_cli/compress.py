@@ -13,7 +13,12 @@ from . import options
 
 def compress(
     teacher: options.Teacher,
-    train: Annotated[str, typer.Option(help="Text file, JSON lines, or name of a dataset.")],
+    train: Annotated[
+        list[str],
+        typer.Option(
+            help="File, pattern such as 'data/*.jsonl', folder, or name of a dataset; repeat it for more files."
+        ),
+    ],
     output: Annotated[Path, typer.Option(help="Folder for the student.")],
     hidden_size: options.HiddenSize = None,
     intermediate_size: options.IntermediateSize = None,
@@ -90,8 +95,20 @@ def compress(
             help="Share of the loss on labels beside that from the teacher; by default 0.5 if there are labels.",
         ),
     ] = None,
-    column: Annotated[str | None, typer.Option(help="Column that holds the text.")] = None,
-    validation: Annotated[str | None, typer.Option(help="Held-out texts; by default part of --train.")] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ROLE=NAME", help="Column of a role such as text, text_pair or label; a NAME alone is the text's."
+        ),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of --train, where it is a dataset or a folder.")] = "train",
+    streaming: Annotated[
+        bool, typer.Option("--streaming", help="Read rows while training: no table of them is made before.")
+    ] = False,
+    validation: Annotated[
+        list[str] | None, typer.Option(help="Held-out rows, named as for --train; by default part of those.")
+    ] = None,
+    validation_split: Annotated[str, typer.Option(help="Split of --validation.")] = "validation",
     validation_texts: Annotated[int, typer.Option(min=1, help="How many.")] = 512,
     seed: Annotated[int, typer.Option(help="Of data order, masking and held-out texts.")] = 0,
     revision: options.Revision = None,
@@ -140,11 +157,16 @@ def compress(
         distillation=options.words(distillation or ""),
         dropout=dropout,
         label_weight=label_weight,
-        column=column,
+        column=tuple(column or ()),
+        split=split,
+        streaming=streaming,
         validation=validation,
+        validation_split=validation_split,
         validation_texts=validation_texts,
         seed=seed,
     )
+    console = Console()
+    plain: dict[str, Any] = {"soft_wrap": True, "markup": False, "highlight": False}
     try:
         report = compress_teacher(
             teacher,
@@ -156,11 +178,13 @@ def compress(
             trust_remote_code=trust_remote_code,
             overwrite=overwrite,
             command=options.command_line(),
+            tell=lambda words: console.print(words, **plain),
         )
     except Stopped as stop:
         Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print(str(stop))
         raise typer.Exit(128 + stop.signal) from None
-    console = Console()
+    if streaming:
+        console.print(*(f"{source}: {found['words']}" for source, found in report.rows.items()), sep="\n", **plain)
     output = Path(expanded(output))
     if report.calibration is not None and report.calibration.inputs:
         console.print(calibration_table(report.calibration))

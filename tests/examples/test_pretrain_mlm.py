@@ -195,7 +195,7 @@ def test_the_papers_own_numbers_do_not_fit_a_short_run(values: dict[str, Any], m
         ({"column": "body"}, r"train.txt has no text in column 'body'; its columns: \['text'\]"),
         (
             {"corpus": "no-such-corpus"},
-            "'no-such-corpus' is not a file here, and its split 'train' cannot be loaded as a dataset",
+            "'no-such-corpus' is not a file here, and its split 'train' cannot be loaded",
         ),
         ({"validation_blocks": 5000}, "of which 5000 are held out; give more texts"),
         ({"teacher": "/no/such/teacher"}, "There is no folder '/no/such/teacher'"),

@@ -125,9 +125,9 @@ def test_a_progressive_run_reports_its_widths_and_draws_them(
 def test_a_schedule_that_does_not_end_within_the_steps_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     config = WidConfig(hidden_size=12, schedule=WidSchedule.paper())
     with pytest.raises(ConfigError, match=r"ends at step 16000 .* only 3"):
-        compress("nowhere", "nothing.txt", tmp_path / "student", config, QUICK)
+        compress("nowhere", "nothing", tmp_path / "student", config, QUICK)
     with pytest.raises(ConfigError, match=r"training has only 0"):
-        compress("nowhere", "nothing.txt", tmp_path / "student", config, UNTRAINED)
+        compress("nowhere", "nothing", tmp_path / "student", config, UNTRAINED)
 
 
 @pytest.mark.slow
@@ -300,7 +300,7 @@ def test_sizes_that_cannot_be_are_refused_and_nothing_is_written(
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(None, "there is no file"), ("", "holds no text"), ("\0\1\2", "cannot be read")]
+    ("content", "words"), [(None, "there is no file"), ("", "holds no row"), ("\0\1\2", "cannot be read")]
 )
 def test_training_texts_that_are_missing_empty_or_unreadable_are_refused(
     tmp_path: Path, masked_teacher: Path, content: str | None, words: str

@@ -174,7 +174,7 @@ def test_an_output_that_is_holds_or_lies_in_what_is_read_is_refused(tmp_path: Pa
         path.rename(tmp_path / "teacher" / path.name)
     (tmp_path / "ours").rmdir()
     with pytest.raises(OutputError, match=r"(is|holds|lies in) the teacher"):
-        output(f"{tmp_path}/{spelled}", overwrite=True, sources={"the teacher": tmp_path / "teacher"})
+        output(f"{tmp_path}/{spelled}", overwrite=True, sources={"the teacher": [tmp_path / "teacher"]})
     assert (tmp_path / "teacher" / "weights").read_text() == "teacher"
 
 
@@ -183,13 +183,13 @@ def test_a_teacher_whose_weights_are_links_into_the_output_is_safe(tmp_path: Pat
     (tmp_path / "teacher").mkdir()
     (tmp_path / "teacher" / "weights").symlink_to("../out/weights")
     with pytest.raises(OutputError, match="holds the teacher"):
-        output(tmp_path / "out", overwrite=True, sources={"the teacher": tmp_path / "teacher"})
+        output(tmp_path / "out", overwrite=True, sources={"the teacher": [tmp_path / "teacher"]})
 
 
 def test_beside_the_file_of_texts_an_output_may_lie_but_not_hold_it(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "texts.txt").write_text("one")
-    sources = {"the training texts": tmp_path / "data" / "texts.txt"}
+    sources = {"the training texts": [tmp_path / "data" / "texts.txt"]}
     output(tmp_path / "data" / "out", sources=sources)
     with pytest.raises(OutputError, match="holds the training texts"):
         output(tmp_path / "data", sources=sources)

@@ -50,13 +50,12 @@ class Classification(Objective):
         Raises:
             DataError: nothing can be read, or a label is none of the teacher's.
         """
-        if self.target.name not in (rows.column_names or ()):
+        column = self.target.name
+        if column not in (rows.column_names or ()):
             return self.inputs.features(rows, max_length)
-        labels = Labels(self.teacher.config, names_of(rows, self.target.name))
+        labels = Labels(self.teacher.config, names_of(rows, column))  # and no `self`: its teacher would be hashed
         return self.inputs.features(
-            rows,
-            max_length,
-            lambda columns, _: {"labels": [labels.target(value) for value in columns[self.target.name]]},
+            rows, max_length, lambda columns, _: {"labels": [labels.target(value) for value in columns[column]]}
         )
 
     def scored(self, features: Dataset, batch_size: int, seed: int) -> list[Batch]:

@@ -88,7 +88,8 @@ def prepare(
     made = Prepared(rows, dict(columns))
     made.rows = _kept_of_stream(rows, reason, made) if isinstance(rows, IterableDataset) else _kept(rows, reason, made)
     if next(iter(made.rows), None) is None:
-        raise DataError(f"No row of {source} can be used. {made.words()} Give rows in which nothing is missing.")
+        why = f"No row of {source} can be used. {made.words()}" if made.read else f"{source} holds no row."
+        raise DataError(f"{why} Give rows in which nothing is missing.")
     return made
 
 

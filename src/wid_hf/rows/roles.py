@@ -79,8 +79,9 @@ TEXT_PAIR = Role(
     required=False,
     beside=tuple(first for first, _ in PAIRS),
 )
-LABEL = Role("label", ("label", "labels", "class", "score", "category", "rating", "stars"), "label", required=False)
-LABELS = Role("label", ("labels", "label", "classes", "categories"), "labels", required=False)
+# No "class" or "rating": a column that only sounds like labels would train a student on what its teacher never meant.
+LABEL = Role("label", ("label", "labels", "score"), "label", required=False)
+LABELS = Role("label", ("labels", "label"), "labels", required=False)
 WORDS = Role("text", ("tokens", "words", *TEXT.columns), "words")
 TAGS = Role("tags", ("tags", "ner_tags", "labels", "pos_tags", "upos"), "labels", required=False)
 QUESTION = Role("question", ("question", "query"), "text")

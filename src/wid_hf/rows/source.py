@@ -81,6 +81,16 @@ def load_rows(
     return _named(names[0], split, streaming)
 
 
+def local_paths(source: str | Sequence[str]) -> list[Path]:
+    """Return the files or the folder that `source` names; none if it is the name of a dataset.
+
+    Raises:
+        DataError: a file is missing.
+    """
+    names = source_names(source)
+    return [Path(names[0])] if len(names) == 1 and Path(names[0]).is_dir() else _files(names)
+
+
 def source_names(source: str | Sequence[str]) -> list[str]:
     """Return the names of files, patterns, folders or datasets in `source`, without `~` and commas.
 

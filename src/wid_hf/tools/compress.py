@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -39,7 +39,7 @@ from ..objectives import Objective, find_objective
 from ..planning.student_plan import empty_student
 from ..progressive.history import narrow_from, widths_over_steps
 from ..progressive.schedule import WidSchedule
-from ..rows import hold_out, load_texts
+from ..rows.source import local_paths, source_names
 from ..training.student_trainer import StudentTrainer
 from ..training.trainer import WidTrainer
 from .evaluation import latency
@@ -49,13 +49,14 @@ from .reports.wid_report import Latency, Report
 from .stops import StopAfterStep, Stops
 from .teachers import load_teacher, load_tokenizer, longest_text, save_tokenizer, working_tokenizer
 from .training_bar import TrainingBar
+from .training_data import load_training_data
 
 TIMED = 5  # forwards per model
 
 
 def compress(
     teacher: str,
-    train: str,
+    train: str | Sequence[str],
     output: str | Path,
     config: WidConfig,
     settings: CompressSettings,
@@ -65,6 +66,7 @@ def compress(
     trust_remote_code: bool = False,
     overwrite: bool = False,
     command: str | None = None,
+    tell: Callable[[str], None] = lambda words: None,
 ) -> Report:
     """Make a student of `teacher`, train it on `train`, and write it to `output`.
 
@@ -78,7 +80,7 @@ def compress(
 
     Args:
         teacher: folder or Hub id.
-        train: text file, JSON lines or name of a dataset.
+        train: files, a folder or the name of a dataset, as for `rows.load_rows`.
         output: folder for the student, its tokenizer, its card and `wid_report.json`; apart from teacher and texts.
         config: the student's sizes and its start.
         settings: how to train.
@@ -87,6 +89,7 @@ def compress(
         trust_remote_code: passed on to transformers.
         overwrite: replace an `output`, or a `<output>-last-good`, that holds only files of an earlier call.
         command: the command line, for the report.
+        tell: is called with what a user should know before training begins.
 
     Returns:
         What `wid_report.json` holds.
@@ -98,16 +101,9 @@ def compress(
         TrainingError: the loss became NaN; the last good student is in `<output>-last-good`.
         Stopped: a signal ended the run; the message says what was kept.
     """
-    teacher, train = expanded(teacher), expanded(train)
-    validation = None if settings.validation is None else expanded(settings.validation)
-    settings = replace(settings, validation=validation)
-    folder = OutputFolder(
-        output,
-        overwrite=overwrite,
-        why_not_ours=why_not_ours,
-        sources={"the teacher": teacher, "the training texts": _local(train)}
-        | ({"the validation texts": _local(validation)} if validation else {}),
-    )
+    teacher, train = expanded(teacher), source_names(train)
+    settings = replace(settings, validation=_one_or_all(_names(settings.validation)))
+    folder = _output_folder(output, overwrite, teacher, train, settings)
     recipe = recipe or recipe_of(config, settings)
     config = recipe.configured(config)
     if isinstance(config.schedule, WidSchedule):
@@ -134,8 +130,8 @@ def compress(
         settings=asdict(settings)
         | config.calibration_config.flat()
         | {"calibration_output": config.calibration_config.output}
-        | {"train": train, "method": recipe.name, "learning_rates": rates}
-        | {"hub": {"teacher": hub_id(teacher), "revision": revision, "dataset": hub_id(train)}},
+        | {"train": _one_or_all(train), "method": recipe.name, "learning_rates": rates}
+        | {"hub": {"teacher": hub_id(teacher), "revision": revision, "dataset": _dataset(train)}},
         seed=settings.seed,
         schedule=asdict(config.schedule) if isinstance(config.schedule, WidSchedule) else None,
         fingerprints={"teacher": weights_fingerprint(model)},  # before training, which may change the teacher's tensors
@@ -143,7 +139,8 @@ def compress(
     )
     if not wid_model.base_model.is_wide:  # the narrow model is made only later
         folder.check_space(model_size(empty_student(model, wid_model.base_model.model.config)).bytes)
-    train_set, held_out = _features(train, objective, config, settings)
+    data = load_training_data(train, objective, settings, config.calibration_config.samples)
+    tell("\n".join(data.words()))
 
     def save(student: PreTrainedModel, report: Report, at: Path) -> None:
         student.save_pretrained(at)
@@ -158,12 +155,12 @@ def compress(
             objective,
             rates,
             _arguments(settings, staging.scratch),
-            {"train_dataset": train_set, "data_collator": objective.collator},
+            {"train_dataset": data.train, "data_collator": objective.collator},
         )
         trainer.pop_callback(ProgressCallback)
         for callback in (TrainingBar(), StopAfterStep(stops)):
             trainer.add_callback(callback)
-        scorer = _Scorer(objective, held_out, settings)
+        scorer = _Scorer(objective, data.held_out, settings)
         report = replace(
             report,
             calibration=wid_model.base_model.calibration,
@@ -175,7 +172,7 @@ def compress(
         with stops.later():
             began = time.monotonic()
             ended = _train(trainer, stops) if settings.steps else None
-            report = replace(report, seconds=time.monotonic() - began if settings.steps else 0.0)
+            report = replace(report, seconds=time.monotonic() - began if settings.steps else 0.0, rows=data.record())
             if ended is not None:
                 where = _keep(staging, folder.last_good, trainer, report, ended, save)
                 raise _ended_early(ended, where) from ended
@@ -222,9 +219,29 @@ def _write_report_and_card(report: Report, complete: Path, name: str) -> None:
         report.save(complete)
 
 
-def _local(source: str) -> str:
-    """Return the file or folder of texts that `source` names; the name of a dataset may end in `:config`."""
-    return source if Path(source).exists() else source.partition(":")[0]
+def _output_folder(
+    output: str | Path, overwrite: bool, teacher: str, train: Sequence[str], settings: CompressSettings
+) -> OutputFolder:
+    """Return the place of the student, apart from all that the run reads."""
+    rows = {"the training rows": train, "the validation rows": _names(settings.validation)}
+    sources = {what: local_paths(names) for what, names in rows.items() if names}
+    return OutputFolder(
+        output, overwrite=overwrite, why_not_ours=why_not_ours, sources={"the teacher": [Path(teacher)], **sources}
+    )
+
+
+def _names(source: str | Sequence[str] | None) -> list[str]:
+    return [] if source is None else source_names(source)
+
+
+def _one_or_all(names: list[str]) -> str | list[str] | None:
+    """Return the only name, or all; None if there is none."""
+    return names[0] if len(names) == 1 else names or None
+
+
+def _dataset(names: Sequence[str]) -> str | None:
+    """Return the Hub id of a named dataset, None for files and folders."""
+    return None if local_paths(names) else hub_id(names[0])
 
 
 def _fitting(
@@ -336,21 +353,6 @@ class _Scorer:
         """Return the median seconds of forwards on the first batch."""
         inputs = {name: tensor for name, tensor in self.batches[0].items() if name != "labels"}
         return latency(model, inputs, repeats=TIMED)
-
-
-def _features(
-    train: str, objective: Objective, config: WidConfig, settings: CompressSettings
-) -> tuple[Dataset, Dataset]:
-    """Return rows to train on and held-out ones; without training, only those for calibration."""
-    texts = load_texts(train, column=settings.column)
-    if settings.validation is not None:
-        held_out = load_texts(settings.validation, column=settings.column, split="validation")
-        held_out = held_out.select(range(min(settings.validation_texts, len(held_out))))
-    else:
-        texts, held_out = hold_out(texts, min(settings.validation_texts, max(len(texts) // 5, 1)), settings.seed)
-    if not settings.steps:
-        texts = texts.shuffle(seed=settings.seed).select(range(min(config.calibration_config.samples, len(texts))))
-    return objective.features(texts, settings.max_length), objective.features(held_out, settings.max_length)
 
 
 def _arguments(settings: CompressSettings, scratch: Path) -> dict[str, Any]:

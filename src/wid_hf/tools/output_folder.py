@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +76,7 @@ class OutputFolder:
         *,
         overwrite: bool = False,
         why_not_ours: WhyNotOurs = holds_anything,
-        sources: Mapping[str, str | Path] | None = None,
+        sources: Mapping[str, Iterable[str | Path]] | None = None,
     ) -> None:
         self.given = given
         self.why_not_ours = why_not_ours
@@ -89,8 +89,8 @@ class OutputFolder:
         _check_lengths(given, [path, last_good])
         self.output = Place("output", path, overwrite, "Name another folder")
         self.last_good = Place("last-good", _real_path(last_good), overwrite, "Move it away, or name another output")
-        for what, source in (sources or {}).items():
-            for place in (self.output, self.last_good):
+        for place in (self.output, self.last_good):
+            for what, source in ((what, each) for what, paths in (sources or {}).items() for each in paths):
                 _check_apart(place.path, what, Path(expanded(source)))
         self._clean_up()
         for place in (self.output, self.last_good):

@@ -6,6 +6,7 @@ Takes a `WidConfig`, settings and a wid model; gives learning rates and a traine
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -47,9 +48,13 @@ class CompressSettings:
         dropout: whether the student trains with the dropout of its config.
         label_weight: share of the model's own loss on labels, the rest is of the loss from the teacher; 0 uses no
             labels, 1 nothing but labels. None is 0.5 where rows have labels.
-        column: which column of the training file holds the text.
-        validation: file or dataset with held-out texts; by default taken from the training texts.
-        validation_texts: how many held-out texts are scored.
+        column: `ROLE=NAME`, or several of them: in which columns rows hold what the task needs, where they have other
+            names than usual; `NAME` alone is the column of texts, and `ROLE=` leaves a role out.
+        split: of a dataset or a folder to train on.
+        validation: files or dataset with held-out rows; by default taken from those to train on.
+        validation_split: of that dataset or folder.
+        validation_texts: how many held-out rows are scored.
+        streaming: read rows while training instead of once before it.
         seed: of data order, masking and held-out texts.
 
     Raises:
@@ -67,9 +72,12 @@ class CompressSettings:
     distillation: tuple[str, ...] = ()
     dropout: bool = False
     label_weight: float | None = None
-    column: str | None = None
-    validation: str | None = None
+    column: str | Sequence[str] = ()
+    split: str = "train"
+    validation: str | Sequence[str] | None = None
+    validation_split: str = "validation"
     validation_texts: int = 512
+    streaming: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -84,6 +92,11 @@ class CompressSettings:
                 raise ConfigError(f"{name}={value} is too small. Legal: {number} or more.")
         if self.label_weight is not None and not 0 <= self.label_weight <= 1:
             raise ConfigError(f"label_weight={self.label_weight} is not a share. Legal: from 0 to 1.")
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """The words of `column`."""
+        return [self.column] if isinstance(self.column, str) else self.column
 
 
 class Recipe(Protocol):
@@ -386,7 +399,7 @@ def weight_of_labels(label_weight: float | None, objective: Objective, rows: Any
     Raises:
         DataError: a share is given, and there are none.
     """
-    has_labels = "labels" in (rows.column_names or ())
+    has_labels = "labels" in (rows.column_names or next(iter(rows)))  # a stream does not know its columns
     if label_weight is None:
         return LABEL_WEIGHT if has_labels else 0.0
     if label_weight and not has_labels:

@@ -88,6 +88,7 @@ class Report:
         latency: of `teacher` and `student`; None if it was not measured.
         command: the command line; None for a call from Python.
         stopped: why training ended before its last step, and after which; None if it did not.
+        rows: for each source of rows the column of each role, how many were read, and why some were left out.
         settings: batch size, learning rates and the other settings of the run.
         seed: of data order, masking and held-out texts.
         hardware: device and number of threads.
@@ -120,6 +121,7 @@ class Report:
     latency: Latency | None = None
     command: str | None = None
     stopped: str | None = None
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     hardware: str = field(default_factory=hardware_name)
     versions: dict[str, str] = field(default_factory=package_versions)
 

@@ -1,0 +1,112 @@
+"""The rows of one run: what trains, what is held out, and what became of the source.
+
+Takes sources, settings and an objective; gives features to train on and to score on. Called by `compress`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+from numpy import size
+
+from ..objectives import Objective
+from ..rows import Prepared, Role, find_columns, hold_out, load_rows, named_columns, prepare
+from ..rows.source import source_names
+from .recipe import CompressSettings
+
+SHARE = 5  # at most one row in this many is held out
+# A stream is shuffled among this many rows, or among as many as hold this many numbers (128 tokens are 384).
+SHUFFLED, SHUFFLED_NUMBERS = 10_000, 4_000_000
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Features of the rows of one run.
+
+    Attributes:
+        train: of rows to train and calibrate on, a stream if the settings say so.
+        held_out: of rows to score on.
+        sources: the rows that were read, by where they come from.
+    """
+
+    train: Dataset | IterableDataset
+    held_out: Dataset
+    sources: dict[str, Prepared]
+
+    def record(self) -> dict[str, dict[str, Any]]:
+        """Return for each source the column of each role, how many rows were read, and why some were left out."""
+        return {
+            source: {"columns": made.columns, "read": made.read, "dropped": dict(made.dropped), "words": made.words()}
+            for source, made in self.sources.items()
+        }
+
+    def words(self) -> Iterator[str]:
+        """Yield for each source which columns are read, and how many rows are left out."""
+        for source, made in self.sources.items():
+            columns = ", ".join(f"{role} from {column!r}" for role, column in made.columns.items())
+            yield f"{source}: {columns}. {made.words()}"
+
+
+def load_training_data(
+    train: str | Sequence[str], objective: Objective, settings: CompressSettings, samples: int
+) -> TrainingData:
+    """Load, prepare and divide the rows of one run.
+
+    Args:
+        train: the source to train on.
+        objective: what a row must hold.
+        settings: of the run.
+        samples: rows to calibrate on, which are enough if nothing trains.
+
+    Raises:
+        DataError: a source cannot be read, or does not hold what the objective needs.
+    """
+    roles = [*objective.roles]
+    if objective.target is not None and settings.label_weight != 0:
+        roles.append(objective.target)
+    prepared = _load(train, settings.split, roles, objective, settings)
+    sources, rows = {_said(train): prepared}, prepared.rows
+    if settings.validation is not None:
+        other = _load(settings.validation, settings.validation_split, roles, objective, settings)
+        sources |= {f"{_said(settings.validation)} (validation)": other}
+        held_out = other.rows
+    else:
+        first = rows if isinstance(rows, Dataset) else [*islice(rows, SHARE * settings.validation_texts)]
+        count = min(settings.validation_texts, max(len(first) // SHARE, 1))
+        rows, held_out = hold_out(rows, count, settings.seed)
+    if not settings.steps and isinstance(rows, Dataset):
+        rows = rows.shuffle(seed=settings.seed).select(range(min(samples, len(rows))))
+    features = objective.features(rows, settings.max_length)
+    if isinstance(features, IterableDataset):
+        features = _shuffled(features, settings.seed)
+    scored = objective.features(_first(held_out, settings.validation_texts), settings.max_length)
+    return TrainingData(features, scored, sources)
+
+
+def _load(
+    source: str | Sequence[str], split: str, roles: Sequence[Role], objective: Objective, settings: CompressSettings
+) -> Prepared:
+    rows = load_rows(source, split=split, streaming=settings.streaming)
+    columns = find_columns(rows, roles, named_columns(settings.columns), _said(source))
+    return prepare(rows, columns, roles, objective.why_unusable, source=_said(source))
+
+
+def _said(source: str | Sequence[str]) -> str:
+    return ", ".join(source_names(source))
+
+
+def _first(rows: Dataset | IterableDataset, count: int) -> Dataset:
+    """Return the first `count` rows, or all, as a table."""
+    if isinstance(rows, Dataset):
+        return rows.select(range(min(count, len(rows))))
+    return Dataset.from_list([*islice(rows, count)], features=rows.features)
+
+
+def _shuffled(features: IterableDataset, seed: int) -> IterableDataset:
+    """Return the stream, whose next row is one drawn from the next ones; fewer of them where rows are large."""
+    numbers = sum(size(value) for value in next(iter(features)).values())
+    return features.shuffle(seed=seed, buffer_size=min(SHUFFLED, max(1, SHUFFLED_NUMBERS // numbers)))

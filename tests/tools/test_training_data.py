@@ -1,0 +1,172 @@
+"""The rows of a run: columns by role, what is held out, what is told, and streams of which not all is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from datasets import Dataset, IterableDataset
+from toys import texts, word_tokenizer
+from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
+
+from wid_hf import DataError
+from wid_hf.inputs import TextInputs
+from wid_hf.objectives import Objective, find_objective
+from wid_hf.tools.recipe import CompressSettings
+from wid_hf.tools.training_data import SHUFFLED_NUMBERS, TrainingData, load_training_data
+
+SETTINGS = CompressSettings(steps=3, batch_size=8, max_length=12, validation_texts=16)
+CONFIG = {"vocab_size": 15, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+
+
+@pytest.fixture
+def classifier() -> Objective:
+    model = BertForSequenceClassification(BertConfig(**CONFIG, num_labels=3))
+    return find_objective(model)(model, TextInputs(word_tokenizer()))
+
+
+@pytest.fixture
+def masked_lm() -> Objective:
+    model = BertForMaskedLM(BertConfig(**CONFIG))
+    return find_objective(model)(model, TextInputs(word_tokenizer()))
+
+
+def write(path: Path, count: int = 100, **columns: Any) -> str:
+    """Rows with a text each, all different, and a label; `columns` are of every row."""
+    rows = [{"text": f"{text} {'ten ' * number}", "label": number % 3} for number, text in enumerate(texts(count))]
+    path.write_text("".join(json.dumps(row | columns) + "\n" for row in rows))
+    return str(path)
+
+
+def load(source: Any, objective: Objective, samples: int = 8, **settings: Any) -> TrainingData:
+    return load_training_data(source, objective, replace(SETTINGS, **settings), samples)
+
+
+def tokens(rows: Any) -> set[tuple[int, ...]]:
+    return {tuple(row["input_ids"]) for row in rows}
+
+
+STREAMED = pytest.mark.parametrize("streaming", [False, True], ids=["table", "stream"])
+
+
+@STREAMED
+def test_rows_are_divided_without_overlap_and_labels_go_along(
+    tmp_path: Path, classifier: Objective, streaming: bool
+) -> None:
+    data = load(write(tmp_path / "rows.jsonl"), classifier, streaming=streaming, max_length=200)
+    assert isinstance(data.train, IterableDataset if streaming else Dataset)
+    train = list(data.train)
+    assert (len(train), len(data.held_out)) == (84, 16)
+    assert len(tokens(train) | tokens(data.held_out)) == 100
+    # The row's number is how many "ten" it ends with, and its label that number modulo 3.
+    for row in [*train, *data.held_out]:
+        assert {"input_ids", "attention_mask", "labels"} <= row.keys()
+    assert sorted(row["labels"] for row in [*train, *data.held_out]) == sorted([0, 1, 2] * 33 + [0])
+
+
+@STREAMED
+def test_at_most_one_row_in_five_is_held_out(tmp_path: Path, masked_lm: Objective, streaming: bool) -> None:
+    data = load(write(tmp_path / "rows.jsonl", count=11), masked_lm, streaming=streaming)
+    assert (len(list(data.train)), len(data.held_out)) == (9, 2)
+
+
+@STREAMED
+def test_separate_validation_rows_come_from_their_own_split(
+    tmp_path: Path, masked_lm: Objective, streaming: bool
+) -> None:
+    write(tmp_path / "train.jsonl", count=20)
+    write(tmp_path / "test.jsonl", count=7)
+    source = str(tmp_path)
+    data = load(source, masked_lm, validation=source, validation_split="test", streaming=streaming)
+    assert (len(list(data.train)), len(data.held_out)) == (20, 7)
+    assert list(data.sources) == [source, f"{source} (validation)"]
+    with pytest.raises(DataError, match="has no split 'validation'"):
+        load(source, masked_lm, validation=source, streaming=streaming)
+
+
+def test_what_is_read_and_left_out_is_told_and_recorded(tmp_path: Path, classifier: Objective) -> None:
+    source = write(tmp_path / "rows.jsonl", count=20, body="one two", mood=None)
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write(json.dumps({"text": "x", "label": 1, "body": " ", "mood": None}) + "\n")
+    data = load(source, classifier, column=["body", "label=label"])
+    words = "1 of 21 rows is left out: the text is blank (1)."
+    assert list(data.words()) == [f"{source}: text from 'body', label from 'label'. {words}"]
+    assert data.record() == {
+        source: {
+            "columns": {"text": "body", "label": "label"},
+            "read": 21,
+            "dropped": {"the text is blank": 1},
+            "words": words,
+        }
+    }
+
+
+def test_labels_are_left_out_where_they_weigh_nothing_or_the_user_says_so(
+    tmp_path: Path, classifier: Objective
+) -> None:
+    source = write(tmp_path / "rows.jsonl", count=20)
+    assert "labels" in load(source, classifier).train.column_names
+    assert "labels" not in load(source, classifier, label_weight=0.0).train.column_names
+    assert "labels" not in load(source, classifier, column="label=").train.column_names
+
+
+def test_an_untrained_student_needs_only_rows_to_calibrate_on(tmp_path: Path, masked_lm: Objective) -> None:
+    assert len(load(write(tmp_path / "rows.jsonl"), masked_lm, steps=0).train) == 8
+
+
+def test_a_stream_is_shuffled_by_the_seed(tmp_path: Path, masked_lm: Objective) -> None:
+    source = write(tmp_path / "rows.jsonl")
+    first, again, other = (
+        [row["input_ids"] for row in load(source, masked_lm, streaming=True, seed=seed).train] for seed in (0, 0, 1)
+    )
+    assert first == again != other
+    assert sorted(first) == sorted(other)
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of the rows that were read of the data set `endless`."""
+    numbers: list[int] = []
+
+    def rows() -> Iterator[dict[str, str]]:
+        for number in range(10**9):
+            numbers.append(number)
+            yield {"text": "one two three"}
+
+    def load_dataset(name: str, config: str | None, split: str, streaming: bool) -> IterableDataset:
+        assert (name, config, streaming) == ("endless", None, True)
+        return IterableDataset.from_generator(rows)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return numbers
+
+
+def test_of_a_stream_only_what_training_takes_and_the_shuffled_rows_are_read(
+    monkeypatch: pytest.MonkeyPatch, masked_lm: Objective, read: list[int]
+) -> None:
+    monkeypatch.setattr("wid_hf.tools.training_data.SHUFFLED", 50)
+    data = load("endless", masked_lm, streaming=True)
+    rows = iter(data.train)
+    for _ in range(40):
+        next(rows)
+    assert max(read) < 5000  # features are made of 1000 rows at a time
+    assert data.sources["endless"].read == max(read) + 1
+
+
+def test_fewer_large_rows_are_shuffled(monkeypatch: pytest.MonkeyPatch, masked_lm: Objective, read: list[int]) -> None:
+    monkeypatch.setattr("wid_hf.tools.training_data.SHUFFLED_NUMBERS", 15 * 20)  # rows of 3 times 5 numbers
+    sizes = []
+    shuffle = IterableDataset.shuffle
+    monkeypatch.setattr(
+        IterableDataset,
+        "shuffle",
+        lambda rows, seed, buffer_size: (sizes.append(buffer_size), shuffle(rows, seed, buffer_size=buffer_size))[1],
+    )
+    load("endless", masked_lm, streaming=True)
+    assert sizes == [20]
+    assert SHUFFLED_NUMBERS // (3 * 128) > 10_000
