@@ -51,6 +51,7 @@ def texts(count: int, seed: int = 0) -> list[str]:
 
 def write_texts(path: Path, count: int = 80, seed: int = 0) -> Path:
     """Write `texts` to `path`, one a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(texts(count, seed)) + "\n", encoding="utf-8")
     return path
 

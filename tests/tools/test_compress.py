@@ -313,6 +313,68 @@ def test_training_texts_that_are_missing_empty_or_unreadable_are_refused(
     assert not (tmp_path / "student").exists()
 
 
+def test_a_stream_calibrates_trains_and_scores_without_being_read_to_its_end(
+    tmp_path: Path, masked_teacher: Path, read: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wid_hf.tools.training_data.SHUFFLED", 100)
+    told: list[str] = []
+    settings = replace(QUICK, streaming=True)
+    report = compress(str(masked_teacher), "endless", tmp_path / "student", CALIBRATED, settings, tell=told.append)
+    assert max(read) < 5000
+    assert told == ["endless: text from 'text'. None of 2,000 rows read so far is left out."]
+    written = json.loads((tmp_path / "student" / "wid_report.json").read_text())["rows"]["endless"]
+    assert written == report.rows["endless"]
+    assert written["read"] == max(read) + 1
+    assert report.calibration is not None and report.calibration.positions > 100
+    assert (report.steps, set(report.scores)) == (3, {"teacher", "start", "student"})
+    assert report.settings["hub"]["dataset"] == "endless"
+
+
+def test_a_stream_gives_the_student_of_the_same_rows_in_a_table(tmp_path: Path, masked_teacher: Path) -> None:
+    """Calibrated on all rows that are not held out, which are the same ones: all rows are alike."""
+    train = tmp_path / "train.txt"
+    train.write_text("one two three four five six\n" * 50)
+    students = []
+    for streaming in (False, True):
+        output = tmp_path / f"student{streaming}"
+        compress(str(masked_teacher), str(train), output, HALF, replace(QUICK, streaming=streaming))
+        students.append(AutoModelForMaskedLM.from_pretrained(output).state_dict())
+    for name, tensor in students[0].items():
+        torch.testing.assert_close(students[1][name], tensor)
+
+
+@pytest.mark.parametrize(
+    ("files", "settings", "words"),
+    [
+        ({"a.csv": "text\none", "b.jsonl": '{"text": "one"}'}, {}, "files of several kinds"),
+        ({"a.csv": "head,body\none,two"}, {}, "no column for text"),
+        ({"a.csv": "head,body\none,two"}, {"column": "rxn"}, "no column 'rxn' for text"),
+        ({"a.csv": "text\none"}, {"column": "label=text"}, "names no role of this task"),
+        ({"train.csv": "text\none"}, {"split": "test"}, r"no split 'test'\. Its splits: train"),
+        ({"train.csv": "text\none\ntwo", "test.csv": "text\n"}, {"split": "test"}, "holds no row|cannot be read"),
+        ({"a/1.png": "no image", "b/1.png": "none"}, {}, "no column for text"),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused_before_training(
+    tmp_path: Path, masked_teacher: Path, files: dict[str, str], settings: dict[str, Any], words: str
+) -> None:
+    for name, content in files.items():
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / name).write_text(content)
+    with pytest.raises(DataError, match=words):
+        compress(str(masked_teacher), str(tmp_path / "data"), tmp_path / "student", HALF, replace(QUICK, **settings))
+    assert entries(tmp_path) == {"teacher", "data"}
+
+
+def test_several_files_train_and_an_output_may_not_hold_one_of_them(tmp_path: Path, masked_teacher: Path) -> None:
+    train = [str(write_texts(tmp_path / name / "t.txt", 30, seed)) for seed, name in enumerate(("one", "two"))]
+    report = compress(str(masked_teacher), train, tmp_path / "student", HALF, UNTRAINED)
+    assert report.settings["train"] == train
+    assert report.rows[", ".join(train)]["read"] == 60
+    with pytest.raises(OutputError, match="holds the training rows"):
+        compress(str(masked_teacher), train, tmp_path / "two", HALF, UNTRAINED, overwrite=True)
+
+
 def test_a_missing_teacher_is_refused(tmp_path: Path, train_file: Path) -> None:
     with pytest.raises(TeacherError, match="There is no folder"):
         compress(str(tmp_path / "nowhere"), str(train_file), tmp_path / "student", HALF, QUICK)

@@ -90,6 +90,20 @@ def test_compress_with_an_identity_start_tells_of_no_calibration(masked_teacher:
     assert "positions" not in out and "calibration.png" not in out
 
 
+def test_columns_several_files_and_streams_are_told_before_and_after_training(
+    masked_teacher: Path, tmp_path: Path
+) -> None:
+    for name in ("a.csv", "b.csv"):
+        lines = write_texts(tmp_path / "t.txt").read_text().splitlines()
+        (tmp_path / name).write_text("rxn,yield\n" + "".join(f"{line},9\n" for line in lines) + " ,9\n")
+    words = ["--train", str(tmp_path / "a.csv"), "--train", str(tmp_path / "b.csv"), "--column", "text=rxn"]
+    quick = ["--steps", "0", "--validation-texts", "8", "--init", "identity", "--max-length", "12", "--streaming"]
+    out = invoke("compress", str(masked_teacher), *words, "--output", str(tmp_path / "s"), *SIZES, *quick)
+    source = f"{tmp_path / 'a.csv'}, {tmp_path / 'b.csv'}"
+    assert f"{source}: text from 'rxn'. " in out
+    assert f"{source}: 2 of 162 rows read so far are left out: the text is blank (2)." in out
+
+
 @pytest.mark.parametrize("ridge", ["0", "-1", "nan"])
 def test_a_ridge_that_is_no_strength_is_refused(masked_teacher: Path, tmp_path: Path, ridge: str) -> None:
     with pytest.raises(ConfigError, match="is not a number above 0"):
