@@ -31,6 +31,7 @@ SMALLER = {
     ".push_to_hub(": ".save_pretrained(",
     ", private=True)": ")",
     "wikitext:wikitext-103-raw-v1": "train.txt",
+    "'corpus/*.txt'": "'trai*.txt' --batch-size 4",
     "max_steps=1000": "max_steps=2, report_to='none', use_cpu=True, dataloader_pin_memory=False, save_strategy='no'",
     "max_steps=20_000, save_steps=500": (
         "max_steps=2, save_steps=1, report_to='none', use_cpu=True, dataloader_pin_memory=False"
@@ -65,6 +66,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     save_teacher(tmp_path / "teacher", BertForMaskedLM, hidden=384, layers=1)
     save_teacher(tmp_path / "classifier", BertForSequenceClassification)
     write_texts(tmp_path / "train.txt", count=40)
+    (tmp_path / "reactions.csv").write_text("rxn,class\n" + "".join(f"{text},1\n" for text in texts(40)))
     write_glue(tmp_path / "data" / "glue")
     monkeypatch.chdir(tmp_path)
     return tmp_path
