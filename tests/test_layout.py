@@ -37,14 +37,18 @@ FLOW = (
     "tools.stops",
     "tools.staging",
     "tools.output_folder",
+    "tools.work_folder",
     "tools.teachers",
     "tools.evaluation",
     "tools.reports",
     "tools.export",
     "tools.evaluate",
+    "tools.training_settings",
     "tools.recipe",
     "tools.training_data",
+    "tools.compression",
     "tools.compress",
+    "tools.one_call",
 )
 MATHEMATICS = {"coupling", "layers", "calibration", "progressive"}
 LIBRARIES_OF_MODELS = {"peft", "datasets", "accelerate"}

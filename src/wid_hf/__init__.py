@@ -33,6 +33,8 @@ from .planning.student_plan import plan_student
 from .progressive.schedule import WidSchedule
 
 if TYPE_CHECKING:
+    from .tools.compression import find_task
+    from .tools.one_call import compress
     from .training.arguments import WidSeq2SeqTrainingArguments, WidTrainingArguments
     from .training.callbacks import WidCallback
     from .training.following_trainer import FollowingTrainer
@@ -69,28 +71,32 @@ __all__ = [
     "WidSeq2SeqTrainingArguments",
     "WidTrainer",
     "WidTrainingArguments",
+    "compress",
+    "find_task",
     "get_wid_model",
     "load_output_map",
     "plan_student",
 ]
-_TRAINING = {  # modules of the names that are imported at first use
-    "FollowingTrainer": "following_trainer",
-    "ImitatingTrainer": "imitating_trainer",
-    "MergedTrainer": "merged_trainer",
-    "StudentTrainer": "student_trainer",
-    "WidCallback": "callbacks",
-    "WidSeq2SeqTrainingArguments": "arguments",
-    "WidTrainer": "trainer",
-    "WidTrainingArguments": "arguments",
+_LATER = {  # modules of the names that are imported at first use
+    "FollowingTrainer": "training.following_trainer",
+    "ImitatingTrainer": "training.imitating_trainer",
+    "MergedTrainer": "training.merged_trainer",
+    "StudentTrainer": "training.student_trainer",
+    "WidCallback": "training.callbacks",
+    "WidSeq2SeqTrainingArguments": "training.arguments",
+    "WidTrainer": "training.trainer",
+    "WidTrainingArguments": "training.arguments",
+    "compress": "tools.one_call",
+    "find_task": "tools.compression",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name of `_TRAINING`, once."""
-    if name not in _TRAINING:
+    """Import a name of `_LATER`, once."""
+    if name not in _LATER:
         refuse_moved(f"{__name__}.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".training.{_TRAINING[name]}", __name__), name)
+    value = getattr(import_module(f".{_LATER[name]}", __name__), name)
     globals()[name] = value
     return value
 

@@ -11,6 +11,7 @@ from typing import Any, TextIO
 import typer
 from rich.console import Console
 
+from . import options
 from .compress import compress
 from .evaluate import evaluate
 from .export import export
@@ -81,7 +82,8 @@ def _show_warning(
     line: str | None = None,
 ) -> None:
     if isinstance(message, _of_library("WidWarning")):
-        _print("Note", "bold yellow", str(message))
+        if options.leads():
+            _print("Note", "bold yellow", str(message))
     else:
         sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
 

@@ -8,10 +8,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from . import options
+from . import options, run_file
 
 
 def compress(
+    ctx: typer.Context,
     teacher: options.Teacher,
     train: Annotated[
         list[str],
@@ -111,11 +112,29 @@ def compress(
     validation_split: Annotated[str, typer.Option(help="Split of --validation.")] = "validation",
     validation_texts: Annotated[int, typer.Option(min=1, help="How many.")] = 512,
     seed: Annotated[int, typer.Option(help="Of data order, masking and held-out texts.")] = 0,
+    training: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            callback=run_file.with_those_of_file,
+            help="Any other of transformers' TrainingArguments, such as bf16=true; may be given several times.",
+        ),
+    ] = None,
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the same run if it was stopped or killed.")
+    ] = False,
+    config_file: run_file.Config = None,
+    print_config: run_file.PrintConfig = False,
 ) -> None:
     """Make a narrower student of a teacher, calibrate and train it, and save it as a stock model."""
+    run = run_file.effective(ctx)
+    if print_config:
+        typer.echo(run_file.as_yaml(run), nl=False)
+        return
     from wid_hf import CalibrationConfig
     from wid_hf.errors import Stopped
     from wid_hf.hub.own_files import CALIBRATION_PICTURE
@@ -164,6 +183,7 @@ def compress(
         validation_split=validation_split,
         validation_texts=validation_texts,
         seed=seed,
+        training=options.pairs("--set", training or []),
     )
     console = Console()
     plain: dict[str, Any] = {"soft_wrap": True, "markup": False, "highlight": False}
@@ -177,12 +197,19 @@ def compress(
             revision=revision,
             trust_remote_code=trust_remote_code,
             overwrite=overwrite,
+            resume=resume,
             command=options.command_line(),
             tell=lambda words: console.print(words, **plain),
+            run=run,
         )
     except Stopped as stop:
-        Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print(str(stop))
+        from .app import as_options
+
+        if options.leads():
+            Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print(as_options(str(stop)))
         raise typer.Exit(128 + stop.signal) from None
+    if not options.leads():
+        return
     if streaming:
         console.print(*(f"{source}: {found['words']}" for source, found in report.rows.items()), sep="\n", **plain)
     output = Path(expanded(output))

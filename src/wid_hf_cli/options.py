@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from .run_file import with_those_of_file
 
 if TYPE_CHECKING:
     from wid_hf import WidConfig, WidSchedule
@@ -94,7 +98,11 @@ Strategy = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--override", help="Another size under the teacher's own name, NAME=SIZE; dots reach into parts."),
+    typer.Option(
+        "--override",
+        callback=with_those_of_file,
+        help="Another size under the teacher's own name, NAME=SIZE; dots reach into parts.",
+    ),
 ]
 TieWordEmbeddings = Annotated[
     bool | None,
@@ -129,6 +137,11 @@ def wid_config(
     )
 
 
+def leads() -> bool:
+    """Return whether this process prints: the only one, or the first of those that torchrun or accelerate started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def command_line() -> str:
     """Return the command line of this program, for reports."""
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
@@ -158,6 +171,28 @@ def numbers(option: str, text: str, kind: type[float] | type[int]) -> tuple[Any,
 def words(text: str) -> tuple[str, ...]:
     """Return the words in `text` with commas between them."""
     return tuple(word for part in text.split(",") if (word := part.strip()))
+
+
+def pairs(option: str, given: Sequence[str]) -> dict[str, Any]:
+    """Return the values in `NAME=VALUE` by name: texts, or with brackets around them lists or mappings of texts.
+
+    Raises:
+        ConfigError: there is no name, or brackets are not closed.
+    """
+    import yaml
+
+    from wid_hf import ConfigError
+
+    found = {}
+    for pair in given:
+        name, equals, text = pair.partition("=")
+        try:
+            found[name] = yaml.load(text, Loader=yaml.BaseLoader) if text[:1] in ("[", "{") else text
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{option} {pair!r}: {error}") from error
+        if not name or not equals:
+            raise ConfigError(f"{option} {pair!r} is not NAME=VALUE.")
+    return found
 
 
 def _nested(pairs: list[str]) -> dict[str, object]:

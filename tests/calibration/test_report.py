@@ -9,6 +9,7 @@ import pytest
 from toys import reconstruction
 
 from wid_hf.calibration import Calibration
+from wid_hf.calibration.report import RefinedPart, Trial
 
 
 @pytest.mark.parametrize(
@@ -86,3 +87,12 @@ def test_the_dictionary_is_json_even_where_nothing_could_be_compared() -> None:
         "note": "",
     }
     assert told["sites"][1]["before"] is None and told["sites"][1]["after"] is None
+
+
+def test_a_report_that_was_written_is_read_back() -> None:
+    sites = (reconstruction("a.weight"), reconstruction("b.weight", nan, nan, "too few positions"))
+    trials = (Trial("turned", 0.5, "nats", True), Trial("selected", nan, "nats", False))
+    parts = (RefinedPart("layer.0", 0.2, 0.1, 300, 0.0, 1.5), RefinedPart("head", nan, nan, 0, 0.0, 0.0, "no time"))
+    for found in (Calibration(sites, 1000, 5.0, "all", trials, parts), Calibration((), 10, 1.0)):
+        back = Calibration.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False)))
+        assert repr(back) == repr(found)  # NaN is not equal to itself

@@ -46,6 +46,7 @@ SMALLER = {
     "--steps 300 --batch-size 32": "--steps 1 --batch-size 4",
     "--hidden-size 384 --override hidden_dim=1536": "--hidden-size 12 --intermediate-size 24",  # it is a BERT here
     "--steps 1000 --output": "--steps 2 --validation-texts 8 --batch-size 8 --max-length 16 --output",
+    "steps: 1000\n": "steps: 2\nvalidation-texts: 8\nbatch-size: 8\nmax-length: 16\n",
     "--steps 10000": "--steps 2 --validation-texts 8 --batch-size 8 --max-length 16",
 }
 
@@ -97,6 +98,8 @@ def test_every_block_of_a_page_runs(page: Path, workplace: Path) -> None:
                 exec(compile(smaller(code), str(page), "exec"), names)
             elif language == "bash":
                 run_shell(smaller(code))
+            elif language == "yaml":  # of --config, which the next command reads
+                Path("run.yaml").write_text(smaller(code), encoding="utf-8")
             else:
                 pytest.fail(f"{page.name} has a block of {language}, which nothing runs")
     finally:

@@ -218,7 +218,7 @@ def test_calibration_sees_texts_of_the_whole_file_masked_as_in_training(
     seen: list[dict[str, torch.Tensor]] = []
     calibrate = WidModel.calibrate
 
-    def watch(model: WidModel, batches: Iterable[dict[str, torch.Tensor]]) -> None:
+    def watch(model: WidModel, batches: Iterable[dict[str, torch.Tensor]], **_: object) -> None:
         seen.extend(batches)
         calibrate(model, seen)
 
@@ -535,7 +535,7 @@ def test_a_signal_during_training_keeps_the_student_as_it_stands(
         compress(str(masked_teacher), str(train_file), tmp_path / "student", HALF, LONG)
     assert told.value.signal == number and 128 + number == SIGNALS[name]
     assert signal.getsignal(number) == before
-    assert entries(tmp_path) == {"teacher", "student-last-good", "train.txt"}
+    assert entries(tmp_path) == {"teacher", "student-last-good", "student-work", "train.txt"}
     assert why_not_ours(tmp_path / "student-last-good") is None
     written = json.loads((tmp_path / "student-last-good" / "wid_report.json").read_text())
     assert written["steps"] == 3 and written["stopped"].startswith(f"Stopped by {name}")
@@ -544,8 +544,7 @@ def test_a_signal_during_training_keeps_the_student_as_it_stands(
     monkeypatch.undo()
     with pytest.raises(OutputError, match="student-last-good exists already and holds the last state"):
         compress(str(masked_teacher), str(train_file), tmp_path / "student", HALF, UNTRAINED)
-    (tmp_path / "student-last-good").rename(tmp_path / "mine")
-    compress(str(masked_teacher), str(train_file), tmp_path / "student", HALF, replace(UNTRAINED))
+    compress(str(masked_teacher), str(train_file), tmp_path / "student", HALF, UNTRAINED, overwrite=True)
     start = AutoModelForMaskedLM.from_pretrained(tmp_path / "student")
     assert not torch.equal(kept.cls.predictions.bias, start.cls.predictions.bias)  # it has learned
 
@@ -592,7 +591,7 @@ def test_an_error_in_the_first_step_keeps_nothing(
     [
         ("wid_hf.tools.compress.student_card", "The model card could not be made: no card", "README.md"),
         ("wid_hf.tools.reports.wid_report.draw", "The pictures could not be made: no card", "calibration.png"),
-        ("wid_hf.tools.compress.latency", "The student's scores could not be made", None),
+        ("wid_hf.tools.compression.latency", "The student's scores could not be made", None),
     ],
 )
 def test_what_goes_wrong_after_training_costs_a_warning_and_not_the_student(
@@ -632,7 +631,7 @@ def test_a_signal_after_training_ends_scoring_and_the_student_takes_its_place(
             signal.raise_signal(signal.SIGTERM)
         return 1.0
 
-    monkeypatch.setattr("wid_hf.tools.compress.latency", late)
+    monkeypatch.setattr("wid_hf.tools.compression.latency", late)
     with pytest.raises(Stopped, match=r"Training had ended: the student is complete, in .*student\."):
         compress(str(masked_teacher), str(train_file), tmp_path / "student", HALF, QUICK)
     assert entries(tmp_path) == {"teacher", "student", "train.txt"}
@@ -642,7 +641,7 @@ def test_a_signal_after_training_ends_scoring_and_the_student_takes_its_place(
 def test_a_signal_before_training_leaves_nothing(
     tmp_path: Path, masked_teacher: Path, train_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(WidModel, "calibrate", lambda *_: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(WidModel, "calibrate", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(Stopped, match="Nothing was written"):
         compress(str(masked_teacher), str(train_file), tmp_path / "student", CALIBRATED, QUICK)
     assert entries(tmp_path) == {"teacher", "train.txt"}
@@ -661,9 +660,9 @@ def test_a_run_killed_in_training_is_cleared_away_by_the_next_one(
         stopping(patch, die)
         work = partial(compress, str(masked_teacher), str(train_file), tmp_path / "student", HALF, QUICK)
         assert forked(work) == -signal.SIGKILL
-    (left,) = entries(tmp_path) - {"teacher", "train.txt"}
+    (left,) = entries(tmp_path) - {"teacher", "student-work", "train.txt"}
     assert left.startswith(".student.wid-hf-")
-    compress(str(masked_teacher), str(train_file), tmp_path / "student", HALF, UNTRAINED)
+    compress(str(masked_teacher), str(train_file), tmp_path / "student", HALF, UNTRAINED, overwrite=True)
     assert entries(tmp_path) == {"teacher", "student", "train.txt"}
 
 
@@ -682,6 +681,115 @@ def test_a_student_whose_run_was_killed_after_training_is_brought_to_its_place_b
     assert json.loads((tmp_path / "student" / "wid_report.json").read_text())["steps"] == 3
     assert why_not_ours(tmp_path / "student") is None
     AutoModelForMaskedLM.from_pretrained(tmp_path / "student")
+
+
+SAVING = CompressSettings(
+    steps=9,
+    batch_size=4,
+    max_length=12,
+    validation_texts=8,
+    dropout=True,
+    training={"save_steps": 4, "logging_steps": 1},
+)
+
+
+def stop_here(*_: object, **__: object) -> None:
+    raise AssertionError("this was done already")
+
+
+@pytest.mark.parametrize(
+    ("config", "killed_after"),
+    [(HALF, 2), (HALF, 6), pytest.param(CALIBRATED, 6, marks=pytest.mark.slow)],
+    ids=["before a checkpoint", "after one", "of a reconstruction"],
+)
+def test_a_killed_run_goes_on_from_its_start_or_its_last_checkpoint_and_ends_the_same(
+    tmp_path: Path,
+    masked_teacher: Path,
+    train_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    config: WidConfig,
+    killed_after: int,
+) -> None:
+    run = partial(compress, str(masked_teacher), str(train_file), config=config, settings=SAVING)
+    whole = run(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stopping(patch, die, after=killed_after)
+        assert forked(partial(run, tmp_path / "student")) == -signal.SIGKILL
+    done: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(WidModel, "calibrate", stop_here)
+        step = StudentTrainer.training_step
+        patch.setattr(
+            StudentTrainer,
+            "training_step",
+            lambda self, *given, **named: (done.append(self.state.global_step), step(self, *given, **named))[1],
+        )
+        resumed = run(tmp_path / "student", resume=True)
+    assert done == list(range(4 if killed_after > 4 else 0, 9))
+    assert resumed.losses == whole.losses and len(whole.losses) == 9
+    assert resumed.scores == whole.scores and resumed.tokens == whole.tokens
+    assert getattr(resumed.calibration, "inputs", None) == getattr(whole.calibration, "inputs", None)
+    assert resumed.fingerprints == whole.fingerprints  # of the weights
+    assert entries(tmp_path) == {"teacher", "train.txt", "whole", "student"}
+    assert entries(tmp_path / "student") == entries(tmp_path / "whole")
+
+
+def test_the_training_of_a_merged_student_goes_on(
+    tmp_path: Path, masked_teacher: Path, train_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(SAVING, train_weights="merged")
+    run = partial(compress, str(masked_teacher), str(train_file), config=HALF, settings=settings)
+    whole = run(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stopping(patch, die, after=6)
+        assert forked(partial(run, tmp_path / "student")) == -signal.SIGKILL
+    monkeypatch.setattr(WidModel, "calibrate", stop_here)
+    resumed = run(tmp_path / "student", resume=True)
+    assert resumed.losses == whole.losses and resumed.fingerprints == whole.fingerprints
+
+
+def test_a_stopped_run_loses_nothing_and_its_last_state_goes_when_it_is_done(
+    tmp_path: Path, masked_teacher: Path, train_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = partial(compress, str(masked_teacher), str(train_file), config=HALF, settings=SAVING)
+    whole = run(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stopping(patch, lambda: signal.raise_signal(signal.SIGTERM), after=5)
+        with pytest.raises(Stopped, match=r"after 6 steps is in .*student-last-good\. Pass resume=True to go on"):
+            run(tmp_path / "student")
+    assert entries(tmp_path / "student-work") == {"checkpoint-6", "lock", "start", "wid_run.json"}
+    with pytest.raises(OutputError, match="Pass resume=True to go on from there"):
+        run(tmp_path / "student")
+    resumed = run(tmp_path / "student", resume=True)
+    assert resumed.losses == whole.losses and resumed.fingerprints == whole.fingerprints
+    assert resumed.seconds > 0
+    assert entries(tmp_path) == {"teacher", "train.txt", "whole", "student"}
+
+
+def test_a_run_with_other_settings_cannot_go_on(
+    tmp_path: Path, masked_teacher: Path, train_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = partial(compress, str(masked_teacher), str(train_file), tmp_path / "student", HALF)
+    with monkeypatch.context() as patch:
+        stopping(patch, die)
+        assert forked(partial(run, SAVING)) == -signal.SIGKILL
+    kept = (tmp_path / "student-work" / "wid_run.json").read_text()
+    with pytest.raises(OutputError, match=r"holds a run that was stopped\. Pass resume=True to continue it"):
+        run(SAVING)
+    other = replace(SAVING, batch_size=8, training=dict(SAVING.training) | {"max_grad_norm": 2.0})
+    with pytest.raises(OutputError, match="cannot be resumed: ") as told:
+        run(other, resume=True)
+    assert "settings.batch_size: 4 there, 8 here" in str(told.value)
+    assert "settings.training.max_grad_norm: None there, 2.0 here" in str(told.value)
+    assert (tmp_path / "student-work" / "wid_run.json").read_text() == kept
+    report = run(other, overwrite=True)
+    assert report.settings["batch_size"] == 8 and entries(tmp_path) == {"teacher", "train.txt", "student"}
+
+
+def test_a_run_to_resume_that_never_began_begins(tmp_path: Path, masked_teacher: Path, train_file: Path) -> None:
+    with pytest.warns(WidWarning, match=r"There is no folder .*student-work to resume from: this run begins anew"):
+        compress(str(masked_teacher), str(train_file), tmp_path / "student", HALF, UNTRAINED, resume=True)
+    assert entries(tmp_path) == {"teacher", "train.txt", "student"}
 
 
 def test_our_own_student_is_replaced_when_asked_and_nothing_else_ever(

@@ -21,9 +21,9 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from toys import CONFIGS, save_teacher, texts, word_tokenizer
 from training_runs import QUIET
-from transformers import BertForMaskedLM, DataCollatorForLanguageModeling, TrainerCallback
+from transformers import BertForMaskedLM, DataCollatorForLanguageModeling, TrainerCallback, TrainingArguments
 
-from wid_hf import WidConfig, WidError, WidTrainer, WidTrainingArguments, get_wid_model
+from wid_hf import StudentTrainer, WidConfig, WidError, WidTrainer, WidTrainingArguments, get_wid_model
 from wid_hf.inputs import tokenize
 from wid_hf.training.checkpoints import last_whole_checkpoint, missing_parts, refuse_torn_checkpoint
 
@@ -113,6 +113,24 @@ def test_a_checkpoint_that_was_written_to_the_end_is_whole(run: Path) -> None:
     for step in (2, 4, 6):
         assert missing_parts(run / f"checkpoint-{step}") == []
     assert last_whole_checkpoint(run) == run / "checkpoint-6"
+
+
+def test_a_checkpoint_of_a_stock_model_is_whole_with_all_its_weights(tmp_path: Path) -> None:
+    model = BertForMaskedLM.from_pretrained(save_teacher(tmp_path / "teacher", BertForMaskedLM))
+    quiet = QUIET | {"save_strategy": "steps", "save_steps": 1, "max_steps": 1, "output_dir": str(tmp_path / "run")}
+    rows = tokenize(Dataset.from_dict({"text": texts(8)}), word_tokenizer(), max_length=16)
+    collator = DataCollatorForLanguageModeling(word_tokenizer())
+    StudentTrainer(model, TrainingArguments(**quiet), collator, rows).train()
+    folder = tmp_path / "run" / "checkpoint-1"
+    assert missing_parts(folder) == []
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    assert missing_parts(folder) == ["model.safetensors is missing"]
+    files = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": files}))
+    assert missing_parts(folder) == ["model-00002-of-00002.safetensors is missing"]
+    index.write_text('{"weight_map": ')
+    assert missing_parts(folder) == ["model.safetensors.index.json is cut off"]
 
 
 @pytest.mark.parametrize("name", READ_BY_RESUMING)

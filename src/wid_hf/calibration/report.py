@@ -6,7 +6,7 @@ pictures are made of these in `tools`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite, nan
 from typing import Any
@@ -140,6 +140,18 @@ class Calibration:
     trials: tuple[Trial, ...] = ()
     refined: tuple[RefinedPart, ...] = ()
 
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> Calibration:
+        """Return the calibration that `to_dict` gave."""
+        return cls(
+            tuple(InputReconstruction(**_restored(entry, ERRORS)) for entry in saved["sites"]),
+            saved["positions"],
+            saved["seconds"],
+            saved["turned"],
+            tuple(Trial(**_restored(trial, ("divergence",))) for trial in saved["trials"]),
+            tuple(RefinedPart(**_restored(part, ERRORS)) for part in saved.get("refined", ())),
+        )
+
     @property
     def title(self) -> str:
         """The title of the rows, on one line."""
@@ -191,6 +203,11 @@ def percent(share: float) -> str:
 def _errors(entry: InputReconstruction | RefinedPart) -> dict[str, float | None]:
     """Return the errors of an entry for JSON."""
     return {name: value if isfinite(value := getattr(entry, name)) else None for name in ERRORS}
+
+
+def _restored(saved: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Return values from JSON, with NaN for None under some names."""
+    return {**saved, **{name: nan for name in names if saved[name] is None}}
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -7,51 +7,37 @@ Called by `wid-hf compress` and the demo.
 
 from __future__ import annotations
 
-import time
+import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from datasets import Dataset
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    ProgressCallback,
-)
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedModel, TrainerCallback
 
-from ..adapter.fingerprint import weights_fingerprint
-from ..adapter.get_wid_model import get_wid_model
 from ..atomic_write import atomic_write
 from ..config import WidConfig
 from ..errors import OutputError, Stopped, TrainingError, WidWarning
-from ..hub.cards import CARD_NAME, hub_id, student_card
-from ..hub.model_size import model_size
+from ..hub.cards import CARD_NAME, student_card
 from ..hub.own_files import why_not_ours
-from ..hub.paths import expanded
 from ..hub.sentence_transformers import save_sentence_modules
-from ..inputs import TextInputs
-from ..objectives import Objective, find_objective
-from ..planning.student_plan import empty_student
-from ..progressive.history import narrow_from, widths_over_steps
-from ..progressive.schedule import WidSchedule
 from ..rows.source import local_paths, source_names
-from ..training.student_trainer import StudentTrainer
-from ..training.trainer import WidTrainer
-from .evaluation import latency
+from .compression import Compression, training_arguments
 from .output_folder import OutputFolder, Place, Staging
-from .recipe import CompressSettings, Recipe, recipe_of
-from .reports.wid_report import Latency, Report
+from .recipe import CompressSettings, Recipe
+from .reports.wid_report import Report
 from .stops import StopAfterStep, Stops
-from .teachers import load_teacher, load_tokenizer, longest_text, save_tokenizer, working_tokenizer
-from .training_bar import TrainingBar
-from .training_data import load_training_data
+from .teachers import Teacher
+from .training_data import Source
+from .training_settings import checked
+from .work_folder import LOGS, START, NoteSeconds, WorkFolder, load_start
 
-TIMED = 5  # forwards per model
+Tell = Callable[[str], None]
 
 
 def compress(
@@ -65,18 +51,17 @@ def compress(
     revision: str | None = None,
     trust_remote_code: bool = False,
     overwrite: bool = False,
+    resume: bool = False,
     command: str | None = None,
-    tell: Callable[[str], None] = lambda words: None,
+    run: Mapping[str, Any] | None = None,
+    tell: Tell = lambda words: None,
 ) -> Report:
     """Make a student of `teacher`, train it on `train`, and write it to `output`.
 
     A start that needs data is made from rows of `train`, masked as in training. What the teacher is for decides how the
     student trains and is scored (`wid_hf.objectives`): language models by their own loss; classifiers, taggers and
     headless encoders learn their teacher's outputs, without labels. Every recipe trains a
-    student of the same shape on the same batches with the same masks. `output` appears only when it is complete. A
-    trained student is saved first; anything that cannot be made afterwards (scores, a picture, the card) is missing,
-    and a warning says so. A run that is stopped during training, by Ctrl-C, SIGTERM or an error, leaves its last state
-    in `<output>-last-good`.
+    student of the same shape on the same batches with the same masks.
 
     Args:
         teacher: folder or Hub id.
@@ -87,126 +72,188 @@ def compress(
         recipe: another way to make a student than WID, which decides the start itself.
         revision: of the teacher on the Hub.
         trust_remote_code: passed on to transformers.
-        overwrite: replace an `output`, or a `<output>-last-good`, that holds only files of an earlier call.
+        overwrite: see `write_student`.
+        resume: see `write_student`.
         command: the command line, for the report.
+        run: all options of the command by name, for the report.
         tell: is called with what a user should know before training begins.
 
     Returns:
         What `wid_report.json` holds.
 
     Raises:
+        WidError: see `write_student`.
+    """
+    subject = Teacher(teacher, revision=revision, trust_remote_code=trust_remote_code)
+    told = {"command": command, "run": run}
+    more: dict[str, Any] = {"recipe": recipe, "overwrite": overwrite, "resume": resume, "told": told, "tell": tell}
+    return write_student(subject, train, output, config, settings, **more)[1]
+
+
+def write_student(
+    teacher: Teacher,
+    train: Source,
+    output: str | Path,
+    config: WidConfig,
+    settings: CompressSettings,
+    *,
+    held_out: Source | None = None,
+    recipe: Recipe | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    told: Mapping[str, Any] | None = None,
+    tell: Tell = lambda words: None,
+) -> tuple[PreTrainedModel, Report]:
+    """Make a student of `teacher` and write it to `output`.
+
+    `output` appears only when it is complete. A trained student is saved first; anything that cannot be made afterwards
+    (scores, a picture, the card) is missing, and a warning says so. A run that is stopped during training, by Ctrl-C,
+    SIGTERM or an error, leaves its last state in `<output>-last-good`. One that is stopped or killed leaves its start
+    and its last checkpoint in `<output>-work`, which is deleted when the student is complete. Of several processes
+    (`torchrun`, `accelerate launch`) only the first one scores, writes and prints.
+
+    Args:
+        teacher: the teacher.
+        train: rows, or their name.
+        output: folder for the student, its tokenizer, its card and `wid_report.json`; apart from teacher and texts.
+        config: the student's sizes and its start.
+        settings: how to train.
+        held_out: held-out rows, if `settings` do not name any.
+        recipe: another way to make a student than WID, which decides the start itself.
+        overwrite: replace an `output`, or a `<output>-last-good`, that holds only files of an earlier call, and begin
+            again where `<output>-work` holds a run.
+        resume: go on with the same run in `<output>-work`, if there is one.
+        told: `command` and `run` of the report.
+        tell: is called with what a user should know before training begins.
+
+    Returns:
+        The student, and what `wid_report.json` holds.
+
+    Raises:
         WidError: one of its subclasses; nothing is written at `output`.
-        OutputError: `output` cannot be written; or, after the work, the complete student could not be moved there, and
-            the error says where it is.
+        OutputError: `output` cannot be written, or `<output>-work` holds another run; or, after the work, the complete
+            student could not be moved to `output`, and the error says where it is.
         TrainingError: the loss became NaN; the last good student is in `<output>-last-good`.
         Stopped: a signal ended the run; the message says what was kept.
     """
-    teacher, train = expanded(teacher), source_names(train)
-    settings = replace(settings, validation=_one_or_all(_names(settings.validation)))
-    folder = _output_folder(output, overwrite, teacher, train, settings)
-    recipe = recipe or recipe_of(config, settings)
-    config = recipe.configured(config)
-    if isinstance(config.schedule, WidSchedule):
-        config.schedule.timeline(settings.steps)  # refuses a schedule that does not end within the steps
-    model = load_teacher(teacher, revision=revision, trust_remote_code=trust_remote_code)
-    kind = find_objective(model, settings.task)
-    recipe.check_objective(kind, type(model).__name__)
-    rates = recipe.learning_rates(kind, config, settings)
-    original = load_tokenizer(teacher, revision=revision, trust_remote_code=trust_remote_code)
-    objective = kind(model, TextInputs(working_tokenizer(original, model, masks=kind.masks)))
-    settings = _fitting(settings, model, objective.inputs.processor)
-    wid_model = get_wid_model(model, config)  # before texts are loaded: most refusals come from here
-    report = Report(
-        teacher=teacher,
-        requested=config.requested,
-        head_strategy=wid_model.base_model.settled.strategy,
-        settled=str(wid_model.base_model.settled) or None,
-        method=recipe.name,
-        title=recipe.title,
-        weights=recipe.weights,
-        start="random weights" if recipe.weights == "random" else f"{config.init}, {config.selection}",
-        objective=kind.name,
-        sizes={"teacher": model_size(model)},
-        settings=asdict(settings)
-        | config.calibration_config.flat()
-        | {"calibration_output": config.calibration_config.output}
-        | {"train": _one_or_all(train), "method": recipe.name, "learning_rates": rates}
-        | {"hub": {"teacher": hub_id(teacher), "revision": revision, "dataset": _dataset(train)}},
-        seed=settings.seed,
-        schedule=asdict(config.schedule) if isinstance(config.schedule, WidSchedule) else None,
-        fingerprints={"teacher": weights_fingerprint(model)},  # before training, which may change the teacher's tensors
-        command=command,
-    )
-    if not wid_model.base_model.is_wide:  # the narrow model is made only later
-        folder.check_space(model_size(empty_student(model, wid_model.base_model.model.config)).bytes)
-    data = load_training_data(train, objective, settings, config.calibration_config.samples)
-    tell("\n".join(data.words()))
+    processes = checked(training_arguments(settings, Path(output)))
+    folder = work = None
+    if processes.process_index == 0:
+        rows = {
+            "the training rows": train,
+            "the validation rows": settings.validation if held_out is None else held_out,
+        }
+        sources = {"the teacher": [Path(teacher.name)]} | {what: _paths(source) for what, source in rows.items()}
+        folder = OutputFolder(output, overwrite=overwrite, why_not_ours=why_not_ours, sources=sources, resume=resume)
+        work = WorkFolder(folder.work, resume=resume, overwrite=overwrite)
+    job = Compression(teacher, config, settings, recipe, train=train, held_out=held_out)
+    job.report = replace(job.report, **(told or {}))
+    if folder is not None:
+        folder.check_space(job.bytes_to_write)
+    job.read()
+    if folder is None or work is None:
+        student = _train_along(job)
+    else:
+        tell("\n".join(job.data.words()))
+        student = _lead(job, teacher, folder, work, processes.world_size)
+    return student, job.report
+
+
+@dataclass(frozen=True)
+class _Beginning:
+    """What the first process of a run tells the others.
+
+    Attributes:
+        folder: of the trainer.
+        start: folder of an adapter at its start, if an earlier run has made it.
+        checkpoint: from which training goes on.
+    """
+
+    folder: Path
+    start: Path | None = None
+    checkpoint: Path | None = None
+
+
+def _lead(
+    job: Compression, teacher: Teacher, folder: OutputFolder, work: WorkFolder, processes: int
+) -> PreTrainedModel:
+    """Make the student in the process that scores and writes."""
 
     def save(student: PreTrainedModel, report: Report, at: Path) -> None:
         student.save_pretrained(at)
-        save_tokenizer(original, at, teacher, revision=revision)
+        teacher.save_tokenizer(at)
         width = getattr(student.config.get_text_config(), "hidden_size", None)
-        save_sentence_modules(teacher, at, width, revision=revision)
+        save_sentence_modules(teacher.name, at, width, revision=teacher.revision)
+        if (work.path / LOGS).is_dir():
+            shutil.copytree(work.path / LOGS, at / LOGS)  # the Hub shows them from there
         report.save(at)
 
-    with Stops() as stops, folder.staging() as staging:
-        trainer = recipe.trainer(
-            wid_model,
-            objective,
-            rates,
-            _arguments(settings, staging.scratch),
-            {"train_dataset": data.train, "data_collator": objective.collator},
-        )
-        trainer.pop_callback(ProgressCallback)
-        for callback in (TrainingBar(), StopAfterStep(stops)):
-            trainer.add_callback(callback)
-        scorer = _Scorer(objective, data.held_out, settings)
-        report = replace(
-            report,
-            calibration=wid_model.base_model.calibration,
-            outputs=wid_model.base_model.outputs if recipe.weights != "random" else None,
-            scores={"teacher": scorer.score(model)}
-            | ({"start": scorer.score(trainer.model)} if settings.steps else {}),
-            latency=Latency({"teacher": scorer.latency(model)}, scorer.timed),
-        )
+    with Stops() as stops, folder.staging() as staging, work.opened(job.decides | {"processes": processes}):
+        start = work.start
+        checkpoint = work.checkpoint(processes) if start is not None else None
+        before = work.seconds_until(checkpoint)
+        beginning = _Beginning(work.path, work.path / START if start is not None else None, checkpoint)
+        _begin(job, beginning, StopAfterStep(stops), NoteSeconds(work, before))
+        if start is not None:
+            job.take_start(start)
+        elif job.settings.steps:
+            work.keep_start(job.wid_model, job.score_start())
+        else:
+            job.score_start()
         with stops.later():
-            began = time.monotonic()
-            ended = _train(trainer, stops) if settings.steps else None
-            report = replace(report, seconds=time.monotonic() - began if settings.steps else 0.0, rows=data.record())
+            ended = _train(job, stops, checkpoint, before)
             if ended is not None:
-                where = _keep(staging, folder.last_good, trainer, report, ended, save)
-                raise _ended_early(ended, where) from ended
-            student = _stock(trainer)
-            report = _with_training(report, trainer, student)
-            complete = staging.complete(folder.output, partial(save, student, report))
-        report, stop = _with_scores(report, complete, student, scorer, stops)
+                where = _keep(staging, folder.last_good, job, ended, save)
+                if _would_come_again(ended, job):
+                    work.remove()
+                raise _ended_early(ended, where, resumable=work.start is not None) from ended
+            student = job.finish()
+            complete = staging.complete(folder.output, partial(save, student, job.report))
+            work.remove()  # the student is never deleted from now on
+        stop = _score(job, complete, student, stops)
         with stops.later():
-            _write_report_and_card(report, complete, folder.output.path.name)
+            _write_report_and_card(job.report, complete, folder.output.path.name)
             staging.place(folder.output)
+            if start is not None:
+                folder.discard_last_good()
     if stop is not None or stops.pending is not None:
         number = stops.pending if stop is None or stops.pending is not None else stop.signal
         raise Stopped(number or 0, f"Training had ended: the student is complete, in {folder.output.path}.")
-    return report
+    return student
 
 
-def _with_scores(
-    report: Report, complete: Path, student: PreTrainedModel, scorer: _Scorer, stops: Stops
-) -> tuple[Report, Stopped | None]:
-    """Score a saved student, draw the pictures, and return the report; a signal ends this early."""
+def _train_along(job: Compression) -> PreTrainedModel:
+    """Train with the process that leads; return the same student."""
+    with Stops() as stops:
+        beginning = _begin(job, None, StopAfterStep(stops))
+        with stops.later():
+            ended = _train(job, stops, beginning.checkpoint)
+    if ended is not None:
+        raise ended
+    return job.finish()
+
+
+def _begin(job: Compression, beginning: _Beginning | None, *callbacks: TrainerCallback) -> _Beginning:
+    """Make the trainer of the student at its start, from what the process that leads knows; return that."""
+    (shared,) = broadcast_object_list([beginning])
+    if shared.start is not None:
+        load_start(job.wid_model, shared.start)
+    job.begin(shared.folder, callbacks)
+    return shared
+
+
+def _score(job: Compression, complete: Path, student: PreTrainedModel, stops: Stops) -> Stopped | None:
+    """Score a saved student and draw the pictures; a signal ends this early."""
     if stops.pending is not None:
-        return report, None
+        return None
     try:
         with _optional("The student's scores"):
-            score = scorer.score(student)
-            report = replace(report, scores={"start": score} | report.scores | {"student": score})
-            assert report.latency is not None
-            seconds = report.latency.seconds | {"student": scorer.latency(student)}
-            report = replace(report, latency=replace(report.latency, seconds=seconds))
+            job.score(student)
         with _optional("The pictures"):
-            report.draw(complete)
+            job.report.draw(complete)
     except Stopped as stop:
-        return report, stop
-    return report, None
+        return stop
+    return None
 
 
 def _write_report_and_card(report: Report, complete: Path, name: str) -> None:
@@ -219,55 +266,23 @@ def _write_report_and_card(report: Report, complete: Path, name: str) -> None:
         report.save(complete)
 
 
-def _output_folder(
-    output: str | Path, overwrite: bool, teacher: str, train: Sequence[str], settings: CompressSettings
-) -> OutputFolder:
-    """Return the place of the student, apart from all that the run reads."""
-    rows = {"the training rows": train, "the validation rows": _names(settings.validation)}
-    sources = {what: local_paths(names) for what, names in rows.items() if names}
-    return OutputFolder(
-        output, overwrite=overwrite, why_not_ours=why_not_ours, sources={"the teacher": [Path(teacher)], **sources}
-    )
+def _paths(source: Source | None) -> list[Path]:
+    """Return the files and folders that a source names."""
+    if source is None or isinstance(source, Dataset | IterableDataset):
+        return []
+    return local_paths(source_names(source))
 
 
-def _names(source: str | Sequence[str] | None) -> list[str]:
-    return [] if source is None else source_names(source)
-
-
-def _one_or_all(names: list[str]) -> str | list[str] | None:
-    """Return the only name, or all; None if there is none."""
-    return names[0] if len(names) == 1 else names or None
-
-
-def _dataset(names: Sequence[str]) -> str | None:
-    """Return the Hub id of a named dataset, None for files and folders."""
-    return None if local_paths(names) else hub_id(names[0])
-
-
-def _fitting(
-    settings: CompressSettings, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> CompressSettings:
-    """Return `settings` with texts no longer than the model has positions for; warn if the user gave a length."""
-    longest = longest_text(model, tokenizer, settings.max_length)
-    if longest < settings.max_length != CompressSettings.max_length:
-        warnings.warn(
-            f"max_length={settings.max_length} is more than {type(model).__name__} has positions for: texts are cut "
-            f"after {longest} tokens.",
-            WidWarning,
-            stacklevel=3,
-        )
-    return replace(settings, max_length=longest)
-
-
-def _train(trainer: StudentTrainer, stops: Stops) -> BaseException | None:
+def _train(job: Compression, stops: Stops, checkpoint: Path | None, before: float = 0.0) -> BaseException | None:
     """Train; return what ended the training before its last step, None if nothing did."""
     try:
-        trainer.train()
+        job.train(checkpoint, before)
     except Stopped:  # by a second signal
         raise
     except BaseException as error:
         return error
-    if stops.pending is not None and trainer.state.global_step < trainer.state.max_steps:
+    state = job.trainer.state
+    if job.settings.steps and stops.pending is not None and state.global_step < state.max_steps:
         return Stopped(stops.pending)
     return None
 
@@ -275,50 +290,41 @@ def _train(trainer: StudentTrainer, stops: Stops) -> BaseException | None:
 def _keep(
     staging: Staging,
     place: Place,
-    trainer: StudentTrainer,
-    report: Report,
+    job: Compression,
     ended: BaseException,
     save: Callable[[PreTrainedModel, Report, Path], None],
 ) -> str:
     """Save the current student when training has ended early; return in words where it is."""
-    if not (trainer.state.global_step or isinstance(ended, TrainingError | Stopped)):
+    state = job.trainer.state
+    if not (state.global_step or isinstance(ended, TrainingError | Stopped)):
         return "No step was done, so nothing was kept."
     try:
-        student = _stock(trainer, force=True)
-        report = _with_training(report, trainer, student)
-        why = f"{str(ended).strip() or type(ended).__name__} ({report.steps} of {trainer.state.max_steps} steps done)"
-        staging.complete(place, partial(save, student, replace(report, stopped=why)))
+        student = job.finish(force=True)
+        steps = job.report.steps
+        why = f"{str(ended).strip() or type(ended).__name__} ({steps} of {state.max_steps} steps done)"
+        staging.complete(place, partial(save, student, replace(job.report, stopped=why)))
         staging.place(place)
     except OutputError as error:
         return str(error)
     except Exception as error:  # the device may be out of memory, the model half built
         return f"The student could not be saved: {error}."
-    return f"The student after {report.steps} steps is in {place.path}."
+    return f"The student after {steps} steps is in {place.path}."
 
 
-def _ended_early(ended: BaseException, where: str) -> BaseException:
+def _would_come_again(ended: BaseException, job: Compression) -> bool:
+    """Return whether a run that goes on would end as this one did: at NaN, or in its first step."""
+    return isinstance(ended, TrainingError) or not (job.trainer.state.global_step or isinstance(ended, Stopped))
+
+
+def _ended_early(ended: BaseException, where: str, *, resumable: bool) -> BaseException:
     """Return the error to raise for a training that ended early: of the same class, with the student's place."""
+    where = f"{where} Pass resume=True to go on." if resumable else where
     if isinstance(ended, TrainingError):
         return TrainingError(f"{ended} {where}")
     if isinstance(ended, Stopped):
         return Stopped(ended.signal, where)
     warnings.warn(f"Training ended with an error. {where}", WidWarning, stacklevel=3)
     return ended
-
-
-def _with_training(report: Report, trainer: StudentTrainer, student: PreTrainedModel) -> Report:
-    """Return `report` with the figures of training and the student, but without scores."""
-    state = trainer.state
-    return replace(
-        report,
-        sizes=report.sizes | {"student": model_size(student)},
-        fingerprints=report.fingerprints | {"student": weights_fingerprint(student)},
-        steps=trainer.weights_of_step,
-        tokens=int(state.num_input_tokens_seen),
-        losses=[(entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry],
-        widths=widths_over_steps(state.log_history),
-        narrow_from=narrow_from(state.log_history),
-    )
 
 
 @contextmanager
@@ -329,51 +335,3 @@ def _optional(what: str) -> Iterator[None]:
     except Exception as error:
         reason = str(error).strip() or type(error).__name__
         warnings.warn(f"{what} could not be made: {reason}. The student is complete.", WidWarning, stacklevel=4)
-
-
-class _Scorer:
-    """Scores teacher, start and student on the same held-out batches."""
-
-    def __init__(self, objective: Objective, held_out: Dataset, settings: CompressSettings) -> None:
-        self._objective = objective
-        self.batches = objective.scored(held_out, settings.batch_size, settings.seed)
-        self._wanted = objective.wanted(self.batches)
-
-    def score(self, model: Any) -> dict[str, float]:
-        """Return the objective's figures."""
-        return self._objective.score(model, self.batches, self._wanted)
-
-    @property
-    def timed(self) -> tuple[int, int]:
-        """Texts and tokens per text of the batch that `latency` runs."""
-        texts, tokens = self.batches[0]["input_ids"].shape
-        return texts, tokens
-
-    def latency(self, model: Any) -> float:
-        """Return the median seconds of forwards on the first batch."""
-        inputs = {name: tensor for name, tensor in self.batches[0].items() if name != "labels"}
-        return latency(model, inputs, repeats=TIMED)
-
-
-def _arguments(settings: CompressSettings, scratch: Path) -> dict[str, Any]:
-    """Return the arguments of `TrainingArguments` that all recipes share."""
-    return {
-        "output_dir": str(scratch),
-        "max_steps": max(settings.steps, 1),
-        "per_device_train_batch_size": settings.batch_size,
-        "weight_decay": 0.01,
-        "warmup_steps": 0.05,
-        "lr_scheduler_type": "linear",
-        "logging_steps": max(1, settings.steps // 50),
-        "save_strategy": "no",
-        "report_to": "none",
-        "dataloader_pin_memory": torch.cuda.is_available(),
-        "include_num_input_tokens_seen": "non_padding",
-        "seed": settings.seed,
-        "data_seed": settings.seed,
-    }
-
-
-def _stock(trainer: StudentTrainer, force: bool = False) -> PreTrainedModel:
-    """Return the student as a stock model; `force` merges one that is still wide."""
-    return trainer.model.merge_and_unload(force=force) if isinstance(trainer, WidTrainer) else trainer.student

@@ -22,6 +22,7 @@ from ..hub.paths import expanded
 from .staging import is_staging, let_go, staging_folder, stale_folders
 
 LAST_GOOD = "-last-good"
+WORK = "-work"  # checkpoints of a run
 COMPLETE = "-complete"  # a complete folder that could not be moved to its place
 WRITING, SCRATCH = "writing", "scratch"  # in the staging folder
 REPLACED, ARRIVING = ".replaced", ".arriving"  # beside the complete folder there
@@ -54,7 +55,7 @@ class Place:
 
 
 class OutputFolder:
-    """A folder to be written, with a second one beside it for the last state of a run that stops early.
+    """A folder to be written, with others beside it: the last state of a run that stops early, and its checkpoints.
 
     Folders of an earlier run that was killed are cleaned up first: complete ones are moved to their places, incomplete
     ones are deleted.
@@ -65,6 +66,12 @@ class OutputFolder:
         why_not_ours: returns in words which files of an existing folder this program did not write, except some names;
             None if it wrote all.
         sources: inputs of the run, by a name for messages; the output may not be, contain or be inside any of them.
+        resume: the last state of an earlier run may be replaced, since this run goes on from it.
+
+    Attributes:
+        output: the place of the result.
+        last_good: the place of the last state.
+        work: path of a folder for checkpoints, which this class neither makes nor deletes.
 
     Raises:
         OutputError: it cannot be written, or other files are there.
@@ -77,6 +84,7 @@ class OutputFolder:
         overwrite: bool = False,
         why_not_ours: WhyNotOurs = holds_anything,
         sources: Mapping[str, Iterable[str | Path]] | None = None,
+        resume: bool = False,
     ) -> None:
         self.given = given
         self.why_not_ours = why_not_ours
@@ -88,10 +96,14 @@ class OutputFolder:
         last_good = self.parent / (path.name + LAST_GOOD)
         _check_lengths(given, [path, last_good])
         self.output = Place("output", path, overwrite, "Name another folder")
-        self.last_good = Place("last-good", _real_path(last_good), overwrite, "Move it away, or name another output")
-        for place in (self.output, self.last_good):
+        self.work = _real_path(self.parent / (path.name + WORK))
+        advice = "Move it away, or name another output"
+        if self.work.is_dir():
+            advice = "Pass resume=True to go on from there, move it away, or name another output"
+        self.last_good = Place("last-good", _real_path(last_good), overwrite or resume, advice)
+        for path in (self.output.path, self.last_good.path, self.work):
             for what, source in ((what, each) for what, paths in (sources or {}).items() for each in paths):
-                _check_apart(place.path, what, Path(expanded(source)))
+                _check_apart(path, what, Path(expanded(source)))
         self._clean_up()
         for place in (self.output, self.last_good):
             self.check(place)
@@ -181,6 +193,12 @@ class OutputFolder:
                 self._take_back(replaced, place.path)
             raise
 
+    def discard_last_good(self) -> None:
+        """Delete the last state of a run that has gone on to its end, if nothing but that is there."""
+        path = self.last_good.path
+        if path.is_dir() and self.why_not_ours(path, ()) is None:
+            shutil.rmtree(path, ignore_errors=True)
+
     def set_aside(self, place: Place, complete: Path) -> Path:
         """Give a complete folder that cannot be moved to its place a visible name; return where it is now."""
         names = [place.path.name + COMPLETE, *(f"{place.path.name}{COMPLETE}-{number}" for number in range(2, 100))]
@@ -209,6 +227,8 @@ class OutputFolder:
     def _ignored(self, folder: Path) -> set[str]:
         """Return the names in a folder that are neither a user's nor a result."""
         own = {path.name for path in folder.iterdir() if is_staging(path, "")}
+        if self.inside and folder == self.output.path:
+            own |= {self.last_good.path.name, self.work.name}
         return own | ({"lost+found"} if _is_mount(folder) else set())
 
     def _move_entries(self, source: Path, target: Path) -> None:

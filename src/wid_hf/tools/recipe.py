@@ -6,8 +6,9 @@ Takes a `WidConfig`, settings and a wid model; gives learning rates and a traine
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 from peft import PeftModel
@@ -24,6 +25,8 @@ from ..training.losses.registry import DISTILLED, refuse_unknown
 from ..training.merged_trainer import MergedTrainer, merged
 from ..training.student_trainer import StudentTrainer
 from ..training.trainer import WidTrainer
+from .training_settings import parsed
+from .work_folder import REFINEMENT
 
 COMPACTORS, MERGED = "compactors", "merged"  # which weights train
 Rates = dict[str, float]  # learning rate of each kind of weight that trains: compactors, teacher; or student
@@ -56,9 +59,12 @@ class CompressSettings:
         validation_texts: how many held-out rows are scored.
         streaming: read rows while training instead of once before it.
         seed: of data order, masking and held-out texts.
+        training: other fields of `WidTrainingArguments` by name, as values or as texts.
 
     Raises:
-        ConfigError: a number that is too small, or an unknown task.
+        ConfigError: a number that is too small, an unknown task, or a field in `training` that is unknown, has no such
+            value, or is decided by another setting.
+        MissingExtraError: `training` names a tracker that is not installed.
     """
 
     steps: int = 1000
@@ -79,11 +85,13 @@ class CompressSettings:
     validation_texts: int = 512
     streaming: bool = False
     seed: int = 0
+    training: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         refuse_unknown_task(self.task)
         if self.train_weights not in (COMPACTORS, MERGED):
             raise ConfigError(f"train_weights={self.train_weights!r} is unknown. Legal: {COMPACTORS}, {MERGED}.")
+        object.__setattr__(self, "training", parsed(self.training))
         least = {"steps": 0, "batch_size": 1, "max_length": 3, "validation_texts": 1, "seed": 0}
         rates = dict.fromkeys(("learning_rate", "compactor_learning_rate", "teacher_learning_rate"), 0)
         for name, number in (least | rates).items():
@@ -295,8 +303,7 @@ class WidRecipe:
             )
         else:
             trainer = WidTrainer(model=model, args=args, dropout=self.dropout, **data)
-        if not model.base_model.calibrated:
-            model.base_model.calibrate(trainer.calibration_batches())
+        calibrate(model, trainer)
         return trainer
 
 
@@ -324,6 +331,7 @@ class MergedRecipe:
         """
         given = [name for name in ("compactor_learning_rate", "teacher_learning_rate") if getattr(settings, name)]
         given += ["distillation"] if settings.distillation else []
+        given += [name for name in settings.training if name not in TrainingArguments.__dataclass_fields__]
         given += ["schedule"] if isinstance(config.schedule, WidSchedule) else []
         if given:
             raise ConfigError(
@@ -360,8 +368,7 @@ class MergedRecipe:
         """
         label_weight = weight_of_labels(self.label_weight, objective, data["train_dataset"])
         args = TrainingArguments(**arguments, learning_rate=rates["student"])
-        if not model.base_model.calibrated:
-            model.base_model.calibrate(WidTrainer(model=model, args=args, **data).calibration_batches())
+        calibrate(model, WidTrainer(model=model, args=args, **data))
         if objective.has_own_loss or label_weight == 1:
             return StudentTrainer(model=merged(model), args=args, dropout=self.dropout, **data)
         return MergedTrainer(
@@ -382,6 +389,18 @@ def recipe_of(config: WidConfig, settings: CompressSettings) -> Recipe:
         ConfigError: they contradict each other.
     """
     return MergedRecipe.of(config, settings) if settings.train_weights == MERGED else WidRecipe.of(config, settings)
+
+
+def calibrate(model: PeftModel, trainer: WidTrainer) -> None:
+    """Make the start of a model that has none, from rows of its trainer.
+
+    Layers that refinement has finished are saved in the trainer's folder, and a later call goes on behind them.
+    """
+    if model.base_model.calibrated:
+        return
+    folder = Path(trainer.args.output_dir) / REFINEMENT if trainer.is_world_process_zero() else None
+    refines = model.peft_config[model.active_adapter].calibration_config.refine
+    model.base_model.calibrate(trainer.calibration_batches(), folder=folder if refines else None)
 
 
 def refuse_label_weight(label_weight: float | None, objective: type[Objective], teacher: str) -> None:

@@ -87,7 +87,7 @@ def _make(parent: Path, name: str) -> tuple[Path, int]:
         try:
             folder.mkdir()
             lock = os.open(folder / OWNER, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-            if not _lock(lock):  # another run has locked the folder, still empty, as a stale one
+            if not take_lock(lock):  # another run has locked the folder, still empty, as a stale one
                 os.close(lock)
                 continue
             # Only now, so that a folder with this file has always been locked.
@@ -114,7 +114,7 @@ def _taken_over(folder: Path, name: str) -> int | None:
     try:
         content = os.read(lock, 1 << 16)
         unused = not content and entries == [OWNER]
-        if (unused or _makes(content) == name) and _lock(lock):
+        if (unused or _makes(content) == name) and take_lock(lock):
             return lock
     except OSError:
         pass
@@ -130,7 +130,7 @@ def _makes(content: bytes) -> str | None:
     return owner.get("makes") if isinstance(owner, dict) and owner.get("program") == "wid-hf" else None
 
 
-def _lock(file: int) -> bool:
+def take_lock(file: int) -> bool:
     """Take the lock; return False if another process has it. On a file system without locks, none has."""
     if fcntl is None:
         return True

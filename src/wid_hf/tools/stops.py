@@ -16,7 +16,10 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
+import torch
+from accelerate.utils import reduce
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import SaveStrategy
 
 from ..errors import Stopped
 
@@ -75,12 +78,19 @@ class Stops:
 
 
 class StopAfterStep(TrainerCallback):
-    """Ends training after the step in which a signal came."""
+    """Ends training after the step in which a signal came to one of its processes, with a checkpoint if it has some."""
 
     def __init__(self, stops: Stops) -> None:
         self.stops = stops
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Make the trainer stop if a signal is pending."""
+        """Make the trainer stop if a signal is pending, in all processes after the same step."""
+        if args.world_size > 1 and self._pending_anywhere(args) and self.stops.pending is None:
+            self.stops.pending = signal.SIGTERM
         if self.stops.pending is not None:
             control.should_training_stop = True
+            control.should_save = args.save_strategy != SaveStrategy.NO
+
+    def _pending_anywhere(self, args: TrainingArguments) -> bool:
+        pending = torch.tensor(float(self.stops.pending is not None), device=args.device)
+        return bool(reduce(pending, "sum"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,78 @@ TOKENIZER_FILES = (
     CHAT_TEMPLATE_FILE,
     "tokenizer.model",  # current tokenizers do not need it, but converters to other formats do
 )
+
+
+class Teacher:
+    """A model with what makes its inputs; both are loaded when they are needed.
+
+    Args:
+        name: folder or Hub id; for a model from elsewhere, what reports call it.
+        revision: on the Hub.
+        trust_remote_code: passed on to transformers.
+        model: the model, if it is loaded already; it stays as it is.
+        processing_class: what makes its inputs, instead of what is in the folder or repository.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        model: PreTrainedModel | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        self.name = expanded(name)
+        self.revision = revision
+        self._trust_remote_code = trust_remote_code
+        self._model, self._processing_class = model, processing_class
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, processing_class: PreTrainedTokenizerBase | None = None) -> Teacher:
+        """Return a loaded model as a teacher."""
+        return cls(model.name_or_path or type(model).__name__, model=model, processing_class=processing_class)
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The model, in evaluation mode.
+
+        Raises:
+            TeacherError: see `load_teacher`.
+        """
+        if self._model is not None:
+            return _on_the_same_weights(self._model).eval()
+        return load_teacher(self.name, revision=self.revision, trust_remote_code=self._trust_remote_code)
+
+    def own_weights(self) -> None:
+        """Let training change the weights of `model`, but not those of a model that was given."""
+        if self._model is not None:
+            for parameter in self.model.parameters():
+                parameter.data = parameter.data.clone()
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer.
+
+        Raises:
+            TeacherError: there is none.
+        """
+        if self._processing_class is not None:
+            return self._processing_class
+        return load_tokenizer(self.name, revision=self.revision, trust_remote_code=self._trust_remote_code)
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """Save the tokenizer for a student in `folder`."""
+        if self._processing_class is not None:
+            self._processing_class.save_pretrained(folder)
+        else:
+            save_tokenizer(self.tokenizer, folder, self.name, revision=self.revision)
+
+
+def _on_the_same_weights(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a copy of a model that shares the values of its weights and nothing else, such as what is frozen."""
+    shared = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters()}
+    return copy.deepcopy(model, shared | {id(b): b.detach() for b in model.buffers()})
 
 
 def load_teacher(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, TypeAlias
 
 from datasets import Dataset, IterableDataset
 from numpy import size
@@ -17,6 +17,8 @@ from ..objectives import Objective
 from ..rows import Prepared, Role, find_columns, hold_out, load_rows, named_columns, prepare
 from ..rows.source import source_names
 from .recipe import CompressSettings
+
+Source: TypeAlias = str | Sequence[str] | Dataset | IterableDataset  # names of rows, or rows
 
 SHARE = 5  # at most one row in this many is held out
 # A stream is shuffled among this many rows, or among as many as hold this many numbers (128 tokens are 384).
@@ -52,15 +54,16 @@ class TrainingData:
 
 
 def load_training_data(
-    train: str | Sequence[str], objective: Objective, settings: CompressSettings, samples: int
+    train: Source, objective: Objective, settings: CompressSettings, samples: int, held_out: Source | None = None
 ) -> TrainingData:
     """Load, prepare and divide the rows of one run.
 
     Args:
-        train: the source to train on.
+        train: the source to train on, or its rows.
         objective: what a row must hold.
         settings: of the run.
         samples: rows to calibrate on, which are enough if nothing trains.
+        held_out: the source to score on, or its rows; a part of `train` if None.
 
     Raises:
         DataError: a source cannot be read, or does not hold what the objective needs.
@@ -69,34 +72,36 @@ def load_training_data(
     if objective.target is not None and settings.label_weight != 0:
         roles.append(objective.target)
     prepared = _load(train, settings.split, roles, objective, settings)
-    sources, rows = {_said(train): prepared}, prepared.rows
-    if settings.validation is not None:
-        other = _load(settings.validation, settings.validation_split, roles, objective, settings)
-        sources |= {f"{_said(settings.validation)} (validation)": other}
-        held_out = other.rows
+    sources, rows = {said(train): prepared}, prepared.rows
+    if held_out is not None:
+        other = _load(held_out, settings.validation_split, roles, objective, settings)
+        sources |= {f"{said(held_out)} (validation)": other}
+        kept = other.rows
     else:
         first = rows if isinstance(rows, Dataset) else [*islice(rows, SHARE * settings.validation_texts)]
         count = min(settings.validation_texts, max(len(first) // SHARE, 1))
-        rows, held_out = hold_out(rows, count, settings.seed)
+        rows, kept = hold_out(rows, count, settings.seed)
     if not settings.steps and isinstance(rows, Dataset):
         rows = rows.shuffle(seed=settings.seed).select(range(min(samples, len(rows))))
     features = objective.features(rows, settings.max_length)
     if isinstance(features, IterableDataset):
         features = _shuffled(features, settings.seed)
-    scored = objective.features(_first(held_out, settings.validation_texts), settings.max_length)
+    scored = objective.features(_first(kept, settings.validation_texts), settings.max_length)
     return TrainingData(features, scored, sources)
 
 
 def _load(
-    source: str | Sequence[str], split: str, roles: Sequence[Role], objective: Objective, settings: CompressSettings
+    source: Source, split: str, roles: Sequence[Role], objective: Objective, settings: CompressSettings
 ) -> Prepared:
-    rows = load_rows(source, split=split, streaming=settings.streaming)
-    columns = find_columns(rows, roles, named_columns(settings.columns), _said(source))
-    return prepare(rows, columns, roles, objective.why_unusable, source=_said(source))
+    given = isinstance(source, Dataset | IterableDataset)
+    rows = source if given else load_rows(source, split=split, streaming=settings.streaming)
+    columns = find_columns(rows, roles, named_columns(settings.columns), said(source))
+    return prepare(rows, columns, roles, objective.why_unusable, source=said(source))
 
 
-def _said(source: str | Sequence[str]) -> str:
-    return ", ".join(source_names(source))
+def said(source: Source) -> str:
+    """Return what a source is called: its names, or that rows came without one."""
+    return "rows from Python" if isinstance(source, Dataset | IterableDataset) else ", ".join(source_names(source))
 
 
 def _first(rows: Dataset | IterableDataset, count: int) -> Dataset:

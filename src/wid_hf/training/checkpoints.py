@@ -15,7 +15,13 @@ from zipfile import BadZipFile, ZipFile
 from safetensors import SafetensorError, safe_open
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME
+from transformers.utils import (
+    ADAPTER_CONFIG_NAME,
+    ADAPTER_SAFE_WEIGHTS_NAME,
+    CONFIG_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+)
 
 from ..errors import WidError
 
@@ -76,7 +82,7 @@ def refuse_torn_checkpoint(folder: Path, *, processes: int = 1, model_only: bool
 def missing_parts(folder: Path, *, processes: int = 1, model_only: bool = False) -> list[str]:
     """Return in words what is missing or damaged in a checkpoint; nothing if it is whole.
 
-    Every file must be whole, and every file that resuming needs must exist.
+    Every file must be whole, and every file that resuming needs must exist: of an adapter, or of a stock model.
 
     Args:
         folder: the checkpoint.
@@ -86,7 +92,7 @@ def missing_parts(folder: Path, *, processes: int = 1, model_only: bool = False)
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file())  # some adapters are in subfolders
     names = {path.name for path in files}
-    needed = [ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME, TRAINER_STATE_NAME]
+    needed = [*_weights(folder), TRAINER_STATE_NAME]
     if not model_only:
         needed += [OPTIMIZER_NAME, SCHEDULER_NAME, *_random_states(names, processes)]
     absent = [f"{name} is missing" for name in needed if name not in names]
@@ -108,6 +114,19 @@ def _by_step(run: Path) -> dict[int, Path]:
 def _not_whole(folder: Path, missing: list[str]) -> str:
     why = "probably because its run was stopped while writing it"
     return f"The checkpoint {folder} is not whole, {why}: {', '.join(missing)}."
+
+
+def _weights(folder: Path) -> list[str]:
+    """Return the files of a stock model, in one or in several parts, or else those of an adapter."""
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    if index.exists():
+        try:
+            return [CONFIG_NAME, *sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))]
+        except ValueError:
+            return [CONFIG_NAME]  # the index itself is cut off
+    if (folder / CONFIG_NAME).exists():
+        return [CONFIG_NAME, SAFE_WEIGHTS_NAME]
+    return [ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME]
 
 
 def _random_states(names: set[str], processes: int) -> list[str]:

@@ -11,13 +11,12 @@ from typing import Any
 from peft import PeftModel
 from transformers import TrainingArguments
 
-from ..errors import ConfigError
 from .accumulation import Reduction
-from .imitation import Imitating, Imitation
+from .imitation import Imitation, refuse_moving_target
 from .trainer import WidTrainer
 
 
-class ImitatingTrainer(Imitating, WidTrainer):
+class ImitatingTrainer(WidTrainer):
     """Train a student towards the outputs of its teacher, whose weights are frozen.
 
     Args:
@@ -41,20 +40,6 @@ class ImitatingTrainer(Imitating, WidTrainer):
         label_weight: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        kind = type(self).__name__
-        if getattr(args, "teacher_learning_rate", None) != 0:
-            raise ConfigError(
-                f"{kind} compares the student with its teacher, whose weights must not change: pass "
-                "WidTrainingArguments(teacher_learning_rate=0, ...)."
-            )
-        if "logits" in getattr(args, "distillation", []):
-            raise ConfigError(
-                f'{kind} compares outputs already. Leave "logits" out of distillation, or use WidTrainer on labels.'
-            )
+        refuse_moving_target(type(self).__name__, args)
         self.imitate(imitation, reduction, label_weight)
         super().__init__(model, args, *others, **kwargs)
-
-    @property
-    def wid_model(self) -> PeftModel:
-        """The model that trains."""
-        return self.model

@@ -1,6 +1,6 @@
 """The loss of a student that imitates its teacher, and may learn labels as well.
 
-What `ImitatingTrainer`, whose student is folded, and `MergedTrainer`, whose student is a stock model, share.
+What `WidTrainer`, whose student is folded, and `MergedTrainer`, whose student is a stock model, share.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ class Imitation(Protocol):
 
 
 class Imitating(StudentTrainer):
-    """Train a student towards the outputs of its teacher, whose weights are frozen.
+    """Train a student towards the outputs of its teacher, whose weights are frozen, if there is a loss for it.
 
     Attributes:
-        imitation: the loss from the teacher.
+        imitation: the loss from the teacher; None trains by the model's own loss alone.
         reduction: over what it is a mean.
         label_weight: w of `(1 - w) * imitation + w * the model's own loss on labels`.
     """
 
-    imitation: Imitation
-    reduction: Reduction
-    label_weight: float
+    imitation: Imitation | None = None
+    reduction: Reduction = "labels"
+    label_weight: float = 0.0
     _distillation: Distillation | None = None
     _unlabelled_step: StepSize | None = None  # of the optimizer step that is running, as if there were no labels
 
@@ -70,11 +70,12 @@ class Imitating(StudentTrainer):
         self.imitation, self.reduction, self.label_weight = imitation, reduction, label_weight
 
     def _size_of(self, batches: list[Any]) -> StepSize:
-        self._unlabelled_step = super()._size_of([_without_targets(batch) for batch in batches])
+        if self.imitation is not None:
+            self._unlabelled_step = super()._size_of([_without_targets(batch) for batch in batches])
         return super()._size_of(batches)
 
     def _tried_reduction(self, inputs: dict[str, Any]) -> Reduction:
-        return super()._tried_reduction(inputs) if self.label_weight else self.reduction
+        return super()._tried_reduction(inputs) if self.label_weight or self.imitation is None else self.reduction
 
     def compute_loss(
         self,
@@ -84,6 +85,8 @@ class Imitating(StudentTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Return the loss of one batch, scaled to its part of the optimizer step; in training, plus distillation."""
+        if self.imitation is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         given = _without_targets(inputs)
         distillation = self._distillation if model.training else None
         with distillation.watching() if distillation is not None else nullcontext(Seen()) as student:
@@ -102,6 +105,23 @@ class Imitating(StudentTrainer):
             distilled = self._part(distillation.loss(student, teacher, given), given, step=self._unlabelled_step)
             loss = loss + self.args.distillation_weight * distilled
         return (loss, student.output) if return_outputs else loss
+
+
+def refuse_moving_target(trainer: str, args: Any) -> None:
+    """Refuse arguments by which the outputs that a student imitates would change, or be compared twice.
+
+    Raises:
+        ConfigError: the teacher's weights would train, or logits are distilled as well.
+    """
+    if getattr(args, "teacher_learning_rate", None) != 0:
+        raise ConfigError(
+            f"{trainer} compares the student with its teacher, whose weights must not change: pass "
+            "WidTrainingArguments(teacher_learning_rate=0, ...)."
+        )
+    if "logits" in getattr(args, "distillation", []):
+        raise ConfigError(
+            f'{trainer} compares outputs already. Leave "logits" out of distillation, or use WidTrainer on labels.'
+        )
 
 
 def _without_targets(inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,13 +26,14 @@ from .calibrating import calibration_batches
 from .callbacks import WidCallback
 from .checkpoints import begin_checkpoint, last_whole_checkpoint, refuse_torn_checkpoint
 from .half import full_eval_dtype, restored_values
+from .imitation import Imitating, refuse_moving_target
 from .labelled_positions import LabelledPositions
 from .losses.distillation import Distillation
 from .rates import freeze_by_rate, learning_rates, refuse_untrainable, warn_of_rate_without_effect
-from .student_trainer import StudentTrainer
+from .task import Task, TaskScorer
 
 
-class WidTrainer(StudentTrainer):
+class WidTrainer(Imitating):
     """Train a wid model: `Trainer` with learning rates for compactors and teacher weights.
 
     Its arguments are those of `Trainer`, in the same order; with `Seq2SeqTrainingArguments` those of `Seq2SeqTrainer`.
@@ -44,18 +45,38 @@ class WidTrainer(StudentTrainer):
     go back to the last copy with a finite loss, and `TrainingError` says so. A copy is kept in memory every
     `logging_steps` steps.
 
+    Args:
+        task: what the teacher is for, from `wid_hf.find_task`. It gives the data collator, unless there is another; the
+            loss from the teacher, for models that have none of their own on rows without labels; and the figures of
+            evaluations, under their names: `eval_agreement`.
+        label_weight: of a loss from the teacher: w of `(1 - w) * that loss + w * the model's own loss on labels`.
+
     Raises:
         WidError: the model is not a wid model.
+        ConfigError: the teacher's weights would train, and the task compares with them.
         TrainingError: from `train`, when the loss is NaN or infinite, or nothing would train.
     """
 
     rates = "compactor_learning_rate and teacher_learning_rate"
 
     def __init__(
-        self, model: PeftModel | None = None, args: TrainingArguments | None = None, *others: Any, **kwargs: Any
+        self,
+        model: PeftModel | None = None,
+        args: TrainingArguments | None = None,
+        *others: Any,
+        task: Task | None = None,
+        label_weight: float = 0.0,
+        **kwargs: Any,
     ) -> None:
         if model is not None:  # a model from model_init is checked when it is made
             _refuse_others(model)
+        self._scorer = None if task is None else TaskScorer(task)
+        if task is not None:
+            if not others and kwargs.get("data_collator") is None:
+                kwargs["data_collator"] = task.collator
+            if not task.has_own_loss and label_weight < 1:
+                refuse_moving_target(type(self).__name__, args)
+                self.imitate(task.loss, task.reduction, label_weight)
         super().__init__(model, args, *others, **kwargs)
         freeze_by_rate(self.model, self.args)
         self.add_callback(WidCallback(self))
@@ -98,6 +119,11 @@ class WidTrainer(StudentTrainer):
             self.model.base_model.teacher.to(self.args.device)
 
     @property
+    def wid_model(self) -> PeftModel:
+        """The model that trains."""
+        return self.model
+
+    @property
     def student(self) -> PreTrainedModel:
         """The stock model whose weights are folded."""
         return self.model.base_model.model
@@ -118,6 +144,8 @@ class WidTrainer(StudentTrainer):
             TrainingError: nothing would train, or the loss is NaN or infinite.
             DataError: the model is not calibrated, and the training data cannot calibrate it.
         """
+        if self._scorer is not None and self.eval_dataset is not None and not isinstance(self.eval_dataset, dict):
+            self._scorer.remember(self.eval_dataset, self.args)  # before the teacher may change
         # A model sharded by FSDP or DeepSpeed has other files, which Trainer itself must check.
         if resume_from_checkpoint and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             run = {"processes": self.args.world_size, "model_only": self.args.save_only_model}
@@ -187,8 +215,11 @@ class WidTrainer(StudentTrainer):
     ) -> Any:
         """Return the loss averaged over the labels of the whole optimizer step; in training, plus distillation.
 
-        The loss of evaluation is the model's own, so that runs with and without distillation can be compared.
+        The loss of evaluation is the model's own, so that runs with and without distillation can be compared; that of a
+        student that imitates its teacher is the loss from the teacher.
         """
+        if self.imitation is not None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if self._distillation is None or not model.training:
             with self._on_labels(inputs) if self._wants_loss_only or not return_outputs else nullcontext():
                 return self._own_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -292,6 +323,18 @@ class WidTrainer(StudentTrainer):
         self._place_teacher()
         with FoldCache(self.student).keeping(FoldPolicy.for_evaluation(half)), restored_values(self.model):
             return super().evaluation_loop(*args, **kwargs)
+
+    def evaluate(self, eval_dataset: Any = None, *others: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate as `Trainer` does; with a task, its figures are among the metrics."""
+        metrics: dict[str, float] = super().evaluate(eval_dataset, *others, **kwargs)
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        if self._scorer is None or isinstance(rows, (dict, str)):  # each of several datasets comes by itself
+            return metrics
+        prefix = kwargs.get("metric_key_prefix", others[1] if len(others) > 1 else "eval")
+        figures = self._scorer.score(self.model, rows, self.args)
+        told = {f"{prefix}_{name}": value for name, value in figures.items()}
+        self.log(told)
+        return metrics | told
 
     def create_model_card(self, *, tags: str | list[str] | None = None, **metadata: Any) -> None:
         """Write the adapter's card to `output_dir`, for `push_to_hub`; `Trainer`'s card would not name the teacher.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -87,6 +88,7 @@ class Report:
         fingerprints: SHA-256 of the weights in float32, for `teacher` and `student`; `eval_report.json` holds the same.
         latency: of `teacher` and `student`; None if it was not measured.
         command: the command line; None for a call from Python.
+        run: all options of the command by name, as `--config` takes them; None for a call from Python.
         stopped: why training ended before its last step, and after which; None if it did not.
         rows: for each source of rows the column of each role, how many were read, and why some were left out.
         settings: batch size, learning rates and the other settings of the run.
@@ -120,6 +122,7 @@ class Report:
     fingerprints: dict[str, str] = field(default_factory=dict)
     latency: Latency | None = None
     command: str | None = None
+    run: Mapping[str, Any] | None = None
     stopped: str | None = None
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     hardware: str = field(default_factory=hardware_name)

@@ -1,0 +1,387 @@
+"""One run in memory: the student of a teacher is planned, made, trained and scored.
+
+Takes a teacher, rows, sizes and settings; gives the student and the figures of a report. Writes nothing but what a
+trainer writes to its folder. Called by `compress` for a folder, and by `wid_hf.compress`.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, IterableDataset
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProgressCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+
+from ..adapter.fingerprint import weights_fingerprint
+from ..adapter.get_wid_model import get_wid_model
+from ..calibration import Calibration
+from ..config import WidConfig
+from ..errors import WidWarning
+from ..hub.cards import hub_id
+from ..hub.model_size import model_size
+from ..inputs import TextInputs
+from ..objectives import Objective, find_objective
+from ..objectives.registry import AUTO
+from ..planning.student_plan import empty_student
+from ..progressive.history import narrow_from, widths_over_steps
+from ..progressive.schedule import WidSchedule
+from ..rows.source import local_paths, source_names
+from ..training.student_trainer import StudentTrainer
+from ..training.trainer import WidTrainer
+from .evaluation import latency
+from .recipe import CompressSettings, Recipe, recipe_of
+from .reports.wid_report import Latency, Report
+from .teachers import Teacher, longest_text, working_tokenizer
+from .training_bar import TrainingBar
+from .training_data import Source, TrainingData, load_training_data, said
+
+TIMED = 5  # forwards per model
+STATES = 3  # numbers for each weight that trains in a checkpoint: itself and two of AdamW
+
+
+class Compression:
+    """A student of one teacher, step by step: `read`, `begin`, `train`, `finish`, `score`.
+
+    Args:
+        teacher: the teacher.
+        config: the student's sizes and its start.
+        settings: how to train.
+        recipe: how the student is made; by default WID.
+        train: rows to train on, or their name.
+        held_out: rows to score on; by default those that `settings` name, or a part of `train`.
+
+    Attributes:
+        config: the same with the start that the recipe decides.
+        settings: the same with rows no longer than the teacher takes.
+        wid_model: the student, folded from its teacher.
+        report: what is known so far.
+        data: rows to train and to score on, after `read`.
+        trainer: after `begin`.
+
+    Raises:
+        WidError: one of its subclasses: the student cannot be made or trained as asked.
+    """
+
+    trainer: StudentTrainer
+    data: TrainingData
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        config: WidConfig,
+        settings: CompressSettings,
+        recipe: Recipe | None = None,
+        *,
+        train: Source,
+        held_out: Source | None = None,
+    ) -> None:
+        self._train_source = train
+        self._held_out_source = settings.validation if held_out is None else held_out
+        self._recipe = recipe or recipe_of(config, settings)
+        self.config = self._recipe.configured(config)
+        if isinstance(self.config.schedule, WidSchedule):
+            self.config.schedule.timeline(settings.steps)  # refuses a schedule that does not end within the steps
+        self._model = teacher.model  # loaded only now
+        kind = find_objective(self._model, settings.task)
+        self._recipe.check_objective(kind, type(self._model).__name__)
+        self._rates = self._recipe.learning_rates(kind, self.config, settings)
+        if self._rates.get("teacher"):
+            teacher.own_weights()
+        self.objective = _objective(kind, self._model, teacher.tokenizer)
+        self.settings = _fitting(settings, self._model, self.objective.inputs.processor)
+        self.wid_model = get_wid_model(self._model, self.config)  # before rows are read: most refusals come from here
+        self.report = self._planned(teacher)
+
+    def _planned(self, teacher: Teacher) -> Report:
+        """Return the report of what is decided before any work."""
+        train, held_out = (_named(source) for source in (self._train_source, self._held_out_source))
+        dataset = _dataset(self._train_source)
+        config, settings, recipe, tuner = self.config, self.settings, self._recipe, self.wid_model.base_model
+        return Report(
+            teacher=teacher.name,
+            requested=config.requested,
+            head_strategy=tuner.settled.strategy,
+            settled=str(tuner.settled) or None,
+            method=recipe.name,
+            title=recipe.title,
+            weights=recipe.weights,
+            start="random weights" if recipe.weights == "random" else f"{config.init}, {config.selection}",
+            objective=self.objective.name,
+            sizes={"teacher": model_size(self._model)},
+            settings=asdict(settings)
+            | config.calibration_config.flat()
+            | {"calibration_output": config.calibration_config.output}
+            | {"train": train, "validation": held_out, "method": recipe.name, "learning_rates": self._rates}
+            | {"hub": {"teacher": hub_id(teacher.name), "revision": teacher.revision, "dataset": dataset}},
+            seed=settings.seed,
+            schedule=asdict(config.schedule) if isinstance(config.schedule, WidSchedule) else None,
+            fingerprints={"teacher": weights_fingerprint(self._model)},  # training may change the teacher's tensors
+        )
+
+    @property
+    def bytes_to_write(self) -> int:
+        """About how much room the run takes: the student's weights, its start and two checkpoints at a time."""
+        tuner, settings = self.wid_model.base_model, self.settings
+        if tuner.is_wide:  # the narrow model is made only later
+            return 0
+        student = model_size(empty_student(self._model, tuner.model.config)).bytes
+        arguments = training_arguments(settings, Path())
+        if settings.steps <= arguments["save_steps"] or arguments.get("save_strategy") == "no":
+            return student
+        own = sum(p.nbytes for p in self.wid_model.parameters()) - self.report.sizes["teacher"].bytes
+        trained = {"student": student, "compactors": own, "teacher": self.report.sizes["teacher"].bytes}
+        weights = sum(trained[kind] for kind, rate in self._rates.items() if rate)
+        return student + (1 + 2 * STATES) * weights
+
+    @property
+    def decides(self) -> dict[str, Any]:
+        """All that decides what comes out of this run, as far as it is known."""
+        told = self.report
+        return {
+            "teacher": told.fingerprints["teacher"],
+            "sizes": told.requested,
+            "head_strategy": told.head_strategy,
+            "method": told.method,
+            "start": told.start,
+            "schedule": told.schedule,
+            "settings": {name: value for name, value in told.settings.items() if name != "hub"},
+            "rows": {source: found["read"] for source, found in self.data.record().items()},
+        }
+
+    def read(self) -> None:
+        """Read the rows to train and to score on.
+
+        Raises:
+            DataError: they cannot be used.
+        """
+        samples = self.config.calibration_config.samples
+        self.data = load_training_data(
+            self._train_source, self.objective, self.settings, samples, self._held_out_source
+        )
+
+    def begin(self, folder: Path, callbacks: Sequence[TrainerCallback] = (), *, saves: bool = True) -> None:
+        """Make the trainer of the student at its start; calibrate, if the start was not loaded.
+
+        Args:
+            folder: of the trainer.
+            callbacks: added to the trainer.
+            saves: whether there are checkpoints.
+        """
+        arguments = training_arguments(self.settings, folder) | ({} if saves else {"save_strategy": "no"})
+        self.trainer = self._recipe.trainer(
+            self.wid_model,
+            self.objective,
+            self._rates,
+            arguments,
+            {"train_dataset": self.data.train, "data_collator": self.objective.collator},
+        )
+        self.trainer.pop_callback(ProgressCallback)
+        for callback in (TrainingBar(), *callbacks, _NoLastCheckpoint()):
+            self.trainer.add_callback(callback)
+        tuner = self.wid_model.base_model
+        self.report = replace(
+            self.report,
+            calibration=tuner.calibration,
+            outputs=tuner.outputs if self._recipe.weights != "random" else None,
+        )
+
+    def score_start(self) -> dict[str, Any]:
+        """Score teacher and start; return what was found until now, as plain values for JSON."""
+        self._scorer = _Scorer(self.objective, self.data.held_out, self.settings)
+        scores = {"teacher": self._scorer.score(self._model)}
+        if self.settings.steps:
+            scores["start"] = self._scorer.score(self.trainer.model)
+        timed = Latency({"teacher": self._scorer.latency(self._model)}, self._scorer.timed)
+        self.report = replace(self.report, scores=scores, latency=timed)
+        calibration = self.report.calibration
+        return {
+            "scores": scores,
+            "latency": asdict(timed),
+            "calibration": calibration.to_dict() if calibration is not None else None,
+        }
+
+    def take_start(self, found: Mapping[str, Any]) -> None:
+        """Take over what `score_start` returned in an earlier process."""
+        self._scorer = _Scorer(self.objective, self.data.held_out, self.settings)
+        calibration = found["calibration"]
+        self.report = replace(
+            self.report,
+            scores=found["scores"],
+            latency=Latency(found["latency"]["seconds"], tuple(found["latency"]["batch"])),
+            calibration=Calibration.from_dict(calibration) if calibration is not None else None,
+        )
+
+    def train(self, checkpoint: Path | None = None, before: float = 0.0) -> None:
+        """Train, from a checkpoint if there is one.
+
+        Args:
+            checkpoint: a whole one of the same run.
+            before: seconds of training that led to it.
+        """
+        self.report = replace(self.report, rows=self.data.record())
+        if not self.settings.steps:
+            return
+        began = time.monotonic()
+        set_seed(self.settings.seed)  # the start may have been made now or earlier
+        try:
+            self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+        finally:
+            seconds = before + time.monotonic() - began
+            self.report = replace(self.report, seconds=seconds, rows=self.data.record())
+
+    def finish(self, *, force: bool = False) -> PreTrainedModel:
+        """Return the student as a stock model, with the figures of training in the report.
+
+        Args:
+            force: merge a student that is still wide.
+        """
+        merges = isinstance(self.trainer, WidTrainer)
+        student = self.trainer.model.merge_and_unload(force=force) if merges else self.trainer.student
+        state, report = self.trainer.state, self.report
+        self.report = replace(
+            report,
+            sizes=report.sizes | {"student": model_size(student)},
+            fingerprints=report.fingerprints | {"student": weights_fingerprint(student)},
+            steps=self.trainer.weights_of_step,
+            tokens=int(state.num_input_tokens_seen),
+            losses=[(entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry],
+            widths=widths_over_steps(state.log_history),
+            narrow_from=narrow_from(state.log_history),
+        )
+        return student
+
+    def score(self, student: PreTrainedModel) -> None:
+        """Score the student; without training it is the start as well."""
+        score, report = self._scorer.score(student), self.report
+        assert report.latency is not None
+        seconds = report.latency.seconds | {"student": self._scorer.latency(student)}
+        self.report = replace(
+            report,
+            scores={"start": score} | report.scores | {"student": score},
+            latency=replace(report.latency, seconds=seconds),
+        )
+
+
+def find_task(teacher: PreTrainedModel, processing_class: PreTrainedTokenizerBase, task: str = AUTO) -> Objective:
+    """Return what a teacher is for: the collator, the loss and the figures by which `compress` trains and scores it.
+
+    For `WidTrainer(task=...)`. `features` of the result makes rows to train and to evaluate on.
+
+    Args:
+        teacher: the model, in evaluation mode.
+        processing_class: its tokenizer, which is not changed.
+        task: name of an objective, or "auto" for the one that fits the teacher's class.
+
+    Raises:
+        ConfigError: `task` is unknown.
+        TeacherError: no objective fits the teacher, or `task` does not, or it lacks a token that the task needs.
+    """
+    return _objective(find_objective(teacher, task), teacher, processing_class)
+
+
+def _objective(kind: type[Objective], teacher: PreTrainedModel, processing_class: PreTrainedTokenizerBase) -> Objective:
+    return kind(teacher, TextInputs(working_tokenizer(processing_class, teacher, masks=kind.masks)))
+
+
+class _NoLastCheckpoint(TrainerCallback):
+    """Leaves out the checkpoint after the last step: the student itself is saved then."""
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_save = False
+
+
+class _Scorer:
+    """Scores teacher, start and student on the same held-out batches."""
+
+    def __init__(self, objective: Objective, held_out: Dataset, settings: CompressSettings) -> None:
+        self._objective = objective
+        self.batches = objective.scored(held_out, settings.batch_size, settings.seed)
+        self._wanted = objective.wanted(self.batches)
+
+    def score(self, model: Any) -> dict[str, float]:
+        """Return the objective's figures."""
+        return self._objective.score(model, self.batches, self._wanted)
+
+    @property
+    def timed(self) -> tuple[int, int]:
+        """Texts and tokens per text of the batch that `latency` runs."""
+        texts, tokens = self.batches[0]["input_ids"].shape
+        return texts, tokens
+
+    def latency(self, model: Any) -> float:
+        """Return the median seconds of forwards on the first batch."""
+        inputs = {name: tensor for name, tensor in self.batches[0].items() if name != "labels"}
+        return latency(model, inputs, repeats=TIMED)
+
+
+def training_arguments(settings: CompressSettings, folder: Path) -> dict[str, Any]:
+    """Return the arguments of `TrainingArguments` that all recipes share.
+
+    Args:
+        settings: how to train.
+        folder: of the trainer: it holds checkpoints.
+    """
+    save_steps = min(max(settings.steps // 10, 10), 500)
+    return {
+        "output_dir": str(folder),
+        "max_steps": max(settings.steps, 1),
+        "per_device_train_batch_size": settings.batch_size,
+        "weight_decay": 0.01,
+        "warmup_steps": 0.05,
+        "lr_scheduler_type": "linear",
+        "logging_steps": max(1, settings.steps // 50),
+        "save_steps": save_steps,
+        "save_total_limit": 1,  # it is deleted when the next one is whole
+        "report_to": "none",
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "include_num_input_tokens_seen": "non_padding",
+        "seed": settings.seed,
+        "data_seed": settings.seed,
+        **settings.training,
+    }
+
+
+def _named(source: Source | None) -> str | list[str] | None:
+    """Return what reports call a source: its only name, or all."""
+    if source is None or isinstance(source, Dataset | IterableDataset):
+        return None if source is None else said(source)
+    names = source_names(source)
+    return names[0] if len(names) == 1 else names
+
+
+def _dataset(source: Source) -> str | None:
+    """Return the Hub id of a named dataset, None for files, folders and rows."""
+    if isinstance(source, Dataset | IterableDataset):
+        return None
+    names = source_names(source)
+    return None if local_paths(names) else hub_id(names[0])
+
+
+def _fitting(
+    settings: CompressSettings, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> CompressSettings:
+    """Return `settings` with texts no longer than the model has positions for; warn if the user gave a length."""
+    longest = longest_text(model, tokenizer, settings.max_length)
+    if longest < settings.max_length != CompressSettings.max_length:
+        warnings.warn(
+            f"max_length={settings.max_length} is more than {type(model).__name__} has positions for: texts are cut "
+            f"after {longest} tokens.",
+            WidWarning,
+            stacklevel=3,
+        )
+    return replace(settings, max_length=longest)
