@@ -87,12 +87,13 @@ def test_a_trial_takes_up_to_three_quarters_of_the_texts_wherever_batches_end(te
         assert chosen({"a": 0.1, "b": 0.2}, data)[3] == [trial, trial]
 
 
-def test_a_trial_takes_no_more_texts_than_it_needs_and_scores_no_more_than_256() -> None:
+def test_a_trial_takes_no_more_texts_than_it_needs_and_no_fewer_than_it_scores() -> None:
     data = batches(300)  # 1200 texts
-    assert chosen({"a": 0.1, "b": 0.2}, data, positions=1200, widest=10)[3] == [30, 30]
+    assert chosen({"a": 0.1, "b": 0.2}, data, positions=1200, widest=20)[3] == [50, 50]
+    assert chosen({"a": 0.1, "b": 0.2}, data, positions=1200, widest=10)[3] == [32, 32]  # as many as are scored
     wanted = chosen({"a": 0.1, "b": 0.2}, data)[1]
-    assert chosen({"a": 0.1, "b": 0.2}, [*batches(1) * 236, *data[236:]])[1] == wanted
-    assert chosen({"a": 0.1, "b": 0.2}, [*data[:236], *batches(1) * 64])[1] != wanted
+    assert chosen({"a": 0.1, "b": 0.2}, [*batches(1) * 292, *data[292:]])[1] == wanted
+    assert chosen({"a": 0.1, "b": 0.2}, [*data[:292], *batches(1) * 8])[1] != wanted
 
 
 def test_a_batch_that_cannot_be_divided_is_used_whole() -> None:

@@ -7,7 +7,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from wid_hf.calibration.column_subset import block_subset, column_subset
+from wid_hf.calibration.column_subset import PANEL, block_subset, column_subset
 
 
 def left_over(covariance: Tensor, kept: list[int]) -> float:
@@ -28,6 +28,18 @@ def test_the_first_pivot_varies_most_and_each_next_most_of_what_is_left() -> Non
             explained = (torch.linalg.solve(across[:, kept], across) * across).sum(0)
         kept.append(int((covariance.diagonal() - explained).argmax()))
         assert column_subset(covariance, count).tolist() == sorted(kept)
+
+
+def test_many_pivots_are_those_that_vary_most_after_regression_on_all_before_them() -> None:
+    """Pivots are found in panels; the matrix is brought up to date between two of them."""
+    g = torch.Generator().manual_seed(2)
+    factor = torch.randn(2 * PANEL + 60, 300, generator=g, dtype=torch.float64)
+    left = covariance = factor @ factor.T
+    kept: list[int] = []
+    for _ in range(2 * PANEL + 10):
+        kept.append(int(left.diagonal().argmax()))
+        left = left - torch.outer(left[kept[-1]], left[kept[-1]]) / left[kept[-1], kept[-1]]
+    assert column_subset(covariance, len(kept)).tolist() == sorted(kept)
 
 
 def test_a_copy_of_a_kept_index_is_dropped_however_much_it_varies() -> None:

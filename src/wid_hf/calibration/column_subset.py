@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 RELATIVE_EPS = 1e-9  # of the largest variance: a smaller rest is rounding
+PANEL = 64  # pivots between two updates of the whole matrix
 
 
 def column_subset(covariance: Tensor, count: int) -> Tensor:
@@ -26,16 +27,18 @@ def column_subset(covariance: Tensor, count: int) -> Tensor:
     variance = covariance.diagonal().clone()
     left = variance.clone()
     enough = variance.max() * RELATIVE_EPS
-    factor = covariance.new_zeros(count, len(covariance))
+    rest = covariance.clone()  # what pivots of earlier panels leave: products of matrices are faster than of vectors
+    panel = covariance.new_zeros(PANEL, len(covariance))
     kept: list[int] = []
     while len(kept) < count and left.max() > enough:
-        pivot = _first_largest(left)
-        at = len(kept)
-        row = (covariance[pivot] - factor[:at].T @ factor[:at, pivot]) / left[pivot].sqrt()
-        factor[at] = row
+        pivot, at = _first_largest(left), len(kept) % PANEL
+        if kept and not at:
+            rest.addmm_(panel.T, panel, alpha=-1)
+        row = (rest[pivot] - panel[:at].T @ panel[:at, pivot]) / left[pivot].sqrt()
+        panel[at] = row
         left = left - row.square()
         kept.append(pivot)
-        left[kept] = -torch.inf
+        left[pivot] = -torch.inf
     variance[kept] = -torch.inf
     while len(kept) < count:
         kept.append(_first_largest(variance))

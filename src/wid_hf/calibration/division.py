@@ -1,18 +1,36 @@
-"""Divides batches by their texts. Called by `candidates` and by refinement."""
+"""Divides batches by their texts. Called by `moment_pass`, `candidates` and refinement."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil
 from typing import Any
 
 from torch import Tensor
 
 from .batches import Batch
+from .padding import NO_LABEL
 
 
 def texts_in(batch: Batch) -> int:
     """Return how many texts (pictures, sounds) a batch has."""
     return next((len(value) for value in batch.values() if isinstance(value, Tensor) and value.ndim), 1)
+
+
+def first_tokens(batches: Sequence[Batch], count: int) -> Sequence[Batch]:
+    """Return the first texts, which hold about `count` tokens; `batches` themselves where they are not known to.
+
+    Args:
+        batches: prepared for a model.
+        count: tokens as in `tokens_in`.
+    """
+    total, texts = tokens_in(batches), sum(map(texts_in, batches))
+    return parted(batches, ceil(count / total * texts))[0] if total > count else batches
+
+
+def tokens_in(batches: Sequence[Batch]) -> int:
+    """Return how many tokens are not padding, of the encoder or the decoder, whichever has fewer; 0 without ids."""
+    return sum(map(_tokens_in, batches))
 
 
 def can_be_cut(batch: Batch) -> bool:
@@ -42,6 +60,15 @@ def parted(batches: Sequence[Batch], texts: int) -> tuple[list[Batch], list[Batc
         first.append(batch)
         texts -= count
     return first, []
+
+
+def _tokens_in(batch: Batch) -> int:
+    counts = [int(batch["labels"].ne(NO_LABEL).sum())] if "labels" in batch else []
+    for ids in ("input_ids", "decoder_input_ids"):
+        if ids in batch:
+            mask = batch.get(ids.replace("input_ids", "attention_mask"))
+            counts.append(batch[ids].numel() if mask is None else int(mask.bool().sum()))
+    return min(counts) if "input_ids" in batch else 0
 
 
 def _rows(value: Any, start: int, stop: int, count: int) -> Any:

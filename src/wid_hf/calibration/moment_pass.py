@@ -20,10 +20,13 @@ from ..coupling.trace import Trace
 from ..coupling.weight_inputs import WeightInput
 from ..errors import DataError
 from ..progress_bar import progress_bar
-from .batches import NOT_FINITE, NOTHING_BUT_PADDING, Batch
+from .batches import NOT_FINITE, NOTHING_BUT_PADDING, Batch, prepared
+from .division import first_tokens, tokens_in
 from .lockstep import Lockstep, Operands, Watched, are_same
 from .moments import Covariance, as_matrix
 from .precision import Precision
+
+ENOUGH = 12  # tokens for each index of the teacher's widest weight input
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,9 @@ def gather_moments(
     precision: Precision,
     gatherers: Sequence[Gatherer],
 ) -> int:
-    """Run the teacher over all batches, give moments to the gatherers, and return the number of positions.
+    """Run the teacher, give moments to the gatherers, and return the number of positions of all batches.
+
+    Of many texts the first ones are enough: what is chosen by moments hardly changes with more.
 
     Raises:
         DataError: there is no batch or only padding, fewer positions than the student is wide, or an activation
@@ -83,10 +88,13 @@ def gather_moments(
     stops = [place.number for place in inputs]
     if not stops:  # no weight input shrinks
         return 0
+    batches = [prepared(teacher, batch) for batch in batches]
+    most = ENOUGH * max(plan.dim_of(plan.weight_inputs[at]).size for at in stops)
+    seen = first_tokens(batches, most)
     positions = 0
     covariance: Covariance | None = None
     previous: Operands = []
-    with Lockstep([Watched(teacher, trace.weights)], batches, plan, inputs, precision) as lockstep:
+    with Lockstep([Watched(teacher, trace.weights)], seen, plan, inputs, precision) as lockstep:
         for place, (operands,) in progress_bar(lockstep, "Gathering the teacher's moments", len(stops)):
             if covariance is None or not are_same(previous, operands):
                 covariance = _covariance(operands)
@@ -95,6 +103,8 @@ def gather_moments(
             moments = _input_moments(trace, plan, place.number, covariance)
             for gatherer in gatherers:
                 gatherer.add(moments)
+    if seen is not batches:
+        positions = round(positions * tokens_in(batches) / tokens_in(seen))
     _refuse_too_few(positions, max(plan.size(plan.dim_of(plan.weight_inputs[at])) for at in stops))
     return positions
 

@@ -16,6 +16,7 @@ from .batches import NOT_FINITE
 from .lockstep import Operands
 from .moments import Regression
 
+PLENTY = 60  # positions per index of the student, after which a fit hardly changes
 ENOUGH = 2  # positions per index of the student; with fewer a fit does not hold for other positions
 
 
@@ -33,7 +34,7 @@ class PairedMoments:
 
 
 def paired_moments(
-    teacher: Operands, student: Operands, *, size: int, root: Tensor | None = None
+    teacher: Operands, student: Operands, *, size: int, most: float = PLENTY, root: Tensor | None = None
 ) -> PairedMoments | None:
     """Return the joint moments over all batches, or None where positions cannot be paired.
 
@@ -41,6 +42,7 @@ def paired_moments(
         teacher: the teacher's operands, one per batch.
         student: the student's.
         size: number of indices of the student.
+        most: for each of them, after that many positions no other batch is looked at.
         root: `(m, n)` by which the teacher's input is multiplied first.
 
     Raises:
@@ -62,6 +64,8 @@ def paired_moments(
         regression.add(x, y)
         if regression.count < ENOUGH * size:
             rows.append((x, y))
+        if regression.count >= most * size:
+            break
     if regression is None:
         return None
     _refuse_infinite(regression)

@@ -24,7 +24,7 @@ from .batches import Batch
 from .lockstep import Lockstep, Operands, Watched, are_same
 from .moments import LinearFit, Regression, as_matrix
 from .norm_scale import NormScale
-from .pairing import ENOUGH, PairedMoments, paired_moments
+from .pairing import ENOUGH, PLENTY, PairedMoments, paired_moments
 from .precision import Precision
 from .report import FEW, ROUTED, InputReconstruction
 from .residual_fit import ResidualFit
@@ -33,6 +33,7 @@ from .stream import Stream
 from .vector_fit import VectorFit
 
 WRITER_RIDGE = 1e-3  # of the fits before residual sums, which see the student's own activations
+SOME = 4  # positions per index of the student's for a fit that a residual sum makes once more: that one starts from it
 
 
 def reconstruct(
@@ -127,6 +128,7 @@ class _Fits:
         self.found: list[InputReconstruction] = []
         self._moments: PairedMoments | None = None
         self._previous: Operands = []  # those that the moments are of
+        self._most = 0  # positions per index of these moments
 
     def fit(self, place: Landmark, teacher: Operands, student: Operands) -> Iterable[str]:
         """Fit what is at a landmark, and return the names of weights whose folds are old now."""
@@ -144,10 +146,10 @@ class _Fits:
             self.found.append(self._norms.fit(at, teacher, student))
             self._previous = []
         elif at in self._columns.compactors and (self._measured or at not in self._residuals.inputs):
-            operands = [*teacher, *student]
-            if not self._previous or not are_same(self._previous, operands):
-                self._moments = self._columns.moments(at, teacher, student)
-            self._previous = operands
+            operands, most = [*teacher, *student], SOME if at in self._residuals.inputs else PLENTY
+            if not self._previous or most != self._most or not are_same(self._previous, operands):
+                self._moments = self._columns.moments(at, teacher, student, most)
+            self._previous, self._most = operands, most
             self.found.append(self._columns.fit(at, self._moments))
             return self._columns.changed(at)
         return ()
@@ -179,12 +181,15 @@ class _Columns:
         self._so_far: dict[str, Regression] = {}  # of weights that are used several times
         self._latest: dict[Any, Regression] = {}  # of each coupled dimension
 
-    def moments(self, at: int, teacher: Operands, student: Operands) -> PairedMoments | None:
-        """Return the joint moments of a weight's inputs, or None where positions cannot be paired."""
+    def moments(self, at: int, teacher: Operands, student: Operands, most: float) -> PairedMoments | None:
+        """Return the joint moments of a weight's inputs, at about `most` positions for each index of the student's.
+
+        None where positions cannot be paired.
+        """
         weight_input = self._plan.weight_inputs[at]
         if weight_input.routed:
             return None
-        return paired_moments(teacher, student, size=self._plan.size(self._plan.dim_of(weight_input)))
+        return paired_moments(teacher, student, size=self._plan.size(self._plan.dim_of(weight_input)), most=most)
 
     def fit(self, at: int, paired: PairedMoments | None) -> InputReconstruction:
         """Set the compactor and the bias shift of one weight by the moments of its input."""

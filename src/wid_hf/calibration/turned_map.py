@@ -17,7 +17,7 @@ from torch import Tensor
 from .column_subset import column_subset
 from .stream_span import Place, leading_span, total_moments
 
-OUTLYING = 0.5  # relative deviation from the median weight beyond which an index is called an outlier
+OUTLYING = 2.0  # relative deviation from the median weight of those that are called outliers; less does no harm
 SHARE = 8  # at most one index of the student in so many is an outlier
 
 
