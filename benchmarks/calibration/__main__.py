@@ -29,7 +29,7 @@ from sections import trained, untrained
 from starting import started, timed
 from starts import CALIBRATED, CALIBRATIONS, DECODER_STARTS, SCHEDULES, STARTS
 from store import ROOT, Store
-from subjects import DECODER, SUBJECTS
+from subjects import DECODER, SUBJECTS, TAGGER
 
 from wid_hf.tools.recipe import LEARNING_RATES
 
@@ -46,6 +46,7 @@ SCRATCH_RATE = 1e-3  # the best of ../shared/design.md's coarse sweep for a half
 TRAINED = ("identity, first indices", "identity, largest variance", CALIBRATED)
 SWEPT = (CALIBRATED, "identity, first indices")
 EQUAL_STEPS = [300, 1000]
+EQUALLY_TRAINED = {each.name: each for each in (SUBJECTS["reaction-bert"], TAGGER)}
 STEPS = {"reaction-bert": 300, "minilm": 500}
 
 Teachers = Annotated[list[str] | None, typer.Option("--teacher", help=f"Only these of {', '.join(SUBJECTS)}.")]
@@ -101,6 +102,7 @@ def start(
 
 @app.command(name="train")
 def train_equally(
+    subject: Annotated[list[str] | None, typer.Argument(help=f"Only these of {', '.join(EQUALLY_TRAINED)}.")] = None,
     start: Annotated[
         list[str] | None, typer.Option("--start", help=f"Only these of {', '.join(CALIBRATIONS)}.")
     ] = None,
@@ -111,20 +113,21 @@ def train_equally(
     limit_minutes: Minutes = None,
     output: Output = RESULTS_PAGE,
 ) -> None:
-    """Train the reaction BERT's students from whole starts: compactors, or the student that they merge to."""
-    subject = SUBJECTS["reaction-bert"]
-    lines = equally_trained(
-        subject,
-        _named(width or ["1/2", "1/4"], subject.sizes),
-        _named(start, CALIBRATIONS),
-        _store(limit_minutes),
-        steps=steps,
-        seeds=seeds,
-        batch_size=batch_size,
-    )
+    """Train students from whole starts: compactors, or the student that they merge to."""
     flags = "".join([*(f" --start {one!r}" for one in start or ()), *(f" --steps {count}" for count in steps)])
-    head = f"`python benchmarks/calibration train{flags} --seeds {seeds} --batch-size {batch_size}`"
-    print(write_section(output, RESULTS_HEAD, f"Equal training: {subject.name}", [f"{head}.", "", *lines]))
+    store = _store(limit_minutes)
+    for name, each in _named(subject, EQUALLY_TRAINED).items():
+        lines = equally_trained(
+            each,
+            _named(width or ["1/2", "1/4"], each.sizes, optional=width is None),
+            _named(start, CALIBRATIONS),
+            store,
+            steps=steps,
+            seeds=seeds,
+            batch_size=batch_size,
+        )
+        head = f"`python benchmarks/calibration train {name}{flags} --seeds {seeds} --batch-size {batch_size}`"
+        print(write_section(output, RESULTS_HEAD, f"Equal training: {name}", [f"{head}.", "", *lines]))
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The section of docs/starts.md about equal training from whole starts: compactors, or the student that they merge to.
+"""Sections of docs/results.md about equal training from whole starts: compactors, or the student they merge to.
 
 Takes a subject, starts, steps and a store of records; gives lines of Markdown, and makes the runs that are not
 recorded. A record belongs to the version of the library that made it.
@@ -16,8 +16,13 @@ from store import Record, Store, library_version
 from subject import Sizes, TextSubject
 from training import train
 
-# Learning rates with linear decay: the first of compactors or of a stock student, the second of the teacher's weights.
-RATES = {"compactors": (3e-4, 1e-4), "merged student": (1e-3, 1e-3)}
+COMPACTORS, MERGED = "compactors", "merged student"
+# Learning rates with linear decay, by objective: the first of compactors or of a stock student, the second of the
+# teacher's weights, which stay where students imitate them.
+RATES = {
+    "masked-lm": {COMPACTORS: (3e-4, 1e-4), MERGED: (1e-3, 1e-3)},
+    "token-classification": {COMPACTORS: (1e-4, 0.0), MERGED: (1e-4, 1e-4)},
+}
 
 
 @dataclass(frozen=True)
@@ -54,12 +59,13 @@ def equally_trained(
     for width in sizes:
         for start in starts:
             for count in steps:
-                found = {trained: runs(width, Training(start, trained, count, batch_size)) for trained in RATES}
+                found = {
+                    trained: runs(width, Training(start, trained, count, batch_size))
+                    for trained in RATES[subject.objective]
+                }
                 if all(found.values()):
                     again = _as_many_seconds(*(records[0] for records in found.values()))
-                    found["merged student, equal seconds"] = runs(
-                        width, Training(start, "merged student", again, batch_size)
-                    )
+                    found["merged student, equal seconds"] = runs(width, Training(start, MERGED, again, batch_size))
                 rows += [_row(subject, width, start, trained, records) for trained, records in found.items() if records]
                 done += [record for records in found.values() for record in records]
     if not rows:
@@ -67,7 +73,7 @@ def equally_trained(
     columns = ["width", "start", "trained", "steps", "seeds", *subject.figures, "seconds", "seconds per step"]
     return [
         f"Steps of {batch_size} texts of at most {subject.max_length} tokens, scored on {subject.scored_texts} others; "
-        f"before → after. Learning rates with linear decay: {_told_rates()}. {made_by(done)}",
+        f"before → after. Learning rates with linear decay: {_told_rates(subject)}. {made_by(done)}",
         *table(columns, rows),
     ]
 
@@ -75,7 +81,7 @@ def equally_trained(
 def _run(
     subject: TextSubject, sizes: Sizes, starts: Mapping[str, Start], store: Store, training: Training, seed: int
 ) -> Record | None:
-    start, rates = starts[training.start], RATES[training.trained]
+    start, rates = starts[training.start], RATES[subject.objective][training.trained]
     settings = {
         "what": "equal-training",
         "teacher": subject.name,
@@ -99,7 +105,7 @@ def _run(
             batch_size=training.batch_size,
             rates=rates,
             seed=seed,
-            merged=training.trained == "merged student",
+            merged=training.trained == MERGED,
         ),
     )
 
@@ -126,5 +132,6 @@ def _row(subject: TextSubject, width: str, start: str, trained: str, records: Se
     ]
 
 
-def _told_rates() -> str:
-    return "; ".join(f"{trained} {rates[0]:g} / {rates[1]:g}" for trained, rates in RATES.items())
+def _told_rates(subject: TextSubject) -> str:
+    rates = RATES[subject.objective].items()
+    return "; ".join(f"{trained} {first:g} / {second:g}" for trained, (first, second) in rates)

@@ -13,7 +13,6 @@ from transformers import DataCollatorForLanguageModeling
 from wid_hf.inputs import tokenize
 from wid_hf.rows import load_texts
 from wid_hf.scores import masked_batches, masked_lm_score
-from wid_hf.training.trainer import WidTrainer
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,6 @@ class Masked(TextSubject):
     """A masked language model; its figures are the loss (nats) and accuracy on held-out texts."""
 
     figures: ClassVar[Mapping[str, str]] = {"loss": ".3f", "accuracy": ".1%"}
-    trainer: ClassVar[type[WidTrainer] | None] = WidTrainer
     objective: ClassVar[str | None] = "masked-lm"
     grid: ClassVar[tuple[tuple[float, float], ...]] = tuple(
         (compactors, teacher) for compactors in (1e-4, 3e-4, 1e-3) for teacher in (1e-5, 1e-4, 3e-4)

@@ -19,9 +19,8 @@ from wid_hf.inputs import batches, tokenize
 from wid_hf.rows import load_texts
 from wid_hf.scores import cosine_correlation, embed
 from wid_hf.scores.eval_mode import eval_mode
-from wid_hf.training.following_trainer import FollowingTrainer
-from wid_hf.training.losses.following import following_loss
-from wid_hf.training.trainer import WidTrainer
+from wid_hf.training.imitation import Imitation
+from wid_hf.training.losses.following import followed, following_loss
 
 
 @dataclass(frozen=True)
@@ -44,11 +43,15 @@ class Sentences(TextSubject):
         "correlation of cosines": ".3f",
         "over all pairs": ".3f",
     }
-    trainer: ClassVar[type[WidTrainer] | None] = FollowingTrainer
     objective: ClassVar[str | None] = "features"
     grid: ClassVar[tuple[tuple[float, float], ...]] = tuple(
         (compactors, 0.0) for compactors in (5e-5, 2e-4, 5e-4, 1e-3)
     )
+
+    @property
+    def imitation(self) -> Imitation:
+        """Of hidden states and of the cosines between texts."""
+        return followed
 
     @property
     def collator(self) -> Any:

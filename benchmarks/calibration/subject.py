@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from wid_hf.inputs import batches, tokenize
 from wid_hf.rows import load_texts
 from wid_hf.tools.teachers import load_teacher, load_tokenizer
-from wid_hf.training.trainer import WidTrainer
+from wid_hf.training.imitation import Imitation
 
 TEACHERS = Path(os.environ.get("WID_HF_TEACHERS", ROOT / ".cache" / "teachers"))
 DATA = Path(os.environ.get("WID_HF_DATA", ROOT.parent / "shared" / "data"))
@@ -83,9 +83,13 @@ class TextSubject(Subject):
     columns: tuple[str, ...]
     max_length: int
 
-    trainer: ClassVar[type[WidTrainer] | None] = None
     objective: ClassVar[str | None] = None  # of `wid-hf compress`, which knows learning rates for it
     grid: ClassVar[tuple[tuple[float, float], ...]] = ()  # the same, for the sweep
+
+    @property
+    def imitation(self) -> Imitation | None:
+        """The loss by which students learn their teacher's outputs; None if they learn labels."""
+        return None
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:

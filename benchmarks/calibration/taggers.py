@@ -16,9 +16,12 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DataCollatorWithPadding
 
+from wid_hf.adapter.tuner import WidModel
 from wid_hf.inputs import batches, tokenize
+from wid_hf.objectives.divergences import softmax_divergence
 from wid_hf.rows import load_texts
 from wid_hf.scores.eval_mode import eval_mode
+from wid_hf.training.imitation import Imitation
 
 KEEP = 0  # the label of a word that is right
 CONFUSED = (
@@ -57,6 +60,12 @@ class Tagger(TextSubject):
     """
 
     figures: ClassVar[Mapping[str, str]] = {"agreement": ".2%", "agreement on edits": ".1%", "KL": ".4f"}
+    objective: ClassVar[str | None] = "token-classification"
+
+    @property
+    def imitation(self) -> Imitation:
+        """Of every token's scores."""
+        return _divergence
 
     @property
     def collator(self) -> Any:
@@ -73,7 +82,7 @@ class Tagger(TextSubject):
 
     @property
     def train_set(self) -> Dataset:
-        """Texts to calibrate on."""
+        """Texts to calibrate and train on."""
         return self._tokens.select(range(self.scored_texts, len(self._tokens)))
 
     @cached_property
@@ -101,6 +110,11 @@ class Tagger(TextSubject):
             "agreement on edits": float(same[wanted.argmax(-1) != KEEP].float().mean()),
             "KL": float(functional.kl_div(found, wanted, log_target=True, reduction="batchmean")),
         }
+
+
+def _divergence(wid: WidModel, student: Any, teacher: Any, inputs: Mapping[str, Any]) -> Tensor:
+    attended = inputs["attention_mask"].bool()
+    return softmax_divergence(student.logits[attended], teacher.logits[attended]).mean()
 
 
 def confused(text: str, seed: int) -> str:

@@ -10,13 +10,16 @@ import time
 from typing import Any
 
 import torch
+from peft import PeftModel
 from starts import Start, calibrate, from_scratch, uncalibrated
 from store import Record
 from subject import Sizes, TextSubject
-from transformers import PrinterCallback, ProgressCallback, Trainer
+from transformers import PrinterCallback, ProgressCallback
 
-from wid_hf import WidTrainingArguments
+from wid_hf import MergedTrainer, StudentTrainer, WidTrainer, WidTrainingArguments
 from wid_hf.progressive.history import narrow_from, widths_over_steps
+from wid_hf.training.imitating_trainer import ImitatingTrainer
+from wid_hf.training.merged_trainer import merged as stock
 
 
 def train(
@@ -47,7 +50,6 @@ def train(
     else:
         model = uncalibrated(subject.teacher(), sizes, start)
         calibrate(model, start, subject.calibration(seed))
-        model = model.merge_and_unload().train() if merged else model
     before = subject.score(model)
     with tempfile.TemporaryDirectory() as scratch:
         arguments = WidTrainingArguments(
@@ -67,8 +69,13 @@ def train(
             disable_tqdm=True,
             seed=seed,
         )
-        trainer = (Trainer if start.scratch or merged else subject.trainer)(
-            model=model, args=arguments, train_dataset=subject.train_set, data_collator=subject.collator
+        trainer = _trainer(
+            subject,
+            model,
+            merged,
+            args=arguments,
+            train_dataset=subject.train_set,
+            data_collator=subject.collator,
         )
         trainer.pop_callback(ProgressCallback)
         trainer.pop_callback(PrinterCallback)
@@ -79,9 +86,22 @@ def train(
     losses = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
     return {
         "before": before,
-        "scores": subject.score(model),
+        "scores": subject.score(trainer.model),
         "losses": losses,
         "training_seconds": seconds,
         "narrow_from": narrow_from(history),
         "widths": widths_over_steps(history),
     }
+
+
+def _trainer(subject: TextSubject, model: Any, merged: bool, **given: Any) -> StudentTrainer:
+    """Return the trainer of a wid model, of the student that it merges to, or of a stock student from scratch.
+
+    No student trains with dropout, as `wid-hf compress` has it.
+    """
+    given["dropout"] = False
+    if not isinstance(model, PeftModel):
+        return StudentTrainer(model=model, **given)
+    if subject.imitation is not None:
+        return (MergedTrainer if merged else ImitatingTrainer)(model=model, imitation=subject.imitation, **given)
+    return StudentTrainer(model=stock(model), **given) if merged else WidTrainer(model=model, **given)

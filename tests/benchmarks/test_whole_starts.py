@@ -25,6 +25,11 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(
         module, "SUBJECTS", {"reaction-bert": masked_subject(tmp_path), "minilm": sentences_subject(tmp_path)}
     )
+    monkeypatch.setattr(
+        module,
+        "EQUALLY_TRAINED",
+        {"reaction-bert": module.SUBJECTS["reaction-bert"], "tagger": tagger_subject(tmp_path)},
+    )
     return module
 
 
@@ -80,19 +85,22 @@ def test_two_starts_take_turns_and_their_ratio_is_told(
         command.start(start=["firm"], timing=True, output=page)
 
 
+@pytest.mark.parametrize(("teacher", "figure"), [("reaction-bert", "loss"), ("tagger", "KL")])
 def test_compactors_and_merged_students_train_for_equal_steps_and_for_equal_seconds(
-    command: ModuleType, cases: dict[str, Any], tmp_path: Path
+    teacher: str, figure: str, command: ModuleType, cases: dict[str, Any], tmp_path: Path
 ) -> None:
+    """With labels, and without: then both learn the outputs of their teacher."""
     page = tmp_path / "page.md"
-    command.train_equally(start=["firm"], width=["1/2"], steps=[3], seeds=2, batch_size=16, output=page)
+    few = {"start": ["firm"], "width": ["1/2"], "steps": [3], "seeds": 2, "batch_size": 16}
+    command.train_equally(subject=[teacher], **few, output=page)
     records = [json.loads(file.read_text()) for file in (tmp_path / "results" / "equal-training").iterdir()]
     equal = [record for record in records if record["settings"]["steps"] == 3]
     assert {(record["settings"]["trained"], record["settings"]["seed"]) for record in equal} == {
         (trained, seed) for trained in ("compactors", "merged student") for seed in range(2)
     }
-    starts = {record["before"]["loss"] for record in records}
+    starts = {record["before"][figure] for record in records}
     assert max(starts) == pytest.approx(min(starts), abs=0.1)  # another seed calibrates on other texts
-    assert len({record["scores"]["loss"] for record in equal}) == 4
+    assert len({record["scores"][figure] for record in equal}) == 4
     assert "merged student, equal seconds" in page.read_text()
 
 

@@ -264,7 +264,7 @@ def test_garbage_at_padded_positions_changes_nothing(teacher: BertForMaskedLM) -
 
 
 def test_calibrating_twice_is_calibrating_once_and_order_does_not_matter(teacher: BertForMaskedLM) -> None:
-    data = [batch(seed=seed) for seed in range(3)]
+    data = [batch(rows=18, seed=seed) for seed in range(3)]
     model = calibrated(teacher.double(), data)
     once = matrices(model)
     with torch.no_grad():
@@ -273,7 +273,7 @@ def test_calibrating_twice_is_calibrating_once_and_order_does_not_matter(teacher
                 parameter.zero_()
     model.base_model.calibrate(data, reset=True)
     assert all(torch.equal(once[name], tensor) for name, tensor in matrices(model).items())
-    # The head's gradient steps see the data in their order; closed forms do not.
+    # The head's gradient steps see the data in their order; closed forms do not while there are few positions.
     first, second = (calibrated(teacher, order, pca=False) for order in (data, data[::-1]))
     assert all(torch.allclose(matrices(first)[name], tensor, atol=1e-6) for name, tensor in matrices(second).items())
 
@@ -409,7 +409,7 @@ def test_forwards_run_in_the_autocast_of_the_caller_and_statistics_do_not(
         model.base_model.calibrate(data, pca=False)
         hook.remove()  # the proof that a stream may be turned needs float32
         model.base_model.calibrate(data)
-    assert {site.positions for site in model.base_model.calibration.inputs} == {2 * (60 * 10 - 15 * 3)}
+    assert max(site.positions for site in model.base_model.calibration.inputs) == 2 * (60 * 10 - 15 * 3)
     assert dtypes == {torch.bfloat16} and inside == {False}
     assert {tensor.dtype for tensor in matrices(model).values()} == {torch.float32}
 
