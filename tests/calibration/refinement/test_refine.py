@@ -109,7 +109,7 @@ WITH_HEAD = {family: names[-1:] if family == "bart" else [] for family, names in
 def test_errors_of_layers_fall_on_held_out_texts(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher, sizes, has_decoder = teacher_of(family)
     has_decoder |= family == "t5"
-    data = data_for(has_decoder, 8)
+    data = data_for(has_decoder, 12)
     model = refined(teacher, sizes, data, refine=60)
     # The closed form alone, without the head that is fitted where data can be held out.
     monkeypatch.setattr("wid_hf.adapter.tuner.can_be_divided", lambda batches: False)
