@@ -43,7 +43,7 @@ from wid_hf.scores import masked_batches, masked_lm_score
 from wid_hf.tools.output_folder import OutputFolder, write_folder
 from wid_hf.tools.recipe import WidRecipe
 from wid_hf.tools.reports.wid_report import Report
-from wid_hf.tools.teachers import load_teacher, load_tokenizer, save_tokenizer
+from wid_hf.tools.teachers import load_teacher, load_tokenizer, save_processor
 
 SHUFFLED = 10_000  # blocks among which a streamed corpus is shuffled
 
@@ -142,7 +142,7 @@ def pretrain(recipe: Recipe, args: WidTrainingArguments) -> Report:
 
         def write(folder: Path) -> None:
             student.save_pretrained(folder)
-            save_tokenizer(tokenizer, folder, recipe.teacher)
+            save_processor(tokenizer, folder, recipe.teacher)
             report.draw(folder)
             report.save(folder)
 

@@ -111,7 +111,7 @@ class RelationsLoss(_RowLoss):
             mine, theirs = shown[name][-1]
             heads = relation_heads(of_student.stop - of_student.start, of_teacher.stop - of_teacher.start)
             parts = mine[..., of_student.start : of_student.stop], theirs[..., of_teacher.start : of_teacher.stop]
-            losses.append(relation_loss(*parts, attended_positions(theirs, inputs), heads))
+            losses.append(relation_loss(*parts, attended_positions(self.teacher[0], theirs, inputs), heads))
         return torch.stack(losses).mean(0)
 
 
@@ -151,7 +151,7 @@ class LayersLoss(_RowLoss):
             zip(student.output.hidden_states, teacher.output.hidden_states, strict=True)
         ):
             mapped = (self.layers if at else self.embeddings)(full(mine))
-            attended = attended_positions(theirs, inputs).unsqueeze(-1)
+            attended = attended_positions(self.teacher[0], theirs, inputs).unsqueeze(-1)
             states.append(_mean_square(mapped - full(theirs), attended))
         scores = []
         shown = _by_module(student, teacher)
@@ -160,7 +160,7 @@ class LayersLoss(_RowLoss):
                 mine = attention_scores(my_q, my_k, of_student, keys_of_student)
                 theirs = attention_scores(their_q, their_k, of_teacher, keys_of_teacher)
                 groups = gcd(mine.shape[1], theirs.shape[1])
-                attended = attended_positions(their_q, inputs)
+                attended = attended_positions(self.teacher[0], their_q, inputs)
                 difference = _grouped(mine, groups) - _grouped(theirs, groups)
                 scores.append(_mean_square(difference, attended[:, None, :, None] & attended[:, None, None, :]))
         of_states = torch.stack(states).mean(0)
@@ -177,8 +177,9 @@ class StatesLoss(TeacherLoss):
     def forward(self, student: Seen, teacher: Seen, inputs: Mapping[str, Any]) -> Tensor:
         """Return the loss of the batch as a whole."""
         mine, theirs = student.output.last_hidden_state, teacher.output.last_hidden_state
-        wanted = self.wid_model[0].map_outputs(theirs)
-        return following_loss(mine, wanted, theirs, attended_positions(theirs, inputs), cosine_weight=1.0)
+        wid = self.wid_model[0]
+        attended = attended_positions(wid.teacher, theirs, inputs)
+        return following_loss(mine, wid.map_outputs(theirs), theirs, attended, cosine_weight=1.0)
 
 
 LOSSES: dict[str, Callable[[PeftModel, PreTrainedModel], TeacherLoss]] = {

@@ -32,7 +32,7 @@ _TOOLS = {
     "export": ("export_onnx",),
     "output_folder": ("OutputFolder", "write_folder"),
     "reports.wid_report": ("FILE_NAME", "Report"),
-    "teachers": ("load_teacher", "load_tokenizer", "save_tokenizer"),
+    "teachers": ("load_teacher", "load_tokenizer"),
 }
 _SCORES = (
     "cosine_correlation",
@@ -53,6 +53,7 @@ MOVED = {
     "wid_hf.compress.OF_CALIBRATION": "wid_hf.config.FLAT",
     "wid_hf.evaluation.mean_pool": "wid_hf.training.losses.pooling.mean_pool",
     "wid_hf.evaluation.model_size": "wid_hf.hub.model_size.model_size",
+    "wid_hf.teachers.save_tokenizer": "wid_hf.tools.teachers.save_processor",
     "wid_hf.progressive.picture.narrow_from": "wid_hf.progressive.history.narrow_from",
     "wid_hf.progressive.picture.widths_over_steps": "wid_hf.progressive.history.widths_over_steps",
     "wid_hf.reports.card.CARD_NAME": "wid_hf.hub.cards.CARD_NAME",

@@ -52,6 +52,9 @@ class Task(str, Enum):
     sequence_classification = "sequence-classification"
     token_classification = "token-classification"
     causal_lm = "causal-lm"
+    image_classification = "image-classification"
+    audio_classification = "audio-classification"
+    ctc = "ctc"
     features = "features"
 
 

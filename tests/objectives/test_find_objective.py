@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from toys import wav2vec2_config
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,
@@ -15,6 +16,10 @@ from transformers import (
     BertForTokenClassification,
     BertLMHeadModel,
     BertModel,
+    CLIPConfig,
+    CLIPModel,
+    DeiTConfig,
+    DeiTForImageClassificationWithTeacher,
     DistilBertConfig,
     DistilBertForSequenceClassification,
     GPT2Config,
@@ -23,6 +28,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    PatchTSTConfig,
+    PatchTSTModel,
     PreTrainedModel,
     RobertaConfig,
     RobertaForMaskedLM,
@@ -30,6 +37,11 @@ from transformers import (
     T5ForConditionalGeneration,
     ViTConfig,
     ViTForImageClassification,
+    ViTForMaskedImageModeling,
+    ViTModel,
+    Wav2Vec2ForCTC,
+    Wav2Vec2ForSequenceClassification,
+    Wav2Vec2Model,
 )
 
 from wid_hf.errors import ConfigError, TeacherError
@@ -38,7 +50,9 @@ from wid_hf.objectives import OBJECTIVES, find_objective
 BERT = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 GPT2 = {"vocab_size": 30, "n_embd": 16, "n_layer": 1, "n_head": 2, "bos_token_id": 1, "eos_token_id": 1}
 T5 = T5Config(vocab_size=30, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
-VIT = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+IMAGES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+VIT = ViTConfig(**IMAGES)
+CLIP = CLIPConfig(text_config={"num_hidden_layers": 1}, vision_config={"num_hidden_layers": 1})
 FOUND: list[tuple[type[PreTrainedModel], Any, str]] = [
     (BertForMaskedLM, BertConfig(**BERT), "masked-lm"),
     (RobertaForMaskedLM, RobertaConfig(**BERT), "masked-lm"),
@@ -52,6 +66,12 @@ FOUND: list[tuple[type[PreTrainedModel], Any, str]] = [
     (LlamaForCausalLM, LlamaConfig(**BERT), "causal-lm"),
     (BertLMHeadModel, BertConfig(**BERT, is_decoder=True), "causal-lm"),
     (BertModel, BertConfig(**BERT), "features"),
+    (ViTForImageClassification, VIT, "image-classification"),
+    (DeiTForImageClassificationWithTeacher, DeiTConfig(**IMAGES), "image-classification"),
+    (Wav2Vec2ForSequenceClassification, wav2vec2_config(), "audio-classification"),
+    (Wav2Vec2ForCTC, wav2vec2_config(), "ctc"),
+    (ViTModel, VIT, "features"),
+    (Wav2Vec2Model, wav2vec2_config(), "features"),
 ]  # fmt: skip
 
 
@@ -79,7 +99,9 @@ def test_a_head_that_predicts_tokens_but_reads_both_ways_is_no_decoder() -> None
         (BertForMultipleChoice(BertConfig(**BERT)), "BertForMultipleChoice is none of these"),
         (BertModel(BertConfig(**BERT, is_decoder=True)), r"reads from left to right .* no head"),
         (T5ForConditionalGeneration(T5), "is an encoder-decoder"),
-        (ViTForImageClassification(VIT), "takes none"),
+        (ViTForMaskedImageModeling(VIT), "ViTForMaskedImageModeling is none of these"),
+        (CLIPModel(CLIP), "CLIPModel takes input_ids and pixel_values together"),
+        (PatchTSTModel(PatchTSTConfig(d_model=8, num_hidden_layers=1)), "texts, images or sounds, .*takes past_values"),
     ],
     ids=lambda given: type(given).__name__ if isinstance(given, PreTrainedModel) else "",
 )  # fmt: skip
@@ -89,5 +111,7 @@ def test_others_are_refused_by_name(teacher: PreTrainedModel, told: str) -> None
 
 
 def test_an_unknown_task_lists_all() -> None:
-    with pytest.raises(ConfigError, match=r"task='tagging' is unknown. Legal: auto, masked-lm, .*causal-lm, features"):
+    with pytest.raises(
+        ConfigError, match=r"task='tagging' is unknown. Legal: auto, masked-lm, .*causal-lm, .*features"
+    ):
         find_objective(BertModel(BertConfig(**BERT)), "tagging")

@@ -8,7 +8,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 from transformers import BertConfig
 
-from wid_hf.errors import DataError
+from wid_hf.errors import DataError, WidWarning
 from wid_hf.objectives.labels import Labels, names_of
 
 MOODS = {"label2id": {"glad": 0, "sad": 1, "calm": 2}, "id2label": {0: "glad", 1: "sad", 2: "calm"}}
@@ -48,7 +48,7 @@ def test_others_are_refused_with_what_is_legal(config: dict[str, Any], given: An
 
 
 def test_numbers_of_a_dataset_with_names_are_those_names() -> None:
-    """A folder of pictures numbers its classes in the order of the alphabet, whatever the teacher's order is."""
+    """A folder of images numbers its classes in the order of the alphabet, whatever the teacher's order is."""
     one, several = ClassLabel(names=["calm", "glad", "sad"]), List(ClassLabel(names=["x", "y"]))
     rows = Dataset.from_dict(
         {"label": [0, 2], "tags": [[0], [1]], "text": ["a", "b"]},
@@ -58,5 +58,12 @@ def test_numbers_of_a_dataset_with_names_are_those_names() -> None:
     assert (names_of(rows, "tags"), names_of(rows, "text"), names_of(rows, "nothing")) == (["x", "y"], None, None)
     labels = Labels(BertConfig(**MOODS), names_of(rows, "label"))
     assert [labels.target(value) for value in rows["label"]] == [2, 1]
-    others = Labels(BertConfig(**MOODS), ["bad", "good", "odd"])  # not the teacher's names: numbers are numbers
+
+
+def test_other_names_stand_for_numbers_and_a_part_of_them_is_refused() -> None:
+    with pytest.warns(WidWarning, match="taken by number: bad as glad, good as sad, odd as calm"):
+        others = Labels(BertConfig(**MOODS), ["bad", "good", "odd"])
     assert others.target(2) == 2
+    assert Labels(BertConfig(num_labels=2), ["bad", "good"]).target(1) == 1
+    with pytest.raises(DataError, match=r"none of the model's: odd\. Legal: 0 to 2, or glad, sad, calm\."):
+        Labels(BertConfig(**MOODS), ["calm", "glad", "odd"])

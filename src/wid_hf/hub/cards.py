@@ -15,6 +15,7 @@ import transformers
 from huggingface_hub import ModelCard, ModelCardData, hf_hub_download
 from peft import PeftModel
 from transformers import AutoConfig, PretrainedConfig
+from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 
 from ..errors import WidError
 from ..extras import extra
@@ -28,6 +29,7 @@ CARD_NAME = "README.md"
 TEMPLATE = Path(__file__).parent / "templates" / "card.md"
 WID_TAG = "weight-inherited-distillation"
 TAGS = ("wid-hf", WID_TAG, "compression")
+TEXTS = "texts"  # what rows are called
 SIDES = ("teacher", "start", "student")  # in the order of tables; JSON keeps none
 INHERITED = ("license", "license_name", "license_link", "language")
 
@@ -67,11 +69,12 @@ def _student_card(folder: Path, report: dict[str, Any], config: PretrainedConfig
     hub, is_wid = report["settings"]["hub"], report["weights"] in ("folded", "merged")
     model_class = config.architectures[0]
     task, auto_class = _task(model_class, config)
+    variable, processor = _processor(_unit(report), folder)
     usage = [
-        f"from transformers import {auto_class}, AutoTokenizer",
+        f"from transformers import {auto_class}, {processor}",
         "",
         f'model = {auto_class}.from_pretrained("{name}")',
-        f'tokenizer = AutoTokenizer.from_pretrained("{name}")',
+        f'{variable} = {processor}.from_pretrained("{name}")',
     ]
     data = ModelCardData(
         base_model=hub["teacher"],
@@ -99,6 +102,15 @@ def _student_card(folder: Path, report: dict[str, Any], config: PretrainedConfig
         report=report,
         picture=CALIBRATION_PICTURE if (folder / CALIBRATION_PICTURE).is_file() else None,
     )
+
+
+def _processor(unit: str, folder: Path) -> tuple[str, str]:
+    """Return a name for what makes a student's inputs, and the auto class that loads it from the student's folder."""
+    if unit == "images":
+        return "processor", "AutoImageProcessor"
+    if unit == "sounds":
+        return "processor", "AutoProcessor" if (folder / TOKENIZER_CONFIG_FILE).is_file() else "AutoFeatureExtractor"
+    return "tokenizer", "AutoTokenizer"
 
 
 def adapter_card(model: PeftModel, name: str, report: Mapping[str, Any] | None = None) -> ModelCard:
@@ -224,32 +236,41 @@ def _scores(report: Mapping[str, Any]) -> str | None:
 
 def _held_out(report: Mapping[str, Any]) -> str:
     settings = report["settings"]
-    whence = "texts of another file" if settings["validation"] else "texts held out of the training data"
+    unit = _unit(report)
+    whence = f"{unit} of another source" if settings["validation"] else f"{unit} held out of the training data"
     return f"up to {settings['validation_texts']:,} {whence}, seed {report['seed']}"
 
 
 def _recipe(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     settings = report["settings"]
-    dataset = settings["hub"]["dataset"]
+    dataset, unit = settings["hub"]["dataset"], _unit(report)
     yield (
         "Data",
-        f"[{dataset}](https://huggingface.co/datasets/{dataset})" if dataset else "texts that are not on the Hub",
+        f"[{dataset}](https://huggingface.co/datasets/{dataset})" if dataset else f"{unit} that are not on the Hub",
     )
     yield "Method", report["title"]
     yield "Start", report["start"]
     if calibration := report["calibration"]:
         positions, seconds = calibration["positions"], calibration["seconds"]
-        yield "Calibration", f"{positions:,} tokens in {seconds:.1f} s, ridge {settings['ridge']:g}"
+        counted = "tokens" if unit == TEXTS else "positions"
+        yield "Calibration", f"{positions:,} {counted} in {seconds:.1f} s, ridge {settings['ridge']:g}"
     if report["steps"]:
         rates = ", ".join(f"{rate:g} for {kind}" for kind, rate in settings["learning_rates"].items())
-        texts = f"{settings['batch_size']} texts of up to {settings['max_length']} tokens"
-        amount = f"{report['tokens']:,} tokens in {report['seconds']:.0f} s"
-        yield "Training", f"{report['steps']:,} steps of {texts}; {amount}"
+        length = f" of up to {settings['max_length']} tokens" if unit == TEXTS else ""
+        amount = f"{report['tokens']:,} {report.get('numbers', 'tokens')} in {report['seconds']:.0f} s"
+        rows = f"{settings['batch_size']} {unit}{length}"
+        yield "Training", f"{report['steps']:,} steps of {rows}; {amount}"
         yield "Learning rates", rates
     else:
         yield "Training", "none"
     yield "Hardware", report["hardware"]
     yield "Versions", ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+
+
+def _unit(report: Mapping[str, Any]) -> str:
+    """Return what rows are called; a report of an earlier version is of texts."""
+    unit: str = report.get("unit", TEXTS)
+    return unit
 
 
 def _limits(data: ModelCardData, report: Mapping[str, Any] | None) -> Iterator[str]:

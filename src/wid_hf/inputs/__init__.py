@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
+from .images import ImageInputs
 from .inputs import Batch, Columns, Inputs, batches
+from .registry import READABLE, STORED, find_inputs
+from .sounds import SoundInputs
 from .texts import TextInputs, check_content, tokenize
 
-__all__ = ["Batch", "Columns", "Inputs", "TextInputs", "batches", "check_content", "tokenize"]
+__all__ = [
+    "READABLE",
+    "STORED",
+    "Batch",
+    "Columns",
+    "ImageInputs",
+    "Inputs",
+    "SoundInputs",
+    "TextInputs",
+    "batches",
+    "check_content",
+    "find_inputs",
+    "tokenize",
+]

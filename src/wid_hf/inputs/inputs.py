@@ -27,11 +27,13 @@ class Inputs(ABC):
         processor: makes the inputs of one row.
 
     Attributes:
-        unit: what one row is called, in the plural.
+        unit: what rows are called.
+        numbers: what the numbers of the main input are called.
         roles: what it reads of a row; the first one that is required is what the model looks at.
     """
 
     unit: ClassVar[str]
+    numbers: ClassVar[str]
     roles: ClassVar[tuple[Role, ...]]
 
     def __init__(self, processor: Any) -> None:

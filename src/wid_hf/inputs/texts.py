@@ -22,6 +22,7 @@ class TextInputs(Inputs):
     """
 
     unit = "texts"
+    numbers = "tokens"
     roles = (TEXT, TEXT_PAIR)
     processor: PreTrainedTokenizerBase
 

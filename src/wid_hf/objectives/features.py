@@ -1,4 +1,4 @@
-"""Encoders without a head: a student follows its teacher's last hidden states and the cosines between texts."""
+"""Encoders without a head: a student follows its teacher's last hidden states and the cosines between rows."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from transformers import PreTrainedModel
 
 from ..adapter.tuner import WidModel
 from ..inputs import Batch
-from ..rows.roles import TEXT, Role
+from ..rows.roles import Role
 from ..scores import embed, sentence_score
 from ..training.losses.following import followed
 from .objective import Figures, Objective
 
 
 class Features(Objective):
-    """Return hidden states that others use. The figures compare mean-pooled vectors of texts with the teacher's."""
+    """Return hidden states that others use. The figures compare mean-pooled vectors of rows with the teacher's."""
 
     name = "features"
     title = "headless encoders"
@@ -26,8 +26,8 @@ class Features(Objective):
 
     @property
     def roles(self) -> tuple[Role, ...]:
-        """A text."""
-        return (TEXT,)
+        """A text, an image or a sound."""
+        return self.inputs.roles[:1]
 
     @classmethod
     def fits(cls, teacher: PreTrainedModel) -> bool:
@@ -35,11 +35,11 @@ class Features(Objective):
         return teacher.base_model is teacher and not teacher.can_generate()
 
     def wanted(self, batches: Sequence[Batch]) -> Tensor:
-        """Return the teacher's vectors `(texts, n)`."""
+        """Return the teacher's vectors `(rows, n)`."""
         return embed(self.teacher, batches)
 
     def score(self, model: Any, batches: Sequence[Batch], wanted: Tensor) -> Figures:
-        """Return the correlation of cosines with the teacher's, and how often the nearest text is the same."""
+        """Return the correlation of cosines with the teacher's, and how often the nearest row is the same."""
         agreement = sentence_score(wanted, embed(model, batches))
         return {"cosine_correlation": agreement.cosine_correlation, "top1_agreement": agreement.top1_agreement}
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import datasets
 from transformers import PretrainedConfig
 
-from ..errors import DataError
+from ..errors import DataError, WidWarning
 
 REGRESSION, SEVERAL_LABELS = "regression", "multi_label_classification"  # values of `config.problem_type`
 MANY = 12  # names in a message
+INSTEAD = "Correct the rows, leave those out that have other labels, or train without labels (--label-weight 0)."
 
 
 class Labels:
@@ -19,7 +21,11 @@ class Labels:
 
     Args:
         config: of the model; `num_labels`, `label2id` and `problem_type` are read.
-        names: of the numbers in a column, if the dataset has names for them (`datasets.ClassLabel`).
+        names: of the numbers in a column, if the dataset has names for them (`datasets.ClassLabel`). Names that are all
+            unlike the model's own stand for numbers in their order, which a warning tells.
+
+    Raises:
+        DataError: some names are the model's, and others are not.
     """
 
     def __init__(self, config: PretrainedConfig, names: Sequence[str] | None = None) -> None:
@@ -27,8 +33,28 @@ class Labels:
         self.numbers = {str(name): int(number) for name, number in (config.label2id or {}).items()}
         usual = REGRESSION if self.count == 1 else "single_label_classification"
         self.problem = str(getattr(config, "problem_type", None) or usual)
-        # Numbers of a column are another order of the same names in, for example, a folder of pictures.
-        self._names = [*names] if names is not None and set(names) <= set(self.numbers) else None
+        # Numbers of a column are another order of the same names in, for example, a folder of images.
+        self._names = [*names] if names is not None and self._knows(names) else None
+
+    def _knows(self, names: Sequence[str]) -> bool:
+        """Return whether names of a dataset are the model's."""
+        strange = [name for name in names if name not in self.numbers]
+        if strange and len(strange) < len(names):
+            raise DataError(
+                f"The dataset has classes that are none of the model's: {', '.join(strange[:MANY])}. Legal: "
+                f"{self._legal()}. {INSTEAD}"
+            )
+        unnamed = all(name == f"LABEL_{number}" for name, number in self.numbers.items())
+        if strange and not unnamed:
+            own = {number: name for name, number in self.numbers.items()}
+            pairs = [f"{name} as {own.get(number, number)}" for number, name in enumerate(names)]
+            warnings.warn(
+                f"The dataset's classes are not named as the model's, so they are taken by number: "
+                f"{', '.join(pairs[:MANY])}{', ...' if len(pairs) > MANY else ''}.",
+                WidWarning,
+                stacklevel=2,
+            )
+        return not strange
 
     def target(self, value: Any) -> int | float | list[float]:
         """Return what the loss takes for one row's label.
@@ -63,10 +89,7 @@ class Labels:
                 return self.numbers[value]
             if value.isdecimal() and int(value) < self.count:
                 return int(value)
-        raise DataError(
-            f"The label {value!r} is none of the model's {self.count}. Legal: {self._legal()}. Correct the rows, leave "
-            "those out that have other labels, or train without labels (--label-weight 0)."
-        )
+        raise DataError(f"The label {value!r} is none of the model's {self.count}. Legal: {self._legal()}. {INSTEAD}")
 
     def _quantity(self, value: Any) -> float | list[float]:
         try:
@@ -88,7 +111,7 @@ class Labels:
         return [float(number in on) for number in range(self.count)]
 
     def _legal(self) -> str:
-        names = [*self.numbers] if len(self.numbers) == self.count else []
+        names = sorted(self.numbers, key=lambda name: self.numbers[name]) if len(self.numbers) == self.count else []
         shown = ", ".join(names[:MANY]) + (", ..." if len(names) > MANY else "")
         return f"0 to {self.count - 1}" + (f", or {shown}" if names else "")
 

@@ -7,8 +7,12 @@ import inspect
 from transformers import PreTrainedModel
 
 from ..errors import ConfigError, TeacherError
+from ..inputs import READABLE
+from .audio_classification import AudioClassification
 from .causal_lm import CausalLM
+from .ctc import CTC
 from .features import Features
+from .image_classification import ImageClassification
 from .masked_lm import MaskedLM
 from .objective import Objective
 from .sequence_classification import SequenceClassification
@@ -16,7 +20,17 @@ from .token_classification import TokenClassification
 
 AUTO = "auto"
 OBJECTIVES: dict[str, type[Objective]] = {
-    kind.name: kind for kind in (MaskedLM, SequenceClassification, TokenClassification, CausalLM, Features)
+    kind.name: kind
+    for kind in (
+        MaskedLM,
+        SequenceClassification,
+        TokenClassification,
+        CausalLM,
+        ImageClassification,
+        AudioClassification,
+        CTC,
+        Features,
+    )
 }
 INSTEAD = "Use get_wid_model and WidTrainer with your own data collator for it."
 
@@ -56,8 +70,15 @@ def find_objective(teacher: PreTrainedModel, task: str = AUTO) -> type[Objective
 def _refuse_unsupported(teacher: PreTrainedModel) -> None:
     """Raise TeacherError for a kind of model that no objective is for, with what to do instead."""
     name, config = type(teacher).__name__, teacher.config
-    if "input_ids" not in inspect.signature(teacher.forward).parameters:
-        raise TeacherError(f"compress trains models of texts, and {name} takes none. {INSTEAD}")
+    if teacher.main_input_name not in READABLE:
+        kinds = "texts, images or sounds"
+        raise TeacherError(f"compress trains models of {kinds}, and {name} takes {teacher.main_input_name}. {INSTEAD}")
+    read = sorted(READABLE.keys() & inspect.signature(teacher.forward).parameters.keys())
+    if len(read) > 1 and teacher.base_model is teacher and not teacher.can_generate():
+        raise TeacherError(
+            f"{name} takes {' and '.join(read)} together, which compress does not. Compress the model of one of them "
+            f"alone, or use get_wid_model and WidTrainer with your own data collator."
+        )
     if config.is_encoder_decoder:
         raise TeacherError(
             f"{name} is an encoder-decoder, which compress does not train yet. Use get_wid_model and WidTrainer with "

@@ -1,4 +1,4 @@
-"""How well a student's sentence vectors keep the geometry of its teacher's.
+"""How well a student's vectors of texts, images or sounds keep the geometry of its teacher's.
 
 Takes encoders and batches, or two sets of vectors whose widths may differ; gives correlation of pairwise
 cosines and agreement of nearest neighbours. Called by `compress` and the task `stsb-zero-shot`.
@@ -15,9 +15,11 @@ from torch.nn import functional
 
 from ..errors import DataError, TeacherError
 from ..progress_bar import progress_bar
+from ..training.losses.counting import attended_positions
 from ..training.losses.pooling import mean_pool
 from .eval_mode import eval_mode
 
+NO_INPUTS = frozenset({"labels", "special_tokens_mask"})
 FEWEST_TEXTS = 3  # two texts have one cosine, and one number has no correlation
 
 
@@ -31,21 +33,21 @@ class SentenceScore:
 
 
 def embed(model: nn.Module, batches: Sequence[dict[str, Tensor]]) -> Tensor:
-    """Mean-pooled vectors `(n, h)`, float32 on the CPU, of all n texts in `batches`.
+    """Mean-pooled vectors `(n, h)`, float32 on the CPU, of all n texts, images or sounds in `batches`.
 
-    `model` must return `last_hidden_state`, else TeacherError; it is run in eval mode, which is undone.
+    `model` must return `last_hidden_state (b, s, h)`, else TeacherError; it is run in eval mode, which is undone.
     """
     vectors = []
     with eval_mode(model) as device:
         for batch in progress_bar(batches, "Embedding"):
-            inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
-            output = model(**inputs)
-            if not hasattr(output, "last_hidden_state"):
+            inputs = {name: tensor.to(device) for name, tensor in batch.items() if name not in NO_INPUTS}
+            states = getattr(model(**inputs), "last_hidden_state", None)
+            if states is None or states.ndim != 3:
                 raise TeacherError(
-                    f"{type(model).__name__} returns no last_hidden_state, which sentence vectors are made "
-                    "of. A model without a task head does: give its `base_model`."
+                    f"{type(model).__name__} returns no last_hidden_state of (rows, positions, width), which vectors "
+                    "are made of. A transformer without a task head does: give its `base_model`."
                 )
-            vectors.append(mean_pool(output.last_hidden_state, inputs["attention_mask"]).cpu())
+            vectors.append(mean_pool(states, attended_positions(model, states, inputs)).cpu())
     return torch.cat(vectors)
 
 

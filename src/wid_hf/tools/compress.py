@@ -1,6 +1,6 @@
 """One call from a teacher's name to a student's folder.
 
-Takes names of a teacher and of texts, gives a folder with the student, its tokenizer, its model card,
+Takes names of a teacher and of rows, gives a folder with the student, its tokenizer or processor, its model card,
 `wid_report.json`, for a calibrated start `calibration.png`, and for turned outputs `output_map.safetensors`.
 Called by `wid-hf compress` and the demo.
 """
@@ -181,7 +181,7 @@ def _lead(
 
     def save(student: PreTrainedModel, report: Report, at: Path) -> None:
         student.save_pretrained(at)
-        teacher.save_tokenizer(at)
+        teacher.save_processor(at)
         width = getattr(student.config.get_text_config(), "hidden_size", None)
         save_sentence_modules(teacher.name, at, width, revision=teacher.revision)
         if (work.path / LOGS).is_dir():

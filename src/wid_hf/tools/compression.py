@@ -17,7 +17,6 @@ import torch
 from datasets import Dataset, IterableDataset
 from transformers import (
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     ProgressCallback,
     TrainerCallback,
     TrainerControl,
@@ -33,7 +32,7 @@ from ..config import WidConfig
 from ..errors import WidWarning
 from ..hub.cards import hub_id
 from ..hub.model_size import model_size
-from ..inputs import TextInputs
+from ..inputs import Inputs, TextInputs, find_inputs
 from ..objectives import Objective, find_objective
 from ..objectives.registry import AUTO
 from ..planning.student_plan import empty_student
@@ -45,7 +44,7 @@ from ..training.trainer import WidTrainer
 from .evaluation import latency
 from .recipe import CompressSettings, Recipe, recipe_of
 from .reports.wid_report import Latency, Report
-from .teachers import Teacher, longest_text, working_tokenizer
+from .teachers import Teacher, longest_text, working_processor
 from .training_bar import TrainingBar
 from .training_data import Source, TrainingData, load_training_data, said
 
@@ -101,8 +100,8 @@ class Compression:
         self._rates = self._recipe.learning_rates(kind, self.config, settings)
         if self._rates.get("teacher"):
             teacher.own_weights()
-        self.objective = _objective(kind, self._model, teacher.tokenizer)
-        self.settings = _fitting(settings, self._model, self.objective.inputs.processor)
+        self.objective = _objective(kind, self._model, teacher.processor)
+        self.settings = _fitting(settings, self.objective)
         self.wid_model = get_wid_model(self._model, self.config)  # before rows are read: most refusals come from here
         self.report = self._planned(teacher)
 
@@ -121,6 +120,8 @@ class Compression:
             weights=recipe.weights,
             start="random weights" if recipe.weights == "random" else f"{config.init}, {config.selection}",
             objective=self.objective.name,
+            unit=self.objective.inputs.unit,
+            numbers=self.objective.inputs.numbers,
             sizes={"teacher": model_size(self._model)},
             settings=asdict(settings)
             | config.calibration_config.flat()
@@ -139,7 +140,7 @@ class Compression:
         if tuner.is_wide:  # the narrow model is made only later
             return 0
         student = model_size(empty_student(self._model, tuner.model.config)).bytes
-        arguments = training_arguments(settings, Path())
+        arguments = training_arguments(settings, Path(), self.objective.inputs)
         if settings.steps <= arguments["save_steps"] or arguments.get("save_strategy") == "no":
             return student
         own = sum(p.nbytes for p in self.wid_model.parameters()) - self.report.sizes["teacher"].bytes
@@ -181,7 +182,9 @@ class Compression:
             callbacks: added to the trainer.
             saves: whether there are checkpoints.
         """
-        arguments = training_arguments(self.settings, folder) | ({} if saves else {"save_strategy": "no"})
+        arguments = training_arguments(self.settings, folder, self.objective.inputs) | (
+            {} if saves else {"save_strategy": "no"}
+        )
         self.trainer = self._recipe.trainer(
             self.wid_model,
             self.objective,
@@ -276,14 +279,14 @@ class Compression:
         )
 
 
-def find_task(teacher: PreTrainedModel, processing_class: PreTrainedTokenizerBase, task: str = AUTO) -> Objective:
+def find_task(teacher: PreTrainedModel, processing_class: Any, task: str = AUTO) -> Objective:
     """Return what a teacher is for: the collator, the loss and the figures by which `compress` trains and scores it.
 
     For `WidTrainer(task=...)`. `features` of the result makes rows to train and to evaluate on.
 
     Args:
         teacher: the model, in evaluation mode.
-        processing_class: its tokenizer, which is not changed.
+        processing_class: its tokenizer or processor, which is not changed.
         task: name of an objective, or "auto" for the one that fits the teacher's class.
 
     Raises:
@@ -293,8 +296,8 @@ def find_task(teacher: PreTrainedModel, processing_class: PreTrainedTokenizerBas
     return _objective(find_objective(teacher, task), teacher, processing_class)
 
 
-def _objective(kind: type[Objective], teacher: PreTrainedModel, processing_class: PreTrainedTokenizerBase) -> Objective:
-    return kind(teacher, TextInputs(working_tokenizer(processing_class, teacher, masks=kind.masks)))
+def _objective(kind: type[Objective], teacher: PreTrainedModel, processing_class: Any) -> Objective:
+    return kind(teacher, find_inputs(teacher, working_processor(processing_class, teacher, masks=kind.masks)))
 
 
 class _NoLastCheckpoint(TrainerCallback):
@@ -318,10 +321,9 @@ class _Scorer:
         return self._objective.score(model, self.batches, self._wanted)
 
     @property
-    def timed(self) -> tuple[int, int]:
-        """Texts and tokens per text of the batch that `latency` runs."""
-        texts, tokens = self.batches[0]["input_ids"].shape
-        return texts, tokens
+    def timed(self) -> tuple[int, ...]:
+        """Rows, and tokens or other numbers per row, of the batch that `latency` runs."""
+        return tuple(self.batches[0][self._objective.teacher.main_input_name].shape)
 
     def latency(self, model: Any) -> float:
         """Return the median seconds of forwards on the first batch."""
@@ -329,12 +331,13 @@ class _Scorer:
         return latency(model, inputs, repeats=TIMED)
 
 
-def training_arguments(settings: CompressSettings, folder: Path) -> dict[str, Any]:
+def training_arguments(settings: CompressSettings, folder: Path, inputs: Inputs | None = None) -> dict[str, Any]:
     """Return the arguments of `TrainingArguments` that all recipes share.
 
     Args:
         settings: how to train.
         folder: of the trainer: it holds checkpoints.
+        inputs: of the models, if they are known already.
     """
     save_steps = min(max(settings.steps // 10, 10), 500)
     return {
@@ -349,7 +352,7 @@ def training_arguments(settings: CompressSettings, folder: Path) -> dict[str, An
         "save_total_limit": 1,  # it is deleted when the next one is whole
         "report_to": "none",
         "dataloader_pin_memory": torch.cuda.is_available(),
-        "include_num_input_tokens_seen": "non_padding",
+        "include_num_input_tokens_seen": "non_padding" if inputs is None or inputs.numbers == "tokens" else "all",
         "seed": settings.seed,
         "data_seed": settings.seed,
         **settings.training,
@@ -372,11 +375,12 @@ def _dataset(source: Source) -> str | None:
     return None if local_paths(names) else hub_id(names[0])
 
 
-def _fitting(
-    settings: CompressSettings, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> CompressSettings:
+def _fitting(settings: CompressSettings, objective: Objective) -> CompressSettings:
     """Return `settings` with texts no longer than the model has positions for; warn if the user gave a length."""
-    longest = longest_text(model, tokenizer, settings.max_length)
+    if not isinstance(objective.inputs, TextInputs):
+        return settings
+    model = objective.teacher
+    longest = longest_text(model, objective.inputs.processor, settings.max_length)
     if longest < settings.max_length != CompressSettings.max_length:
         warnings.warn(
             f"max_length={settings.max_length} is more than {type(model).__name__} has positions for: texts are cut "

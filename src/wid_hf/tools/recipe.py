@@ -39,7 +39,8 @@ class CompressSettings:
     Attributes:
         steps: optimizer steps; 0 leaves the student at its start.
         batch_size: texts per step.
-        max_length: tokens per text, longer ones are cut; never more than the teacher has positions for.
+        max_length: tokens per text, longer ones are cut; never more than the teacher has positions for. Images and
+            sounds are taken whole.
         compactor_learning_rate: of compactors.
         train_weights: which weights train: "compactors", by which the student's are folded, or "merged", the student's
             own after its start.
@@ -172,6 +173,12 @@ LEARNING_RATES = {
     ("sequence-classification", "identity"): (3e-4, 0.0),
     ("token-classification", "calibrated"): (1e-4, 0.0),
     ("token-classification", "identity"): (3e-4, 0.0),
+    ("image-classification", "calibrated"): (1e-4, 0.0),
+    ("image-classification", "identity"): (3e-4, 0.0),
+    ("audio-classification", "calibrated"): (1e-4, 0.0),
+    ("audio-classification", "identity"): (3e-4, 0.0),
+    ("ctc", "calibrated"): (1e-4, 0.0),
+    ("ctc", "identity"): (3e-4, 0.0),
 }
 
 

@@ -1,7 +1,7 @@
 """Teachers from a folder or the Hub.
 
-Takes a name, gives a stock model of the class that its checkpoint was saved as or with the head of a task, and its
-tokenizer. Called by the commands.
+Takes a name, gives a stock model of the class that its checkpoint was saved as or with the head of a task, and what
+makes its inputs: a tokenizer, an image processor or a processor of sounds. Called by the commands.
 """
 
 from __future__ import annotations
@@ -22,13 +22,16 @@ from transformers.tokenization_utils_base import (
     SPECIAL_TOKENS_MAP_FILE,
     TOKENIZER_CONFIG_FILE,
 )
-from transformers.utils import CHAT_TEMPLATE_FILE, cached_file, logging
+from transformers.utils import CHAT_TEMPLATE_FILE, FEATURE_EXTRACTOR_NAME, PROCESSOR_NAME, cached_file, logging
 
 from ..errors import TeacherError
 from ..hub.paths import expanded
+from ..inputs import STORED
 from ..planning.teacher_check import why_not_made_of_a_config
 
-TOKENIZER_FILES = (
+PROCESSOR_FILES = (
+    FEATURE_EXTRACTOR_NAME,  # of image processors too
+    PROCESSOR_NAME,
     FULL_TOKENIZER_FILE,
     TOKENIZER_CONFIG_FILE,
     SPECIAL_TOKENS_MAP_FILE,
@@ -56,7 +59,7 @@ class Teacher:
         revision: str | None = None,
         trust_remote_code: bool = False,
         model: PreTrainedModel | None = None,
-        processing_class: PreTrainedTokenizerBase | None = None,
+        processing_class: Any = None,
     ) -> None:
         self.name = expanded(name)
         self.revision = revision
@@ -64,7 +67,7 @@ class Teacher:
         self._model, self._processing_class = model, processing_class
 
     @classmethod
-    def of(cls, model: PreTrainedModel, processing_class: PreTrainedTokenizerBase | None = None) -> Teacher:
+    def of(cls, model: PreTrainedModel, processing_class: Any = None) -> Teacher:
         """Return a loaded model as a teacher."""
         return cls(model.name_or_path or type(model).__name__, model=model, processing_class=processing_class)
 
@@ -86,22 +89,22 @@ class Teacher:
                 parameter.data = parameter.data.clone()
 
     @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer.
+    def processor(self) -> Any:
+        """What makes its inputs: a tokenizer, an image processor or a processor of sounds.
 
         Raises:
             TeacherError: there is none.
         """
         if self._processing_class is not None:
             return self._processing_class
-        return load_tokenizer(self.name, revision=self.revision, trust_remote_code=self._trust_remote_code)
+        return load_processor(self.name, self.model, revision=self.revision, trust_remote_code=self._trust_remote_code)
 
-    def save_tokenizer(self, folder: Path) -> None:
-        """Save the tokenizer for a student in `folder`."""
+    def save_processor(self, folder: Path) -> None:
+        """Save what makes the inputs for a student in `folder`."""
         if self._processing_class is not None:
             self._processing_class.save_pretrained(folder)
         else:
-            save_tokenizer(self.tokenizer, folder, self.name, revision=self.revision)
+            save_processor(self.processor, folder, self.name, revision=self.revision)
 
 
 def _on_the_same_weights(model: PreTrainedModel) -> PreTrainedModel:
@@ -211,20 +214,49 @@ def load_tokenizer(
     return tokenizer
 
 
-def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, name: str, *, revision: str | None = None) -> None:
-    """Copy the tokenizer files of the teacher `name` to `folder`; saving the tokenizer could change them.
+def load_processor(
+    name: str, teacher: PreTrainedModel, *, revision: str | None = None, trust_remote_code: bool = False
+) -> Any:
+    """Return what makes the inputs of `teacher` from the folder or Hub repository `name`.
+
+    Returns:
+        A tokenizer; for images an image processor; for sounds a processor with a feature extractor and a tokenizer, or
+        a feature extractor alone where that is all there is.
+
+    Raises:
+        TeacherError: there is none.
+    """
+    main = teacher.main_input_name
+    if main not in STORED:
+        return load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
+    kind, cause = STORED[main], None
+    for auto in kind.loaders:
+        try:
+            made = auto.from_pretrained(expanded(name), revision=revision, trust_remote_code=trust_remote_code)
+        except Exception as error:  # each kind of file raises another
+            cause = error
+            continue
+        if kind.can_use(made):
+            return made
+    why = f": {_first_line(cause)}" if cause is not None else ""
+    raise TeacherError(
+        f"{name!r} has no usable processor of {kind.unit}{why}. Save one beside the model with "
+        "processor.save_pretrained(folder)."
+    ) from cause
+
+
+def save_processor(processor: Any, folder: Path, name: str, *, revision: str | None = None) -> None:
+    """Copy the files of a processor of the teacher `name` to `folder`; saving the processor could change them.
 
     Args:
-        tokenizer: the loaded tokenizer, saved if the files cannot be copied.
+        processor: the loaded processor, saved if the files cannot be copied.
         folder: of the student.
         name: folder or Hub id of the teacher.
         revision: of the teacher on the Hub.
     """
-    tokenizer.save_pretrained(folder)
-    names = {*TOKENIZER_FILES, *getattr(tokenizer, "vocab_files_names", {}).values()}
-    if "auto_map" in tokenizer.init_kwargs:  # names code in the teacher's folder; saving makes it name the teacher too
-        names.remove(TOKENIZER_CONFIG_FILE)
-    for file in sorted(names):
+    processor.save_pretrained(folder)
+    tokenizer = getattr(processor, "tokenizer", processor)
+    for file in sorted({*PROCESSOR_FILES, *getattr(tokenizer, "vocab_files_names", {}).values()}):
         path = cached_file(
             expanded(name),
             file,
@@ -233,9 +265,20 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, name: str, 
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
         )
-        if path is not None:
+        if path is not None and not _names_code(Path(path)):
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / file)
+
+
+def _names_code(path: Path) -> bool:
+    """Return whether a config names code in the teacher's folder; saving makes it name the teacher too."""
+    return path.name.endswith("config.json") and '"auto_map"' in path.read_text(encoding="utf-8")
+
+
+def working_processor(processor: Any, model: PreTrainedModel, *, masks: bool = False) -> Any:
+    """Return `working_tokenizer` of a tokenizer, and any other processor as it is."""
+    is_tokenizer = isinstance(processor, PreTrainedTokenizerBase)
+    return working_tokenizer(processor, model, masks=masks) if is_tokenizer else processor
 
 
 def working_tokenizer(

@@ -50,11 +50,11 @@ class Latency:
 
     Attributes:
         seconds: median, for `teacher` and `student`.
-        batch: texts and tokens per text, padding counted.
+        batch: rows, and tokens or other numbers per row, padding counted.
     """
 
     seconds: dict[str, float]
-    batch: tuple[int, int]
+    batch: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,13 @@ class Report:
         start: how it started, such as `calibrated, pivots` or `random weights`.
         calibration: the reconstruction error of every weight input before and after; None for an identity start.
         objective: `masked-lm` or `following`.
+        unit: what rows are called, such as `texts` or `images`.
+        numbers: what the numbers of their inputs are called: `tokens`, or `values` of images and sounds.
         sizes: parameters in all, encoder parameters and bytes of weights, for `teacher` and `student`.
         scores: figures on held-out texts, for `teacher`, `start` (before training) and `student`; without
             training, start and student are one. A student that could not be scored has none.
         steps: optimizer steps.
-        tokens: tokens trained on, padding not counted.
+        tokens: tokens trained on, padding not counted; values of images and sounds.
         seconds: wall time of training.
         losses: training loss `[step, loss]` as logged.
         schedule: of a progressive training, the `WidSchedule` as a dictionary; None if it was narrow throughout.
@@ -106,6 +108,8 @@ class Report:
     sizes: dict[str, ModelSize]
     settings: dict[str, Any]
     seed: int
+    unit: str = "texts"
+    numbers: str = "tokens"
     calibration: Calibration | None = None
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     steps: int = 0
@@ -155,13 +159,13 @@ class Report:
             from rich.table import Table
 
         names = [name for name in self.scores if self.steps or name != "start"]
-        trained = f"{self.steps} steps, {self.tokens:,} tokens, {self.seconds:.0f} s"
+        trained = f"{self.steps} steps, {self.tokens:,} {self.numbers}, {self.seconds:.0f} s"
         table = Table("", *names, title=f"{self.teacher}: {trained if self.steps else f'{self.start}, not trained'}")
         for row in size_rows(self.sizes, names):
             table.add_row(*row)
         if self.latency is not None:
             seconds = self.latency.seconds
-            batch = "ms for {} x {} tokens".format(*self.latency.batch)
+            batch = f"ms for {' x '.join(map(str, self.latency.batch))} {self.numbers}"
             table.add_row(batch, *(f"{1000 * seconds[name]:.1f}" if name in seconds else "" for name in names))
         for figure in next(iter(self.scores.values())):
             table.add_row(figure.replace("_", " "), *(f"{self.scores[name][figure]:.4f}" for name in names))

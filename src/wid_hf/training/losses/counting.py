@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
@@ -52,9 +52,22 @@ def rows_of(inputs: Mapping[str, Any]) -> int:
     return len(next(value for value in inputs.values() if isinstance(value, Tensor) and value.ndim))
 
 
-def attended_positions(state: Tensor, inputs: Mapping[str, Any]) -> Tensor:
-    """Return which positions of `state (b, s, n)` are not padding."""
-    mask = inputs.get("attention_mask")
+def attended_positions(model: nn.Module, state: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+    """Return which positions of `state (b, s, n)` are not padding.
+
+    A model of sounds makes fewer positions than its mask has: rows have those that its own method counts. Without such
+    a method, or where only a part of the model has run, they have their share, rounded up.
+
+    Args:
+        model: whose state it is.
+        state: of all rows.
+        inputs: of the model's forward; without a mask, or with one that does not fit, all positions count.
+    """
+    mask, positions = inputs.get("attention_mask"), state.shape[1]
     if isinstance(mask, Tensor) and mask.shape == state.shape[:2]:
         return mask.bool()
-    return torch.ones(state.shape[:2], dtype=torch.bool, device=state.device)
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or len(mask) != len(state) or mask.int().diff(dim=1).gt(0).any():
+        return torch.ones(state.shape[:2], dtype=torch.bool, device=state.device)
+    made = getattr(model, "_get_feat_extract_output_lengths", lambda length: length)
+    lengths = -(-made(mask.sum(1)) * positions // made(torch.tensor(mask.shape[1], device=mask.device)))
+    return torch.arange(positions, device=mask.device) < lengths.unsqueeze(1)

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from ...adapter.tuner import WidModel
 from ...errors import TeacherError
+from .counting import attended_positions
 from .pooling import mean_pool
 from .registry import FOLLOWED
 
@@ -41,7 +42,7 @@ def followed(
     states, theirs = student.last_hidden_state, teacher.last_hidden_state
     if wid.is_wide:
         states = wid.map_outputs(states)
-    mask = inputs.get("attention_mask", torch.ones(theirs.shape[:2], device=theirs.device))
+    mask = attended_positions(wid.teacher, theirs, inputs)
     return following_loss(states, wid.map_outputs(theirs), theirs, mask, cosine_weight)
 
 

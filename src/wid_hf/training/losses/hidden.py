@@ -64,7 +64,8 @@ class HiddenTerm(RowTerm):
             done.add(id(theirs))
             place = self.places[call]
             student_states, teacher_states = _in_one_width(made[place], mine, theirs)
-            losses.append(reconstruction_error(student_states, teacher_states, attended_positions(theirs, inputs)))
+            attended = attended_positions(self.wid.teacher, theirs, inputs)
+            losses.append(reconstruction_error(student_states, teacher_states, attended))
         return torch.stack(losses).mean(0) if losses else torch.zeros(rows_of(inputs), device=self.device)
 
     def _maps(self) -> dict[Place | None, nn.Module | Tensor | None]:

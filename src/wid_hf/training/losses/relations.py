@@ -55,7 +55,7 @@ class RelationsTerm(RowTerm):
         return relation_loss(
             mine[..., of_student.start : of_student.stop],
             theirs[..., of_teacher.start : of_teacher.stop],
-            attended_positions(theirs, inputs),
+            attended_positions(self.wid.teacher, theirs, inputs),
             gcd(of_student.heads, of_teacher.heads),
         )
 

@@ -106,7 +106,9 @@ def tasks(evaluations: Mapping[str, EvalReport], found: Found) -> Table:
 def facts(run: Run) -> list[tuple[str, str]]:
     """Return the other facts about a run."""
     settings = {name: value for name, value in run.table("settings").items() if value is not None}
-    training = f"{_count(run.number('steps'))} steps, {_count(run.number('tokens'))} tokens, "
+    training = (
+        f"{_count(run.number('steps'))} steps, {_count(run.number('tokens'))} {run.text('numbers') or 'tokens'}, "
+    )
     training += f"{_count(run.number('seconds'))} s"
     return [
         ("Teacher", run.teacher),
@@ -159,8 +161,12 @@ def _whose(evaluation: EvalReport, found: Found) -> tuple[str, str]:
 
 def _latency(run: Run) -> str:
     batch = run.get("latency", "batch")
-    size = f" for {batch[0]} x {batch[1]} tokens" if isinstance(batch, list) and len(batch) == 2 else ""
+    size = f" for {' x '.join(map(str, batch))} {_numbers(run)}" if isinstance(batch, list) else ""
     return f"{_milliseconds(run, 'student')} ms, the teacher {_milliseconds(run, 'teacher')} ms{size}"
+
+
+def _numbers(run: Run) -> str:
+    return run.text("numbers") or "tokens"
 
 
 def _milliseconds(run: Run, side: str) -> str:
