@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +94,17 @@ def test_a_folder_becomes_a_student_with_its_processor(name: str, tmp_path: Path
 def test_images_that_cannot_be_read_are_left_out_and_counted(tmp_path: Path) -> None:
     teacher, data = save("images", tmp_path / "teacher"), write_data("images", tmp_path / "data")
     (data / "cat" / "1.png").write_bytes(b"no image")
-    with pytest.warns(WidWarning, match=r"1 of 24 rows is left out: the image cannot be read \(1\)"):
-        compress(str(teacher), str(data), tmp_path / "student", HALF, SETTINGS)
+    told: list[str] = []
+    compress(str(teacher), str(data), tmp_path / "student", HALF, SETTINGS, tell=told.append)
+    assert "1 of 24 rows is left out: the image cannot be read (1)" in told[0]
+
+
+@pytest.mark.parametrize("name", ["images", "speech"])
+def test_a_stream_gives_the_same_columns(name: str, tmp_path: Path) -> None:
+    teacher, data = save(name, tmp_path / "teacher"), write_data(name, tmp_path / "data")
+    settings = replace(SETTINGS, streaming=True)
+    report = compress(str(teacher), str(data), tmp_path / "student", HALF, settings)
+    assert report.scores["student"].keys() == FIGURES[name]
 
 
 def test_classes_that_the_teacher_does_not_have_are_refused(tmp_path: Path) -> None:
@@ -119,6 +129,7 @@ def test_sounds_at_another_rate_are_resampled_and_told(tmp_path: Path) -> None:
 def test_a_teacher_without_its_processor_is_refused(tmp_path: Path) -> None:
     teacher_of("images").save_pretrained(tmp_path / "images")
     teacher_of("speech").save_pretrained(tmp_path / "speech")
+    write_data("images", tmp_path / "data")
     for name, unit in (("images", "images"), ("speech", "sounds")):
         with pytest.raises(TeacherError, match=rf"{name}' has no usable processor of {unit}: .*processor.save_pretr"):
             compress(str(tmp_path / name), str(tmp_path / "data"), tmp_path / "student", HALF, SETTINGS)

@@ -16,7 +16,7 @@ from wid_hf import DataError
 from wid_hf.inputs import TextInputs
 from wid_hf.objectives import Objective, find_objective
 from wid_hf.tools.recipe import CompressSettings
-from wid_hf.tools.training_data import SHUFFLED_NUMBERS, TrainingData, load_training_data
+from wid_hf.tools.training_data import NUMBER, SHUFFLED_BYTES, TrainingData, load_training_data
 
 SETTINGS = CompressSettings(steps=3, batch_size=8, max_length=12, validation_texts=16)
 CONFIG = {"vocab_size": 15, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
@@ -139,7 +139,7 @@ def test_of_a_stream_only_what_training_takes_and_the_shuffled_rows_are_read(
 
 
 def test_fewer_large_rows_are_shuffled(monkeypatch: pytest.MonkeyPatch, masked_lm: Objective, read: list[int]) -> None:
-    monkeypatch.setattr("wid_hf.tools.training_data.SHUFFLED_NUMBERS", 300)
+    monkeypatch.setattr("wid_hf.tools.training_data.SHUFFLED_BYTES", 300 * NUMBER)
     sizes = []
     shuffle = IterableDataset.shuffle
     monkeypatch.setattr(
@@ -149,4 +149,4 @@ def test_fewer_large_rows_are_shuffled(monkeypatch: pytest.MonkeyPatch, masked_l
     )
     load("endless", masked_lm, streaming=True)
     assert 300 // (3 * 12) <= sizes[0] <= 300 // (3 * 5)  # a row has three lists of 5 to 12 numbers
-    assert SHUFFLED_NUMBERS // (3 * 128) > 10_000
+    assert SHUFFLED_BYTES // (3 * 128 * NUMBER) > 10_000

@@ -21,8 +21,9 @@ from .recipe import CompressSettings
 Source: TypeAlias = str | Sequence[str] | Dataset | IterableDataset  # names of rows, or rows
 
 SHARE = 5  # at most one row in this many is held out
-# A stream is shuffled among this many rows, or among as many as hold this many numbers (128 tokens are 384).
-SHUFFLED, SHUFFLED_NUMBERS = 10_000, 4_000_000
+# A stream is shuffled among this many rows, or among as many as need so much memory.
+SHUFFLED, SHUFFLED_BYTES = 10_000, 2**27
+NUMBER = 32  # bytes that Python needs for one in a list
 
 
 @dataclass(frozen=True)
@@ -113,5 +114,12 @@ def _first(rows: Dataset | IterableDataset, count: int) -> Dataset:
 
 def _shuffled(features: IterableDataset, seed: int) -> IterableDataset:
     """Return the stream, whose next row is one drawn from the next ones; fewer of them where rows are large."""
-    numbers = sum(size(value) for value in next(iter(features)).values())
-    return features.shuffle(seed=seed, buffer_size=min(SHUFFLED, max(1, SHUFFLED_NUMBERS // numbers)))
+    needed = sum(map(_bytes, next(iter(features)).values()))
+    return features.shuffle(seed=seed, buffer_size=min(SHUFFLED, max(1, SHUFFLED_BYTES // needed)))
+
+
+def _bytes(value: Any) -> int:
+    """Return about how much memory a value of a row needs: numbers, an image or a stored sound."""
+    if hasattr(value, "getbands"):  # an image, as PIL has it
+        return int(value.width * value.height * len(value.getbands()))
+    return len(value["bytes"] or ()) if isinstance(value, dict) else NUMBER * int(size(value))
