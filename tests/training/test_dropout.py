@@ -38,7 +38,8 @@ BART = BartConfig(
 WAV = Wav2Vec2Config(
     vocab_size=10, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32, conv_dim=(8, 8),
     conv_kernel=(3, 3), conv_stride=(2, 2), num_feat_extract_layers=2, num_conv_pos_embeddings=4,
-    num_conv_pos_embedding_groups=2, hidden_dropout=0.5, attention_dropout=0.5, layerdrop=0.5, apply_spec_augment=False,
+    num_conv_pos_embedding_groups=2, hidden_dropout=0.5, attention_dropout=0.5, layerdrop=0.5, mask_time_prob=0.5,
+    mask_time_length=2, mask_feature_prob=0.5, mask_feature_length=2,
 )  # fmt: skip
 IDS = {"input_ids": torch.arange(3, 11)[None]}
 MODELS: dict[str, tuple[type[PreTrainedModel], Any, dict[str, Any]]] = {

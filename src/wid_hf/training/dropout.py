@@ -13,12 +13,14 @@ from typing import Any
 from torch.nn.modules.dropout import _DropoutNd
 from transformers import PretrainedConfig, PreTrainedModel
 
-NAMED = "drop"  # in the names of all probabilities of dropout and layer dropout that transformers' classes keep
+# In the names of all probabilities that transformers' classes keep: of dropout and layer dropout, and of masks over
+# what is heard (SpecAugment).
+NAMED = ("drop", "mask_time_prob", "mask_feature_prob")
 
 
 @contextmanager
 def without_dropout(model: PreTrainedModel) -> Iterator[None]:
-    """Set every probability of dropout in `model` to 0, in modules and in configs; afterwards all are as before.
+    """Set every probability of dropout and masks in `model` to 0, in modules and configs; afterwards all are as before.
 
     The training mode stays on: gradient checkpointing depends on it.
     """
@@ -36,7 +38,11 @@ def without_dropout(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _drops(place: Any, name: str, value: Any) -> bool:
-    return isinstance(value, float) and value > 0 and (NAMED in name or (name == "p" and isinstance(place, _DropoutNd)))
+    return (
+        isinstance(value, float)
+        and value > 0
+        and (any(part in name for part in NAMED) or (name == "p" and isinstance(place, _DropoutNd)))
+    )
 
 
 def _configs(config: PretrainedConfig) -> list[PretrainedConfig]:
