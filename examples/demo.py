@@ -34,10 +34,10 @@ from wid_hf import WidConfig, WidError
 from wid_hf.atomic_write import atomic_write
 from wid_hf.hub.own_files import CALIBRATION_PICTURE, FILE_NAME
 from wid_hf.rows import load_texts
+from wid_hf.sentence_models.pooling import mean_pool
 from wid_hf.tools.compress import CompressSettings, compress
 from wid_hf.tools.evaluation import latency
 from wid_hf.tools.output_folder import OutputFolder, write_folder
-from wid_hf.training.losses.pooling import mean_pool
 
 CONFIG = WidConfig(hidden_size=192, intermediate_size=768, head_strategy="dim")
 SETTINGS = CompressSettings(steps=280, batch_size=16, max_length=32)

@@ -25,6 +25,7 @@ FLOW = (
     "config",
     "planning",
     "adapter",
+    "sentence_models",
     "hub",
     "plots",
     "training",

@@ -51,7 +51,7 @@ MOVED = {
     },
     **{f"wid_hf.data.{name}": f"wid_hf.rows.{name}" for name in ("hold_out", "load_texts")},
     "wid_hf.compress.OF_CALIBRATION": "wid_hf.config.FLAT",
-    "wid_hf.evaluation.mean_pool": "wid_hf.training.losses.pooling.mean_pool",
+    "wid_hf.evaluation.mean_pool": "wid_hf.sentence_models.pooling.mean_pool",
     "wid_hf.evaluation.model_size": "wid_hf.hub.model_size.model_size",
     "wid_hf.teachers.save_tokenizer": "wid_hf.tools.teachers.save_processor",
     "wid_hf.progressive.picture.narrow_from": "wid_hf.progressive.history.narrow_from",

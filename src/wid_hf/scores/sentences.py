@@ -15,8 +15,8 @@ from torch.nn import functional
 
 from ..errors import DataError, TeacherError
 from ..progress_bar import progress_bar
+from ..sentence_models.pooling import mean_pool
 from ..training.losses.counting import attended_positions
-from ..training.losses.pooling import mean_pool
 from .eval_mode import eval_mode
 
 NO_INPUTS = frozenset({"labels", "special_tokens_mask"})

@@ -25,8 +25,8 @@ from ..config import WidConfig
 from ..errors import OutputError, Stopped, TrainingError, WidWarning
 from ..hub.cards import CARD_NAME, student_card
 from ..hub.own_files import why_not_ours
-from ..hub.sentence_transformers import save_sentence_modules
 from ..rows.source import local_paths, source_names
+from ..sentence_models import save_sentence_modules
 from .compression import Compression, training_arguments
 from .output_folder import OutputFolder, Place, Staging
 from .recipe import CompressSettings, Recipe
@@ -182,8 +182,8 @@ def _lead(
     def save(student: PreTrainedModel, report: Report, at: Path) -> None:
         student.save_pretrained(at)
         teacher.save_processor(at)
-        width = getattr(student.config.get_text_config(), "hidden_size", None)
-        save_sentence_modules(teacher.name, at, width, revision=teacher.revision)
+        output_map = job.wid_model.base_model.output_map if job.report.weights != "random" else None
+        save_sentence_modules(teacher.name, student, at, output_map, revision=teacher.revision)
         if (work.path / LOGS).is_dir():
             shutil.copytree(work.path / LOGS, at / LOGS)  # the Hub shows them from there
         report.save(at)

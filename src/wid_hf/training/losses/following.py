@@ -14,8 +14,8 @@ from torch.nn import functional
 
 from ...adapter.tuner import WidModel
 from ...errors import TeacherError
+from ...sentence_models.pooling import mean_pool
 from .counting import attended_positions
-from .pooling import mean_pool
 from .registry import FOLLOWED
 
 
