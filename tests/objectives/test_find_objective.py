@@ -112,6 +112,7 @@ def test_others_are_refused_by_name(teacher: PreTrainedModel, told: str) -> None
 
 def test_an_unknown_task_lists_all() -> None:
     with pytest.raises(
-        ConfigError, match=r"task='tagging' is unknown. Legal: auto, masked-lm, .*causal-lm, .*features"
+        ConfigError,
+        match=r"task='tagging' is unknown. Legal: auto, masked-lm, .*causal-lm, .*sentence-vectors, features",
     ):
         find_objective(BertModel(BertConfig(**BERT)), "tagging")

@@ -37,7 +37,7 @@ def files(folder: Path) -> list[str]:
 def test_files_are_the_teachers_with_the_students_width(teacher: Path, student: Path, new: bool) -> None:
     settings = {"prompts": {"query": "é: "}, "default_prompt_name": "query", "similarity_fn_name": "dot", "mine": 1}
     write_modules(teacher, "Normalize", modes=("cls",), new=new, settings=settings, pooling={"include_prompt": False})
-    save_sentence_modules(str(teacher), bert_of(12), student, None)
+    save_sentence_modules(str(teacher), bert_of(12), student)
     changed = Path("1_Pooling/config.json")
     width = "embedding_dimension" if new else "word_embedding_dimension"
     assert files(student) == [name for name in files(teacher) if name != "2_Normalize" or new]
@@ -49,7 +49,7 @@ def test_files_are_the_teachers_with_the_students_width(teacher: Path, student: 
 def test_a_dense_layer_is_folded_and_its_file_is_read_again(teacher: Path, student: Path) -> None:
     write_modules(teacher, "Dense", "Dense", "Normalize", modes=("mean", "cls"))
     output_map = torch.linalg.qr(torch.randn(WIDTH, 8)).Q
-    save_sentence_modules(str(teacher), bert_of(8), student, output_map)
+    save_sentence_modules(str(teacher), bert_of(8, output_map), student)
     saved, given = read_pipeline(str(student)), read_pipeline(str(teacher))
     assert saved is not None
     assert given is not None
@@ -68,7 +68,7 @@ def test_weights_keep_their_precision(teacher: Path, student: Path) -> None:
     write_modules(teacher, "Dense")
     weights = {name: tensor.bfloat16() for name, tensor in load_file(teacher / "2_Dense" / "model.safetensors").items()}
     save_file(weights, teacher / "2_Dense" / "model.safetensors")
-    save_sentence_modules(str(teacher), bert_of(8), student, torch.linalg.qr(torch.randn(WIDTH, 8)).Q)
+    save_sentence_modules(str(teacher), bert_of(8, torch.linalg.qr(torch.randn(WIDTH, 8)).Q), student)
     saved = load_file(student / "2_Dense" / "model.safetensors")
     assert {tensor.dtype for tensor in saved.values()} == {torch.bfloat16}
 
@@ -77,7 +77,7 @@ def test_a_transformer_in_a_folder_of_its_own_is_in_the_students(teacher: Path, 
     write_modules(teacher)
     entries = read_json(teacher / "modules.json")
     write_json(teacher / "modules.json", [entries[0] | {"path": "0_Transformer"}, entries[1]])
-    save_sentence_modules(str(teacher), bert_of(12), student, None)
+    save_sentence_modules(str(teacher), bert_of(12), student)
     assert read_json(student / "modules.json") == entries
 
 
@@ -88,7 +88,7 @@ def test_a_cross_encoder_of_version_5_keeps_its_files(teacher: Path, student: Pa
     write_json(teacher / "modules.json", [{"idx": 0, "name": "0", "path": "", "type": kind}])
     write_json(teacher / "config_sentence_transformers.json", settings)
     write_json(teacher / "sentence_bert_config.json", transformer)
-    save_sentence_modules(str(teacher), bert_of(12), student, None)
+    save_sentence_modules(str(teacher), bert_of(12), student)
     assert {name: read_json(student / name) for name in files(student)} == {
         name: read_json(teacher / name) for name in files(teacher)
     }
@@ -97,20 +97,20 @@ def test_a_cross_encoder_of_version_5_keeps_its_files(teacher: Path, student: Pa
 def test_modules_that_are_not_known_are_told_of_and_none_is_listed(teacher: Path, student: Path) -> None:
     write_modules(teacher, "sentence_transformers.models.LSTM")
     with pytest.warns(WidWarning, match=r"of Transformer, Pooling, LSTM.*saved as the transformer alone"):
-        save_sentence_modules(str(teacher), bert_of(12), student, None)
+        save_sentence_modules(str(teacher), bert_of(12), student)
     assert not files(student)
 
 
 def test_a_dense_layer_without_a_map_is_told_of_and_no_module_is_listed(teacher: Path, student: Path) -> None:
     write_modules(teacher, "Dense")
     with pytest.warns(WidWarning, match=r"takes vectors of 24 numbers.*saved as the transformer alone"):
-        save_sentence_modules(str(teacher), bert_of(12), student, None)
+        save_sentence_modules(str(teacher), bert_of(12), student)
     assert not files(student)
 
 
 def test_a_plain_encoder_gets_no_files(teacher: Path, student: Path) -> None:
     teacher.mkdir()
-    save_sentence_modules(str(teacher), bert_of(12), student, None)
+    save_sentence_modules(str(teacher), bert_of(12), student)
     assert not files(student)
 
 
@@ -125,5 +125,5 @@ def pooling_type(folder: Path) -> Any:
 @pytest.mark.parametrize("new", [False, True])
 @pytest.mark.parametrize("mode", ["mean", "cls", "lasttoken"])
 def test_converters_of_llama_cpp_find_the_pooling(teacher: Path, student: Path, mode: str, new: bool) -> None:
-    save_sentence_modules(str(write_modules(teacher, modes=(mode,), new=new)), bert_of(12), student, None)
+    save_sentence_modules(str(write_modules(teacher, modes=(mode,), new=new)), bert_of(12), student)
     assert pooling_type(student) == mode

@@ -77,11 +77,10 @@ def test_a_student_is_loaded_with_the_same_modules(tmp_path: Path, case: str, ne
     model.base_model.calibrate(
         batches([dict(tokenizer(text)) for text in texts(64)], lambda rows: tokenizer.pad(rows, return_tensors="pt"), 8)
     )
-    output_map = model.base_model.output_map
     merged = model.merge_and_unload()
     merged.save_pretrained(student)
     tokenizer.save_pretrained(student)
-    save_sentence_modules(str(teacher), merged, student, output_map)
+    save_sentence_modules(str(teacher), merged, student)
     found, wanted = (vectors_there(folder, texts(5)) for folder in (student, teacher))
     torch.testing.assert_close(found, vectors_here(student, texts(5)))
     modules = [[type(module) for module in library.SentenceTransformer(str(folder))] for folder in (teacher, student)]
@@ -96,7 +95,7 @@ def narrow(model: BertForSequenceClassification, teacher: Path, student: Path) -
     merged = get_wid_model(model, WidConfig(hidden_size=12, init="identity")).merge_and_unload()
     merged.save_pretrained(student)
     word_tokenizer().save_pretrained(student)
-    save_sentence_modules(str(teacher), merged, student, None)
+    save_sentence_modules(str(teacher), merged, student)
 
 
 def test_a_cross_encoder_gives_scores_through_its_activation(tmp_path: Path) -> None:

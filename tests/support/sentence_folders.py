@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from toys import save_teacher
 from transformers import BertConfig, BertModel
 
+from wid_hf.adapter.merge import remember_map
 from wid_hf.sentence_models.pooling import KEYS
 
 WIDTH, SPACE = 24, 6  # of the hidden states of `save_teacher`, and of vectors behind a dense layer
@@ -90,6 +91,8 @@ def save_sentence_teacher(folder: Path, *behind: str, **given: Any) -> Path:
     return write_modules(save_teacher(folder, BertModel), *behind, **given)
 
 
-def bert_of(width: int) -> BertModel:
-    """A BERT of this width, for those who only ask for its config."""
-    return BertModel(BertConfig(vocab_size=4, hidden_size=width, num_hidden_layers=0, num_attention_heads=1))
+def bert_of(width: int, output_map: torch.Tensor | None = None) -> BertModel:
+    """A student of this width, as it is merged from a teacher whose outputs have this map to its own."""
+    student = BertModel(BertConfig(vocab_size=4, hidden_size=width, num_hidden_layers=0, num_attention_heads=1))
+    remember_map(student, output_map)
+    return student

@@ -92,6 +92,20 @@ def generation_config_of(
     return found
 
 
+def remember_map(student: PreTrainedModel, output_map: Tensor | None) -> None:
+    """Let a merged student know how its first outputs follow from its teacher's; `map_of` asks it."""
+    student.wid_output_map = output_map
+
+
+def map_of(student: nn.Module) -> Tensor | None:
+    """Return the map `(n, k)` from the teacher's first outputs to those of a merged student.
+
+    None if they are as wide as the teacher's, or it is not such a student, or it was saved and loaded since.
+    """
+    found: Tensor | None = getattr(student, "wid_output_map", None)
+    return found
+
+
 def prepare_saving(student: PreTrainedModel, output_map: Tensor | None) -> None:
     """Make `student.save_pretrained` do two things that the class's own does not.
 

@@ -40,7 +40,7 @@ from .calibration_data import checked_batches, refuse_unused_data
 from .calibration_guard import CalibrationGuard
 from .fingerprint import Fingerprint
 from .layer_guard import LayerGuard
-from .merge import generation_config_of, prepare_saving, stock_model
+from .merge import generation_config_of, prepare_saving, remember_map, stock_model
 from .module_settings import take_over_patches, take_over_training_settings
 from .one_adapter import ONE_ADAPTER, OneAdapterTuner
 from .plain_call import as_if_called_plainly
@@ -295,6 +295,7 @@ class WidModel(OneAdapterTuner):
             self._seen("generation_config"), student.config, self.teacher.config
         )
         take_over_training_settings(self.model, student)
+        remember_map(student, self.output_map)
         prepare_saving(student, self.output_map if self.outputs == "turned" else None)
         return student.train(self.model.training)
 

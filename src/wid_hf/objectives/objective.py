@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..adapter.tuner import WidModel
+from ..config import WidConfig
 from ..inputs import Batch, Inputs, batches
 from ..rows.roles import Role
 from ..training.accumulation import Reduction
@@ -56,6 +57,10 @@ class Objective(ABC):
     @abstractmethod
     def fits(cls, teacher: PreTrainedModel) -> bool:
         """Return whether the teacher is of this kind."""
+
+    def configured(self, config: WidConfig) -> WidConfig:
+        """Return `config` with what this objective needs of a start."""
+        return config
 
     @property
     def roles(self) -> tuple[Role, ...]:

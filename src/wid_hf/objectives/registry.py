@@ -15,6 +15,7 @@ from .features import Features
 from .image_classification import ImageClassification
 from .masked_lm import MaskedLM
 from .objective import Objective
+from .sentence_vectors import SentenceVectors
 from .sequence_classification import SequenceClassification
 from .token_classification import TokenClassification
 
@@ -29,6 +30,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
         ImageClassification,
         AudioClassification,
         CTC,
+        SentenceVectors,
         Features,
     )
 }
@@ -39,6 +41,11 @@ def refuse_unknown_task(task: str) -> None:
     """Raise ConfigError if `task` is neither "auto" nor the name of an objective."""
     if task not in {AUTO, *OBJECTIVES}:
         raise ConfigError(f"task={task!r} is unknown. Legal: {', '.join([AUTO, *OBJECTIVES])}.")
+
+
+def may_be_headless(task: str) -> bool:
+    """Return whether `task` may be that of a model without a head."""
+    return task in {AUTO, SentenceVectors.name, Features.name}
 
 
 def find_objective(teacher: PreTrainedModel, task: str = AUTO) -> type[Objective]:
@@ -54,14 +61,15 @@ def find_objective(teacher: PreTrainedModel, task: str = AUTO) -> type[Objective
     """
     refuse_unknown_task(task)
     _refuse_unsupported(teacher)
-    fitting = [kind for kind in OBJECTIVES.values() if kind.fits(teacher)]
     name = type(teacher).__name__
+    fitting = (kind for kind in OBJECTIVES.values() if kind.fits(teacher))  # the first ones look at the class alone
     if task == AUTO:
-        if not fitting:
+        found = next(fitting, None)
+        if found is None:
             titles = ", ".join(kind.title for kind in OBJECTIVES.values())
             raise TeacherError(f"compress trains {titles}; {name} is none of these. {INSTEAD}")
-        return fitting[0]
-    if OBJECTIVES[task] not in fitting:
+        return found
+    if not OBJECTIVES[task].fits(teacher):
         legal = " or ".join(f"task={kind.name}" for kind in fitting) or "none of the others"
         raise TeacherError(f"task={task} is for {OBJECTIVES[task].title}, and {name} is none of them. It fits {legal}.")
     return OBJECTIVES[task]

@@ -7,7 +7,14 @@ from __future__ import annotations
 
 from .masked_lm import MaskedLMScore, masked_batches, masked_lm_score
 from .perplexity import PerplexityScore, perplexity_score
-from .sentences import SentenceScore, cosine_correlation, embed, retrieval_agreement, sentence_score
+from .sentences import (
+    SentenceScore,
+    cosine_correlation,
+    embed,
+    retrieval_agreement,
+    sentence_score,
+    similarity_correlation,
+)
 
 __all__ = [
     "MaskedLMScore",
@@ -20,4 +27,5 @@ __all__ = [
     "perplexity_score",
     "retrieval_agreement",
     "sentence_score",
+    "similarity_correlation",
 ]

@@ -6,20 +6,21 @@ cosines and agreement of nearest neighbours. Called by `compress` and the task `
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ..errors import DataError, TeacherError
 from ..progress_bar import progress_bar
 from ..sentence_models.pooling import mean_pool
+from ..sentence_models.similarity import cosines, of_pairs
 from ..training.losses.counting import attended_positions
 from .eval_mode import eval_mode
 
 NO_INPUTS = frozenset({"labels", "special_tokens_mask"})
+Similarity = Callable[[Tensor], Tensor]  # of vectors (n, m): (n, n), larger for what is more alike
 FEWEST_TEXTS = 3  # two texts have one cosine, and one number has no correlation
 
 
@@ -32,10 +33,13 @@ class SentenceScore:
     texts: int
 
 
-def embed(model: nn.Module, batches: Sequence[dict[str, Tensor]]) -> Tensor:
-    """Mean-pooled vectors `(n, h)`, float32 on the CPU, of all n texts, images or sounds in `batches`.
+def embed(
+    model: nn.Module, batches: Sequence[dict[str, Tensor]], pool: Callable[[Tensor, Tensor], Tensor] = mean_pool
+) -> Tensor:
+    """Vectors `(n, m)`, float32 on the CPU, of all n texts, images or sounds in `batches`.
 
     `model` must return `last_hidden_state (b, s, h)`, else TeacherError; it is run in eval mode, which is undone.
+    `pool` makes vectors `(b, m)` of last hidden states and attention masks `(b, s)`.
     """
     vectors = []
     with eval_mode(model) as device:
@@ -47,27 +51,31 @@ def embed(model: nn.Module, batches: Sequence[dict[str, Tensor]]) -> Tensor:
                     f"{type(model).__name__} returns no last_hidden_state of (rows, positions, width), which vectors "
                     "are made of. A transformer without a task head does: give its `base_model`."
                 )
-            vectors.append(mean_pool(states, attended_positions(model, states, inputs)).cpu())
+            vectors.append(pool(states, attended_positions(model, states, inputs).long()).cpu())
     return torch.cat(vectors)
 
 
-def cosine_correlation(a: Tensor, b: Tensor) -> float:
-    """Pearson correlation between `cos(a_i, a_j)` and `cos(b_i, b_j)` over all i < j.
+def similarity_correlation(a: Tensor, b: Tensor, similarity: Similarity = cosines) -> float:
+    """Pearson correlation between the similarities of all pairs of texts in two sets of vectors.
 
-    `a` is `(n, h_a)`, `b` is `(n, h_b)` with n >= 3, else DataError. NaN where a set's cosines are all equal.
+    `a` is `(n, h_a)`, `b` is `(n, h_b)` with n >= 3, else DataError. NaN where a set's similarities are all equal.
     """
     _check_same_texts(a, b)
-    above = torch.triu_indices(len(a), len(a), offset=1).unbind()
-    return torch.corrcoef(torch.stack((_cosines(a)[above], _cosines(b)[above])))[0, 1].item()
+    return torch.corrcoef(torch.stack([of_pairs(similarity(vectors.double())) for vectors in (a, b)]))[0, 1].item()
 
 
-def retrieval_agreement(a: Tensor, b: Tensor) -> float:
-    """Share of texts whose nearest other text by cosine is the same in `a` `(n, h_a)` and `b` `(n, h_b)`.
+def cosine_correlation(a: Tensor, b: Tensor) -> float:
+    """Return `similarity_correlation` of cosines."""
+    return similarity_correlation(a, b)
+
+
+def retrieval_agreement(a: Tensor, b: Tensor, similarity: Similarity = cosines) -> float:
+    """Share of texts whose most similar other text is the same in `a` `(n, h_a)` and `b` `(n, h_b)`.
 
     n must be 3 or more, else DataError: with two texts every pair of encoders agrees.
     """
     _check_same_texts(a, b)
-    nearest = [_cosines(vectors).fill_diagonal_(-torch.inf).argmax(1) for vectors in (a, b)]
+    nearest = [similarity(vectors.double()).fill_diagonal_(-torch.inf).argmax(1) for vectors in (a, b)]
     return (nearest[0] == nearest[1]).double().mean().item()
 
 
@@ -78,11 +86,6 @@ def sentence_score(teacher_vectors: Tensor, student_vectors: Tensor) -> Sentence
         retrieval_agreement(teacher_vectors, student_vectors),
         len(teacher_vectors),
     )
-
-
-def _cosines(vectors: Tensor) -> Tensor:
-    unit = functional.normalize(vectors.double(), dim=1)
-    return unit @ unit.T  # (n, n)
 
 
 def _check_same_texts(a: Tensor, b: Tensor) -> None:

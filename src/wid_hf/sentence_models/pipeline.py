@@ -54,9 +54,28 @@ class SentencePipeline:
         return [*filter(None, [self.pooling]), *self.rest]
 
     @property
+    def turns(self) -> bool:
+        """Whether vectors turn with the hidden states, so that a student's may be turned."""
+        return self.pooling is None or self.pooling.is_linear
+
+    @property
     def has_weights(self) -> bool:
         """Whether there is a dense layer, so that vectors of teacher and student have the same coordinates."""
         return any(isinstance(module, Dense) for module in self.rest)
+
+    def mapped(self, vectors: Tensor, output_map: Tensor | None) -> Tensor:
+        """Return vectors of the teacher `(b, m)` as a student has them, who may have fewer coordinates.
+
+        Args:
+            vectors: the result of `vectors`.
+            output_map: `(h, k)` from the teacher's last hidden states to the student's; None if they are as wide.
+        """
+        if output_map is None or self.has_weights:
+            return vectors
+        vectors = (vectors.unflatten(1, (-1, len(output_map))) @ output_map.to(vectors)).flatten(1)
+        for module in self.rest:  # length 1, if the teacher's have it
+            vectors = module(vectors)
+        return vectors
 
     def narrowed(self, width: int, output_map: Tensor | None) -> SentencePipeline:
         """Return the pipeline of a student; the vectors behind a dense layer stay in the teacher's space.

@@ -1,6 +1,6 @@
 """Writes the files that make a student's folder a sentence-transformers model.
 
-Takes the name of its teacher and what a student's hidden states are; gives files with the student's widths, in the
+Takes the name of its teacher and the merged student; gives files with the student's widths, in the
 layout of the teacher's, which every version that reads the teacher reads. Called by `compress`.
 """
 
@@ -13,34 +13,30 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..adapter.merge import map_of
 from ..errors import WidError, WidWarning
 from .modules import CONFIG, WEIGHTS
 from .pipeline import SentencePipeline
 from .read import MODULES, read_pipeline
 
 
-def save_sentence_modules(
-    teacher: str, student: PreTrainedModel, folder: Path, output_map: Tensor | None, *, revision: str | None = None
-) -> None:
+def save_sentence_modules(teacher: str, student: PreTrainedModel, folder: Path, *, revision: str | None = None) -> None:
     """Write the files to `folder` that make it a sentence-transformers model, if the teacher is one.
 
     Modules that are not known are told of in a warning, and then no file is written.
 
     Args:
         teacher: folder or Hub id.
-        student: the transformer that is in the folder.
-        folder: of the student.
-        output_map: `(h, k)` from the teacher's last hidden states to the student's; None if they are as wide, or
-            nobody knows.
+        student: as it was merged.
+        folder: of the student, whose transformer is there.
         revision: of the teacher on the Hub.
     """
     try:
         pipeline = read_pipeline(teacher, revision)
         if pipeline is not None:
-            save_pipeline(pipeline.narrowed(student.config.get_text_config().hidden_size, output_map), folder)
+            save_pipeline(pipeline.narrowed(student.config.get_text_config().hidden_size, map_of(student)), folder)
     except WidError as error:
         warnings.warn(f"{error} The student is saved as the transformer alone.", WidWarning, stacklevel=2)
 

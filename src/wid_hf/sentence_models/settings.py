@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import TeacherError
 from .files import ModelFiles
+from .similarity import SIMILARITIES
 
 MODEL = "config_sentence_transformers.json"
 # Of the transformer; each of the others is the name of the same file beside old models.
@@ -31,7 +32,7 @@ class SentenceSettings:
         max_length: texts are cut after so many tokens, if the model says so; otherwise its tokenizer does.
         lower_case: whether texts are lower-cased before they are tokenized.
         prompt: what stands before each text that comes without another prompt.
-        similarity: "cosine", "dot", "euclidean" or "manhattan".
+        similarity: a key of `SIMILARITIES`.
     """
 
     files: Mapping[str, Mapping[str, Any]]
@@ -45,7 +46,7 @@ class SentenceSettings:
         """Return the settings beside a model.
 
         Raises:
-            TeacherError: the default prompt is not among the prompts.
+            TeacherError: the default prompt is not among the prompts, or the similarity is unknown.
         """
         model = files.settings(MODEL)
         name, transformer = next(
@@ -57,12 +58,18 @@ class SentenceSettings:
                 f"default_prompt_name={default!r} in {MODEL} of {files.model} is not among its prompts: "
                 f"{', '.join(prompts) or 'it has none'}. Correct the file."
             )
+        similarity = model.get("similarity_fn_name") or "cosine"
+        if similarity not in SIMILARITIES:
+            raise TeacherError(
+                f"similarity_fn_name={similarity!r} in {MODEL} of {files.model} is unknown. Legal: "
+                f"{', '.join(SIMILARITIES)}. Correct the file."
+            )
         return cls(
             {file: content for file, content in ((MODEL, model), (name, transformer)) if content},
             transformer.get("max_seq_length"),
             bool(transformer.get("do_lower_case", False)),
             prompts.get(default) or "",
-            model.get("similarity_fn_name") or "cosine",
+            similarity,
         )
 
     def as_read(self, text: str) -> str:

@@ -25,6 +25,7 @@ from ..config import WidConfig
 from ..errors import OutputError, Stopped, TrainingError, WidWarning
 from ..hub.cards import CARD_NAME, student_card
 from ..hub.own_files import why_not_ours
+from ..objectives.registry import may_be_headless
 from ..rows.source import local_paths, source_names
 from ..sentence_models import save_sentence_modules
 from .compression import Compression, training_arguments
@@ -84,7 +85,12 @@ def compress(
     Raises:
         WidError: see `write_student`.
     """
-    subject = Teacher(teacher, revision=revision, trust_remote_code=trust_remote_code)
+    subject = Teacher(
+        teacher,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        headless=may_be_headless(settings.task),
+    )
     told = {"command": command, "run": run}
     more: dict[str, Any] = {"recipe": recipe, "overwrite": overwrite, "resume": resume, "told": told, "tell": tell}
     return write_student(subject, train, output, config, settings, **more)[1]
@@ -182,8 +188,7 @@ def _lead(
     def save(student: PreTrainedModel, report: Report, at: Path) -> None:
         student.save_pretrained(at)
         teacher.save_processor(at)
-        output_map = job.wid_model.base_model.output_map if job.report.weights != "random" else None
-        save_sentence_modules(teacher.name, student, at, output_map, revision=teacher.revision)
+        save_sentence_modules(teacher.name, student, at, revision=teacher.revision)
         if (work.path / LOGS).is_dir():
             shutil.copytree(work.path / LOGS, at / LOGS)  # the Hub shows them from there
         report.save(at)

@@ -102,6 +102,7 @@ class Compression:
             teacher.own_weights()
         self.objective = _objective(kind, self._model, teacher.processor)
         self.settings = _fitting(settings, self.objective)
+        self.config = self.objective.configured(self.config)
         self.wid_model = get_wid_model(self._model, self.config)  # before rows are read: most refusals come from here
         self.report = self._planned(teacher)
 

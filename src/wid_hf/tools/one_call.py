@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 
 from ..config import WidConfig
 from ..errors import ConfigError
+from ..objectives.registry import may_be_headless
 from .compress import write_student
 from .compression import Compression, training_arguments
 from .recipe import CompressSettings
@@ -67,13 +68,17 @@ def compress(
     Raises:
         WidError: one of its subclasses: something that was given is wrong, or the loss became NaN.
     """
+    chosen = _settings(args, settings)
     if isinstance(teacher, str):
         subject = Teacher(
-            teacher, revision=revision, trust_remote_code=trust_remote_code, processing_class=processing_class
+            teacher,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            processing_class=processing_class,
+            headless=may_be_headless(chosen.task),
         )
     else:
         subject = Teacher.of(teacher, processing_class)
-    chosen = _settings(args, settings)
     if output is None:
         student, report = _in_memory(subject, data, validation, config, chosen)
     else:

@@ -167,6 +167,8 @@ LEARNING_RATES = {
     ("masked-lm", "identity"): (3e-4, 3e-4),
     ("causal-lm", "calibrated"): (1e-4, 3e-4),
     ("causal-lm", "identity"): (3e-4, 3e-4),
+    ("sentence-vectors", "calibrated"): (1e-4, 0.0),
+    ("sentence-vectors", "identity"): (3e-4, 0.0),
     ("features", "calibrated"): (5e-5, 0.0),
     ("features", "identity"): (2e-4, 0.0),
     ("sequence-classification", "calibrated"): (1e-4, 0.0),

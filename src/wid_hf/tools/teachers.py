@@ -16,6 +16,11 @@ import torch
 import transformers
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_PRETRAINING_MAPPING_NAMES,
+)
 from transformers.tokenization_utils_base import (
     ADDED_TOKENS_FILE,
     FULL_TOKENIZER_FILE,
@@ -28,6 +33,7 @@ from ..errors import TeacherError
 from ..hub.paths import expanded
 from ..inputs import STORED
 from ..planning.teacher_check import why_not_made_of_a_config
+from ..sentence_models import has_pooling
 
 PROCESSOR_FILES = (
     FEATURE_EXTRACTOR_NAME,  # of image processors too
@@ -39,6 +45,15 @@ PROCESSOR_FILES = (
     CHAT_TEMPLATE_FILE,
     "tokenizer.model",  # current tokenizers do not need it, but converters to other formats do
 )
+LANGUAGE_MODELS = {
+    name
+    for names in (
+        MODEL_FOR_PRETRAINING_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    )
+    for name in names.values()
+}
 
 
 class Teacher:
@@ -50,6 +65,7 @@ class Teacher:
         trust_remote_code: passed on to transformers.
         model: the model, if it is loaded already; it stays as it is.
         processing_class: what makes its inputs, instead of what is in the folder or repository.
+        headless: a sentence encoder loads without the head of a language model that its config may name.
     """
 
     def __init__(
@@ -60,8 +76,10 @@ class Teacher:
         trust_remote_code: bool = False,
         model: PreTrainedModel | None = None,
         processing_class: Any = None,
+        headless: bool = False,
     ) -> None:
         self.name = expanded(name)
+        self._headless = headless
         self.revision = revision
         self._trust_remote_code = trust_remote_code
         self._model, self._processing_class = model, processing_class
@@ -80,7 +98,12 @@ class Teacher:
         """
         if self._model is not None:
             return _on_the_same_weights(self._model).eval()
-        return load_teacher(self.name, revision=self.revision, trust_remote_code=self._trust_remote_code)
+        return load_teacher(
+            self.name,
+            revision=self.revision,
+            trust_remote_code=self._trust_remote_code,
+            headless=self._headless and has_pooling(self.name, self.revision),
+        )
 
     def own_weights(self) -> None:
         """Let training change the weights of `model`, but not those of a model that was given."""
@@ -114,11 +137,24 @@ def _on_the_same_weights(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def load_teacher(
-    name: str, *, revision: str | None = None, trust_remote_code: bool = False, dtype: str = "auto"
+    name: str,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    dtype: str = "auto",
+    headless: bool = False,
 ) -> PreTrainedModel:
     """Return the model in the folder or Hub repository `name`, in evaluation mode.
 
     Its class is the one its config names under `architectures`, or the headless model of its type.
+
+    Args:
+        name: folder or Hub id.
+        revision: of the model on the Hub.
+        trust_remote_code: passed on to transformers.
+        dtype: of the weights.
+        headless: leave out the head of a language model; `architectures` of many sentence encoders names one that
+            their checkpoints lack.
 
     Raises:
         TeacherError: there is no model, weights are unreadable or missing, its own code would have to run without
@@ -126,7 +162,7 @@ def load_teacher(
     """
     name = expanded(name)
     config = _config(name, revision, trust_remote_code)
-    model_class = _model_class(name, config, trust_remote_code)
+    model_class = _model_class(name, config, trust_remote_code, headless)
     if why := why_not_made_of_a_config(model_class):
         raise TeacherError(why)
     try:
@@ -374,7 +410,7 @@ def _config(name: str, revision: str | None, trust_remote_code: bool) -> Pretrai
         ) from cause
 
 
-def _model_class(name: str, config: PretrainedConfig, trusted: bool) -> Any:
+def _model_class(name: str, config: PretrainedConfig, trusted: bool, headless: bool) -> Any:
     """Return the class of the checkpoint, or the auto class that finds it in the code beside the checkpoint."""
     wanted = (config.architectures or [""])[0]
     places = getattr(config, "auto_map", None) or {}  # such as {"AutoModel": "modeling.MyModel"}
@@ -383,6 +419,8 @@ def _model_class(name: str, config: PretrainedConfig, trusted: bool) -> Any:
         return getattr(transformers, own)
     if own is not None and not hasattr(transformers, wanted):
         raise TeacherError(_own_code(name))
+    if headless and wanted in LANGUAGE_MODELS:
+        return transformers.AutoModel
     return getattr(transformers, wanted, transformers.AutoModel)
 
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ...adapter.tuner import WidModel
 from ...errors import TeacherError
 from ...sentence_models.pooling import mean_pool
+from ...sentence_models.similarity import cosines, of_pairs
 from .counting import attended_positions
 from .registry import FOLLOWED
 
@@ -63,12 +62,5 @@ def following_loss(student: Tensor, wanted: Tensor, teacher: Tensor, mask: Tenso
     hidden = ((student - wanted) * attended).square().sum() / (wanted * attended).square().sum()
     if len(teacher) < 2:
         return hidden
-    mine, theirs = _cosines(mean_pool(student, mask)), _cosines(mean_pool(teacher, mask))
+    mine, theirs = (of_pairs(cosines(mean_pool(states, mask))) for states in (student, teacher))
     return hidden + cosine_weight * (mine - theirs).square().mean()
-
-
-def _cosines(vectors: Tensor) -> Tensor:
-    """Return the cosines of all pairs of rows, `(pairs,)`."""
-    unit = functional.normalize(vectors, dim=1)
-    above = torch.triu_indices(len(unit), len(unit), offset=1, device=unit.device).unbind()
-    return (unit @ unit.T)[above]
