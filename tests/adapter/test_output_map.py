@@ -14,6 +14,7 @@ from transformers import AutoModel, PreTrainedModel
 from wid_models import IDS, identity, random_turn, tiny_encoder, turned
 
 from wid_hf import FormatError, WidError, load_output_map
+from wid_hf.adapter.merge import map_of
 
 FILE = "output_map.safetensors"
 
@@ -37,6 +38,17 @@ def test_a_turned_student_is_saved_with_its_map_and_loads_as_ever(tmp_path: Path
         }
     loaded = AutoModel.from_pretrained(tmp_path)
     assert torch.equal(loaded(**IDS).last_hidden_state, student(**IDS).last_hidden_state)
+
+
+def test_a_merged_student_knows_its_map_until_it_is_saved(tmp_path: Path) -> None:
+    student, selection = students()
+    assert torch.equal(map_of(student), random_turn(24, 12).T.float())
+    chosen = map_of(selection)
+    assert chosen is not None
+    assert torch.equal(chosen.sum(0), torch.ones(12))
+    student.save_pretrained(tmp_path)
+    assert map_of(AutoModel.from_pretrained(tmp_path)) is None
+    assert map_of(tiny_encoder()) is None
 
 
 def test_a_selection_is_saved_without_a_map_and_replaces_an_earlier_one(tmp_path: Path) -> None:

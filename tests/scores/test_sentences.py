@@ -11,7 +11,9 @@ from transformers import AutoModel, AutoTokenizer, BertForMaskedLM, DataCollator
 
 from wid_hf.errors import DataError, TeacherError
 from wid_hf.inputs import batches, tokenize
-from wid_hf.scores import cosine_correlation, embed, retrieval_agreement, sentence_score
+from wid_hf.scores import cosine_correlation, embed, retrieval_agreement, sentence_score, similarity_correlation
+from wid_hf.sentence_models.pooling import POOLINGS
+from wid_hf.sentence_models.similarity import SIMILARITIES
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -67,6 +69,25 @@ def test_retrieval_counts_texts_whose_nearest_other_text_is_the_same() -> None:
     a, b = (torch.stack((d.cos(), d.sin()), dim=1) for d in (degrees_a, degrees_b))
     assert retrieval_agreement(a, b) == 0.5
     assert retrieval_agreement(a, a) == 1.0
+
+
+def test_other_similarities_and_other_poolings_can_be_compared(tiny_bert: BertForMaskedLM) -> None:
+    a, b = random(4, 5), random(4, 3, seed=1)
+    pairs = torch.triu_indices(4, 4, offset=1).unbind()
+    dots = torch.stack([(vectors @ vectors.T)[pairs] for vectors in (a, b)])
+    found = similarity_correlation(a, b, SIMILARITIES["dot"])
+    assert found == pytest.approx(float(torch.corrcoef(dots)[0, 1]), abs=1e-5)
+    assert found != pytest.approx(cosine_correlation(a, b), abs=1e-3)
+    vectors = torch.tensor([[1.0, 0.0], [9.0, 9.0], [1.2, -0.1]])  # by dots the long one is nearest, not by cosines
+    unit = vectors / vectors.norm(dim=1, keepdim=True)
+    assert retrieval_agreement(vectors, vectors, SIMILARITIES["dot"]) == 1.0
+    assert retrieval_agreement(vectors, unit, SIMILARITIES["dot"]) == 0.0
+    assert retrieval_agreement(vectors, unit) == 1.0
+    ids = torch.tensor([[5, 6, 7, 8]])
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with torch.no_grad():
+        states = tiny_bert.base_model(**batch).last_hidden_state
+    torch.testing.assert_close(embed(tiny_bert.base_model, [batch], POOLINGS["cls"]), states[:, 0])
 
 
 @pytest.mark.parametrize(("left", "right"), [(4, 5), (2, 2), (0, 0)])

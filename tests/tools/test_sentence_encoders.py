@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from sentence_folders import SPACE, read_json, save_sentence_teacher, write_json, write_modules
 from toys import save_teacher, texts, word_tokenizer, write_texts
 from transformers import AutoModel, BertForMaskedLM, BertForSequenceClassification, BertModel
@@ -48,6 +49,9 @@ def test_the_students_folder_gives_vectors_like_its_teachers(tmp_path: Path, tra
         vectors = pipeline.vectors(student(**inputs).last_hidden_state, inputs["attention_mask"])
     assert vectors.shape == (4, SPACE)
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(4))
+    card = ModelCard.load(tmp_path / "student" / "README.md")
+    assert (card.data.library_name, card.data.pipeline_tag) == ("sentence-transformers", "sentence-similarity")
+    assert 'model = SentenceTransformer("student")' in card.text
     assert why_not_ours(tmp_path / "student") is None
 
 

@@ -31,6 +31,7 @@ WID_TAG = "weight-inherited-distillation"
 TAGS = ("wid-hf", WID_TAG, "compression")
 TEXTS = "texts"  # what rows are called
 SIDES = ("teacher", "start", "student")  # in the order of tables; JSON keeps none
+SENTENCES = "sentence-vectors"  # the objective of models of sentence-transformers
 INHERITED = ("license", "license_name", "license_link", "language")
 
 
@@ -68,18 +69,11 @@ def student_card(folder: str | Path, name: str | None = None) -> ModelCard:
 def _student_card(folder: Path, report: dict[str, Any], config: PretrainedConfig, name: str) -> ModelCard:
     hub, is_wid = report["settings"]["hub"], report["weights"] in ("folded", "merged")
     model_class = config.architectures[0]
-    task, auto_class = _task(model_class, config)
-    variable, processor = _processor(_unit(report), folder)
-    usage = [
-        f"from transformers import {auto_class}, {processor}",
-        "",
-        f'model = {auto_class}.from_pretrained("{name}")',
-        f'{variable} = {processor}.from_pretrained("{name}")',
-    ]
+    library, task, usage = _loading(report, model_class, config, folder, name)
     data = ModelCardData(
         base_model=hub["teacher"],
         base_model_relation="finetune" if hub["teacher"] else None,
-        library_name="transformers",
+        library_name=library,
         pipeline_tag=task,
         datasets=[hub["dataset"]] if hub["dataset"] else None,
         tags=[*TAGS] if is_wid else [tag for tag in TAGS if tag != WID_TAG],
@@ -111,6 +105,29 @@ def _processor(unit: str, folder: Path) -> tuple[str, str]:
     if unit == "sounds":
         return "processor", "AutoProcessor" if (folder / TOKENIZER_CONFIG_FILE).is_file() else "AutoFeatureExtractor"
     return "tokenizer", "AutoTokenizer"
+
+
+def _loading(
+    report: Mapping[str, Any], model_class: str, config: PretrainedConfig, folder: Path, name: str
+) -> tuple[str, str | None, list[str]]:
+    """Return the library that loads a student, its pipeline tag, and the lines that load it."""
+    if report["objective"] == SENTENCES:
+        lines = [
+            "from sentence_transformers import SentenceTransformer",
+            "",
+            f'model = SentenceTransformer("{name}")',
+            "vectors = model.encode(texts)",
+        ]
+        return "sentence-transformers", "sentence-similarity", lines
+    task, auto_class = _task(model_class, config)
+    variable, processor = _processor(_unit(report), folder)
+    lines = [
+        f"from transformers import {auto_class}, {processor}",
+        "",
+        f'model = {auto_class}.from_pretrained("{name}")',
+        f'{variable} = {processor}.from_pretrained("{name}")',
+    ]
+    return "transformers", task, lines
 
 
 def adapter_card(model: PeftModel, name: str, report: Mapping[str, Any] | None = None) -> ModelCard:
