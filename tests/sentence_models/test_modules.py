@@ -98,10 +98,18 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
         Dense.read(ModelFiles(str(tmp_path)), "2_Dense")
 
 
-@pytest.mark.parametrize("activation", ["their.code.Swish", "torch.nn.functional.gelu", "torch.nn.modules.Missing"])
+@pytest.mark.parametrize(
+    "activation", ["their.code.Swish", "torch.nn.functional.gelu", "torch.nn.Missing", "torch.nn.Linear"]
+)
 def test_an_activation_that_is_no_module_of_torch_is_refused(tmp_path: Path, activation: str) -> None:
-    with pytest.raises(TeacherError, match=f"the activation {activation}, which is not a module of torch.nn"):
+    with pytest.raises(TeacherError, match=f"the activation {activation}, which is none of torch.nn"):
         dense(tmp_path, activation=activation)
+
+
+@pytest.mark.parametrize("kind", [Pooling, Dense])
+def test_a_module_whose_file_is_missing_is_refused(tmp_path: Path, kind: type[Pooling] | type[Dense]) -> None:
+    with pytest.raises(TeacherError, match=r"has no 1_X/config\.json"):
+        kind.read(ModelFiles(str(tmp_path)), "1_X")
 
 
 @pytest.mark.parametrize("kind", [Dense, Normalize])

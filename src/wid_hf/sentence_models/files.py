@@ -59,6 +59,16 @@ class ModelFiles:
                 "without it."
             ) from error
 
+    def required(self, file: str) -> dict[str, Any]:
+        """Return what a JSON file of names and values holds.
+
+        Raises:
+            TeacherError: there is no such file, or it holds something else.
+        """
+        if found := self.settings(file):
+            return found
+        raise TeacherError(f"{self.model} has no {file}, or nothing is in it. Download the whole model again.")
+
     def settings(self, file: str) -> dict[str, Any]:
         """Return what a JSON file of names and values holds, nothing if there is none.
 

@@ -7,6 +7,7 @@ its reader. What each computes is what sentence-transformers computes.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -60,7 +61,7 @@ class Pooling(SentenceModule):
         Raises:
             TeacherError: a mode is unknown.
         """
-        config = files.settings(f"{folder}/{CONFIG}")
+        config = files.required(f"{folder}/{CONFIG}")
         given = config.get("pooling_mode", [mode for key, mode in KEYS.items() if config.get(key)] or "mean")
         modes = (given,) if isinstance(given, str) else tuple(given)
         if unknown := [mode for mode in modes if mode not in POOLINGS]:
@@ -95,7 +96,7 @@ class Normalize(SentenceModule):
         Raises:
             TeacherError: it normalises something else than the vectors of texts.
         """
-        return cls(_config_of_vectors(files, folder))
+        return cls(_of_vectors(files.settings(f"{folder}/{CONFIG}"), files, folder))
 
     def __call__(self, vectors: Tensor) -> Tensor:
         """Return `vectors (b, m)` divided by their lengths."""
@@ -124,7 +125,7 @@ class Dense(SentenceModule):
             TeacherError: there are no weights in safetensors, the activation is not one of torch's, it adds its input
                 to its result, or it reads something else than the vectors of texts.
         """
-        config = _config_of_vectors(files, folder)
+        config = _of_vectors(files.required(f"{folder}/{CONFIG}"), files, folder)
         if config.get("use_residual"):
             raise TeacherError(f"{folder} of {files.model} adds its input to its result. {WITHOUT}")
         weights = _weights(files, f"{folder}/{WEIGHTS}")
@@ -170,9 +171,8 @@ class Dense(SentenceModule):
 WITHOUT = "task=features trains the transformer alone, and saves nothing behind it."
 
 
-def _config_of_vectors(files: ModelFiles, folder: str) -> dict[str, Any]:
-    """Return the config of a module of the vectors of texts."""
-    config = files.settings(f"{folder}/{CONFIG}")
+def _of_vectors(config: dict[str, Any], files: ModelFiles, folder: str) -> dict[str, Any]:
+    """Return the config of a module of the vectors of texts; refuse one of something else."""
     places = {config.get(key) or EMBEDDING for key in ("module_input_name", "module_output_name")}
     if places != {EMBEDDING}:
         raise TeacherError(
@@ -199,8 +199,7 @@ def _activation(config: Mapping[str, Any], files: ModelFiles, folder: str) -> nn
     """Return the activation that a config names by its import path, such as `torch.nn.modules.activation.Tanh`."""
     path = str(config.get("activation_function", "torch.nn.Tanh"))
     kind = getattr(nn, path.rpartition(".")[2], None)
-    if not (path.startswith("torch.nn.") and isinstance(kind, type) and issubclass(kind, nn.Module)):
-        raise TeacherError(
-            f"{folder} of {files.model} has the activation {path}, which is not a module of torch.nn. {WITHOUT}"
-        )
-    return kind()
+    if path.startswith("torch.nn.") and isinstance(kind, type) and issubclass(kind, nn.Module):
+        with suppress(TypeError):  # of a module that needs arguments, which is no activation
+            return kind()
+    raise TeacherError(f"{folder} of {files.model} has the activation {path}, which is none of torch.nn. {WITHOUT}")
