@@ -55,6 +55,7 @@ class Task(str, Enum):
     image_classification = "image-classification"
     audio_classification = "audio-classification"
     ctc = "ctc"
+    sentence_vectors = "sentence-vectors"
     features = "features"
 
 

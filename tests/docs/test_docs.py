@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
+from sentence_folders import write_modules
 from toys import save_teacher, texts, word_tokenizer, write_texts
-from transformers import AutoModelForMaskedLM, BertForMaskedLM, BertForSequenceClassification
+from transformers import AutoModelForMaskedLM, BertForMaskedLM, BertForSequenceClassification, BertModel
 from typer.testing import CliRunner
 
 from wid_hf.coupling import op_registry
@@ -28,6 +29,7 @@ BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.S)
 SMALLER = {
     "google-bert/bert-base-uncased": "teacher",
     "distilbert/distilbert-base-uncased-finetuned-sst-2-english": "classifier",
+    "sentence-transformers/all-MiniLM-L6-v2": "sentences",
     ".push_to_hub(": ".save_pretrained(",
     ", private=True)": ")",
     "wikitext:wikitext-103-raw-v1": "train.txt",
@@ -66,6 +68,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a teacher wide enough for the sizes in the documents, and texts."""
     save_teacher(tmp_path / "teacher", BertForMaskedLM, hidden=384, layers=1)
     save_teacher(tmp_path / "classifier", BertForSequenceClassification)
+    write_modules(save_teacher(tmp_path / "sentences", BertModel, hidden=384, layers=1), "Normalize")
     write_texts(tmp_path / "train.txt", count=40)
     (tmp_path / "reactions.csv").write_text("rxn,class\n" + "".join(f"{text},1\n" for text in texts(40)))
     write_glue(tmp_path / "data" / "glue")
