@@ -8,9 +8,14 @@ import pytest
 from toys import wav2vec2_config
 from transformers import (
     AutoModelForCausalLM,
+    BartConfig,
+    BartForConditionalGeneration,
+    BartForQuestionAnswering,
+    BartForSequenceClassification,
     BertConfig,
     BertForMaskedLM,
     BertForMultipleChoice,
+    BertForNextSentencePrediction,
     BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
@@ -35,6 +40,7 @@ from transformers import (
     RobertaForMaskedLM,
     T5Config,
     T5ForConditionalGeneration,
+    T5Model,
     ViTConfig,
     ViTForImageClassification,
     ViTForMaskedImageModeling,
@@ -50,6 +56,10 @@ from wid_hf.objectives import OBJECTIVES, find_objective
 BERT = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 GPT2 = {"vocab_size": 30, "n_embd": 16, "n_layer": 1, "n_head": 2, "bos_token_id": 1, "eos_token_id": 1}
 T5 = T5Config(vocab_size=30, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+BART = BartConfig(
+    vocab_size=30, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
+    encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=16,
+)  # fmt: skip
 IMAGES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 VIT = ViTConfig(**IMAGES)
 CLIP = CLIPConfig(text_config={"num_hidden_layers": 1}, vision_config={"num_hidden_layers": 1})
@@ -65,6 +75,12 @@ FOUND: list[tuple[type[PreTrainedModel], Any, str]] = [
     (GPT2LMHeadModel, GPT2Config(**GPT2), "causal-lm"),
     (LlamaForCausalLM, LlamaConfig(**BERT), "causal-lm"),
     (BertLMHeadModel, BertConfig(**BERT, is_decoder=True), "causal-lm"),
+    (BertForQuestionAnswering, BertConfig(**BERT), "question-answering"),
+    (BertForMultipleChoice, BertConfig(**BERT), "multiple-choice"),
+    (T5ForConditionalGeneration, T5, "seq2seq"),
+    (BartForConditionalGeneration, BART, "seq2seq"),
+    (BartForSequenceClassification, BART, "sequence-classification"),
+    (BartForQuestionAnswering, BART, "question-answering"),
     (BertModel, BertConfig(**BERT), "features"),
     (ViTForImageClassification, VIT, "image-classification"),
     (DeiTForImageClassificationWithTeacher, DeiTConfig(**IMAGES), "image-classification"),
@@ -95,10 +111,9 @@ def test_a_head_that_predicts_tokens_but_reads_both_ways_is_no_decoder() -> None
 @pytest.mark.parametrize(
     ("teacher", "told"),
     [
-        (BertForQuestionAnswering(BertConfig(**BERT)), "BertForQuestionAnswering is none of these"),
-        (BertForMultipleChoice(BertConfig(**BERT)), "BertForMultipleChoice is none of these"),
+        (BertForNextSentencePrediction(BertConfig(**BERT)), "BertForNextSentencePrediction is none of these"),
         (BertModel(BertConfig(**BERT, is_decoder=True)), r"reads from left to right .* no head"),
-        (T5ForConditionalGeneration(T5), "is an encoder-decoder"),
+        (T5Model(T5), "T5Model is an encoder-decoder without a head"),
         (ViTForMaskedImageModeling(VIT), "ViTForMaskedImageModeling is none of these"),
         (CLIPModel(CLIP), "CLIPModel takes input_ids and pixel_values together"),
         (PatchTSTModel(PatchTSTConfig(d_model=8, num_hidden_layers=1)), "texts, images or sounds, .*takes past_values"),

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from imitations import imitating_trainer, made_strong, teacher_of
 from torch import Tensor
 from toys import texts, word_tokenizer
 from training_runs import HALF, arguments
 from transformers import (
-    BertConfig,
     BertForSequenceClassification,
     BertForTokenClassification,
     GPT2Config,
@@ -30,24 +30,6 @@ from wid_hf.inputs import TextInputs
 from wid_hf.objectives import Objective, find_objective
 from wid_hf.objectives.divergences import sigmoid_divergence, softmax_divergence, squared_error
 from wid_hf.training.imitating_trainer import ImitatingTrainer
-
-
-def teacher_of(kind: type[PreTrainedModel], seed: int = 0, **config: Any) -> PreTrainedModel:
-    """A tiny random BERT without dropout, whose noise hides progress."""
-    sizes = BertConfig(
-        vocab_size=15, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
-        max_position_embeddings=32, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **config,
-    )  # fmt: skip
-    return made_strong(kind(sizes).eval(), seed)
-
-
-def made_strong(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
-    """Give a model weights that are large enough for its outputs to differ from text to text."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.copy_(0.4 * torch.randn(weight.shape, generator=generator))
-    return model
 
 
 def objective_of(teacher: PreTrainedModel) -> Objective:
@@ -174,43 +156,13 @@ def test_a_decoder_is_scored_by_its_perplexity_and_its_teachers_predictions() ->
     assert torch.equal(made["labels"] == -100, made["attention_mask"] == 0)
 
 
-def trainer_for(
-    objective: Objective,
-    folder: Path,
-    accumulation: int = 1,
-    steps: int = 1,
-    *,
-    data: Dataset | None = None,
-    label_weight: float = 0.0,
-    distillation: list[str] | None = None,
-) -> ImitatingTrainer:
-    args = arguments(
-        folder,
-        max_steps=steps,
-        per_device_train_batch_size=8 // accumulation,
-        gradient_accumulation_steps=accumulation,
-        compactor_learning_rate=3e-3,
-        teacher_learning_rate=0,
-        distillation=distillation or [],
-    )
-    return ImitatingTrainer(
-        get_wid_model(objective.teacher, HALF),
-        args,
-        imitation=objective.loss,
-        reduction=objective.reduction,
-        label_weight=label_weight,
-        train_dataset=rows(objective) if data is None else data,
-        data_collator=objective.collator,
-    )
-
-
 @pytest.mark.parametrize("name", ["classes", "labels", "tags"])
 def test_the_loss_of_a_step_does_not_depend_on_how_it_is_split(name: str, tmp_path: Path) -> None:
     kind, config, _ = CLASSIFIERS[name]
     first = []
     for accumulation in (1, 4):
         objective = objective_of(teacher_of(kind, **config))
-        trainer = trainer_for(objective, tmp_path, accumulation)
+        trainer = imitating_trainer(objective, tmp_path, rows(objective), accumulation=accumulation)
         trainer.train()
         first.append(trainer.state.log_history[0]["loss"])
     assert first[1] == pytest.approx(first[0], rel=1e-4)
@@ -222,7 +174,7 @@ def test_training_brings_a_student_nearer_and_leaves_the_teacher_alone(name: str
     teacher = teacher_of(kind, **config)
     before = {key: tensor.clone() for key, tensor in teacher.state_dict().items()}
     objective = objective_of(teacher)
-    trainer = trainer_for(objective, tmp_path, steps=40)
+    trainer = imitating_trainer(objective, tmp_path, rows(objective), steps=40)
     (batch,) = objective.scored(rows(objective), 32, 0)
 
     def loss() -> float:
@@ -265,7 +217,7 @@ def test_the_loss_is_the_weighted_mean_of_that_from_the_teacher_and_that_on_labe
     data = labelled(objective, name)
     losses = {}
     for weight in (0.0, 0.25):
-        trainer = trainer_for(objective, tmp_path, label_weight=weight)
+        trainer = imitating_trainer(objective, tmp_path, rows(objective), label_weight=weight)
         batch = dict(objective.collator([dict(row) for row in data]))
         losses[weight] = trainer.compute_loss(trainer.model.train(), batch).item()
     own = trainer.model(**batch).loss.item()
@@ -279,7 +231,9 @@ def test_with_labels_too_the_loss_of_a_step_does_not_depend_on_how_it_is_split(n
     first = []
     for accumulation in (1, 4):
         objective = objective_of(teacher_of(kind, **config))
-        trainer = trainer_for(objective, tmp_path, accumulation, data=labelled(objective, name), label_weight=0.5)
+        trainer = imitating_trainer(
+            objective, tmp_path, labelled(objective, name), accumulation=accumulation, label_weight=0.5
+        )
         trainer.train()
         first.append(trainer.state.log_history[0]["loss"])
     assert first[1] == pytest.approx(first[0], rel=1e-4)
@@ -320,10 +274,10 @@ def test_distillation_of_hidden_states_is_added(tmp_path: Path) -> None:
     kind, config, _ = CLASSIFIERS["classes"]
     objective = objective_of(teacher_of(kind, **config))
     (batch,) = objective.scored(rows(objective, 8), 8, 0)
-    alone, both = (
-        trainer_for(objective, tmp_path, distillation=names).compute_loss for names in ([], ["hidden", "relations"])
-    )
-    losses = [loss(loss.__self__.model.train(), batch).item() for loss in (alone, both)]
+    losses = []
+    for names in ([], ["hidden", "relations"]):
+        trainer = imitating_trainer(objective, tmp_path, rows(objective), distillation=names)
+        losses.append(trainer.compute_loss(trainer.model.train(), batch).item())
     assert losses[1] > 1.05 * losses[0]
 
 

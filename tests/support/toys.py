@@ -31,11 +31,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer with one token per word and `[CLS] x [SEP]` around a text."""
+    """A tokenizer with one token per word, `[CLS] x [SEP]` around a text and `[CLS] x [SEP] y [SEP]` around a pair."""
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate([*SPECIAL, *WORDS])}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
     names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
     return PreTrainedTokenizerFast(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -12,6 +13,20 @@ from ..training.losses.logits import logits_loss
 def softmax_divergence(student: Tensor, teacher: Tensor) -> Tensor:
     """Return `KL(softmax(t) || softmax(s))` of each row `(n,)` of scores `(n, classes)`, in nats."""
     return logits_loss(student, teacher, temperature=1.0)
+
+
+def span_divergence(student: Tensor, teacher: Tensor, attended: Tensor) -> Tensor:
+    """Return the mean of `softmax_divergence` over both ends of a span, `(n,)` of scores `(n, tokens, 2)`.
+
+    Args:
+        student: scores of each token being the first and the last one.
+        teacher: the same.
+        attended: `(n, tokens)`, False at padding.
+    """
+    mine, theirs = (
+        full(scores).masked_fill(~attended[..., None], torch.finfo(torch.float32).min) for scores in (student, teacher)
+    )
+    return softmax_divergence(mine.mT, theirs.mT).mean(1)
 
 
 def sigmoid_divergence(student: Tensor, teacher: Tensor) -> Tensor:

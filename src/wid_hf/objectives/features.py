@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,8 +32,9 @@ class Features(Objective):
 
     @classmethod
     def fits(cls, teacher: PreTrainedModel) -> bool:
-        """Return whether the teacher is a base model that does not generate."""
-        return teacher.base_model is teacher and not teacher.can_generate()
+        """Return whether the teacher is a base model that does not generate, and has no decoder beside its encoder."""
+        reads_targets = "decoder_input_ids" in inspect.signature(teacher.forward).parameters
+        return teacher.base_model is teacher and not teacher.can_generate() and not reads_targets
 
     def wanted(self, batches: Sequence[Batch]) -> Tensor:
         """Return the teacher's vectors `(rows, n)`."""

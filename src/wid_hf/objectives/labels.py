@@ -11,7 +11,8 @@ from transformers import PretrainedConfig
 
 from ..errors import DataError, WidWarning
 
-REGRESSION, SEVERAL_LABELS = "regression", "multi_label_classification"  # values of `config.problem_type`
+# Values of `config.problem_type`.
+REGRESSION, SINGLE_LABEL, SEVERAL_LABELS = "regression", "single_label_classification", "multi_label_classification"
 MANY = 12  # names in a message
 INSTEAD = "Correct the rows, leave those out that have other labels, or train without labels (--label-weight 0)."
 
@@ -31,7 +32,7 @@ class Labels:
     def __init__(self, config: PretrainedConfig, names: Sequence[str] | None = None) -> None:
         self.count = int(config.num_labels)
         self.numbers = {str(name): int(number) for name, number in (config.label2id or {}).items()}
-        usual = REGRESSION if self.count == 1 else "single_label_classification"
+        usual = REGRESSION if self.count == 1 else SINGLE_LABEL
         self.problem = str(getattr(config, "problem_type", None) or usual)
         # Numbers of a column are another order of the same names in, for example, a folder of images.
         self._names = [*names] if names is not None and self._knows(names) else None

@@ -31,8 +31,12 @@ class MaskedLM(Objective):
 
     @classmethod
     def fits(cls, teacher: PreTrainedModel) -> bool:
-        """Return whether the class is one of transformers' masked language models."""
-        return type(teacher).__name__ in MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()
+        """Return whether the class is one of transformers' masked language models, and has no decoder.
+
+        `BartForConditionalGeneration` is such a class; what it writes is compared by `seq2seq`.
+        """
+        named = type(teacher).__name__ in MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()
+        return named and not teacher.config.is_encoder_decoder
 
     @property
     def collator(self) -> Callable[[list[dict[str, Any]]], Any]:

@@ -14,8 +14,11 @@ from .ctc import CTC
 from .features import Features
 from .image_classification import ImageClassification
 from .masked_lm import MaskedLM
+from .multiple_choice import MultipleChoice
 from .objective import Objective
+from .question_answering import QuestionAnswering
 from .sentence_vectors import SentenceVectors
+from .seq2seq import Seq2Seq
 from .sequence_classification import SequenceClassification
 from .token_classification import TokenClassification
 
@@ -26,6 +29,9 @@ OBJECTIVES: dict[str, type[Objective]] = {
         MaskedLM,
         SequenceClassification,
         TokenClassification,
+        QuestionAnswering,
+        MultipleChoice,
+        Seq2Seq,
         CausalLM,
         ImageClassification,
         AudioClassification,
@@ -66,13 +72,25 @@ def find_objective(teacher: PreTrainedModel, task: str = AUTO) -> type[Objective
     if task == AUTO:
         found = next(fitting, None)
         if found is None:
-            titles = ", ".join(kind.title for kind in OBJECTIVES.values())
-            raise TeacherError(f"compress trains {titles}; {name} is none of these. {INSTEAD}")
+            raise TeacherError(_why_none(teacher))
         return found
     if not OBJECTIVES[task].fits(teacher):
         legal = " or ".join(f"task={kind.name}" for kind in fitting) or "none of the others"
         raise TeacherError(f"task={task} is for {OBJECTIVES[task].title}, and {name} is none of them. It fits {legal}.")
     return OBJECTIVES[task]
+
+
+def _why_none(teacher: PreTrainedModel) -> str:
+    """Return why no objective fits, and what to do instead."""
+    name = type(teacher).__name__
+    if teacher.config.is_encoder_decoder and teacher.base_model is teacher:
+        return (
+            f"{name} is an encoder-decoder without a head, so nothing that it writes can be compared. Save it with its "
+            "head (...ForConditionalGeneration), or compress its encoder alone: "
+            "model.get_encoder().save_pretrained(folder)."
+        )
+    titles = ", ".join(kind.title for kind in OBJECTIVES.values())
+    return f"compress trains {titles}; {name} is none of these. {INSTEAD}"
 
 
 def _refuse_unsupported(teacher: PreTrainedModel) -> None:
@@ -86,12 +104,6 @@ def _refuse_unsupported(teacher: PreTrainedModel) -> None:
         raise TeacherError(
             f"{name} takes {' and '.join(read)} together, which compress does not. Compress the model of one of them "
             f"alone, or use get_wid_model and WidTrainer with your own data collator."
-        )
-    if config.is_encoder_decoder:
-        raise TeacherError(
-            f"{name} is an encoder-decoder, which compress does not train yet. Use get_wid_model and WidTrainer with "
-            "transformers' DataCollatorForSeq2Seq for it, or compress its encoder alone: "
-            "model.get_encoder().save_pretrained(folder)."
         )
     reads_forward = getattr(config, "is_decoder", False) or getattr(config, "causal", False)
     if reads_forward and not teacher.can_generate():

@@ -76,12 +76,20 @@ def _one_row(model: PreTrainedModel) -> Inputs:
     return {name: v[:1] if isinstance(v, Tensor) else v for name, v in example_inputs(model).items()}
 
 
+def _ended(model: PreTrainedModel) -> Inputs:
+    """Texts with the token that ends them, where some encoder-decoders classify."""
+    inputs = example_inputs(model)
+    ids, end = inputs["input_ids"], model.config.eos_token_id
+    return {**inputs, "input_ids": torch.cat([ids[:, :-1], torch.full_like(ids[:, :1], end)], 1)}
+
+
 example_forms: tuple[Callable[[PreTrainedModel], Inputs], ...] = (
     example_inputs,
     _all_kinds,
     _videos,
     _multiple_choice,
     _one_row,
+    _ended,
 )
 """Forms of inputs, the usual one first. Which of them a model accepts is found by trying."""
 

@@ -6,7 +6,7 @@ Takes models and batches; gives frozen dataclasses of plain numbers. Called by o
 from __future__ import annotations
 
 from .masked_lm import MaskedLMScore, masked_batches, masked_lm_score
-from .perplexity import PerplexityScore, perplexity_score
+from .perplexity import PerplexityScore, perplexity_score, target_score
 from .sentences import (
     SentenceScore,
     cosine_correlation,
@@ -28,4 +28,5 @@ __all__ = [
     "retrieval_agreement",
     "sentence_score",
     "similarity_correlation",
+    "target_score",
 ]

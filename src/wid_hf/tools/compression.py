@@ -34,6 +34,7 @@ from ..hub.cards import hub_id
 from ..hub.model_size import model_size
 from ..inputs import Inputs, TextInputs, find_inputs
 from ..objectives import Objective, find_objective
+from ..objectives.logits import inputs_of
 from ..objectives.registry import AUTO
 from ..planning.student_plan import empty_student
 from ..progressive.history import narrow_from, widths_over_steps
@@ -323,13 +324,13 @@ class _Scorer:
 
     @property
     def timed(self) -> tuple[int, ...]:
-        """Rows, and tokens or other numbers per row, of the batch that `latency` runs."""
-        return tuple(self.batches[0][self._objective.teacher.main_input_name].shape)
+        """Rows, and tokens or other numbers per row, of the batch that `latency` runs; each choice counts as a row."""
+        size = self.batches[0][self._objective.teacher.main_input_name].shape
+        return (size[:-1].numel(), size[-1]) if self._objective.inputs.numbers == "tokens" else tuple(size)
 
     def latency(self, model: Any) -> float:
         """Return the median seconds of forwards on the first batch."""
-        inputs = {name: tensor for name, tensor in self.batches[0].items() if name != "labels"}
-        return latency(model, inputs, repeats=TIMED)
+        return latency(model, inputs_of(self.batches[0]), repeats=TIMED)
 
 
 def training_arguments(settings: CompressSettings, folder: Path, inputs: Inputs | None = None) -> dict[str, Any]:

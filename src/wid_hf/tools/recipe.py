@@ -21,6 +21,7 @@ from ..objectives.registry import AUTO, refuse_unknown_task
 from ..progressive.schedule import WidSchedule
 from ..training.arguments import WidTrainingArguments
 from ..training.imitating_trainer import ImitatingTrainer
+from ..training.imitation import TARGETS
 from ..training.losses.registry import DISTILLED, refuse_unknown
 from ..training.merged_trainer import MergedTrainer, merged
 from ..training.student_trainer import StudentTrainer
@@ -181,6 +182,12 @@ LEARNING_RATES = {
     ("audio-classification", "identity"): (3e-4, 0.0),
     ("ctc", "calibrated"): (1e-4, 0.0),
     ("ctc", "identity"): (3e-4, 0.0),
+    ("question-answering", "calibrated"): (1e-4, 0.0),
+    ("question-answering", "identity"): (3e-4, 0.0),
+    ("multiple-choice", "calibrated"): (1e-4, 0.0),
+    ("multiple-choice", "identity"): (3e-4, 0.0),
+    ("seq2seq", "calibrated"): (1e-4, 0.0),
+    ("seq2seq", "identity"): (3e-4, 0.0),
 }
 
 
@@ -427,7 +434,8 @@ def weight_of_labels(label_weight: float | None, objective: Objective, rows: Any
     Raises:
         DataError: a share is given, and there are none.
     """
-    has_labels = "labels" in (rows.column_names or next(iter(rows)))  # a stream does not know its columns
+    columns = rows.column_names or next(iter(rows))  # a stream does not know its columns
+    has_labels = not set(TARGETS).isdisjoint(columns)
     if label_weight is None:
         return LABEL_WEIGHT if has_labels else 0.0
     if label_weight and not has_labels:

@@ -7,6 +7,7 @@ makes its inputs: a tokenizer, an image processor or a processor of sounds. Call
 from __future__ import annotations
 
 import copy
+import inspect
 import shutil
 from functools import cached_property
 from pathlib import Path
@@ -362,16 +363,19 @@ def working_tokenizer(
 def longest_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, length: int) -> int:
     """Return how many of `length` tokens a text may have for `model`, which is on a CPU and in evaluation mode.
 
-    The length in config and tokenizer is tried in a forward: RoBERTa's table, for example, has two unused rows.
+    The length in config and tokenizer is tried in a forward without head: RoBERTa's table, for example, has two unused
+    rows. A decoder beside an encoder gets a text of this length as well.
     """
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     stated = [n for n in (positions, tokenizer.model_max_length) if isinstance(n, int) and n > 0]
     longest = min([length, *stated])
     plain = next(n for n in range(len(tokenizer)) if n not in tokenizer.all_special_ids)
+    body = model.base_model
+    taken = {"input_ids", "decoder_input_ids"} & inspect.signature(body.forward).parameters.keys()
 
     def fits(tokens: int) -> bool:
         try:
-            model(input_ids=torch.full((1, tokens), plain, device=model.device))
+            body(**dict.fromkeys(taken, torch.full((1, tokens), plain, device=model.device)))
         except (IndexError, RuntimeError):
             return False
         return True

@@ -69,9 +69,9 @@ def load_training_data(
     Raises:
         DataError: a source cannot be read, or does not hold what the objective needs.
     """
-    roles = [*objective.roles]
-    if objective.target is not None and settings.label_weight != 0:
-        roles.append(objective.target)
+    roles, target = [*objective.roles], objective.target
+    if target is not None and target not in roles and settings.label_weight != 0:
+        roles.append(target)
     prepared = _load(train, settings.split, roles, objective, settings)
     sources, rows = {said(train): prepared}, prepared.rows
     if held_out is not None:

@@ -17,11 +17,12 @@ from ..labelled_positions import NO_LABEL, shifts_labels
 
 
 def counted_positions(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Tensor | None:
-    """Return which positions `(b, s)`, or rows `(b,)`, have labels; attended ones if there are no labels.
+    """Return which positions `(b, s)`, or rows `(b,)`, have labels; attended ones if there are no labels, of a decoder
+    that reads along a target those of the target.
 
     None if the batch has neither: then all count.
     """
-    labels, mask = inputs.get("labels"), inputs.get("attention_mask")
+    labels, mask = inputs.get("labels"), inputs.get("decoder_attention_mask", inputs.get("attention_mask"))
     if not isinstance(labels, Tensor):
         return mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
     if labels.is_floating_point():  # a regression's targets, of which none means "no label"

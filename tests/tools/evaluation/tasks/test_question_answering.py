@@ -16,8 +16,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForQuestionAnswering, LlamaConfig, PreTrainedTokenizerFast
 
 from wid_hf.errors import DataError, TeacherError
+from wid_hf.inputs.windows import questions_of
 from wid_hf.tools.evaluation.tasks import TASKS, DataPlaces
-from wid_hf.tools.evaluation.tasks.question_answering import QuestionAnswering, target
+from wid_hf.tools.evaluation.tasks.question_answering import QuestionAnswering
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 LENGTH = 48  # bytes, of which 16 overlap: no answer is longer
@@ -92,16 +93,16 @@ def perfect_logits(rows: Dataset, features: Dataset) -> tuple[np.ndarray, np.nda
     """Logits of a model that knows: 9 at both ends of the last right answer, at the null token where it is not."""
     width = max(map(len, features["input_ids"]))
     start, end = (np.full((len(features), width), -100.0, np.float32) for _ in range(2))
-    for number, feature in enumerate(features):
-        row, offsets = rows[feature["row"]], feature["offsets"]
+    for number, (question, feature) in enumerate(zip(questions_of(features["window"]), features, strict=True)):
+        right, offsets = rows[question]["answers"], feature["offsets"]
         start[number, : len(offsets)] = end[number, : len(offsets)] = 0.0
-        begin = row["starts"][-1] if row["starts"] else None
+        begin = right["answer_start"][-1] if right["text"] else None
         covering = (
             []
             if begin is None
             else [
                 [place for place, (a, b) in enumerate(offsets) if a <= letter < b]
-                for letter in range(begin, begin + len(row["answers"][-1]))
+                for letter in range(begin, begin + len(right["text"][-1]))
             ]
         )
         if covering and all(covering):
@@ -114,8 +115,8 @@ def perfect_logits(rows: Dataset, features: Dataset) -> tuple[np.ndarray, np.nda
 def test_a_file_in_the_official_layout_is_read_question_by_question(tmp_path: Path) -> None:
     rows = task().load(write(tmp_path, "2.0", official()))
     assert set(rows) == {"train", "dev"}
-    assert rows["dev"]["answers"][:] == [answers for _, _, answers in QUESTIONS]
-    assert rows["dev"][3]["starts"] == [CITY.index("10 000")]
+    assert [each["text"] for each in rows["dev"]["answers"]] == [answers for _, _, answers in QUESTIONS]
+    assert rows["dev"][3]["answers"]["answer_start"] == [CITY.index("10 000")]
     assert rows["dev"]["context"][0] == CITY
 
 
@@ -148,7 +149,9 @@ def test_windows_overlap_and_together_hold_every_letter_of_the_text(
     rows = task().load(write(tmp_path, "2.0", official()))
     features = task().features(rows, tokenizer, LENGTH)["dev"]
     for number, context in enumerate(rows["dev"]["context"]):
-        windows = [feature for feature in features if feature["row"] == number]
+        windows = [
+            row for row, question in zip(features, questions_of(features["window"]), strict=True) if question == number
+        ]
         assert len(windows) > 2
         assert all(len(window["input_ids"]) <= LENGTH for window in windows)
         letters = [{letter for a, b in window["offsets"] for letter in range(a, b)} for window in windows]
@@ -198,14 +201,6 @@ def test_training_windows_point_at_the_answer_or_at_the_null_token(
     whole = {text for text in pointed if "\N{REPLACEMENT CHARACTER}" not in text}  # a window may end inside a letter
     assert whole == answers | {"[CLS]"}
     assert all(row["end_positions"] == 0 for row in features if row["start_positions"] == 0)
-
-
-def test_a_target_takes_all_tokens_of_its_letters_and_none_of_its_blanks() -> None:
-    offsets = [(-1, -1), (0, 1), (1, 3), (3, 4), (3, 4), (4, 5), (-1, -1)]
-    assert target(offsets, 0, [" bcd "], [0]) == (2, 4)
-    assert target(offsets, 0, ["d"], [3]) == (3, 4)
-    assert target(offsets, 0, ["def"], [3]) == (0, 0)  # the window ends before the answer does
-    assert target(offsets, 0, [], []) == (0, 0)
 
 
 def test_an_answer_counted_in_bytes_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 Takes logits and the places of tokens in the text; gives the characters of the answer. Exact match and F1 are those of
 SQuAD's official script: lower case, without punctuation and articles, against the best of several right answers.
+Called by the objective and by the evaluation task of question answering.
 """
 
 from __future__ import annotations
@@ -9,15 +10,16 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 PUNCTUATION = str.maketrans("", "", string.punctuation)
-
-NOT_CONTEXT = (-1, -1)
+N_BEST = 20  # first and last tokens that are paired in each window
+MAX_ANSWER_TOKENS = 30
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Window:
     Attributes:
         start_logits: `(s,)` or longer, of each token being the answer's first; what is beyond `s` is padding.
         end_logits: the same for its last.
-        offsets: for each token its characters in the text, begin and end, or `NOT_CONTEXT`.
+        offsets: for each token its characters in the text, begin and end, or `(-1, -1)` if it is not in the text.
         null: the token that means "not answered here".
     """
 
@@ -66,7 +68,12 @@ def null_score(windows: Sequence[Window]) -> float:
 
 
 def answer(
-    context: str, windows: Sequence[Window], *, n_best: int, max_answer_tokens: int, null_threshold: float | None
+    context: str,
+    windows: Sequence[Window],
+    *,
+    n_best: int = N_BEST,
+    max_answer_tokens: int = MAX_ANSWER_TOKENS,
+    null_threshold: float | None,
 ) -> str:
     """Return the answer in `context`, empty for no answer.
 
@@ -82,6 +89,32 @@ def answer(
     if span is None or (null_threshold is not None and null_score(windows) - span.score > null_threshold):
         return ""
     return context[span.begin : span.end]
+
+
+def answers(
+    contexts: Sequence[str],
+    windows: Iterable[Window],
+    questions: Iterable[int],
+    *,
+    n_best: int = N_BEST,
+    max_answer_tokens: int = MAX_ANSWER_TOKENS,
+    null_threshold: float | None,
+) -> list[str]:
+    """Return the `answer` of each question in its text.
+
+    Args:
+        contexts: the text of each question.
+        windows: over all of them.
+        questions: which question each window belongs to.
+        n_best: as for `answer`.
+        max_answer_tokens: as for `answer`.
+        null_threshold: as for `answer`.
+    """
+    of_question: list[list[Window]] = [[] for _ in contexts]
+    for question, window in zip(questions, windows, strict=True):
+        of_question[question].append(window)
+    how: Any = {"n_best": n_best, "max_answer_tokens": max_answer_tokens, "null_threshold": null_threshold}
+    return [answer(context, its_own, **how) for context, its_own in zip(contexts, of_question, strict=True)]
 
 
 def normalized(text: str) -> str:

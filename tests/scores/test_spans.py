@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from wid_hf.tools.evaluation.tasks.spans import (
-    NOT_CONTEXT,
+from wid_hf.inputs.windows import NOT_CONTEXT
+from wid_hf.scores.spans import (
     Window,
     answer,
     best_span,
