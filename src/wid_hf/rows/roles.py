@@ -7,7 +7,7 @@ Called by `compress` and `load_texts`; objectives name their roles.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from typing import Any, Literal
@@ -128,15 +128,8 @@ def find_columns(
     for first, second in pairwise(roles):
         if second.beside and first in free and second in free:
             found |= table.pair(first, second)
-    for role in free:
-        if role.name not in found and not role.beside:
-            found |= table.usual(role, set(found.values()))
-    main = next((role for role in roles if role.required and role.holds in ("text", "words")), None)
-    if main in free and main.name not in found:
-        strings = [name for name, feature in table.features.items() if _is_text(feature)]
-        left = [name for name in strings if name not in found.values()]
-        if len(left) == 1:
-            found[main.name] = left[0]
+    found |= _usual(free, found, table)
+    found |= _only_text(free, found, table)
     for role in roles:
         if role.required and role.name not in found:
             names = ", ".join(dict.fromkeys(role.columns))
@@ -165,15 +158,8 @@ class _Table:
                 f"must be {HOLDING[role.holds]}. {self.advice(role)}"
             )
 
-    def usual(self, role: Role, taken: Collection[str]) -> dict[str, str]:
-        """Return role -> the first of its usual columns that is not taken; nothing if there is none."""
-        for name in role.columns:
-            if self.holds(name, role) and name not in taken:
-                return {role.name: name}
-        return {}
-
     def pair(self, first: Role, second: Role) -> dict[str, str]:
-        """Return both roles -> the first columns that belong together; nothing if there are none."""
+        """Return the first columns of both roles that belong together; nothing if there are none."""
         for one, other in zip(second.beside, second.columns, strict=True):
             if self.holds(one, first) and self.holds(other, second):
                 return {first.name: one, second.name: other}
@@ -199,6 +185,23 @@ def _given(roles: Sequence[Role], given: Mapping[str, str], table: _Table) -> di
             named = " and for ".join(name for name, other in chosen.items() if other == column)
             raise DataError(f"The column {column!r} is named for {named}. Name one column for each.")
     return chosen
+
+
+def _usual(roles: Sequence[Role], taken: Mapping[str, str], table: _Table) -> dict[str, str]:
+    """Return the columns of roles that have one of their usual names and stand for themselves."""
+    found = dict(taken)
+    for role in roles:
+        if role.name not in found and not role.beside:
+            usual = (name for name in role.columns if table.holds(name, role) and name not in found.values())
+            found |= dict(zip([role.name], usual, strict=False))
+    return found
+
+
+def _only_text(roles: Sequence[Role], taken: Mapping[str, str], table: _Table) -> dict[str, str]:
+    """Return the only column of strings that is left for the first required role of text that has none."""
+    left = [name for name, feature in table.features.items() if _is_text(feature) and name not in taken.values()]
+    main = next((role for role in roles if role.required and role.holds in ("text", "words")), None)
+    return {main.name: left[0]} if main is not None and main.name not in taken and len(left) == 1 else {}
 
 
 def features_of(rows: Dataset | IterableDataset) -> Features:
