@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -89,8 +90,15 @@ class WorkFolder:
         return self._run.get("start")
 
     def keep_start(self, model: PeftModel, found: Mapping[str, Any]) -> None:
-        """Save a model at its start, and what was found there, as plain values for JSON."""
-        model.save_pretrained(self.path / START)
+        """Save a model at its start, and what was found there, as plain values for JSON.
+
+        Raises:
+            OutputError: it cannot be written: the disk is full.
+        """
+        try:
+            model.save_pretrained(self.path / START)
+        except (OSError, SafetensorError) as error:
+            raise OutputError(f"The start cannot be written to {self.path / START}: {error}.") from error
         self._write(self._run | {"start": found})
 
     def checkpoint(self, processes: int = 1) -> Path | None:

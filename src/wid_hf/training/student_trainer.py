@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from ..coupling.trace import output_tensors
 from ..errors import TrainingError
 from .accumulation import Reduction, StepSize, find_reduction, has_no_label
+from .checkpoints import begin_checkpoint
 from .collation import SteadyCollator
 from .dropout import without_dropout
 from .generation import GeneratingTrainer
@@ -68,6 +70,14 @@ class StudentTrainer(GeneratingTrainer):
     def weights_of_step(self) -> int:
         """The step of the current weights: smaller than the number of steps done if the loss became NaN."""
         return self.state.global_step if self._back_at is None else self._back_at
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save as `Trainer` does; a checkpoint written over an older one does not look whole until it is complete."""
+        if output_dir is not None and _internal_call:
+            if self.args.should_save:
+                begin_checkpoint(Path(output_dir))
+            self.accelerator.wait_for_everyone()  # the others write their random states next
+        super().save_model(output_dir, _internal_call)
 
     def get_train_dataloader(self) -> DataLoader:
         """Return `Trainer`'s data loader; its batches have the same random masks in a resumed run."""

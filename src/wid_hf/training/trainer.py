@@ -24,7 +24,7 @@ from ..hub.cards import CARD_NAME, adapter_card
 from ..layers import FoldCache, FoldPolicy
 from .calibrating import calibration_batches
 from .callbacks import WidCallback
-from .checkpoints import begin_checkpoint, last_whole_checkpoint, refuse_torn_checkpoint
+from .checkpoints import last_whole_checkpoint, refuse_torn_checkpoint
 from .half import full_eval_dtype, restored_values
 from .imitation import Imitating, refuse_moving_target
 from .labelled_positions import LabelledPositions
@@ -156,14 +156,6 @@ class WidTrainer(Imitating):
                 refuse_torn_checkpoint(Path(resume_from_checkpoint), **run)
             resume_from_checkpoint = str(resume_from_checkpoint)
         return super().train(resume_from_checkpoint, *others, **kwargs)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save as `Trainer` does; a checkpoint written over an older one does not look whole until it is complete."""
-        if output_dir is not None and _internal_call:
-            if self.args.should_save:
-                begin_checkpoint(Path(output_dir))
-            self.accelerator.wait_for_everyone()  # the others write their random states next
-        super().save_model(output_dir, _internal_call)
 
     def _load_best_model(self) -> None:
         """Load the best checkpoint, even of an adapter that is not named "default" and so is in a subfolder.
