@@ -89,7 +89,7 @@ def gather_moments(
     if not stops:  # no weight input shrinks
         return 0
     batches = [prepared(teacher, batch) for batch in batches]
-    most = ENOUGH * max(plan.dim_of(plan.weight_inputs[at]).size for at in stops)
+    most = ENOUGH * max(plan.dim_of(each).size for each in plan.weight_inputs)
     seen = first_tokens(batches, most)
     positions = 0
     covariance: Covariance | None = None
