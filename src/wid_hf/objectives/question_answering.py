@@ -83,7 +83,7 @@ class QuestionAnswering(Objective):
 
     def wanted(self, batches: Sequence[Batch]) -> list[Tensor]:
         """Return the teacher's scores of each batch `(windows, tokens, 2)`."""
-        return [ends(output).float().cpu() for output in outputs_of(self.teacher, batches)]
+        return _scores(self.teacher, batches)
 
     def score(self, model: Any, batches: Sequence[Batch], wanted: list[Tensor]) -> Figures:
         """Return F1 and exact match of answers, if there are some, the agreement with the teacher and the divergence.
@@ -91,7 +91,7 @@ class QuestionAnswering(Objective):
         Agreement is the share of questions that get the same text as from the teacher; the divergence is in nats, the
         mean over windows and both ends. "No answer" can be given unless all questions have one.
         """
-        found = [ends(output).float().cpu() for output in outputs_of(model, batches)]
+        found = _scores(model, batches)
         right = [text for batch in batches for text in _of_questions(batch, ANSWERS.name)]
         mine, theirs = (_answers(batches, each, all(map(any, right)) and bool(right)) for each in (found, wanted))
         divergences = [
@@ -114,6 +114,10 @@ class QuestionAnswering(Objective):
 def ends(output: Any) -> Tensor:
     """Return the scores of both ends `(b, s, 2)` in the output of a model."""
     return torch.stack([output.start_logits, output.end_logits], -1)
+
+
+def _scores(model: Any, batches: Sequence[Batch]) -> list[Tensor]:
+    return [ends(output).float().cpu() for output in outputs_of(model, batches)]
 
 
 def _beside(columns: Columns, made: Mapping[str, Any]) -> dict[str, list[Any]]:
