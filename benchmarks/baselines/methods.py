@@ -76,7 +76,9 @@ class Method:
             )
         if self.name == "wid-progressive" and not isinstance(config.schedule, WidSchedule):
             config = replace(config, init=None, selection=None, schedule=WidSchedule())
-        return compress(teacher, train, output, config, replace(settings, distillation=self.losses))
+        return compress(
+            teacher, train, output, config, replace(settings, train_weights="compactors", distillation=self.losses)
+        )
 
 
 _ALL = (

@@ -70,8 +70,11 @@ def compress(
     ] = options.Task.auto,
     train_weights: Annotated[
         options.TrainWeights,
-        typer.Option(help="Train compactors, or merge the start at once and train the student's own weights."),
-    ] = options.TrainWeights.compactors,
+        typer.Option(
+            help="Train compactors, or merge the start at once and train the student's own weights (auto, unless other "
+            "options are about compactors)."
+        ),
+    ] = options.TrainWeights.auto,
     steps: Annotated[int, typer.Option(min=0, help="Optimizer steps; 0 leaves the student at its start.")] = 1000,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts per step.")] = 32,
     max_length: Annotated[int, typer.Option(min=3, help="Tokens per text.")] = 128,

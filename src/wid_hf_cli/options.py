@@ -65,6 +65,7 @@ class Task(str, Enum):
 class TrainWeights(str, Enum):
     """The words of `--train-weights`."""
 
+    auto = "auto"
     compactors = "compactors"
     merged = "merged"
 

@@ -58,7 +58,7 @@ from wid_hf.training.student_trainer import StudentTrainer
 
 HALF = WidConfig(hidden_size=12, intermediate_size=24, selection="variance", init="identity")
 CALIBRATED = WidConfig(hidden_size=12, intermediate_size=24, calibration_config=CalibrationConfig(40, 16))
-QUICK = CompressSettings(steps=3, batch_size=8, max_length=12, validation_texts=16)
+QUICK = CompressSettings(steps=3, batch_size=8, max_length=12, validation_texts=16, train_weights="compactors")
 UNTRAINED = replace(QUICK, steps=0)
 
 

@@ -80,7 +80,25 @@ def test_a_merged_student_has_one_learning_rate_and_nothing_of_compactors() -> N
     assert recipe.learning_rates(MaskedLM, CONFIG, settings) == {"student": 0.5}
     default = CompressSettings(train_weights="merged")
     assert recipe_of(CONFIG, default).learning_rates(MaskedLM, CONFIG, default)["student"] > 0
-    assert recipe_of(CONFIG, CompressSettings()).name == "wid"
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "name"),
+    [
+        (CONFIG, CompressSettings(), "wid-merged"),
+        (CONFIG, CompressSettings(learning_rate=1e-4), "wid-merged"),
+        (CONFIG, CompressSettings(train_weights="compactors"), "wid"),
+        (CONFIG, CompressSettings(compactor_learning_rate=1e-4), "wid"),
+        (CONFIG, CompressSettings(teacher_learning_rate=0), "wid"),
+        (CONFIG, CompressSettings(steps=0), "wid"),
+        (CONFIG, KD, "wid-kd"),
+        (WidConfig(**SIZES, schedule="progressive"), CompressSettings(), "wid-progressive"),
+    ],
+)
+def test_a_student_is_merged_at_once_unless_something_is_about_compactors(
+    config: WidConfig, settings: CompressSettings, name: str
+) -> None:
+    assert recipe_of(config, settings).name == name
 
 
 @pytest.mark.parametrize(
@@ -88,7 +106,7 @@ def test_a_merged_student_has_one_learning_rate_and_nothing_of_compactors() -> N
     [
         ({"train_weights": "merged", "compactor_learning_rate": 1e-4}, "leave compactor_learning_rate= out"),
         ({"train_weights": "merged", "distillation": ("hidden",)}, "leave distillation= out"),
-        ({"learning_rate": 1e-4}, "learning_rate=0.0001 is for train_weights=merged"),
+        ({"train_weights": "compactors", "learning_rate": 1e-4}, "learning_rate=0.0001 is for train_weights=merged"),
     ],
 )
 def test_settings_of_weights_that_do_not_train_are_refused(given: dict[str, Any], told: str) -> None:
@@ -96,5 +114,5 @@ def test_settings_of_weights_that_do_not_train_are_refused(given: dict[str, Any]
         recipe_of(CONFIG, CompressSettings(**given))
     with pytest.raises(ConfigError, match="leave schedule= out"):
         recipe_of(WidConfig(**SIZES, schedule="progressive"), CompressSettings(train_weights="merged"))
-    with pytest.raises(ConfigError, match=r"train_weights='all' is unknown. Legal: compactors, merged"):
+    with pytest.raises(ConfigError, match=r"train_weights='all' is unknown. Legal: auto, compactors, merged"):
         CompressSettings(train_weights="all")

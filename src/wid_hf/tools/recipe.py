@@ -29,7 +29,8 @@ from ..training.trainer import WidTrainer
 from .training_settings import parsed
 from .work_folder import REFINEMENT
 
-COMPACTORS, MERGED = "compactors", "merged"  # which weights train
+COMPACTORS, MERGED = "compactors", "merged"
+TRAIN_WEIGHTS = (AUTO, COMPACTORS, MERGED)
 Rates = dict[str, float]  # learning rate of each kind of weight that trains: compactors, teacher; or student
 
 
@@ -44,7 +45,7 @@ class CompressSettings:
             sounds are taken whole.
         compactor_learning_rate: of compactors.
         train_weights: which weights train: "compactors", by which the student's are folded, or "merged", the student's
-            own after its start.
+            own after its start; "auto" is merged unless other settings are about compactors or the teacher's weights.
         learning_rate: of the student's own weights, if these train.
         task: name of an objective; "auto" takes the one that fits the teacher.
         teacher_learning_rate: of the teacher's weights; must be 0 with losses from the teacher.
@@ -73,7 +74,7 @@ class CompressSettings:
     task: str = AUTO
     batch_size: int = 32
     max_length: int = 128
-    train_weights: str = COMPACTORS
+    train_weights: str = AUTO
     learning_rate: float | None = None
     compactor_learning_rate: float | None = None
     teacher_learning_rate: float | None = None
@@ -91,8 +92,8 @@ class CompressSettings:
 
     def __post_init__(self) -> None:
         refuse_unknown_task(self.task)
-        if self.train_weights not in (COMPACTORS, MERGED):
-            raise ConfigError(f"train_weights={self.train_weights!r} is unknown. Legal: {COMPACTORS}, {MERGED}.")
+        if self.train_weights not in TRAIN_WEIGHTS:
+            raise ConfigError(f"train_weights={self.train_weights!r} is unknown. Legal: {', '.join(TRAIN_WEIGHTS)}.")
         object.__setattr__(self, "training", parsed(self.training))
         least = {"steps": 0, "batch_size": 1, "max_length": 3, "validation_texts": 1, "seed": 0}
         rates = dict.fromkeys(("learning_rate", "compactor_learning_rate", "teacher_learning_rate"), 0)
@@ -191,7 +192,10 @@ LEARNING_RATES = {
 }
 
 
-MERGED_LEARNING_RATE = 3e-4
+# Learning rates of merged students: of masked LMs and sentence vectors the best of a few (reaction BERT, MiniLM), of
+# the others not swept yet.
+MERGED_LEARNING_RATES = {"masked-lm": 1e-3, "causal-lm": 3e-4, "seq2seq": 3e-4}
+MERGED_LEARNING_RATE = 1e-4  # of all others
 LABEL_WEIGHT = 0.5  # where rows have labels
 
 
@@ -345,10 +349,7 @@ class MergedRecipe:
         Raises:
             ConfigError: settings of weights that do not train, or losses that compare inner states.
         """
-        given = [name for name in ("compactor_learning_rate", "teacher_learning_rate") if getattr(settings, name)]
-        given += ["distillation"] if settings.distillation else []
-        given += [name for name in settings.training if name not in TrainingArguments.__dataclass_fields__]
-        given += ["schedule"] if isinstance(config.schedule, WidSchedule) else []
+        given = of_compactors(config, settings)
         if given:
             raise ConfigError(
                 f"train_weights={MERGED} trains the student's own weights: leave {given[0]}= out, which is for "
@@ -366,8 +367,8 @@ class MergedRecipe:
 
     def learning_rates(self, objective: type[Objective], config: WidConfig, settings: CompressSettings) -> Rates:
         """Return the student's learning rate."""
-        rate = settings.learning_rate
-        return {"student": MERGED_LEARNING_RATE if rate is None else rate}
+        default = MERGED_LEARNING_RATES.get(objective.name, MERGED_LEARNING_RATE)
+        return {"student": default if settings.learning_rate is None else settings.learning_rate}
 
     def trainer(
         self,
@@ -404,7 +405,19 @@ def recipe_of(config: WidConfig, settings: CompressSettings) -> Recipe:
     Raises:
         ConfigError: they contradict each other.
     """
-    return MergedRecipe.of(config, settings) if settings.train_weights == MERGED else WidRecipe.of(config, settings)
+    merges = settings.train_weights == MERGED
+    if settings.train_weights == AUTO and settings.steps:
+        merges = not of_compactors(config, settings)
+    return MergedRecipe.of(config, settings) if merges else WidRecipe.of(config, settings)
+
+
+def of_compactors(config: WidConfig, settings: CompressSettings) -> list[str]:
+    """Return the names of what is given that compactors, or the teacher's weights, must train for."""
+    given = [
+        name for name in ("compactor_learning_rate", "teacher_learning_rate") if getattr(settings, name) is not None
+    ]
+    given += ["distillation"] if settings.distillation else []
+    return [*given, "schedule"] if isinstance(config.schedule, WidSchedule) else given
 
 
 def calibrate(model: PeftModel, trainer: WidTrainer) -> None:
