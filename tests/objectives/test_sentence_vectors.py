@@ -114,6 +114,15 @@ def test_the_loss_is_missed_energy_and_missed_variance() -> None:
     torch.testing.assert_close(vectors_loss(student, wanted, teacher, cosines), expected)
 
 
+def test_one_text_many_times_is_no_division_by_zero() -> None:
+    student, wanted = torch.ones(4, 3).requires_grad_(), 2 * torch.ones(4, 3)
+    loss = vectors_loss(student, wanted, wanted, cosines)
+    assert loss.item() == pytest.approx(1 / 4)
+    loss.backward()
+    assert student.grad is not None
+    assert student.grad.isfinite().all()
+
+
 def test_two_texts_have_no_spread_of_similarities() -> None:
     student, wanted = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [0.0, 3.0]])
     assert vectors_loss(student, wanted, wanted, cosines).item() == pytest.approx(4 / 10)

@@ -25,6 +25,7 @@ from ..training.losses.counting import full
 from .objective import Figures, Objective
 
 SIMILARITY_WEIGHT = 1.0  # of the similarities beside the vectors, in the loss
+LEAST_SPREAD = 1e-6  # of similarities, as a share of their energy: a batch may be one text many times
 
 
 class SentenceVectors(Objective):
@@ -151,7 +152,8 @@ def vectors_loss(student: Tensor, wanted: Tensor, teacher: Tensor, similarity: S
     if len(teacher) < FEWEST_TEXTS:
         return missed
     mine, theirs = of_pairs(similarity(student)), of_pairs(similarity(teacher))
-    return missed + SIMILARITY_WEIGHT * (mine - theirs).square().mean() / theirs.var(correction=0)
+    spread = theirs.var(correction=0).clamp(min=LEAST_SPREAD * theirs.square().mean())
+    return missed + SIMILARITY_WEIGHT * (mine - theirs).square().mean() / spread
 
 
 def _mean_cosine(vectors: Tensor, theirs: Tensor) -> float:

@@ -24,6 +24,7 @@ from .pooling import KEYS, LINEAR, POOLINGS
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 WIDTHS = ("word_embedding_dimension", "embedding_dimension")  # the key before version 5.4 and the key now
 EMBEDDING = "sentence_embedding"  # what the vectors of texts are called between modules
+WITHOUT = "task=features trains the transformer alone, and saves nothing behind it."
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,9 +167,6 @@ class Dense(SentenceModule):
     def tensors(self) -> dict[str, Tensor]:
         """Weight and bias by their names in its file."""
         return {"linear.weight": self.weight} | ({} if self.bias is None else {"linear.bias": self.bias})
-
-
-WITHOUT = "task=features trains the transformer alone, and saves nothing behind it."
 
 
 def _of_vectors(config: dict[str, Any], files: ModelFiles, folder: str) -> dict[str, Any]:

@@ -1,14 +1,13 @@
 """Writes the files that make a student's folder a sentence-transformers model.
 
-Takes the name of its teacher and the merged student; gives files with the student's widths, in the
-layout of the teacher's, which every version that reads the teacher reads. Called by `compress`.
+Takes the name of its teacher and the merged student; gives files with the student's widths, in the layout of the
+teacher's, so that what reads the teacher reads the student. Called by `compress`.
 """
 
 from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,5 +60,5 @@ def save_pipeline(pipeline: SentencePipeline, folder: Path) -> None:
     _write(folder / MODULES, pipeline.entries)
 
 
-def _write(path: Path, content: Mapping[str, Any] | Any) -> None:
+def _write(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
