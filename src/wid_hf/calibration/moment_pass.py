@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..coupling.dims import Dim
+from ..coupling.landmark_record import Landmark
 from ..coupling.plan import Plan
 from ..coupling.trace import Trace
 from ..coupling.weight_inputs import WeightInput
@@ -84,7 +85,7 @@ def gather_moments(
         DataError: there is no batch or only padding, fewer positions than the student is wide, or an activation
             that is not finite.
     """
-    inputs = [place for place in plan.landmarks.of("input") if any(each.needs(place.number) for each in gatherers)]
+    inputs = _needed(plan, gatherers)
     stops = [place.number for place in inputs]
     if not stops:  # no weight input shrinks
         return 0
@@ -107,6 +108,10 @@ def gather_moments(
         positions = round(positions * tokens_in(batches) / tokens_in(seen))
     _refuse_too_few(positions, max(plan.size(plan.dim_of(plan.weight_inputs[at])) for at in stops))
     return positions
+
+
+def _needed(plan: Plan, gatherers: Sequence[Gatherer]) -> list[Landmark]:
+    return [place for place in plan.landmarks.of("input") if any(each.needs(place.number) for each in gatherers)]
 
 
 def _covariance(operands: Operands) -> Covariance:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from .batches import NOT_FINITE
+from .forward_thread import Operand
 from .lockstep import Operands
 from .moments import Regression
 
@@ -42,40 +43,47 @@ def paired_moments(
         teacher: the teacher's operands, one per batch.
         student: the student's.
         size: number of indices of the student.
-        most: for each of them, after that many positions no other batch is looked at.
+        most: for each of them, after that many positions no other batch counts.
         root: `(m, n)` by which the teacher's input is multiplied first.
 
     Raises:
         DataError: activations of either model are not finite.
     """
     regression = None
-    rows: list[tuple[Tensor, Tensor]] = []
-    for mine, theirs in zip(teacher, student, strict=True):
-        if mine is None and theirs is None:
-            continue
-        if mine is None or theirs is None:
-            return None
+    few: list[tuple[Tensor, Tensor]] = []
+    for mine, theirs in _pairs(teacher, student):
         x, y = mine.rows, theirs.rows
-        if len(x) != len(y):
-            return None
         if root is not None:
             x = x.to(root.dtype) @ root.T
         regression = regression or Regression(x.shape[1], y.shape[1], x.device)
-        regression.add(x, y)
-        if regression.count < ENOUGH * size:
-            rows.append((x, y))
         if regression.count >= most * size:
-            break
+            _refuse_infinite(bool(x.sum().isfinite()), bool(y.sum().isfinite()))
+            continue
+        if regression.count < ENOUGH * size:
+            few.append((x, y))
+        regression.add(x, y)
     if regression is None:
         return None
-    _refuse_infinite(regression)
+    _refuse_infinite(*regression.is_finite())
     if regression.count >= ENOUGH * size:
         return PairedMoments(regression, None)
-    of_teacher, of_student = zip(*rows, strict=True)
+    of_teacher, of_student = zip(*few, strict=True)
     return PairedMoments(regression, (torch.cat(of_teacher), torch.cat(of_student)))
 
 
-def _refuse_infinite(regression: Regression) -> None:
-    for who, is_finite in zip(("teacher", "student"), regression.is_finite(), strict=True):
+def _pairs(teacher: Operands, student: Operands) -> list[tuple[Operand, Operand]]:
+    """Return both operands of each batch that has them; none where positions cannot be paired."""
+    found = []
+    for mine, theirs in zip(teacher, student, strict=True):
+        if mine is None and theirs is None:
+            continue
+        if mine is None or theirs is None or mine.positions[1] != theirs.positions[1]:
+            return []
+        found.append((mine, theirs))
+    return found
+
+
+def _refuse_infinite(teacher: bool, student: bool) -> None:
+    for who, is_finite in (("teacher", teacher), ("student", student)):
         if not is_finite:
             raise DataError(NOT_FINITE.format(who))
