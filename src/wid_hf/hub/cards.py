@@ -29,7 +29,7 @@ CARD_NAME = "README.md"
 TEMPLATE = Path(__file__).parent / "templates" / "card.md"
 WID_TAG = "weight-inherited-distillation"
 TAGS = ("wid-hf", WID_TAG, "compression")
-TEXTS = "texts"  # what rows are called
+TOKENS = "tokens"  # what the numbers of texts are called
 SIDES = ("teacher", "start", "student")  # in the order of tables; JSON keeps none
 SENTENCES = "sentence-vectors"  # the objective of models of sentence-transformers
 INHERITED = ("license", "license_name", "license_link", "language")
@@ -260,7 +260,7 @@ def _held_out(report: Mapping[str, Any]) -> str:
 
 def _recipe(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     settings = report["settings"]
-    dataset, unit = settings["hub"]["dataset"], _unit(report)
+    dataset, unit, numbers = settings["hub"]["dataset"], _unit(report), report.get("numbers", TOKENS)
     yield (
         "Data",
         f"[{dataset}](https://huggingface.co/datasets/{dataset})" if dataset else f"{unit} that are not on the Hub",
@@ -269,12 +269,12 @@ def _recipe(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "Start", report["start"]
     if calibration := report["calibration"]:
         positions, seconds = calibration["positions"], calibration["seconds"]
-        counted = "tokens" if unit == TEXTS else "positions"
+        counted = TOKENS if numbers == TOKENS else "positions"
         yield "Calibration", f"{positions:,} {counted} in {seconds:.1f} s, ridge {settings['ridge']:g}"
     if report["steps"]:
         rates = ", ".join(f"{rate:g} for {kind}" for kind, rate in settings["learning_rates"].items())
-        length = f" of up to {settings['max_length']} tokens" if unit == TEXTS else ""
-        amount = f"{report['tokens']:,} {report.get('numbers', 'tokens')} in {report['seconds']:.0f} s"
+        length = f" of up to {settings['max_length']} tokens" if numbers == TOKENS else ""
+        amount = f"{report['tokens']:,} {numbers} in {report['seconds']:.0f} s"
         rows = f"{settings['batch_size']} {unit}{length}"
         yield "Training", f"{report['steps']:,} steps of {rows}; {amount}"
         yield "Learning rates", rates
@@ -286,7 +286,7 @@ def _recipe(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _unit(report: Mapping[str, Any]) -> str:
     """Return what rows are called; a report of an earlier version is of texts."""
-    unit: str = report.get("unit", TEXTS)
+    unit: str = report.get("unit", "texts")
     return unit
 
 

@@ -27,11 +27,13 @@ class Inputs(ABC):
         processor: makes the inputs of one row.
 
     Attributes:
+        argument: the main one of the forward.
         unit: what rows are called.
         numbers: what the numbers of the main input are called.
         roles: what it reads of a row; the first one that is required is what the model looks at.
     """
 
+    argument: str
     unit: ClassVar[str]
     numbers: ClassVar[str]
     roles: ClassVar[tuple[Role, ...]]

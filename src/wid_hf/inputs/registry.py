@@ -22,7 +22,7 @@ READABLE = {"input_ids": TextInputs, **STORED}
 
 
 def find_inputs(teacher: PreTrainedModel, processor: Any) -> Inputs:
-    """Return the inputs of `teacher`, whose `main_input_name` is one of `READABLE`.
+    """Return the inputs of `teacher`: of images or sounds if its `main_input_name` says so, otherwise of texts.
 
     Args:
         teacher: the model.

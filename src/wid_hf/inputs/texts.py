@@ -21,6 +21,7 @@ class TextInputs(Inputs):
         processor: a working tokenizer: it has a padding token. It is not changed: a length would be saved in its file.
     """
 
+    argument = "input_ids"
     unit = "texts"
     numbers = "tokens"
     roles = (TEXT, TEXT_PAIR)

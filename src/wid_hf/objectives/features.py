@@ -10,7 +10,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..adapter.tuner import WidModel
-from ..inputs import Batch
+from ..coupling.trace import quiet_forward
+from ..errors import TeacherError
+from ..inputs import Batch, Inputs
+from ..planning.example_inputs import example_inputs
 from ..rows.roles import Role
 from ..scores import embed, sentence_score
 from ..training.losses.following import followed
@@ -18,12 +21,31 @@ from .objective import Figures, Objective
 
 
 class Features(Objective):
-    """Return hidden states that others use. The figures compare mean-pooled vectors of rows with the teacher's."""
+    """Return hidden states that others use. The figures compare mean-pooled vectors of rows with the teacher's.
+
+    Args:
+        teacher: in evaluation mode.
+        inputs: make its batches.
+
+    Raises:
+        TeacherError: it returns no hidden states, or not one for each position.
+    """
 
     name = "features"
     title = "headless encoders"
     one = "a headless encoder"
     has_logits = False
+
+    def __init__(self, teacher: PreTrainedModel, inputs: Inputs) -> None:
+        super().__init__(teacher, inputs)
+        with quiet_forward(teacher):
+            states = getattr(teacher(**example_inputs(teacher)), "last_hidden_state", None)
+        if states is None or states.ndim != 3:
+            shape = "none" if states is None else f"one of {states.ndim} axes"
+            raise TeacherError(
+                f"A student follows a last_hidden_state of (rows, positions, width), and {type(teacher).__name__} "
+                f"returns {shape}. Use get_wid_model and a loss of your own for it."
+            )
 
     @property
     def roles(self) -> tuple[Role, ...]:

@@ -96,10 +96,11 @@ def _why_none(teacher: PreTrainedModel) -> str:
 def _refuse_unsupported(teacher: PreTrainedModel) -> None:
     """Raise TeacherError for a kind of model that no objective is for, with what to do instead."""
     name, config = type(teacher).__name__, teacher.config
-    if teacher.main_input_name not in READABLE:
+    taken = inspect.signature(teacher.forward).parameters
+    if teacher.main_input_name not in READABLE and "input_ids" not in taken:
         kinds = "texts, images or sounds"
         raise TeacherError(f"compress trains models of {kinds}, and {name} takes {teacher.main_input_name}. {INSTEAD}")
-    read = sorted(READABLE.keys() & inspect.signature(teacher.forward).parameters.keys())
+    read = sorted(READABLE.keys() & taken.keys())
     if len(read) > 1 and teacher.base_model is teacher and not teacher.can_generate():
         raise TeacherError(
             f"{name} takes {' and '.join(read)} together, which compress does not. Compress the model of one of them "

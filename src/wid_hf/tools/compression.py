@@ -32,7 +32,7 @@ from ..config import WidConfig
 from ..errors import WidWarning
 from ..hub.cards import hub_id
 from ..hub.model_size import model_size
-from ..inputs import Inputs, TextInputs, find_inputs
+from ..inputs import TextInputs, find_inputs
 from ..objectives import Objective, find_objective
 from ..objectives.logits import inputs_of
 from ..objectives.registry import AUTO
@@ -142,7 +142,7 @@ class Compression:
         if tuner.is_wide:  # the narrow model is made only later
             return 0
         student = model_size(empty_student(self._model, tuner.model.config)).bytes
-        arguments = training_arguments(settings, Path(), self.objective.inputs)
+        arguments = training_arguments(settings, Path())
         if settings.steps <= arguments["save_steps"] or arguments.get("save_strategy") == "no":
             return student
         own = sum(p.nbytes for p in self.wid_model.parameters()) - self.report.sizes["teacher"].bytes
@@ -184,9 +184,9 @@ class Compression:
             callbacks: added to the trainer.
             saves: whether there are checkpoints.
         """
-        arguments = training_arguments(self.settings, folder, self.objective.inputs) | (
-            {} if saves else {"save_strategy": "no"}
-        )
+        arguments = training_arguments(self.settings, folder) | ({} if saves else {"save_strategy": "no"})
+        if self.objective.inputs.numbers != "tokens":
+            arguments["include_num_input_tokens_seen"] = "all"  # values of images have no padding
         self.trainer = self._recipe.trainer(
             self.wid_model,
             self.objective,
@@ -288,7 +288,7 @@ def find_task(teacher: PreTrainedModel, processing_class: Any, task: str = AUTO)
 
     Args:
         teacher: the model, in evaluation mode.
-        processing_class: its tokenizer or processor, which is not changed.
+        processing_class: its tokenizer, which is not changed, its image processor or its processor of sounds.
         task: name of an objective, or "auto" for the one that fits the teacher's class.
 
     Raises:
@@ -324,22 +324,22 @@ class _Scorer:
 
     @property
     def timed(self) -> tuple[int, ...]:
-        """Rows, and tokens or other numbers per row, of the batch that `latency` runs; each choice counts as a row."""
-        size = self.batches[0][self._objective.teacher.main_input_name].shape
-        return (size[:-1].numel(), size[-1]) if self._objective.inputs.numbers == "tokens" else tuple(size)
+        """Rows, and tokens or other numbers per row, of the batch that `latency` runs; choices are rows."""
+        inputs = self._objective.inputs
+        size = self.batches[0][inputs.argument].shape
+        return (size[:-1].numel(), size[-1]) if inputs.numbers == "tokens" else tuple(size)
 
     def latency(self, model: Any) -> float:
         """Return the median seconds of forwards on the first batch."""
         return latency(model, inputs_of(self.batches[0]), repeats=TIMED)
 
 
-def training_arguments(settings: CompressSettings, folder: Path, inputs: Inputs | None = None) -> dict[str, Any]:
+def training_arguments(settings: CompressSettings, folder: Path) -> dict[str, Any]:
     """Return the arguments of `TrainingArguments` that all recipes share.
 
     Args:
         settings: how to train.
         folder: of the trainer: it holds checkpoints.
-        inputs: of the models, if they are known already.
     """
     save_steps = min(max(settings.steps // 10, 10), 500)
     return {
@@ -354,7 +354,7 @@ def training_arguments(settings: CompressSettings, folder: Path, inputs: Inputs 
         "save_total_limit": 1,  # it is deleted when the next one is whole
         "report_to": "none",
         "dataloader_pin_memory": torch.cuda.is_available(),
-        "include_num_input_tokens_seen": "non_padding" if inputs is None or inputs.numbers == "tokens" else "all",
+        "include_num_input_tokens_seen": "non_padding",
         "seed": settings.seed,
         "data_seed": settings.seed,
         **settings.training,
