@@ -54,6 +54,7 @@ class Task(str, Enum):
     question_answering = "question-answering"
     multiple_choice = "multiple-choice"
     seq2seq = "seq2seq"
+    speech_seq2seq = "speech-seq2seq"
     causal_lm = "causal-lm"
     image_classification = "image-classification"
     audio_classification = "audio-classification"

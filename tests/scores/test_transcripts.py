@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 
-from wid_hf.scores.transcripts import edit_distance, error_rate, word_error_rate
+from wid_hf.scores.transcripts import as_said, edit_distance, error_rate, word_error_rate
 
 
 def by_definition(found: str, right: str) -> int:
@@ -35,3 +35,8 @@ def test_rates_are_edits_per_item_of_what_is_right() -> None:
     assert error_rate(found, right) == pytest.approx(4 / 21)
     assert word_error_rate(["a b c"], ["a"]) == 2
     assert word_error_rate([""], [""]) == 0
+
+
+def test_case_and_punctuation_are_not_said() -> None:
+    assert as_said(' It\'s  3,5 -- "Yes"; No_one! ') == "it's 3 5 yes no one"
+    assert as_said("Zürich, 北京.") == "zürich 北京"

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from datasets.fingerprint import Hasher
+from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
 from ..adapter.fingerprint import weights_fingerprint
@@ -61,11 +62,12 @@ def written(model: Any, batch: Mapping[str, Any], max_length: int) -> list[list[
 
     Args:
         model: an encoder-decoder, or a wid model of one.
-        batch: its inputs.
+        batch: its inputs; those of the decoder are not used.
         max_length: tokens after the first; the end of the text is one of them.
     """
-    with eval_mode(model) as device:
-        given = {name: tensor.to(device) for name, tensor in inputs_of(batch).items()}
+    with eval_mode(model) as device, parametrize.cached():  # a wid model folds its weights once, not for each token
+        read = {name: tensor for name, tensor in inputs_of(batch).items() if not name.startswith("decoder_")}
+        given = {name: tensor.to(device) for name, tensor in read.items()}
         made = model.generate(
             **given, max_new_tokens=max_length, num_beams=1, do_sample=False, return_dict_in_generate=True
         ).sequences.tolist()

@@ -20,6 +20,7 @@ from .question_answering import QuestionAnswering
 from .sentence_vectors import SentenceVectors
 from .seq2seq import Seq2Seq
 from .sequence_classification import SequenceClassification
+from .speech_seq2seq import SpeechSeq2Seq
 from .token_classification import TokenClassification
 
 AUTO = "auto"
@@ -32,6 +33,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
         QuestionAnswering,
         MultipleChoice,
         Seq2Seq,
+        SpeechSeq2Seq,
         CausalLM,
         ImageClassification,
         AudioClassification,

@@ -117,7 +117,7 @@ class Seq2Seq(Objective):
         if kind == "labels":
             return batch | {"labels": targets} | decoder_inputs(self.teacher, targets)
         read, labels = targets[:, :-1], targets[:, 1:]
-        padded = read.masked_fill(read == NO_LABEL, self.tokenizer.pad_token_id)
+        padded = read.masked_fill(read == NO_LABEL, self.teacher.config.pad_token_id)
         return batch | {"labels": labels, "decoder_input_ids": padded, MASK: labels.ne(NO_LABEL).long()}
 
 

@@ -5,6 +5,7 @@ Takes sequences, gives numbers. Called by objectives whose models write down wha
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Sequence
 
 import numpy as np
@@ -13,6 +14,11 @@ import numpy as np
 def word_error_rate(found: Sequence[str], right: Sequence[str]) -> float:
     """Return edits of words per word of the `right` texts; above 1 where a model writes too much."""
     return error_rate([text.split() for text in found], [text.split() for text in right])
+
+
+def as_said(text: str) -> str:
+    """Return `text` in lower case without punctuation, which nobody says; apostrophes in words stay."""
+    return " ".join(re.sub(r"[^\w']+|_", " ", text.lower()).split())
 
 
 def error_rate(found: Sequence[Sequence[Hashable]], right: Sequence[Sequence[Hashable]]) -> float:

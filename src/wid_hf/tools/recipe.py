@@ -161,35 +161,16 @@ class Recipe(Protocol):
         """
 
 
-# Learning rates (compactors, teacher weights) by objective and start: of masked LMs and headless encoders the best of
-# the sweep in docs/starts.md; of the other objectives those of masked LMs, not swept yet.
+# Learning rates (compactors, teacher weights) by objective and start: the best of the sweep in docs/starts.md.
 # A reconstruction is dense, so that one step of its compactors moves a weight further than from an identity start.
 LEARNING_RATES = {
     ("masked-lm", "calibrated"): (1e-4, 3e-4),
     ("masked-lm", "identity"): (3e-4, 3e-4),
-    ("causal-lm", "calibrated"): (1e-4, 3e-4),
-    ("causal-lm", "identity"): (3e-4, 3e-4),
-    ("sentence-vectors", "calibrated"): (1e-4, 0.0),
-    ("sentence-vectors", "identity"): (3e-4, 0.0),
     ("features", "calibrated"): (5e-5, 0.0),
     ("features", "identity"): (2e-4, 0.0),
-    ("sequence-classification", "calibrated"): (1e-4, 0.0),
-    ("sequence-classification", "identity"): (3e-4, 0.0),
-    ("token-classification", "calibrated"): (1e-4, 0.0),
-    ("token-classification", "identity"): (3e-4, 0.0),
-    ("image-classification", "calibrated"): (1e-4, 0.0),
-    ("image-classification", "identity"): (3e-4, 0.0),
-    ("audio-classification", "calibrated"): (1e-4, 0.0),
-    ("audio-classification", "identity"): (3e-4, 0.0),
-    ("ctc", "calibrated"): (1e-4, 0.0),
-    ("ctc", "identity"): (3e-4, 0.0),
-    ("question-answering", "calibrated"): (1e-4, 0.0),
-    ("question-answering", "identity"): (3e-4, 0.0),
-    ("multiple-choice", "calibrated"): (1e-4, 0.0),
-    ("multiple-choice", "identity"): (3e-4, 0.0),
-    ("seq2seq", "calibrated"): (1e-4, 0.0),
-    ("seq2seq", "identity"): (3e-4, 0.0),
 }
+# Of all other objectives those of masked LMs, not swept yet; a teacher whose outputs are learned stays as it is.
+OTHER_LEARNING_RATES = {"calibrated": (1e-4, 3e-4), "identity": (3e-4, 3e-4)}
 
 
 # Learning rates of merged students: of masked LMs and sentence vectors the best of a few (reaction BERT, MiniLM), of
@@ -270,7 +251,10 @@ class WidRecipe:
         Raises:
             ConfigError: losses compare with a teacher that would train.
         """
-        compactors, teacher = LEARNING_RATES[objective.name, str(config.init)]
+        start = str(config.init)
+        compactors, teacher = LEARNING_RATES.get((objective.name, start), OTHER_LEARNING_RATES[start])
+        if not objective.has_own_loss:
+            teacher = 0.0
         if self.distillation:
             if settings.teacher_learning_rate:
                 raise ConfigError(
