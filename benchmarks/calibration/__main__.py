@@ -31,7 +31,8 @@ from starts import CALIBRATED, CALIBRATIONS, DECODER_STARTS, SCHEDULES, STARTS
 from store import ROOT, Store
 from subjects import DECODER, SUBJECTS, TAGGER
 
-from wid_hf.tools.recipe import LEARNING_RATES
+from wid_hf.objectives import OBJECTIVES
+from wid_hf.tools.recipe import usual_learning_rates
 
 PAGE = ROOT / "docs" / "starts.md"
 RESULTS_PAGE = PAGE.with_name("results.md")  # beside what methods are worth
@@ -162,7 +163,9 @@ def starts(
     """Train from three starts equally: the learning rates of `wid-hf compress`, half width."""
     store = _store(limit_minutes)
     for subject in _named(teacher, SUBJECTS).values():
-        runs = {name: (name, LEARNING_RATES[subject.objective, STARTS[name].init]) for name in TRAINED}
+        runs = {
+            name: (name, usual_learning_rates(OBJECTIVES[subject.objective], STARTS[name].init)) for name in TRAINED
+        }
         told = "equal training at half width, with the learning rates that `wid-hf compress` has for each start."
         count = steps or STEPS[subject.name]
         lines = trained(f"starts --teacher {subject.name}", told, subject, store, runs, count, seeds, batch_size)
@@ -202,7 +205,7 @@ def schedules(
 ) -> None:
     """Train the reaction BERT to half width by the paper's schedule, narrow when calibrated, and from scratch."""
     subject = SUBJECTS["reaction-bert"]
-    rates = {name: LEARNING_RATES[subject.objective, start.init] for name, start in SCHEDULES.items()}
+    rates = {name: usual_learning_rates(OBJECTIVES[subject.objective], start.init) for name, start in SCHEDULES.items()}
     rates["from scratch"] = (SCRATCH_RATE, SCRATCH_RATE)
     runs = {name: (name, rates[name]) for name in SCHEDULES}
     store = _store(limit_minutes)

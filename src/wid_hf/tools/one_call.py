@@ -35,7 +35,7 @@ def compress(
     config: WidConfig,
     *,
     args: TrainingArguments | None = None,
-    processing_class: PreTrainedTokenizerBase | None = None,
+    processing_class: Any = None,
     validation: Source | None = None,
     output: str | Path | None = None,
     resume: bool = False,

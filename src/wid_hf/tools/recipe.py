@@ -173,6 +173,12 @@ LEARNING_RATES = {
 OTHER_LEARNING_RATES = {"calibrated": (1e-4, 3e-4), "identity": (3e-4, 3e-4)}
 
 
+def usual_learning_rates(objective: type[Objective], start: str) -> tuple[float, float]:
+    """Return the learning rates of compactors and of the teacher's weights for a start, "calibrated" or "identity"."""
+    compactors, teacher = LEARNING_RATES.get((objective.name, start), OTHER_LEARNING_RATES[start])
+    return compactors, teacher if objective.has_own_loss else 0.0
+
+
 # Learning rates of merged students: of masked LMs and sentence vectors the best of a few (reaction BERT, MiniLM), of
 # the others not swept yet.
 MERGED_LEARNING_RATES = {"masked-lm": 1e-3, "causal-lm": 3e-4, "seq2seq": 3e-4}
@@ -251,10 +257,7 @@ class WidRecipe:
         Raises:
             ConfigError: losses compare with a teacher that would train.
         """
-        start = str(config.init)
-        compactors, teacher = LEARNING_RATES.get((objective.name, start), OTHER_LEARNING_RATES[start])
-        if not objective.has_own_loss:
-            teacher = 0.0
+        compactors, teacher = usual_learning_rates(objective, str(config.init))
         if self.distillation:
             if settings.teacher_learning_rate:
                 raise ConfigError(
