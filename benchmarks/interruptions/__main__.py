@@ -52,7 +52,7 @@ def main(
 ) -> None:
     """Stop runs at random moments and write what was left of them."""
     store = Store(records, anew=anew)
-    settings = {"what": "interruptions", "stops": stops, "steps": steps, "seed": seed}
+    settings = {"what": "interruptions", "stops": stops, "steps": steps, "seed": seed, "next": "--resume"}
     record = store.get(settings, lambda: _measured(stops, steps, seed))
     assert record is not None
     print(write_section(page, HEAD, "Random stops", _lines(record)))
@@ -118,7 +118,8 @@ def _lines(record: Record) -> Iterator[str]:
         f"`python benchmarks/interruptions --stops {settings['stops']}`: runs of `wid-hf compress` with a tiny teacher "
         f"and {settings['steps']} steps, each stopped at a random moment of its first {record['longest']:.0f} seconds "
         "(a whole run takes five sixths of that). The output is a new folder, one that holds an earlier student and is "
-        "replaced, the current folder, or a link. Afterwards a second run with the same output is started."
+        "replaced, the current folder, or a link. Afterwards the same run is started with `--resume`; it is refused "
+        "where the first one has made its student."
     )
     yield ""
     if record["no_disk"]:
@@ -138,6 +139,7 @@ def _lines(record: Record) -> Iterator[str]:
                             sum(each["exit"] == 0 for each in some),
                             sum(each["exit"] != 0 and bool(each["kept"]) for each in some),
                             sum(each["exit"] != 0 and not each["kept"] for each in some),
+                            sum(each["exit_of_next"] == 0 for each in some),
                             sum(bool(each["lost"] or each["broken"]) for each in some),
                             sum(bool(each["left"]) for each in some),
                         ),
@@ -150,6 +152,7 @@ def _lines(record: Record) -> Iterator[str]:
         "ended before the stop, or in spite of it",
         "stopped, a student was kept",
         "stopped before there was one",
+        "went on to a whole student",
         "something complete lost",
         "something left after the next run",
     )

@@ -20,6 +20,8 @@ from typing import Any
 from program import HANGS, ended, start
 from students import complete_students, loads
 
+from wid_hf.tools.output_folder import LAST_GOOD, WORK
+
 KINDS = ("SIGKILL", "SIGTERM", "SIGINT", "disk full")
 OUTPUTS = ("new", "replaced", "current folder", "link")
 SIZES = ["--hidden-size", "12", "--intermediate-size", "24"]
@@ -56,6 +58,8 @@ class Inputs:
             str(seed),
             "--calibration-samples",
             "40",
+            "--set",
+            "save_steps=4",
             *more,
         ]
 
@@ -89,7 +93,7 @@ def why_no_small_disk(folder: Path) -> str | None:
 
 
 def stop(kind: str, place: str, chance: random.Random, folder: Path, inputs: Inputs, longest: float) -> dict[str, Any]:
-    """Stop one run at a random moment, run another one with the same output, and return what happened.
+    """Stop one run at a random moment, let another one with `--resume` follow, and return what happened.
 
     Args:
         kind: of `KINDS`.
@@ -134,20 +138,22 @@ def _stop(kind: str, place: str, chance: random.Random, folder: Path, inputs: In
     seconds = time.monotonic() - began
     (disk / "filler").unlink(missing_ok=True)
     after = complete_students(folder)
-    # A second run with the same output clears up, whether or not it is refused because something is there.
-    again = ended(start(inputs.words(output, 3), where, folder / "again.log", elsewhere))
+    # The same run once more goes on, and clears up, whether or not it is refused because something is there.
+    again = ended(start(inputs.words(output, 2, *more, "--resume"), where, folder / "again.log", elsewhere))
     last = complete_students(folder)
     said = (folder / "stopped.log").read_text(errors="replace")
     replaced = place == "replaced" and any(
         path.name in ("out", "output") for digest, path in after.items() if digest not in before
     )
     lost = [str(path) for digest, path in before.items() if digest not in after and not replaced]
-    lost += [str(path) for digest, path in after.items() if digest not in last]
+    # The last state of a run goes when the run has gone on to its end.
+    gone = [path for digest, path in after.items() if digest not in last]
+    lost += [str(path) for path in gone if again != 0 or not path.name.endswith(LAST_GOOD)]
     promised = code == 0 or "is complete, in" in said or "steps is in" in said
     if promised and not after.keys() - before.keys():
         lost.append("what the program said it had saved")
     broken = {str(path): why for path in last.values() if (why := loads(path)) is not None}
-    hidden = [str(path.relative_to(folder)) for path in folder.rglob(".*")]
+    left = [*folder.rglob(".*"), *(folder.glob(f"*/*{WORK}") if again == 0 else [])]
     return {
         "kind": kind,
         "output": place,
@@ -158,7 +164,7 @@ def _stop(kind: str, place: str, chance: random.Random, folder: Path, inputs: In
         "kept": sorted(path.name for digest, path in after.items() if digest not in before),
         "lost": lost,
         "broken": broken,
-        "left": hidden,
+        "left": [str(path.relative_to(folder)) for path in left],
         "hangs": HANGS in (code, again),
         "traceback": "Traceback" in said and kind != "disk full",
     }

@@ -64,7 +64,7 @@ def load_training_data(
         objective: what a row must hold.
         settings: of the run.
         samples: rows to calibrate on, which are enough if nothing trains.
-        held_out: the source to score on, or its rows; a part of `train` if None.
+        held_out: rows to score on; if None those that the settings name, or a part of `train`.
 
     Raises:
         DataError: a source cannot be read, or does not hold what the objective needs.
@@ -74,9 +74,10 @@ def load_training_data(
         roles.append(target)
     prepared = _load(train, settings.split, roles, objective, settings)
     sources, rows = {said(train): prepared}, prepared.rows
-    if held_out is not None:
-        other = _load(held_out, settings.validation_split, roles, objective, settings)
-        sources |= {f"{said(held_out)} (validation)": other}
+    validation = settings.validation if held_out is None else held_out
+    if validation is not None:
+        other = _load(validation, settings.validation_split, roles, objective, settings)
+        sources |= {f"{said(validation)} (validation)": other}
         kept = other.rows
     else:
         first = rows if isinstance(rows, Dataset) else [*islice(rows, SHARE * settings.validation_texts)]
