@@ -734,10 +734,15 @@ def test_a_killed_run_goes_on_from_its_start_or_its_last_checkpoint_and_ends_the
     assert entries(tmp_path / "student") == entries(tmp_path / "whole")
 
 
-def test_the_training_of_a_merged_student_goes_on(
-    tmp_path: Path, masked_teacher: Path, train_file: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "more",
+    [{"train_weights": "merged"}, {"streaming": True, "batch_size": 16}],
+    ids=["merged", "stream of two epochs"],
+)
+def test_the_training_of_a_merged_student_or_on_a_stream_goes_on(
+    tmp_path: Path, masked_teacher: Path, train_file: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
 ) -> None:
-    settings = replace(SAVING, train_weights="merged")
+    settings = replace(SAVING, **more)
     run = partial(compress, str(masked_teacher), str(train_file), config=HALF, settings=settings)
     whole = run(tmp_path / "whole")
     with monkeypatch.context() as patch:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
+import numpy as np
 from datasets import ClassLabel, Dataset, IterableDataset
 
 from ..errors import DataError
@@ -119,17 +120,16 @@ def _renamed(rows: Dataset | IterableDataset, columns: Mapping[str, str]) -> Dat
 
 def _kept(rows: Dataset, reason: Reason, made: Prepared) -> Dataset:
     """Return the rows that can be used, and count the others."""
-    kept = []
+    unusable = []
     at_once = 1 if any(isinstance(feature, CheckedImage) for feature in rows.features.values()) else CHECKED
     batches = progress_bar(rows.iter(at_once), "Checking rows", -(-len(rows) // at_once))
     for values in chain.from_iterable(zip(*batch.values(), strict=True) for batch in batches):
         why = reason(dict(zip(rows.column_names, values, strict=True)))
-        if why is None:
-            kept.append(made.read)
-        else:
+        if why is not None:
+            unusable.append(made.read)
             made.dropped[why] += 1
         made.read += 1
-    return rows if len(kept) == len(rows) else rows.select(kept)
+    return rows.select(np.delete(np.arange(len(rows)), unusable)) if unusable else rows
 
 
 def _kept_of_stream(rows: IterableDataset, reason: Reason, made: Prepared) -> IterableDataset:
