@@ -41,8 +41,8 @@ def write(path: Path, count: int = 100, **columns: Any) -> str:
     return str(path)
 
 
-def load(source: Any, objective: Objective, samples: int = 8, **settings: Any) -> TrainingData:
-    return load_training_data(source, objective, replace(SETTINGS, **settings), samples)
+def load(source: Any, objective: Objective, samples: int = 8, held_out: Any = None, **settings: Any) -> TrainingData:
+    return load_training_data(source, objective, replace(SETTINGS, **settings), samples, held_out)
 
 
 def tokens(rows: Any) -> set[tuple[int, ...]]:
@@ -80,11 +80,11 @@ def test_separate_validation_rows_come_from_their_own_split(
     write(tmp_path / "train.jsonl", count=20)
     write(tmp_path / "test.jsonl", count=7)
     source = str(tmp_path)
-    data = load(source, masked_lm, validation=source, validation_split="test", streaming=streaming)
+    data = load(source, masked_lm, held_out=source, validation_split="test", streaming=streaming)
     assert (len(list(data.train)), len(data.held_out)) == (20, 7)
     assert list(data.sources) == [source, f"{source} (validation)"]
     with pytest.raises(DataError, match="has no split 'validation'"):
-        load(source, masked_lm, validation=source, streaming=streaming)
+        load(source, masked_lm, held_out=source, streaming=streaming)
 
 
 def test_what_is_read_and_left_out_is_told_and_recorded(tmp_path: Path, classifier: Objective) -> None:
