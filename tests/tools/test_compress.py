@@ -25,7 +25,7 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoTokenizer,
     BertForMaskedLM,
-    BertForQuestionAnswering,
+    BertForNextSentencePrediction,
     BertForSequenceClassification,
     BertForTokenClassification,
     BertModel,
@@ -52,6 +52,7 @@ from wid_hf.adapter.fingerprint import weights_fingerprint
 from wid_hf.coupling.trace import named_weights
 from wid_hf.errors import Stopped, WidWarning
 from wid_hf.hub.own_files import why_not_ours
+from wid_hf.objectives import find_objective
 from wid_hf.tools.compress import CompressSettings, compress
 from wid_hf.tools.reports.wid_report import Report
 from wid_hf.training.student_trainer import StudentTrainer
@@ -417,8 +418,8 @@ def test_a_teacher_without_tokenizer_is_refused(tmp_path: Path, masked_teacher: 
 
 
 def test_a_head_without_an_objective_is_refused(tmp_path: Path, train_file: Path) -> None:
-    teacher = save_teacher(tmp_path / "teacher", BertForQuestionAnswering)
-    with pytest.raises(TeacherError, match="BertForQuestionAnswering is none of these"):
+    teacher = save_teacher(tmp_path / "teacher", BertForNextSentencePrediction)
+    with pytest.raises(TeacherError, match="BertForNextSentencePrediction is none of these"):
         compress(str(teacher), str(train_file), tmp_path / "student", HALF, QUICK)
 
 
@@ -852,7 +853,8 @@ def test_texts_are_cut_to_the_positions_of_the_teacher_with_a_word(tmp_path: Pat
 
 
 @pytest.mark.parametrize("family", ["Bart", "MBart", "Mvp"])
-def test_an_encoder_decoder_is_no_masked_language_model(tmp_path: Path, train_file: Path, family: str) -> None:
+def test_an_encoder_decoder_is_no_masked_language_model(family: str) -> None:
+    """Their classes are in transformers' mapping of masked language models as well."""
     config = getattr(transformers, f"{family}Config")(
         vocab_size=15,
         d_model=24,
@@ -864,10 +866,10 @@ def test_an_encoder_decoder_is_no_masked_language_model(tmp_path: Path, train_fi
         decoder_ffn_dim=48,
         max_position_embeddings=32,
     )
-    getattr(transformers, f"{family}ForConditionalGeneration")(config).save_pretrained(tmp_path / "teacher")
-    word_tokenizer().save_pretrained(tmp_path / "teacher")
-    with pytest.raises(TeacherError, match=f"{family}ForConditionalGeneration is an encoder-decoder.*Seq2Seq"):
-        compress(str(tmp_path / "teacher"), str(train_file), tmp_path / "student", HALF, QUICK)
+    teacher = getattr(transformers, f"{family}ForConditionalGeneration")(config).eval()
+    assert find_objective(teacher).name == "seq2seq"
+    with pytest.raises(TeacherError, match=r"task=masked-lm is for .*It fits task=seq2seq"):
+        find_objective(teacher, "masked-lm")
 
 
 def test_a_decoder_under_a_masked_head_is_no_masked_language_model(masked_teacher: Path, train_file: Path) -> None:
