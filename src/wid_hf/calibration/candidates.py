@@ -30,9 +30,7 @@ OUTLIERS_KEPT = "stream turned, outlying indices kept"
 HELD_OUT = 4  # one text in so many is scored
 SCORED = 32  # texts at most
 EQUAL = 1.05  # times the smallest divergence: what a trial on a part of the data cannot tell apart
-ENOUGH = (
-    2.5  # positions per index of the widest weight input in a trial; below 2 its fits are slow and unlike those later
-)
+ENOUGH = 2.5  # positions per index of the widest weight input in a trial; with fewer than 2 fits are of another kind
 
 
 @dataclass(frozen=True)
