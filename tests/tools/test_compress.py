@@ -879,10 +879,10 @@ def test_a_decoder_under_a_masked_head_is_no_masked_language_model(masked_teache
         compress(str(masked_teacher), str(train_file), masked_teacher.parent / "student", HALF, QUICK)
 
 
-def test_a_model_that_reads_no_texts_is_refused(tmp_path: Path, train_file: Path) -> None:
+def test_a_model_without_a_processor_of_its_inputs_is_refused(tmp_path: Path, train_file: Path) -> None:
     config = ViTConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48, image_size=16)
     ViTModel(config).save_pretrained(tmp_path / "teacher")
-    with pytest.raises(TeacherError, match="ViTModel takes none"):
+    with pytest.raises(TeacherError, match="has no usable processor of images"):
         compress(str(tmp_path / "teacher"), str(train_file), tmp_path / "student", HALF, QUICK)
 
 
