@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from wid_hf.calibration.division import first_tokens, spread, texts_in, tokens_in
+from wid_hf.calibration.division import first_tokens, texts_in, tokens_in
 
 IDS = torch.ones(4, 10, dtype=torch.long)
 PADDED = IDS.clone()
@@ -39,13 +39,3 @@ def test_as_many_texts_are_taken_as_hold_so_many_tokens() -> None:
     assert first_tokens(batches, 120) is batches
     pictures = [{"pixel_values": torch.ones(4, 3, 8, 8)}] * 5
     assert first_tokens(pictures, 1) is pictures
-
-
-@pytest.mark.parametrize("count", [1, 2, 7, 24, 100])
-def test_every_first_part_of_spread_batches_is_from_all_over_them(count: int) -> None:
-    batches = [{"input_ids": torch.tensor([[at]])} for at in range(count)]
-    order = [int(batch["input_ids"]) for batch in spread(batches)]
-    assert sorted(order) == list(range(count))
-    for part in range(4, count + 1):
-        below = sum(at < count / 2 for at in order[:part])
-        assert abs(below - part / 2) <= 2

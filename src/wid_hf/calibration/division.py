@@ -1,4 +1,4 @@
-"""Divides batches by their texts. Called by `initialize`, its parts and refinement."""
+"""Divides batches by their texts. Called by `moment_pass`, `candidates` and refinement."""
 
 from __future__ import annotations
 
@@ -11,20 +11,10 @@ from torch import Tensor
 from .batches import Batch
 from .padding import NO_LABEL
 
-GOLDEN = (5**0.5 - 1) / 2  # multiples of it, modulo 1, are spread evenly, however many are taken
-
 
 def texts_in(batch: Batch) -> int:
     """Return how many texts (pictures, sounds) a batch has."""
     return next((len(value) for value in batch.values() if isinstance(value, Tensor) and value.ndim), 1)
-
-
-def spread(batches: Sequence[Batch]) -> list[Batch]:
-    """Return the batches in an order of which every first part is taken from all over them.
-
-    A fit that looks at some of the batches alone then sees all kinds of texts, even if those of one kind come first.
-    """
-    return [batches[at] for at in sorted(range(len(batches)), key=lambda at: at * GOLDEN % 1)]
 
 
 def first_tokens(batches: Sequence[Batch], count: int) -> Sequence[Batch]:

@@ -19,7 +19,6 @@ from ..coupling.trace import Trace
 from ..layers import first_indices, restart
 from .batches import Batch
 from .candidates import OUTLIERS_KEPT, SELECTED, TURNED, Candidate, choose
-from .division import spread
 from .head_products import rotatable_heads
 from .head_rotation import HeadRotation
 from .moment_pass import Gatherer, gather_moments
@@ -83,7 +82,7 @@ def initialize(
         DataError: no batch or nothing but padding, too few positions, or activations that are not finite.
     """
     began = time.monotonic()
-    batches = spread([*batches])
+    batches = list(batches)
     precision = Precision.of_caller(next(teacher.parameters()).device)
     with torch.inference_mode(False), torch.no_grad(), precision.full():
         # Simple rules choose index sets without knowing which weights the indices go into.
