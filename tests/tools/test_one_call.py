@@ -74,6 +74,7 @@ def test_a_model_and_rows_in_memory_are_taken_and_the_model_stays_as_it_is(tmp_p
         processing_class=word_tokenizer(),
         validation=held_out,
         column="sentence",
+        train_weights="compactors",
         **QUICK,
     )
     assert student.config.hidden_size == 12 and report.steps == 3
@@ -115,7 +116,10 @@ def test_arguments_go_before_defaults_and_names_before_arguments(masked_teacher:
     [
         ({"step": 3}, "compress has no argument step; the nearest is steps"),
         ({"args": TrainingArguments("out", num_train_epochs=1)}, "Pass steps= instead"),
-        ({"args": TrainingArguments("out", learning_rate=1e-4)}, "learning_rate=0.0001 is for train_weights=merged"),
+        (
+            {"args": TrainingArguments("out", learning_rate=1e-4), "train_weights": "compactors"},
+            "learning_rate=0.0001 is for train_weights=merged",
+        ),
     ],
 )
 def test_what_compress_decides_otherwise_is_refused(masked_teacher: Path, given: dict[str, Any], message: str) -> None:
