@@ -16,6 +16,7 @@ from wid_hf import WidConfig, get_wid_model
 from wid_hf.calibration.candidates import TURNED
 from wid_hf.calibration.stream_span import Place, total_moments
 
+ALL = 1_000_000  # positions for each index
 EXACT = 1e-9  # of the largest entry of each tensor
 
 
@@ -47,6 +48,10 @@ def turned(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(import_module("wid_hf.calibration.initialize"), "choose", choose)
     monkeypatch.setattr(import_module("wid_hf.calibration.turned_map"), "leading_span", leading)
+    # All positions count, as in the oracle: the library looks at as many as fits need.
+    monkeypatch.setattr(import_module("wid_hf.calibration.moment_pass"), "ENOUGH", ALL)
+    for name in ("PLENTY", "SOME"):
+        monkeypatch.setattr(import_module("wid_hf.calibration.reconstruction"), name, ALL)
 
 
 @pytest.mark.usefixtures("turned")
