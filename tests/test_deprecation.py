@@ -46,6 +46,14 @@ def test_other_names_of_an_old_module_and_other_modules_are_not_found() -> None:
     assert not hasattr(wid_hf, "nothing")
 
 
+def test_a_function_with_the_name_of_an_old_module_can_still_be_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "wid_hf.compress", raising=False)
+    monkeypatch.setattr("wid_hf.tools.one_call.compress", lambda *args, **named: (args, named))
+    module = import_module("wid_hf.compress")
+    assert wid_hf.compress is module
+    assert wid_hf.compress("teacher", rows="texts.txt") == (("teacher",), {"rows": "texts.txt"})
+
+
 def test_old_modules_are_found_once() -> None:
     before = list(sys.meta_path)
     deprecation.find_old_modules()

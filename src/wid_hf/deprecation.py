@@ -68,6 +68,9 @@ MOVED = {
     "wid_hf.training.baselines.stock_student": BASELINES.format("distilling_trainer"),
 }
 
+# Old modules whose name is a public function today. Importing one puts it in the function's place in `wid_hf`.
+FUNCTIONS_NOW = {"wid_hf.compress": "wid_hf.tools.one_call.compress"}
+
 
 def warn(old: str, new: str, stacklevel: int = 3) -> None:
     """Warn that `old` is deprecated in favour of `new`; by default at the line of the caller's caller."""
@@ -129,3 +132,14 @@ class _Finder(MetaPathFinder, Loader):
             return value
 
         module.__getattr__ = moved  # type: ignore[method-assign]
+        if module.__name__ in FUNCTIONS_NOW:
+            module.__class__ = _FunctionNow
+            module.__doc__ = f"The old module, and the function of that name: see `{FUNCTIONS_NOW[module.__name__]}`."
+
+
+class _FunctionNow(ModuleType):
+    """An old module that can be called as the function which has its name today."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        home, _, name = FUNCTIONS_NOW[self.__name__].rpartition(".")
+        return getattr(import_module(home), name)(*args, **kwargs)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from wid_hf.calibration.division import first_tokens, texts_in, tokens_in
+from wid_hf.calibration.division import first_tokens, spread, texts_in, tokens_in
 
 IDS = torch.ones(4, 10, dtype=torch.long)
 PADDED = IDS.clone()
@@ -39,3 +39,12 @@ def test_as_many_texts_are_taken_as_hold_so_many_tokens() -> None:
     assert first_tokens(batches, 120) is batches
     pictures = [{"pixel_values": torch.ones(4, 3, 8, 8)}] * 5
     assert first_tokens(pictures, 1) is pictures
+
+
+@pytest.mark.parametrize("count", [2, 7, 40, 101])
+def test_any_first_part_of_spread_batches_comes_from_everywhere(count: int) -> None:
+    order = [batch["number"] for batch in spread([{"number": number} for number in range(count)])]
+    assert sorted(order) == list(range(count))
+    for part in range(2, count + 1):
+        gaps = torch.tensor([-1, *sorted(order[:part]), count]).diff()
+        assert gaps.max() <= 3 * count / part + 1

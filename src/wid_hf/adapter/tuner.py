@@ -19,6 +19,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ..calibration import Calibration, Start, initialize, refine
 from ..calibration.batches import Batch
+from ..calibration.division import spread
 from ..calibration.precision import Precision
 from ..calibration.refinement.pieces import can_be_divided
 from ..config import WidConfig
@@ -353,7 +354,7 @@ class WidModel(OneAdapterTuner):
                 "This model's weights are not those of its start: it was trained, loaded or cast since. calibrate() "
                 "would lose these changes. To lose them, call calibrate(batches, reset=True)."
             )
-        batches = checked_batches(batches)
+        batches = spread(checked_batches(batches))
         solved = config.init == "calibrated"
         assert config.selection is not None  # the config has filled it in
         with plain_attention(teacher), plain_attention(self.model):

@@ -1,15 +1,26 @@
-"""Divides batches by their texts. Called by `moment_pass`, `candidates` and refinement."""
+"""Orders batches and divides them by their texts. Called by the tuner, `moment_pass`, `candidates` and refinement."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import ceil
+from math import ceil, sqrt
 from typing import Any
 
 from torch import Tensor
 
 from .batches import Batch
 from .padding import NO_LABEL
+
+
+GOLDEN = (sqrt(5) - 1) / 2  # its multiples, modulo one, are spread evenly however many there are
+
+
+def spread(batches: Sequence[Batch]) -> list[Batch]:
+    """Return the batches in an order whose first part, however long, comes from everywhere in the given order.
+
+    Moments and trials are of some of the texts only, and data of several kinds is often one kind after the other.
+    """
+    return [batch for _, batch in sorted(enumerate(batches), key=lambda each: each[0] * GOLDEN % 1)]
 
 
 def texts_in(batch: Batch) -> int:
