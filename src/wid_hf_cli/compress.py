@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from . import options, run_file
+
+if TYPE_CHECKING:
+    from wid_hf.tools.reports.wid_report import Report
+
+PLAIN: dict[str, Any] = {"soft_wrap": True, "markup": False, "highlight": False}
 
 
 def compress(
@@ -140,11 +145,9 @@ def compress(
         return
     from wid_hf import CalibrationConfig
     from wid_hf.errors import Stopped
-    from wid_hf.hub.own_files import CALIBRATION_PICTURE
     from wid_hf.hub.paths import expanded
     from wid_hf.tools.compress import CompressSettings
     from wid_hf.tools.compress import compress as compress_teacher
-    from wid_hf.tools.reports.calibration_table import calibration_table, refined_table
 
     config = options.wid_config(
         hidden_size,
@@ -189,7 +192,6 @@ def compress(
         training=options.pairs("--set", training or []),
     )
     console = Console()
-    plain: dict[str, Any] = {"soft_wrap": True, "markup": False, "highlight": False}
     try:
         report = compress_teacher(
             teacher,
@@ -202,7 +204,7 @@ def compress(
             overwrite=overwrite,
             resume=resume,
             command=options.command_line(),
-            tell=lambda words: console.print(words, **plain),
+            tell=lambda words: console.print(words, **PLAIN),
             run=run,
         )
     except Stopped as stop:
@@ -211,11 +213,17 @@ def compress(
         if options.leads():
             Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print(as_options(str(stop)))
         raise typer.Exit(128 + stop.signal) from None
-    if not options.leads():
-        return
+    if options.leads():
+        _tell(report, Path(expanded(output)), console, streaming=streaming)
+
+
+def _tell(report: Report, output: Path, console: Console, *, streaming: bool) -> None:
+    """Print what came out of a run."""
+    from wid_hf.hub.own_files import CALIBRATION_PICTURE
+    from wid_hf.tools.reports.calibration_table import calibration_table, refined_table
+
     if streaming:
-        console.print(*(f"{source}: {found['words']}" for source, found in report.rows.items()), sep="\n", **plain)
-    output = Path(expanded(output))
+        console.print(*(f"{source}: {found['words']}" for source, found in report.rows.items()), sep="\n", **PLAIN)
     if report.calibration is not None and report.calibration.inputs:
         console.print(calibration_table(report.calibration))
         if report.calibration.refined:

@@ -199,12 +199,7 @@ def _lead(
         before = work.seconds_until(checkpoint)
         beginning = _Beginning(work.path, work.path / START if start is not None else None, checkpoint)
         _begin(job, beginning, StopAfterStep(stops), NoteSeconds(work, before))
-        if start is not None:
-            job.take_start(start)
-        elif job.settings.steps:
-            work.keep_start(job.wid_model, job.score_start())
-        else:
-            job.score_start()
+        _score_start(job, work)
         with stops.later():
             ended = _train(job, stops, checkpoint, before)
             if ended is not None:
@@ -222,8 +217,8 @@ def _lead(
             if start is not None:
                 folder.discard_last_good()
     if stop is not None or stops.pending is not None:
-        number = stops.pending if stop is None or stops.pending is not None else stop.signal
-        raise Stopped(number or 0, f"Training had ended: the student is complete, in {folder.output.path}.")
+        number = stops.pending or (stop.signal if stop is not None else 0)
+        raise Stopped(number, f"Training had ended: the student is complete, in {folder.output.path}.")
     return student
 
 
@@ -245,6 +240,16 @@ def _begin(job: Compression, beginning: _Beginning | None, *callbacks: TrainerCa
         load_start(job.wid_model, shared.start)
     job.begin(shared.folder, callbacks)
     return shared
+
+
+def _score_start(job: Compression, work: WorkFolder) -> None:
+    """Score teacher and start, or take what an earlier run has found; keep it for a later one."""
+    if work.start is not None:
+        job.take_start(work.start)
+        return
+    found = job.score_start()
+    if job.settings.steps:  # otherwise the student is complete at once
+        work.keep_start(job.wid_model, found)
 
 
 def _score(job: Compression, complete: Path, student: PreTrainedModel, stops: Stops) -> Stopped | None:

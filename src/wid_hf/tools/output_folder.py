@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from ..errors import OutputError, WidWarning
@@ -101,9 +102,9 @@ class OutputFolder:
         if self.work.is_dir():
             advice = "Pass resume=True to go on from there, move it away, or name another output"
         self.last_good = Place("last-good", _real_path(last_good), overwrite or resume, advice)
-        for path in (self.output.path, self.last_good.path, self.work):
-            for what, source in ((what, each) for what, paths in (sources or {}).items() for each in paths):
-                _check_apart(path, what, Path(expanded(source)))
+        read = [(what, each) for what, paths in (sources or {}).items() for each in paths]
+        for path, (what, source) in product((self.output.path, self.last_good.path, self.work), read):
+            _check_apart(path, what, Path(expanded(source)))
         self._clean_up()
         for place in (self.output, self.last_good):
             self.check(place)
