@@ -33,6 +33,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     ViTConfig,
     ViTForImageClassification,
+    ViTImageProcessor,
 )
 
 from wid_hf.progress_bar import progress_bar
@@ -121,6 +122,8 @@ def _classifier(output: Path, steps: int) -> None:
     picked = _shuffled(torch.arange(len(labels)), 32, steps)
     _train(model, ({"pixel_values": _moved(pixels[at]), "labels": labels[at]} for at in picked), steps, rate=1e-3)
     model.save_pretrained(output)
+    size = {"height": pixels.shape[-2], "width": pixels.shape[-1]}
+    ViTImageProcessor(size=size).save_pretrained(output)  # its mean and deviation, 0.5, are those of load_pictures
 
 
 def _moved(pixels: Tensor) -> Tensor:

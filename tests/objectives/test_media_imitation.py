@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from imitations import imitating_trainer
 from media import KINDS, SAID, objective_of, rows_of, teacher_of
-from training_runs import HALF, arguments
+from training_runs import HALF
 
 from wid_hf import get_wid_model
 from wid_hf.objectives import Objective
-from wid_hf.training.imitating_trainer import ImitatingTrainer
 
 SAME = {"agreement": 1, "divergence": 0}
 SAME_VECTORS = {"cosine_correlation": 1, "top1_agreement": 1}
@@ -31,28 +31,6 @@ OWN = {"images": {"accuracy"}, "sounds": {"accuracy"}, "speech": {"word_error_ra
 
 def features(name: str, folder: Path, objective: Objective, *, labelled: bool = False) -> Dataset:
     return objective.features(rows_of(name, folder, **(LABELS[name] if labelled else {})), 12)
-
-
-def trainer_for(
-    objective: Objective, data: Dataset, folder: Path, accumulation: int = 1, steps: int = 1, label_weight: float = 0.0
-) -> ImitatingTrainer:
-    args = arguments(
-        folder,
-        max_steps=steps,
-        per_device_train_batch_size=8 // accumulation,
-        gradient_accumulation_steps=accumulation,
-        compactor_learning_rate=6e-3,
-        teacher_learning_rate=0,
-    )
-    return ImitatingTrainer(
-        get_wid_model(objective.teacher, HALF),
-        args,
-        imitation=objective.loss,
-        reduction=objective.reduction,
-        label_weight=label_weight,
-        train_dataset=data,
-        data_collator=objective.collator,
-    )
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -110,7 +88,7 @@ def test_the_loss_of_a_step_does_not_depend_on_how_it_is_split(name: str, label_
     for accumulation in (1, 4):
         objective = objective_of(name, tmp_path)
         data = features(name, tmp_path, objective, labelled=True)
-        trainer = trainer_for(objective, data, tmp_path, accumulation, label_weight=label_weight)
+        trainer = imitating_trainer(objective, tmp_path, data, accumulation=accumulation, label_weight=label_weight)
         trainer.train()
         first.append(trainer.state.log_history[0]["loss"])
     assert first[1] == pytest.approx(first[0], rel=1e-3)
@@ -121,7 +99,7 @@ def test_training_brings_a_student_nearer_and_leaves_the_teacher_alone(name: str
     objective = objective_of(name, tmp_path)
     data = features(name, tmp_path, objective)
     before = {key: tensor.clone() for key, tensor in objective.teacher.state_dict().items()}
-    trainer = trainer_for(objective, data, tmp_path, steps=20)
+    trainer = imitating_trainer(objective, tmp_path, data, steps=30)
     (batch,) = objective.scored(data, 16, 0)
 
     def loss() -> float:
@@ -141,7 +119,7 @@ def test_the_loss_is_the_weighted_mean_of_that_from_the_teacher_and_that_on_labe
     data = features(name, tmp_path, objective, labelled=True)
     batch, losses = objective.collator([dict(row) for row in data]), {}
     for weight in (0.0, 0.25):
-        trainer = trainer_for(objective, data, tmp_path, label_weight=weight)
+        trainer = imitating_trainer(objective, tmp_path, data, label_weight=weight)
         losses[weight] = trainer.compute_loss(trainer.model.train(), dict(batch)).item()
     own = trainer.model(**batch).loss.item()
     assert own > 0.01
