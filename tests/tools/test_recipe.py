@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from wid_hf import ConfigError, TeacherError, WidConfig
+from wid_hf.objectives import OBJECTIVES
 from wid_hf.objectives.features import Features
 from wid_hf.objectives.masked_lm import MaskedLM
+from wid_hf.objectives.seq2seq import Seq2Seq
 from wid_hf.objectives.sequence_classification import SequenceClassification
 from wid_hf.tools.recipe import LEARNING_RATES, CompressSettings, WidRecipe, recipe_of
 
@@ -48,6 +50,12 @@ def test_unknown_losses_and_headless_teachers_are_refused() -> None:
         WidRecipe.of(CONFIG, CompressSettings(distillation=("logits", "magic")))
     with pytest.raises(TeacherError, match=r"BertModel is a headless encoder.*Leave .logits. out"):
         WidRecipe.of(CONFIG, KD).check_objective(Features, "BertModel")
+    with pytest.raises(TeacherError, match=r'distillation="relations" .* T5 has both. Leave relations out'):
+        WidRecipe.of(CONFIG, KD).check_objective(Seq2Seq, "T5")
+
+
+def test_every_objective_has_learning_rates_for_every_start() -> None:
+    assert LEARNING_RATES.keys() == {(name, start) for name in OBJECTIVES for start in ("calibrated", "identity")}
 
 
 def test_a_teacher_whose_outputs_are_learned_must_not_change() -> None:

@@ -35,6 +35,7 @@ class Objective(ABC):
         one: the same for one of them.
         has_own_loss: whether models have a loss of their own on rows without labels; otherwise `loss` trains them.
         has_logits: whether models give scores of classes.
+        has_one_stack: whether inner states can be compared, for which models have an encoder or a decoder, not both.
         masks: whether the tokenizer needs a mask token.
         reduction: over what `loss` is a mean: "labels" stands for attended positions.
         takes_labels: whether there is a loss on labels.
@@ -45,6 +46,7 @@ class Objective(ABC):
     one: ClassVar[str]
     has_own_loss: ClassVar[bool] = False
     has_logits: ClassVar[bool] = True
+    has_one_stack: ClassVar[bool] = True
     masks: ClassVar[bool] = False
     reduction: ClassVar[Reduction] = "labels"
     takes_labels: ClassVar[bool] = False

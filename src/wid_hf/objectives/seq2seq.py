@@ -43,6 +43,7 @@ class Seq2Seq(Objective):
     name = "seq2seq"
     title = "encoder-decoders that write texts"
     one = "an encoder-decoder that writes texts"
+    has_one_stack = False
     takes_labels = True
 
     def __init__(self, teacher: PreTrainedModel, inputs: Inputs) -> None:

@@ -243,11 +243,17 @@ class WidRecipe:
         return config
 
     def check_objective(self, objective: type[Objective], teacher: str) -> None:
-        """Raise TeacherError if the teacher has no logits to compare, or no loss on labels."""
+        """Raise TeacherError if the teacher has no logits or no inner states to compare, or no loss on labels."""
         if "logits" in self.distillation and not objective.has_logits:
             raise TeacherError(
                 f'distillation="logits" compares scores of classes, and {teacher} is {objective.one}, which has none. '
                 'Leave "logits" out: the student learns its teacher\'s outputs anyway.'
+            )
+        inside = [name for name in self.distillation if name != "logits"]
+        if inside and not objective.has_one_stack:
+            raise TeacherError(
+                f'distillation="{",".join(inside)}" compares inner states of an encoder or of a decoder, and {teacher} '
+                f"has both. Leave {' and '.join(inside)} out: the student learns its teacher's outputs anyway."
             )
         refuse_label_weight(self.label_weight, objective, teacher)
 

@@ -8,7 +8,7 @@ from media import teacher_of
 from torch import Tensor, nn
 from transformers import Wav2Vec2ForCTC
 
-from wid_hf.training.losses.counting import attended_positions
+from wid_hf.training.losses.counting import attended_positions, counted_positions
 
 
 def state(rows: int, positions: int) -> Tensor:
@@ -39,6 +39,21 @@ def test_without_its_own_count_a_row_has_its_share_rounded_up() -> None:
     found = attended_positions(nn.Identity(), state(3, 5), {"attention_mask": mask_of(20, 9, 0)})
     assert found.sum(1).tolist() == [5, 3, 0]
     assert found[1].tolist() == [True, True, True, False, False]
+
+
+def test_positions_of_a_decoder_have_its_own_mask_and_all_count_without_one() -> None:
+    read, written = mask_of(6, 2), mask_of(1, 3)
+    texts = {"input_ids": torch.zeros(2, 6), "attention_mask": read}
+    assert torch.equal(attended_positions(nn.Identity(), state(2, 6), texts), read.bool())
+    assert attended_positions(nn.Identity(), state(2, 3), texts).all()
+    found = attended_positions(nn.Identity(), state(2, 3), {**texts, "decoder_attention_mask": written})
+    assert torch.equal(found, written.bool())
+
+
+def test_along_a_target_its_positions_count_without_labels_too() -> None:
+    batch = {"attention_mask": mask_of(6, 2), "decoder_attention_mask": mask_of(1, 3)}
+    counted = counted_positions(teacher_of("speech"), batch)
+    assert counted is not None and torch.equal(counted, mask_of(1, 3).bool())
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from ...calibration.padding import MASKS
 from ..labelled_positions import NO_LABEL, shifts_labels
 
 
@@ -62,12 +63,15 @@ def attended_positions(model: nn.Module, state: Tensor, inputs: Mapping[str, Any
     Args:
         model: whose state it is.
         state: of all rows.
-        inputs: of the model's forward; without a mask, or with one that does not fit, all positions count.
+        inputs: of the model's forward, with masks of encoder or decoder; without one that fits all positions count.
     """
-    mask, positions = inputs.get("attention_mask"), state.shape[1]
-    if isinstance(mask, Tensor) and mask.shape == state.shape[:2]:
-        return mask.bool()
-    if not isinstance(mask, Tensor) or mask.ndim != 2 or len(mask) != len(state) or mask.int().diff(dim=1).gt(0).any():
+    masks = {name: inputs[name] for name in MASKS if isinstance(inputs.get(name), Tensor)}
+    fitting = next((mask for mask in masks.values() if mask.shape == state.shape[:2]), None)
+    if fitting is not None:
+        return fitting.bool()
+    mask, positions = masks.get(MASKS[0]), state.shape[1]
+    of_texts = "input_ids" in inputs  # another number of positions is that of a decoder
+    if of_texts or mask is None or mask.ndim != 2 or len(mask) != len(state) or mask.int().diff(dim=1).gt(0).any():
         return torch.ones(state.shape[:2], dtype=torch.bool, device=state.device)
     made = getattr(model, "_get_feat_extract_output_lengths", lambda length: length)
     lengths = -(-made(mask.sum(1)) * positions // made(torch.tensor(mask.shape[1], device=mask.device)))
