@@ -47,7 +47,7 @@ SCRATCH_RATE = 1e-3  # the best of ../shared/design.md's coarse sweep for a half
 TRAINED = ("identity, first indices", "identity, largest variance", CALIBRATED)
 SWEPT = (CALIBRATED, "identity, first indices")
 EQUAL_STEPS = [300, 1000]
-EQUALLY_TRAINED = {each.name: each for each in (SUBJECTS["reaction-bert"], TAGGER)}
+EQUALLY_TRAINED = {each.name: each for each in (*SUBJECTS.values(), TAGGER)}
 STEPS = {"reaction-bert": 300, "minilm": 500}
 
 Teachers = Annotated[list[str] | None, typer.Option("--teacher", help=f"Only these of {', '.join(SUBJECTS)}.")]

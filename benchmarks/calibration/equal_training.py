@@ -21,6 +21,7 @@ COMPACTORS, MERGED = "compactors", "merged student"
 # teacher's weights, which stay where students imitate them.
 RATES = {
     "masked-lm": {COMPACTORS: (3e-4, 1e-4), MERGED: (1e-3, 1e-3)},
+    "features": {COMPACTORS: (5e-5, 0.0), MERGED: (1e-4, 1e-4)},
     "token-classification": {COMPACTORS: (1e-4, 0.0), MERGED: (1e-4, 1e-4)},
 }
 

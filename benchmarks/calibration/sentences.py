@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from statistics import mean
 from typing import Any, ClassVar
 
 import pandas as pd
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DataCollatorWithPadding
 
+from wid_hf.adapter.merge import map_of
 from wid_hf.inputs import batches, tokenize
 from wid_hf.rows import load_texts
 from wid_hf.scores import cosine_correlation, embed
@@ -22,13 +24,16 @@ from wid_hf.scores.eval_mode import eval_mode
 from wid_hf.training.imitation import Imitation
 from wid_hf.training.losses.following import followed, following_loss
 
+Mapped = Callable[[Tensor], Tensor]
+
 
 @dataclass(frozen=True)
 class Sentences(TextSubject):
     """A sentence encoder; its held-out texts are the pairs of an STS file, with people's `label`.
 
     `loss` is `following_loss` on the first 256 sentences of `validation`; it looks at what the student kept of the
-    teacher's outputs, so it says little about students that kept something else. The other figures are from `held_out`:
+    teacher's outputs, so it says little about students that kept something else; of a merged student nobody knows which
+    coordinates these are, if it kept some. The other figures are from `held_out`:
     Spearman's rank correlation of cosines with labels, the mean cosine of a student's mean-pooled vector with its
     teacher's in the student's width, and the correlation of cosines with the teacher's, over the pairs of the file and
     over all pairs of its first sentences.
@@ -84,12 +89,25 @@ class Sentences(TextSubject):
         """Return all figures; the teacher keeps every coordinate."""
         first, second, labels = self._pairs
         wanted, wanted_others, states = self._wanted
-        mapped = model.base_model.map_outputs if hasattr(model, "peft_config") else lambda outputs: outputs
+        mapped = model.base_model.map_outputs if hasattr(model, "peft_config") else of_stock(model)
         vectors, others = embed(model, first), embed(model, second)
         cosines = functional.cosine_similarity(vectors, others)
         wanted_cosines = functional.cosine_similarity(wanted, wanted_others)
+        loss = cosine = float("nan")
+        if mapped(wanted).shape == vectors.shape:
+            loss = mean(self._losses(model, mapped, states))
+            cosine = float(functional.cosine_similarity(vectors, mapped(wanted)).mean())
+        return {
+            "loss": loss,
+            "Spearman": spearman(pd.Series(cosines.tolist()), labels),
+            "cosine with teacher": cosine,
+            "correlation of cosines": float(torch.corrcoef(torch.stack([cosines, wanted_cosines]))[0, 1]),
+            "over all pairs": cosine_correlation(wanted, vectors),
+        }
+
+    def _losses(self, model: Any, mapped: Mapped, states: list[tuple[Batch, Tensor]]) -> list[float]:
         with eval_mode(model) as device:
-            losses = [
+            return [
                 float(
                     following_loss(
                         model(**to_device(batch, device)).last_hidden_state.cpu(),
@@ -101,13 +119,12 @@ class Sentences(TextSubject):
                 )
                 for batch, target in states
             ]
-        return {
-            "loss": sum(losses) / len(losses),
-            "Spearman": spearman(pd.Series(cosines.tolist()), labels),
-            "cosine with teacher": float(functional.cosine_similarity(vectors, mapped(wanted)).mean()),
-            "correlation of cosines": float(torch.corrcoef(torch.stack([cosines, wanted_cosines]))[0, 1]),
-            "over all pairs": cosine_correlation(wanted, vectors),
-        }
+
+
+def of_stock(model: Any) -> Mapped:
+    """Return what makes a merged student's outputs of its teacher's; the teacher's stay as they are."""
+    output_map = map_of(model)
+    return (lambda outputs: outputs) if output_map is None else lambda outputs: outputs @ output_map
 
 
 def spearman(a: pd.Series, b: pd.Series) -> float:

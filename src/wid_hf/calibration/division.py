@@ -11,7 +11,6 @@ from torch import Tensor
 from .batches import Batch
 from .padding import NO_LABEL
 
-
 GOLDEN = (sqrt(5) - 1) / 2  # its multiples, modulo one, are spread evenly however many there are
 
 
