@@ -14,6 +14,7 @@ from torch import Tensor
 from turning_models import TURNING, calibrated, outputs
 
 from wid_hf import WidConfig, get_wid_model
+from wid_hf.calibration.division import spread
 from wid_hf.calibration.lockstep import Lockstep, Watched
 from wid_hf.calibration.precision import Precision
 from wid_hf.calibration.residual_fit import ResidualFit
@@ -61,7 +62,9 @@ def test_what_the_walk_left_is_what_a_fresh_forward_gives(family: str, monkeypat
     assert ("sum" in kinds or family == "gemma2") and ("scaled" in kinds) == any_norm_stays(wid)
     seen = set()
     tolerance = 1e-5 if family == "gemma2" else 1e-9  # its norms compute in float32
-    with Lockstep([Watched(student, first)], data, plan, list(left), Precision.of_caller(torch.device("cpu"))) as steps:
+    walked = spread(data)  # as `calibrate` orders them
+    precision = Precision.of_caller(torch.device("cpu"))
+    with Lockstep([Watched(student, first)], walked, plan, list(left), precision) as steps:
         for place, (found,) in steps:
             seen.add(place)
             for old, new in zip(left[place], filter(None, found), strict=True):
