@@ -14,6 +14,7 @@ from ..coupling.trace import quiet_forward
 from ..inputs import Batch
 from ..rows.roles import TEXT, Role
 from ..scores import perplexity_score
+from .divergences import agreement
 from .objective import Figures, Objective
 
 TRIED = 6  # tokens of the text that shows whether a model reads from left to right
@@ -49,11 +50,11 @@ class CausalLM(Objective):
         """Return the token that the teacher predicts at each position but padding `(tokens,)`."""
         return perplexity_score(self.teacher, batches).predictions
 
-    def score(self, model: Any, batches: Sequence[Batch], wanted: Tensor) -> Figures:
+    def score(self, model: Any, batches: Sequence[Batch], wanted: Tensor | None) -> Figures:
         """Return loss, perplexity, and the share of positions at which the predicted token is the teacher's."""
         score = perplexity_score(model, batches)
-        same = score.predictions == wanted
-        return {"loss": score.loss, "perplexity": score.perplexity, "agreement": float(same.double().mean())}
+        own = {"loss": score.loss, "perplexity": score.perplexity}
+        return own if wanted is None else own | {"agreement": agreement(score.predictions, wanted)}
 
 
 @torch.no_grad()

@@ -72,7 +72,7 @@ class Classification(Objective):
         """Return the teacher's scores `(rows, labels)`."""
         return torch.cat([*logits_of(self.teacher, batches)])
 
-    def score(self, model: Any, batches: Sequence[Batch], wanted: Tensor) -> Figures:
+    def score(self, model: Any, batches: Sequence[Batch], wanted: Tensor | None) -> Figures:
         """Return figures on labels, if there are some, the agreement with the teacher and the divergence from it.
 
         Agreement is the share of rows with the same most probable class, or of labels that are on or off as the
@@ -82,7 +82,7 @@ class Classification(Objective):
         found = torch.cat([*logits_of(model, batches)])
         right = [batch["labels"] for batch in batches if "labels" in batch]
         own = self._own(found, torch.cat(right)) if right else {}
-        return own | self._fidelity(found, wanted)
+        return own if wanted is None else own | self._fidelity(found, wanted)
 
     def loss(self, wid: WidModel, student: Any, teacher: Any, inputs: Mapping[str, Any]) -> Tensor:
         """Return the mean divergence over rows."""

@@ -117,7 +117,7 @@ class CTC(Objective):
         """Return the teacher's scores `(frames, classes)` of each sound."""
         return self._scores(self.teacher, batches)
 
-    def score(self, model: Any, batches: Sequence[Batch], wanted: list[Tensor]) -> Figures:
+    def score(self, model: Any, batches: Sequence[Batch], wanted: list[Tensor] | None) -> Figures:
         """Return error rates on transcripts, if there are some, the agreement with the teacher and the divergence.
 
         Transcriptions are greedy: the most probable class of each frame, without repetitions and blanks. Agreement is
@@ -125,9 +125,13 @@ class CTC(Objective):
         frame, over all frames. Error rates are edits per word and per character.
         """
         found = self._scores(model, batches)
-        mine, theirs = (list(map(self._heard, scores)) for scores in (found, wanted))
+        mine = [*map(self._heard, found)]
+        own = self._on_transcripts(mine, batches)
+        if wanted is None:
+            return own
+        theirs = [*map(self._heard, wanted)]
         divergences = [softmax_divergence(*pair) for pair in zip(found, wanted, strict=True)]
-        return self._on_transcripts(mine, batches) | {
+        return own | {
             "agreement": max(0.0, 1 - error_rate(mine, theirs)),
             "divergence": float(torch.cat(divergences).mean()),
         }

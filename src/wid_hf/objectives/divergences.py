@@ -1,4 +1,4 @@
-"""How far a student's scores are from its teacher's, row by row. Pure functions of tensors; called by objectives."""
+"""How far a student's outputs are from its teacher's, row by row. Pure functions of tensors; called by objectives."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from torch.nn import functional
 
 from ..training.losses.counting import full
 from ..training.losses.logits import logits_loss
+
+
+def agreement(student: Tensor, teacher: Tensor) -> float:
+    """Return the share of predictions `(n,)` that are the teacher's."""
+    return float((student == teacher).double().mean())
 
 
 def softmax_divergence(student: Tensor, teacher: Tensor) -> Tensor:

@@ -62,8 +62,10 @@ class Features(Objective):
         """Return the teacher's vectors `(rows, n)`."""
         return embed(self.teacher, batches)
 
-    def score(self, model: Any, batches: Sequence[Batch], wanted: Tensor) -> Figures:
+    def score(self, model: Any, batches: Sequence[Batch], wanted: Tensor | None) -> Figures:
         """Return the correlation of cosines with the teacher's, and how often the nearest row is the same."""
+        if wanted is None:
+            return {}
         agreement = sentence_score(wanted, embed(model, batches))
         return {"cosine_correlation": agreement.cosine_correlation, "top1_agreement": agreement.top1_agreement}
 

@@ -108,13 +108,13 @@ class Objective(ABC):
         """Return what the teacher makes of the batches, to compare with; call it before the teacher may train."""
 
     @abstractmethod
-    def score(self, model: Any, batches: Sequence[Batch], wanted: Any) -> Figures:
+    def score(self, model: Any, batches: Sequence[Batch], wanted: Any | None) -> Figures:
         """Return the figures of a model or of the teacher: those on labels, if there are some, and its fidelity.
 
         Args:
             model: a stock model or a wid model.
             batches: the result of `scored`.
-            wanted: the result of `wanted` for these.
+            wanted: the result of `wanted` for these; None leaves fidelity out, for there is nothing to compare with.
         """
 
     def loss(self, wid: WidModel, student: Any, teacher: Any, inputs: Mapping[str, Any]) -> Tensor:

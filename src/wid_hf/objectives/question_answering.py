@@ -85,7 +85,7 @@ class QuestionAnswering(Objective):
         """Return the teacher's scores of each batch `(windows, tokens, 2)`."""
         return _scores(self.teacher, batches)
 
-    def score(self, model: Any, batches: Sequence[Batch], wanted: list[Tensor]) -> Figures:
+    def score(self, model: Any, batches: Sequence[Batch], wanted: list[Tensor] | None) -> Figures:
         """Return F1 and exact match of answers, if there are some, the agreement with the teacher and the divergence.
 
         Agreement is the share of questions that get the same text as from the teacher; the divergence is in nats, the
@@ -93,12 +93,17 @@ class QuestionAnswering(Objective):
         """
         found = _scores(model, batches)
         right = [text for batch in batches for text in _of_questions(batch, ANSWERS.name)]
-        mine, theirs = (_answers(batches, each, all(map(any, right)) and bool(right)) for each in (found, wanted))
+        always = all(map(any, right)) and bool(right)
+        mine = _answers(batches, found, always)
+        own = squad_scores(mine, right) if right else {}
+        if wanted is None:
+            return own
+        theirs = _answers(batches, wanted, always)
         divergences = [
             span_divergence(a, b, batch["attention_mask"].bool())
             for a, b, batch in zip(found, wanted, batches, strict=True)
         ]
-        return (squad_scores(mine, right) if right else {}) | {
+        return own | {
             "agreement": sum(a == b for a, b in zip(mine, theirs, strict=True)) / len(mine),
             "divergence": float(torch.cat(divergences).mean()),
         }

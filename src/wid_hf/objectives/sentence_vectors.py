@@ -75,13 +75,15 @@ class SentenceVectors(Objective):
         """Return the teacher's vectors `(texts, m)`."""
         return embed(self.teacher, batches, self._pool(None))
 
-    def score(self, model: Any, batches: Sequence[Batch], wanted: Tensor) -> Figures:
+    def score(self, model: Any, batches: Sequence[Batch], wanted: Tensor | None) -> Figures:
         """Return how alike vectors are to the teacher's, and how alike texts are by them.
 
         The figures are the mean cosine with the teacher's vectors, in the student's coordinates where it has fewer;
         the correlation of similarities of all pairs of texts with the teacher's; and how often the most similar other
         text is the same. Of a student with fewer coordinates that nobody knows, the first is missing.
         """
+        if wanted is None:
+            return {}
         output_map, similarity = _map_of(model), self.pipeline.settings.similarity
         vectors = embed(model, batches, self._pool(output_map))
         theirs = self.pipeline.mapped(wanted, output_map)

@@ -21,7 +21,7 @@ from ..scores import target_score
 from ..training.labelled_positions import NO_LABEL
 from ..training.losses.counting import mean_of
 from .decoder_inputs import MASK, decoder_inputs, refuse_other_decoders
-from .divergences import softmax_divergence
+from .divergences import agreement, softmax_divergence
 from .generated_targets import with_generated_targets
 from .objective import Figures, Objective
 
@@ -100,11 +100,11 @@ class Seq2Seq(Objective):
         """Return the token that the teacher predicts for each token of a target `(tokens,)`."""
         return target_score(self.teacher, batches).predictions
 
-    def score(self, model: Any, batches: Sequence[Batch], wanted: Tensor) -> Figures:
+    def score(self, model: Any, batches: Sequence[Batch], wanted: Tensor | None) -> Figures:
         """Return loss and perplexity of targets, and the share of tokens at which the prediction is the teacher's."""
         score = target_score(model, batches)
-        same = score.predictions == wanted
-        return {"loss": score.loss, "perplexity": score.perplexity, "agreement": float(same.double().mean())}
+        own = {"loss": score.loss, "perplexity": score.perplexity}
+        return own if wanted is None else own | {"agreement": agreement(score.predictions, wanted)}
 
     def loss(self, wid: WidModel, student: Any, teacher: Any, inputs: Mapping[str, Any]) -> Tensor:
         """Return the mean divergence over tokens of targets."""

@@ -54,7 +54,7 @@ class SpeechSeq2Seq(Seq2Seq):
         """What is said."""
         return TRANSCRIPT
 
-    def score(self, model: Any, batches: Sequence[Batch], wanted: Tensor) -> Figures:
+    def score(self, model: Any, batches: Sequence[Batch], wanted: Tensor | None) -> Figures:
         """Return the figures of `Seq2Seq` and the errors per word of what the model writes by itself.
 
         Right is the transcript or, without one, what the teacher writes. Case and punctuation do not count. A text has

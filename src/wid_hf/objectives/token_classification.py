@@ -99,7 +99,7 @@ class TokenClassification(Objective):
         """Return the teacher's scores `(tokens, classes)`."""
         return token_scores(self.teacher, batches)
 
-    def score(self, model: Any, batches: Sequence[Batch], wanted: Tensor) -> Figures:
+    def score(self, model: Any, batches: Sequence[Batch], wanted: Tensor | None) -> Figures:
         """Return figures on tags, if there are some, the agreement with the teacher and the divergence from it.
 
         Agreement is over all tokens, with the teacher's most probable class; the divergence is in nats. Where most
@@ -107,10 +107,14 @@ class TokenClassification(Objective):
         class than its most frequent one; 1 if there are none. On tags: accuracy, and mean F1 of the classes.
         """
         found = token_scores(model, batches)
-        classes, mine = wanted.argmax(-1), found.argmax(-1)
+        mine = found.argmax(-1)
+        own = _on_tags(mine, batches)
+        if wanted is None:
+            return own
+        classes = wanted.argmax(-1)
         same = (classes == mine).double()
         others = same[classes != classes.mode().values]
-        return _on_tags(mine, batches) | {
+        return own | {
             "agreement": float(same.mean()),
             "agreement_on_rarer_classes": float(others.mean()) if len(others) else 1.0,
             "divergence": float(softmax_divergence(found, wanted).mean()),

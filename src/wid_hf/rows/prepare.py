@@ -43,6 +43,15 @@ class Prepared:
     read: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
 
+    def record(self) -> dict[str, Any]:
+        """Return the column of each role, how many rows were read, and why some were left out, for reports."""
+        return {"columns": self.columns, "read": self.read, "dropped": dict(self.dropped), "words": self.words()}
+
+    def told(self) -> str:
+        """Return which columns are read, and `words`."""
+        columns = ", ".join(f"{role} from {column!r}" for role, column in self.columns.items())
+        return f"{columns}. {self.words()}"
+
     def words(self) -> str:
         """Return how many rows are left out, and why, in one sentence."""
         read = f"{self.read:,} rows" + (" read so far" if isinstance(self.rows, IterableDataset) else "")
@@ -59,6 +68,7 @@ def prepare(
     roles: Sequence[Role],
     why_unusable: Reason | None = None,
     *,
+    carried: Collection[str] = (),
     source: str = "the source",
 ) -> Prepared:
     """Return the rows with the columns of their roles alone, without those that lack something.
@@ -71,6 +81,7 @@ def prepare(
         columns: role -> column, as `find_columns` returns it.
         roles: at least those of `columns`.
         why_unusable: returns why the task cannot use a row of roles, such as "there is no class 7", or None.
+        carried: roles whose values go along as they are: no row is left out for one of them.
         source: where the rows come from, for errors.
 
     Raises:
@@ -85,7 +96,7 @@ def prepare(
     rows = _renamed(rows, {name: columns[name] for name in kinds})
     classes = {name for name, feature in rows.features.items() if isinstance(feature, ClassLabel)}
 
-    reason = _reason(kinds, classes, why_unusable)
+    reason = _reason({name: kind for name, kind in kinds.items() if name not in carried}, classes, why_unusable)
     made = Prepared(rows, dict(columns))
     made.rows = _kept_of_stream(rows, reason, made) if isinstance(rows, IterableDataset) else _kept(rows, reason, made)
     if next(iter(made.rows), None) is None:
@@ -102,7 +113,7 @@ def _reason(kinds: Mapping[str, Kind], classes: Collection[str], why_unusable: R
             value = None if name in classes and row[name] == NO_CLASS else row[name]
             if (lack := _LACKS[kind](value)) is not None:
                 return lack.format(name.replace("_", " "))
-        return why_unusable(row) if why_unusable is not None else None
+        return why_unusable({name: row[name] for name in kinds}) if why_unusable is not None else None
 
     return reason
 

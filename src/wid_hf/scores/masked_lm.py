@@ -7,8 +7,9 @@ Called by `compress` and the task `masked-lm`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn import functional
@@ -23,11 +24,15 @@ from .eval_mode import eval_mode
 
 @dataclass(frozen=True)
 class MaskedLMScore:
-    """Mean `loss` (nats) and `accuracy` (share right, 0 to 1) over `tokens` masked positions."""
+    """Mean `loss` (nats) and `accuracy` (share right, 0 to 1) over `tokens` masked positions.
+
+    `predictions` has the most probable token at each of them, on the CPU.
+    """
 
     loss: float
     accuracy: float
     tokens: int
+    predictions: Tensor = field(repr=False, compare=False)
 
 
 def masked_batches(
@@ -60,7 +65,7 @@ def masked_lm_score(model: nn.Module, batches: Sequence[dict[str, Tensor]]) -> M
     The mean is over tokens, so it does not depend on how they are batched. The model is measured in eval
     mode, which is undone. Its head runs on masked positions only, if the model allows that.
     """
-    loss, right, tokens, positions = 0.0, 0, 0, LabelledPositions(model, shifts=False)
+    loss, right, predictions, positions = 0.0, 0, [], LabelledPositions(model, shifts=False)
     with eval_mode(model) as device:
         for batch in progress_bar(batches, "Scoring"):
             inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
@@ -73,6 +78,8 @@ def masked_lm_score(model: nn.Module, batches: Sequence[dict[str, Tensor]]) -> M
             logits = (logits[0] if only_masked else logits[masked]).float()  # (m, v)
             expected = labels[masked]  # (m,)
             loss += functional.cross_entropy(logits, expected, reduction="sum").item()
-            right += int((logits.argmax(-1) == expected).sum())
-            tokens += len(expected)
-    return MaskedLMScore(loss / tokens, right / tokens, tokens)
+            predicted = logits.argmax(-1)
+            right += int((predicted == expected).sum())
+            predictions.append(predicted.cpu())
+    found = torch.cat(predictions)
+    return MaskedLMScore(loss / len(found), right / len(found), len(found), found)

@@ -1,18 +1,22 @@
 """The rows of one run: what trains, what is held out, and what became of the source.
 
-Takes sources, settings and an objective; gives features to train on and to score on. Called by `compress`.
+Takes sources, settings and an objective; gives features to train on and to score on. Called by `compress`, and for rows
+alone by `evaluate_as_is`.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, TypeAlias
 
 from datasets import Dataset, IterableDataset
 from numpy import size
 
+from ..errors import WidError, WidWarning
 from ..objectives import Objective
 from ..rows import Prepared, Role, find_columns, hold_out, load_rows, named_columns, prepare
 from ..rows.source import source_names
@@ -42,16 +46,12 @@ class TrainingData:
 
     def record(self) -> dict[str, dict[str, Any]]:
         """Return for each source the column of each role, how many rows were read, and why some were left out."""
-        return {
-            source: {"columns": made.columns, "read": made.read, "dropped": dict(made.dropped), "words": made.words()}
-            for source, made in self.sources.items()
-        }
+        return {source: made.record() for source, made in self.sources.items()}
 
     def words(self) -> Iterator[str]:
         """Yield for each source which columns are read, and how many rows are left out."""
         for source, made in self.sources.items():
-            columns = ", ".join(f"{role} from {column!r}" for role, column in made.columns.items())
-            yield f"{source}: {columns}. {made.words()}"
+            yield f"{source}: {made.told()}"
 
 
 def load_training_data(
@@ -69,14 +69,13 @@ def load_training_data(
     Raises:
         DataError: a source cannot be read, or does not hold what the objective needs.
     """
-    roles, target = [*objective.roles], objective.target
-    if target is not None and target not in roles and settings.label_weight != 0:
-        roles.append(target)
-    prepared = _load(train, settings.split, roles, objective, settings)
+    labels = settings.label_weight != 0
+    load = partial(load_prepared, objective=objective, columns=settings.columns, streaming=settings.streaming)
+    prepared = load(train, settings.split, labels=labels)
     sources, rows = {said(train): prepared}, prepared.rows
     validation = settings.validation if held_out is None else held_out
     if validation is not None:
-        other = _load(validation, settings.validation_split, roles, objective, settings)
+        other = load(validation, settings.validation_split, labels=labels)
         sources |= {f"{said(validation)} (validation)": other}
         kept = other.rows
     else:
@@ -85,20 +84,72 @@ def load_training_data(
         rows, kept = hold_out(rows, count, settings.seed)
     if not settings.steps and isinstance(rows, Dataset):
         rows = rows.shuffle(seed=settings.seed).select(range(min(samples, len(rows))))
-    features = objective.features(rows, settings.max_length)
+    kept = _first(kept, settings.validation_texts)
+    features = objective.features(rows if labels else _without(_labels_alone(objective), rows), settings.max_length)
     if isinstance(features, IterableDataset):
         features = _shuffled(features, settings.seed)
-    scored = objective.features(_first(kept, settings.validation_texts), settings.max_length)
-    return TrainingData(features, scored, sources)
+    make = objective.features if labels else partial(_scored, objective=objective)
+    return TrainingData(features, make(kept, max_length=settings.max_length), sources)
 
 
-def _load(
-    source: Source, split: str, roles: Sequence[Role], objective: Objective, settings: CompressSettings
+def load_prepared(
+    source: Source,
+    split: str,
+    objective: Objective,
+    *,
+    columns: Sequence[str] = (),
+    streaming: bool = False,
+    labels: bool = True,
 ) -> Prepared:
+    """Return the rows of a source that an objective can use, with labels if there are some.
+
+    Args:
+        source: rows, or their name.
+        split: of a dataset or a folder.
+        objective: what a row must hold.
+        columns: words such as `label=class`.
+        streaming: whether rows that are named become a stream.
+        labels: whether rows are left out whose label is missing or of no use; otherwise labels go along as they are.
+
+    Raises:
+        DataError: the source cannot be read, or does not hold what the objective needs.
+    """
     given = isinstance(source, Dataset | IterableDataset)
-    rows = source if given else load_rows(source, split=split, streaming=settings.streaming)
-    columns = find_columns(rows, roles, named_columns(settings.columns), said(source))
-    return prepare(rows, columns, roles, objective.why_unusable, source=said(source))
+    rows = source if given else load_rows(source, split=split, streaming=streaming)
+    target = _labels_alone(objective)
+    roles = [*objective.roles, *([target] if target is not None else [])]
+    carried = () if labels or target is None else (target.name,)
+    found = find_columns(rows, roles, named_columns(columns), said(source))
+    return prepare(rows, found, roles, objective.why_unusable, carried=carried, source=said(source))
+
+
+def _labels_alone(objective: Objective) -> Role | None:
+    """Return the role of labels, None if there is none or it is for more than a loss on labels."""
+    target = objective.target
+    return None if target is None or target in objective.roles else target
+
+
+def _without(labels: Role | None, rows: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    has_labels = labels is not None and labels.name in (rows.column_names or ())
+    return rows.remove_columns(labels.name) if labels is not None and has_labels else rows
+
+
+def _scored(rows: Dataset, objective: Objective, max_length: int) -> Dataset:
+    """Return features of held-out rows whose labels nobody has looked at; with these if all of them can be used."""
+    labels = _labels_alone(objective)
+    unlabelled = _without(labels, rows)
+    if labels is None or unlabelled is rows:
+        return objective.features(rows, max_length)
+    columns, roles = {name: name for name in rows.column_names}, [*objective.roles, labels]
+    try:
+        checked = prepare(rows, columns, roles, objective.why_unusable, source="The held-out part")
+        if not checked.dropped:
+            return objective.features(checked.rows, max_length)
+        why = checked.words()
+    except WidError as error:
+        why = str(error)
+    warnings.warn(f"The held-out rows are scored without their labels. {why}", WidWarning, stacklevel=3)
+    return objective.features(unlabelled, max_length)
 
 
 def said(source: Source) -> str:
