@@ -16,6 +16,7 @@ from torch import Tensor
 from toys import texts, word_tokenizer
 from training_runs import HALF, arguments
 from transformers import (
+    BertForMaskedLM,
     BertForSequenceClassification,
     BertForTokenClassification,
     GPT2Config,
@@ -140,6 +141,23 @@ def test_rarer_classes_are_all_but_the_teachers_most_frequent_one() -> None:
     found = objective.score(other, batches, objective.wanted(batches))
     assert found["agreement_on_rarer_classes"] == pytest.approx(sum(rarer) / len(rarer))
     assert found["agreement_on_rarer_classes"] != pytest.approx(found["agreement"])
+
+
+def test_a_masked_language_model_agrees_with_its_teacher_where_both_predict_the_same_token() -> None:
+    teacher, other = (teacher_of(BertForMaskedLM, seed) for seed in (0, 4))
+    objective = objective_of(teacher)
+    batches = objective.scored(rows(objective), 8, 0)
+    wanted = objective.wanted(batches)
+    found = objective.score(other, batches, wanted)
+    with torch.no_grad():
+        mine, theirs = (
+            torch.cat([model(**batch).logits.argmax(-1)[batch["labels"] != -100] for batch in batches])
+            for model in (other, teacher)
+        )
+    assert found["agreement"] == pytest.approx(float((mine == theirs).float().mean()))
+    assert objective.score(teacher, batches, wanted)["agreement"] == 1 > found["agreement"]
+    alone = objective.score(other, batches, None)
+    assert alone == {name: found[name] for name in ("masked_lm_loss", "masked_lm_accuracy")}
 
 
 def test_a_decoder_is_scored_by_its_perplexity_and_its_teachers_predictions() -> None:

@@ -51,6 +51,15 @@ def test_with_labels_the_models_own_figures_are_given_too(name: str, tmp_path: P
     batches = objective.scored(features(name, tmp_path, objective, labelled=True), 8, 0)
     found = objective.score(objective.teacher, batches, objective.wanted(batches))
     assert OWN[name] | SAME.keys() <= found.keys()
+    own = {figure: value for figure, value in found.items() if figure not in SAME}
+    assert objective.score(objective.teacher, batches, None) == own
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_without_labels_and_a_teacher_there_are_no_figures(name: str, tmp_path: Path) -> None:
+    objective = objective_of(name, tmp_path)
+    batches = objective.scored(features(name, tmp_path, objective), 8, 0)
+    assert objective.score(objective.teacher, batches, None) == {}
 
 
 @pytest.mark.parametrize("name", KINDS)

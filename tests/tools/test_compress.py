@@ -792,6 +792,23 @@ def test_a_run_with_other_settings_cannot_go_on(
     assert report.settings["batch_size"] == 8 and entries(tmp_path) == {"teacher", "train.txt", "student"}
 
 
+@pytest.mark.parametrize("streaming", [False, True], ids=["table", "stream"])
+def test_a_run_whose_rows_were_changed_cannot_go_on(
+    tmp_path: Path, masked_teacher: Path, train_file: Path, monkeypatch: pytest.MonkeyPatch, streaming: bool
+) -> None:
+    settings = replace(SAVING, streaming=streaming)
+    run = partial(compress, str(masked_teacher), str(train_file), tmp_path / "student", HALF, settings)
+    with monkeypatch.context() as patch:
+        stopping(patch, die)
+        assert forked(run) == -signal.SIGKILL
+    first, *others = lines = train_file.read_text().splitlines()
+    train_file.write_text("\n".join([f"{first} one", *others]) + "\n")
+    with pytest.raises(OutputError, match=r"the content of .*train\.txt: \w{16} there, \w{16} here\. Repeat"):
+        run(resume=True)
+    train_file.write_text("\n".join(lines) + "\n")  # another time of writing
+    assert run(resume=True).steps == SAVING.steps
+
+
 def test_a_run_to_resume_that_never_began_begins(tmp_path: Path, masked_teacher: Path, train_file: Path) -> None:
     with pytest.warns(WidWarning, match=r"There is no folder .*student-work to resume from: this run begins anew"):
         compress(str(masked_teacher), str(train_file), tmp_path / "student", HALF, UNTRAINED, resume=True)

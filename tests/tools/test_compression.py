@@ -12,6 +12,7 @@ from toys import save_teacher, texts
 from transformers import BertForMaskedLM
 
 from wid_hf import WidConfig
+from wid_hf.rows.digest import digest
 from wid_hf.tools.compression import Compression, training_arguments
 from wid_hf.tools.recipe import CompressSettings
 from wid_hf.tools.teachers import Teacher
@@ -56,4 +57,5 @@ def test_what_decides_a_run_holds_weights_sizes_settings_and_numbers_of_rows(sav
     assert one.decides == same.decides != other.decides
     assert one.decides["sizes"] == {"hidden_size": 12, "intermediate_size": 24}
     assert one.decides["rows"] == {"rows from Python": 40}
+    assert one.decides["the content of rows from Python"] == digest(one.data.sources["rows from Python"].rows)
     assert one.decides["settings"]["batch_size"] == 4 and "hub" not in one.decides["settings"]

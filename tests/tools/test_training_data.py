@@ -13,6 +13,7 @@ from toys import texts, word_tokenizer
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 
 from wid_hf import DataError
+from wid_hf.errors import WidWarning
 from wid_hf.inputs import TextInputs
 from wid_hf.objectives import Objective, find_objective
 from wid_hf.tools.recipe import CompressSettings
@@ -104,13 +105,45 @@ def test_what_is_read_and_left_out_is_told_and_recorded(tmp_path: Path, classifi
     }
 
 
-def test_labels_are_left_out_where_they_weigh_nothing_or_the_user_says_so(
-    tmp_path: Path, classifier: Objective
+def test_labels_are_left_out_where_the_user_says_so(tmp_path: Path, classifier: Objective) -> None:
+    data = load(write(tmp_path / "rows.jsonl", count=20), classifier, column="label=")
+    assert "labels" not in data.train.column_names and "labels" not in data.held_out.column_names
+
+
+def features_of(rows: Any) -> list[tuple[tuple[int, ...], int | None]]:
+    return [(tuple(row["input_ids"]), row.get("labels")) for row in rows]
+
+
+@STREAMED
+@pytest.mark.parametrize("apart", [False, True], ids=["a part held out", "a source of their own"])
+def test_labels_that_weigh_nothing_are_those_of_held_out_rows_alone(
+    tmp_path: Path, classifier: Objective, streaming: bool, apart: bool
+) -> None:
+    source = write(tmp_path / "rows.jsonl", count=40)
+    held_out = write(tmp_path / "held_out.jsonl", count=10) if apart else None
+    options: dict[str, Any] = {"streaming": streaming, "held_out": held_out, "max_length": 60}
+    weighed, data = (load(source, classifier, label_weight=weight, **options) for weight in (0.5, 0.0))
+    assert features_of(data.held_out) == features_of(weighed.held_out)  # of the same rows
+    assert all(label is not None for _, label in features_of(data.held_out))
+    assert features_of(data.train) == [(ids, None) for ids, _ in features_of(weighed.train)]
+
+
+@STREAMED
+@pytest.mark.parametrize(
+    ("label", "told"),
+    [(None, r"1 of 21 rows is left out: there is no label"), (7, "The label 7 is none of the model's")],
+)
+def test_rows_are_kept_whose_labels_weigh_nothing_and_are_of_no_use(
+    tmp_path: Path, classifier: Objective, streaming: bool, label: int | None, told: str
 ) -> None:
     source = write(tmp_path / "rows.jsonl", count=20)
-    assert "labels" in load(source, classifier).train.column_names
-    assert "labels" not in load(source, classifier, label_weight=0.0).train.column_names
-    assert "labels" not in load(source, classifier, column="label=").train.column_names
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write(json.dumps({"text": "one two", "label": label}) + "\n")
+    with pytest.warns(WidWarning, match=rf"The held-out rows are scored without their labels\. .*{told}"):
+        data = load(source, classifier, label_weight=0.0, held_out=source, streaming=streaming, validation_texts=30)
+    assert (len(list(data.train)), len(data.held_out)) == (21, 21)
+    assert "labels" not in data.held_out.column_names
+    assert all(made.dropped == {} for made in data.sources.values())
 
 
 def test_an_untrained_student_needs_only_rows_to_calibrate_on(tmp_path: Path, masked_lm: Objective) -> None:

@@ -6,11 +6,9 @@ decoding starts with to the last. Called by the objective `seq2seq`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from datasets import Dataset
 from datasets.fingerprint import Hasher
 from torch.nn.utils import parametrize
@@ -18,7 +16,7 @@ from transformers import PreTrainedModel
 
 from ..adapter.fingerprint import weights_fingerprint
 from ..inputs import Columns
-from ..scores.eval_mode import eval_mode
+from ..scores.eval_mode import eval_mode, on_accelerator
 from .logits import inputs_of
 
 AT_ONCE = 32  # rows
@@ -51,7 +49,7 @@ def with_generated_targets(
     # `datasets` would hash the teacher byte by byte as part of the function.
     made_from = [features._fingerprint, weights_fingerprint(teacher), teacher.generation_config.to_dict(), max_length]
     fingerprint = Hasher.hash(made_from)
-    with _on_accelerator(teacher):
+    with on_accelerator(teacher):  # where it will be trained; before the trainer exists it is on the CPU
         return features.map(
             write, batched=True, batch_size=AT_ONCE, new_fingerprint=fingerprint, desc="Generating targets"
         )
@@ -76,15 +74,3 @@ def written(model: Any, batch: Mapping[str, Any], max_length: int) -> list[list[
     # Decoding may start with the token that ends a text.
     ends = [next((at for at, token in enumerate(row) if at and token in lasts), len(row)) for row in made]
     return [row[: end + 1] for row, end in zip(made, ends, strict=True)]
-
-
-@contextmanager
-def _on_accelerator(model: PreTrainedModel) -> Iterator[None]:
-    """Let `model` run where it will be trained: before the trainer exists it is on the CPU."""
-    before = model.device
-    if torch.accelerator.is_available():
-        model.to(torch.accelerator.current_accelerator())
-    try:
-        yield
-    finally:
-        model.to(before)

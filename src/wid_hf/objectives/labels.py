@@ -14,7 +14,7 @@ from ..errors import DataError, WidWarning
 # Values of `config.problem_type`.
 REGRESSION, SINGLE_LABEL, SEVERAL_LABELS = "regression", "single_label_classification", "multi_label_classification"
 MANY = 12  # names in a message
-INSTEAD = "Correct the rows, leave those out that have other labels, or train without labels (--label-weight 0)."
+INSTEAD = "Correct the rows, leave those out that have other labels, or use no labels (--column label=, or tags=)."
 
 
 class Labels:

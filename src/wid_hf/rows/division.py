@@ -1,10 +1,19 @@
-"""Which rows are held out from training. Takes all rows, gives two parts; called by `compress` and objectives."""
+"""Which rows are held out from training, and which are scored. Takes all rows, gives parts; called by tools."""
 
 from __future__ import annotations
 
 from datasets import Dataset, IterableDataset
 
 from ..errors import DataError
+
+SHUFFLE_SEED = 0  # of the random rows if not all are scored
+
+
+def drawn(rows: Dataset, count: int | None) -> Dataset:
+    """Return `count` rows, drawn at random but the same in every call; all if there are no more, or it is None."""
+    if count is None or count >= len(rows):
+        return rows
+    return rows.shuffle(seed=SHUFFLE_SEED).select(range(count))
 
 
 def hold_out(

@@ -97,9 +97,9 @@ AUDIO = Role("audio", ("audio", "sound", "speech"), "audio")
 TRANSCRIPT = Role("target", ("transcription", "transcript", "text", "sentence", "normalized_text"), "text", False)
 
 
-def named_columns(words: Iterable[str], role: str = TEXT.name) -> dict[str, str]:
-    """Return role -> column of words such as `label=class`; a word without `=` is the column of `role`."""
-    pairs = (word.partition("=") for word in words)
+def named_columns(words: str | Iterable[str], role: str = TEXT.name) -> dict[str, str]:
+    """Return role -> column of one or several words such as `label=class`; one without `=` is the column of `role`."""
+    pairs = (word.partition("=") for word in ([words] if isinstance(words, str) else words))
     return {(name if equals else role): (column if equals else name) for name, equals, column in pairs}
 
 

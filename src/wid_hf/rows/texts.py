@@ -11,7 +11,9 @@ from .roles import TEXT, find_columns, named_columns
 from .source import load_rows, source_names
 
 
-def load_texts(source: str | Sequence[str], *, column: str | None = None, split: str = "train") -> Dataset:
+def load_texts(
+    source: str | Sequence[str], *, column: str | Sequence[str] | None = None, split: str = "train"
+) -> Dataset:
     """Return all texts of `source` in order, as a dataset with the one column `text`; blank ones are left out.
 
     Args:
@@ -23,6 +25,5 @@ def load_texts(source: str | Sequence[str], *, column: str | None = None, split:
         DataError: the source is missing, unreadable or empty, or the column is not clear.
     """
     rows = load_rows(source, split=split)
-    given = {} if column is None else named_columns([column])
     said = ", ".join(source_names(source))
-    return prepare(rows, find_columns(rows, [TEXT], given, said), [TEXT], source=said).rows
+    return prepare(rows, find_columns(rows, [TEXT], named_columns(column or ()), said), [TEXT], source=said).rows

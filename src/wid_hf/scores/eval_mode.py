@@ -1,7 +1,6 @@
-"""The state in which every model is measured: no dropout, no gradients, and back again.
+"""The state in which every model is measured: no dropout, no gradients, a fast device, and back again.
 
-Takes any module; gives a context whose value is the module's device. Called by the other
-modules of this package.
+Takes any module; gives contexts. Called by the other modules of this package, by objectives and tools.
 """
 
 from __future__ import annotations
@@ -24,3 +23,15 @@ def eval_mode(model: nn.Module) -> Iterator[torch.device]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def on_accelerator(model: nn.Module) -> Iterator[None]:
+    """Let `model` run on the accelerator, if there is one; afterwards it is on the device of its first weight again."""
+    before = next(model.parameters()).device
+    if torch.accelerator.is_available():
+        model.to(torch.accelerator.current_accelerator())
+    try:
+        yield
+    finally:
+        model.to(before)

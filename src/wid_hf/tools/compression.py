@@ -102,7 +102,7 @@ class Compression:
         if self._rates.get("teacher"):
             teacher.own_weights()
         self.objective = _objective(kind, self._model, teacher.processor)
-        self.settings = _fitting(settings, self.objective)
+        self.settings = replace(settings, max_length=fitting_length(self.objective, settings.max_length))
         self.config = self.objective.configured(self.config)
         self.wid_model = get_wid_model(self._model, self.config)  # before rows are read: most refusals come from here
         self.report = self._planned(teacher)
@@ -163,6 +163,7 @@ class Compression:
             "schedule": told.schedule,
             "settings": {name: value for name, value in told.settings.items() if name != "hub"},
             "rows": {source: found["read"] for source, found in self.data.record().items()},
+            **{f"the content of {source}": digest for source, digest in self.data.digests().items()},
         }
 
     def read(self) -> None:
@@ -377,17 +378,17 @@ def _dataset(source: Source) -> str | None:
     return None if local_paths(names) else hub_id(names[0])
 
 
-def _fitting(settings: CompressSettings, objective: Objective) -> CompressSettings:
-    """Return `settings` with texts no longer than the model has positions for; warn if the user gave a length."""
+def fitting_length(objective: Objective, max_length: int) -> int:
+    """Return `max_length`, or less if the model of `objective` has fewer positions; warn if the user gave a length."""
     if not isinstance(objective.inputs, TextInputs):
-        return settings
+        return max_length
     model = objective.teacher
-    longest = longest_text(model, objective.inputs.processor, settings.max_length)
-    if longest < settings.max_length != CompressSettings.max_length:
+    longest = longest_text(model, objective.inputs.processor, max_length)
+    if longest < max_length != CompressSettings.max_length:
         warnings.warn(
-            f"max_length={settings.max_length} is more than {type(model).__name__} has positions for: texts are cut "
-            f"after {longest} tokens.",
+            f"max_length={max_length} is more than {type(model).__name__} has positions for: texts are cut after "
+            f"{longest} tokens.",
             WidWarning,
             stacklevel=3,
         )
-    return replace(settings, max_length=longest)
+    return longest

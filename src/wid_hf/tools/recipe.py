@@ -104,11 +104,6 @@ class CompressSettings:
         if self.label_weight is not None and not 0 <= self.label_weight <= 1:
             raise ConfigError(f"label_weight={self.label_weight} is not a share. Legal: from 0 to 1.")
 
-    @property
-    def columns(self) -> Sequence[str]:
-        """The words of `column`."""
-        return [self.column] if isinstance(self.column, str) else self.column
-
 
 class Recipe(Protocol):
     """How a student is made from a teacher: its start, its trainer and its learning rates."""

@@ -19,6 +19,7 @@ from numpy import size
 from ..errors import WidError, WidWarning
 from ..objectives import Objective
 from ..rows import Prepared, Role, find_columns, hold_out, load_rows, named_columns, prepare
+from ..rows.digest import digest
 from ..rows.source import source_names
 from .recipe import CompressSettings
 
@@ -27,6 +28,7 @@ Source: TypeAlias = str | Sequence[str] | Dataset | IterableDataset  # names of 
 SHARE = 5  # at most one row in this many is held out
 # A stream is shuffled among this many rows, or among as many as need so much memory.
 SHUFFLED, SHUFFLED_BYTES = 10_000, 2**27
+FIRST = 100  # rows of a stream by which it is known again
 NUMBER = 32  # bytes that Python needs for one in a list
 
 
@@ -47,6 +49,13 @@ class TrainingData:
     def record(self) -> dict[str, dict[str, Any]]:
         """Return for each source the column of each role, how many rows were read, and why some were left out."""
         return {source: made.record() for source, made in self.sources.items()}
+
+    def digests(self) -> dict[str, str]:
+        """Return for each source the `digest` of its rows; of a stream, of its first ones."""
+        return {
+            source: digest(made.rows if isinstance(made.rows, Dataset) else _first(made.rows, FIRST))
+            for source, made in self.sources.items()
+        }
 
     def words(self) -> Iterator[str]:
         """Yield for each source which columns are read, and how many rows are left out."""
@@ -70,7 +79,7 @@ def load_training_data(
         DataError: a source cannot be read, or does not hold what the objective needs.
     """
     labels = settings.label_weight != 0
-    load = partial(load_prepared, objective=objective, columns=settings.columns, streaming=settings.streaming)
+    load = partial(load_prepared, objective=objective, column=settings.column, streaming=settings.streaming)
     prepared = load(train, settings.split, labels=labels)
     sources, rows = {said(train): prepared}, prepared.rows
     validation = settings.validation if held_out is None else held_out
@@ -97,7 +106,7 @@ def load_prepared(
     split: str,
     objective: Objective,
     *,
-    columns: Sequence[str] = (),
+    column: str | Sequence[str] = (),
     streaming: bool = False,
     labels: bool = True,
 ) -> Prepared:
@@ -107,7 +116,7 @@ def load_prepared(
         source: rows, or their name.
         split: of a dataset or a folder.
         objective: what a row must hold.
-        columns: words such as `label=class`.
+        column: one or several words such as `label=class`.
         streaming: whether rows that are named become a stream.
         labels: whether rows are left out whose label is missing or of no use; otherwise labels go along as they are.
 
@@ -119,7 +128,7 @@ def load_prepared(
     target = _labels_alone(objective)
     roles = [*objective.roles, *([target] if target is not None else [])]
     carried = () if labels or target is None else (target.name,)
-    found = find_columns(rows, roles, named_columns(columns), said(source))
+    found = find_columns(rows, roles, named_columns(column), said(source))
     return prepare(rows, found, roles, objective.why_unusable, carried=carried, source=said(source))
 
 

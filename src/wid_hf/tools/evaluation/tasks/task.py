@@ -6,17 +6,17 @@ Takes nothing; the kinds of tasks beside it are its subclasses.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ....rows.division import drawn
+
 Scores = dict[str, float]  # figure -> value
 Rows = dict[str, Dataset]  # split -> rows
-
-SHUFFLE_SEED = 0  # of the random examples if not all are used
 
 
 @dataclass(frozen=True)
@@ -26,21 +26,21 @@ class DataPlaces:
     Attributes:
         folder: with files in the layout of docs/evaluation.md; what it lacks comes from the Hub.
         texts: file or dataset with texts, for tasks that come without.
-        column: the column of `texts` that holds the text.
+        column: the column of `texts` that holds the text, as for `load_texts`.
         train_examples: rows to train on, drawn at random but the same in every run; None for all.
         eval_examples: the same for every split that is scored.
     """
 
     folder: Path | None = None
     texts: str | None = None
-    column: str | None = None
+    column: str | Sequence[str] | None = None
     train_examples: int | None = None
     eval_examples: int | None = None
 
     def limited(self, rows: Mapping[str, Dataset]) -> Rows:
         """Return at most the given number of rows of each split; the split `train` is the one to train on."""
         return {
-            split: _some(dataset, self.train_examples if split == "train" else self.eval_examples)
+            split: drawn(dataset, self.train_examples if split == "train" else self.eval_examples)
             for split, dataset in rows.items()
         }
 
@@ -83,9 +83,3 @@ class Scored(Task):
         self, model: PreTrainedModel, features: Rows, tokenizer: PreTrainedTokenizerBase, batch_size: int
     ) -> dict[str, Scores]:
         """Return the figures of `model` by split of `features`."""
-
-
-def _some(dataset: Dataset, count: int | None) -> Dataset:
-    if count is None or count >= len(dataset):
-        return dataset
-    return dataset.shuffle(seed=SHUFFLE_SEED).select(range(count))
