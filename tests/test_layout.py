@@ -48,6 +48,7 @@ FLOW = (
     "tools.recipe",
     "tools.training_data",
     "tools.compression",
+    "tools.as_is",
     "tools.compress",
     "tools.one_call",
 )

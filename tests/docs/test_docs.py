@@ -29,6 +29,7 @@ BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.S)
 SMALLER = {
     "google-bert/bert-base-uncased": "teacher",
     "distilbert/distilbert-base-uncased-finetuned-sst-2-english": "classifier",
+    "sst2-half": "classifier",
     "sentence-transformers/all-MiniLM-L6-v2": "sentences",
     ".push_to_hub(": ".save_pretrained(",
     ", private=True)": ")",
@@ -70,6 +71,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     save_teacher(tmp_path / "classifier", BertForSequenceClassification)
     write_modules(save_teacher(tmp_path / "sentences", BertModel, hidden=384, layers=1), "Normalize")
     write_texts(tmp_path / "train.txt", count=40)
+    reviews = "".join(f"{text},{number % 2}\n" for number, text in enumerate(texts(40)))
+    (tmp_path / "reviews.csv").write_text(f"text,label\n{reviews}")
     (tmp_path / "reactions.csv").write_text("rxn,class\n" + "".join(f"{text},1\n" for text in texts(40)))
     write_glue(tmp_path / "data" / "glue")
     monkeypatch.chdir(tmp_path)
