@@ -123,7 +123,7 @@ def test_columns_are_listed_with_what_they_hold_where_none_fits() -> None:
     told = refusal((TEXT,), text_b="str", text_a="str", label="classes", tags="strs", answers="answers")
     assert told.startswith("corpus has no column for text, such as text, sentence,")
     assert "label (one of 2 classes), tags (list of string), text_a (string), text_b (string)" in told
-    assert "answers (dict)" in told
+    assert "answers (struct of text, answer_start)" in told
     assert told.endswith("Name one that holds strings by column='text=NAME'.")
 
 

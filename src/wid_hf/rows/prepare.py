@@ -10,14 +10,16 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, IterableDataset
+from datasets import ClassLabel, Dataset, IterableDataset, Value
 
 from ..errors import DataError
 from ..progress_bar import progress_bar
 from .images import CheckedImage
+from .named_files import from_folder
 from .roles import Kind, Role, features_of
 from .sounds import StoredSound, samples
 
@@ -69,6 +71,7 @@ def prepare(
     why_unusable: Reason | None = None,
     *,
     carried: Collection[str] = (),
+    folder: Path | None = None,
     source: str = "the source",
 ) -> Prepared:
     """Return the rows with the columns of their roles alone, without those that lack something.
@@ -82,6 +85,7 @@ def prepare(
         roles: at least those of `columns`.
         why_unusable: returns why the task cannot use a row of roles, such as "there is no class 7", or None.
         carried: roles whose values go along as they are: no row is left out for one of them.
+        folder: in which relative paths begin, where a column names files; by default the working directory.
         source: where the rows come from, for errors.
 
     Raises:
@@ -89,10 +93,8 @@ def prepare(
     """
     kinds = {role.name: role.holds for role in roles if role.name in columns}
     for name, kind in kinds.items():  # first of all: what a stream does later, it does with what is decoded now
-        if kind == "image":
-            rows = rows.cast_column(columns[name], CheckedImage(mode=rows.features[columns[name]].mode))
-        elif kind == "audio":
-            rows = rows.cast_column(columns[name], StoredSound())
+        if kind in ("image", "audio"):
+            rows = _of_files(rows, columns[name], kind, folder)
     rows = _renamed(rows, {name: columns[name] for name in kinds})
     classes = {name for name, feature in rows.features.items() if isinstance(feature, ClassLabel)}
 
@@ -103,6 +105,19 @@ def prepare(
         why = f"No row of {source} can be used. {made.words()}" if made.read else f"{source} holds no row."
         raise DataError(f"{why} Give rows in which nothing is missing.")
     return made
+
+
+def _of_files(
+    rows: Dataset | IterableDataset, column: str, kind: Kind, folder: Path | None
+) -> Dataset | IterableDataset:
+    """Return rows whose column of images, sounds or paths is one of `CheckedImage` or `StoredSound`."""
+    if rows.features is None:
+        rows = rows.cast(features_of(rows))
+    mode = getattr(rows.features[column], "mode", None)
+    feature = CheckedImage(mode=mode) if kind == "image" else StoredSound()
+    if isinstance(rows.features[column], Value):
+        return from_folder(rows, column, feature, folder)
+    return rows.cast_column(column, feature)
 
 
 def _reason(kinds: Mapping[str, Kind], classes: Collection[str], why_unusable: Reason | None) -> Reason:

@@ -23,8 +23,8 @@ HOLDING: dict[Kind, str] = {
     "words": "lists of strings, or strings",
     "label": "strings or numbers",
     "labels": "lists of strings or numbers",
-    "image": "images",
-    "audio": "sounds",
+    "image": "images, or paths of their files",
+    "audio": "sounds, or paths of their files",
     "answers": "answers: the lists `text` and `answer_start`",
 }
 PEEKED = 100  # rows of a stream that show what its columns hold
@@ -234,8 +234,8 @@ _KINDS: dict[Kind, Callable[[Any], bool]] = {
     "words": lambda feature: _is_text(feature) or _is_list_of(_is_text)(feature),
     "label": _is_label,
     "labels": _is_list_of(_is_label),
-    "image": lambda feature: isinstance(feature, Image),
-    "audio": lambda feature: isinstance(feature, Audio),
+    "image": lambda feature: isinstance(feature, Image) or _is_text(feature),
+    "audio": lambda feature: isinstance(feature, Audio) or _is_text(feature),
     "answers": _is_answers,
 }
 
@@ -246,4 +246,6 @@ def _described(feature: Any) -> str:
         return f"list of {_described(feature.feature)}"
     if isinstance(feature, ClassLabel):
         return f"one of {feature.num_classes} classes"
+    if isinstance(feature, Mapping):
+        return f"struct of {', '.join(feature)}"
     return str(feature.dtype) if isinstance(feature, Value) else type(feature).__name__.lower()

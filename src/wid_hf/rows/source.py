@@ -91,6 +91,12 @@ def local_paths(source: str | Sequence[str]) -> list[Path]:
     return [Path(names[0])] if len(names) == 1 and Path(names[0]).is_dir() else _files(names)
 
 
+def folder_of(source: str | Sequence[str]) -> Path | None:
+    """Return the folder in which all files of `source` lie; None if there is none, as for the name of a dataset."""
+    folders = {path if path.is_dir() else path.parent for path in local_paths(source)}
+    return folders.pop() if len(folders) == 1 else None
+
+
 def source_names(source: str | Sequence[str]) -> list[str]:
     """Return the names of files, patterns, folders or datasets in `source`, without `~` and commas.
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from datasets import Dataset
 
+from .inner import with_inner_columns
 from .prepare import prepare
 from .roles import TEXT, find_columns, named_columns
 from .source import load_rows, source_names
@@ -24,6 +25,7 @@ def load_texts(
     Raises:
         DataError: the source is missing, unreadable or empty, or the column is not clear.
     """
-    rows = load_rows(source, split=split)
+    named = named_columns(column or ())
+    rows = with_inner_columns(load_rows(source, split=split), named.values())
     said = ", ".join(source_names(source))
-    return prepare(rows, find_columns(rows, [TEXT], named_columns(column or ()), said), [TEXT], source=said).rows
+    return prepare(rows, find_columns(rows, [TEXT], named, said), [TEXT], source=said).rows

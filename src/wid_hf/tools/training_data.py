@@ -20,7 +20,8 @@ from ..errors import WidError, WidWarning
 from ..objectives import Objective
 from ..rows import Prepared, Role, find_columns, hold_out, load_rows, named_columns, prepare
 from ..rows.digest import digest
-from ..rows.source import source_names
+from ..rows.inner import with_inner_columns
+from ..rows.source import folder_of, source_names
 from .recipe import CompressSettings
 
 Source: TypeAlias = str | Sequence[str] | Dataset | IterableDataset  # names of rows, or rows
@@ -123,13 +124,17 @@ def load_prepared(
     Raises:
         DataError: the source cannot be read, or does not hold what the objective needs.
     """
-    given = isinstance(source, Dataset | IterableDataset)
-    rows = source if given else load_rows(source, split=split, streaming=streaming)
+    if isinstance(source, Dataset | IterableDataset):
+        rows, folder = source, None
+    else:
+        rows, folder = load_rows(source, split=split, streaming=streaming), folder_of(source)
+    named = named_columns(column)
+    rows = with_inner_columns(rows, named.values())
     target = _labels_alone(objective)
     roles = [*objective.roles, *([target] if target is not None else [])]
     carried = () if labels or target is None else (target.name,)
-    found = find_columns(rows, roles, named_columns(column), said(source))
-    return prepare(rows, found, roles, objective.why_unusable, carried=carried, source=said(source))
+    found = find_columns(rows, roles, named, said(source))
+    return prepare(rows, found, roles, objective.why_unusable, carried=carried, folder=folder, source=said(source))
 
 
 def _labels_alone(objective: Objective) -> Role | None:
