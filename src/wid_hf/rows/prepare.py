@@ -92,9 +92,8 @@ def prepare(
         DataError: no row is left.
     """
     kinds = {role.name: role.holds for role in roles if role.name in columns}
-    for name, kind in kinds.items():  # first of all: what a stream does later, it does with what is decoded now
-        if kind in ("image", "audio"):
-            rows = _of_files(rows, columns[name], kind, folder)
+    # First of all: what a stream does later, it does with what is decoded now.
+    rows = _with_files(rows, {columns[name]: kind for name, kind in kinds.items()}, folder)
     rows = _renamed(rows, {name: columns[name] for name in kinds})
     classes = {name for name, feature in rows.features.items() if isinstance(feature, ClassLabel)}
 
@@ -107,17 +106,20 @@ def prepare(
     return made
 
 
-def _of_files(
-    rows: Dataset | IterableDataset, column: str, kind: Kind, folder: Path | None
+def _with_files(
+    rows: Dataset | IterableDataset, columns: Mapping[str, Kind], folder: Path | None
 ) -> Dataset | IterableDataset:
-    """Return rows whose column of images, sounds or paths is one of `CheckedImage` or `StoredSound`."""
-    if rows.features is None:
-        rows = rows.cast(features_of(rows))
-    mode = getattr(rows.features[column], "mode", None)
-    feature = CheckedImage(mode=mode) if kind == "image" else StoredSound()
-    if isinstance(rows.features[column], Value):
-        return from_folder(rows, column, feature, folder)
-    return rows.cast_column(column, feature)
+    """Return rows whose columns of images, sounds or their paths hold `CheckedImage` and `StoredSound`."""
+    for column, kind in columns.items():
+        if kind not in ("image", "audio"):
+            continue
+        if rows.features is None:
+            rows = rows.cast(features_of(rows))
+        now = rows.features[column]
+        feature = CheckedImage(mode=getattr(now, "mode", None)) if kind == "image" else StoredSound()
+        is_path = isinstance(now, Value)
+        rows = from_folder(rows, column, feature, folder) if is_path else rows.cast_column(column, feature)
+    return rows
 
 
 def _reason(kinds: Mapping[str, Kind], classes: Collection[str], why_unusable: Reason | None) -> Reason:
