@@ -86,7 +86,9 @@ def evaluate(
     """
     given = {param.name: param.opts[0] for param in ctx.command.params if _is_given(ctx, param.name)}
     if strange := [given[name] for name in given if name in (OF_TASKS if as_is else OF_AS_IS)]:
-        raise typer.BadParameter(f"{strange[0]} goes {'with --tasks, not with' if as_is else 'only with'} --as-is.")
+        raise typer.BadParameter(
+            f"{strange[0]} is {'not for --as-is, which trains nothing' if as_is else 'for --as-is'}."
+        )
     if as_is and (data is None or "data" not in given):
         raise typer.BadParameter("--as-is scores the model on rows: name them with --data.")
     if not as_is and not tasks:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from datasets import Dataset
 from encoder_decoders import HALF_T5, t5
+from media import picture, processor_of, teacher_of
 from sentence_folders import write_modules
 from task_rows import questions, sources
 from toys import SPECIAL, WORDS, save_teacher, texts, word_tokenizer
@@ -231,13 +232,32 @@ def test_the_command_prints_a_table_or_json(tmp_path: Path) -> None:
     ("words", "told"),
     [
         ("--as-is", "name them with --data"),
-        ("--as-is --data x --epochs 2", "--epochs goes with --tasks, not with --as-is"),
-        ("--as-is --data x --tasks cola", "--tasks goes with --tasks, not with --as-is"),
-        ("--tasks cola --teacher t", "--teacher goes only with --as-is"),
-        ("--tasks cola --json", "--json goes only with --as-is"),
+        ("--as-is --data x --epochs 2", "--epochs is not for --as-is, which trains nothing"),
+        ("--as-is --data x --tasks cola", "--tasks is not for --as-is"),
+        ("--tasks cola --teacher t", "--teacher is for --as-is"),
+        ("--tasks cola --json", "--json is for --as-is"),
         ("", "Name tasks with --tasks, or score the model on rows with --as-is and --data"),
     ],
 )
 def test_options_of_the_other_way_to_score_are_refused(words: str, told: str) -> None:
     result = invoke("model", *words.split(), WID_HF_DATA="tasks")
     assert result.exit_code == 2 and told in result.stderr
+
+
+def test_images_that_a_table_names_are_scored_and_compared_only_if_both_see_them_alike(tmp_path: Path) -> None:
+    for number in range(6):
+        picture(number).save(tmp_path / f"{number}.png")
+    table = tmp_path / "rows.csv"
+    table.write_text("image,label\n" + "".join(f"{number}.png,{number % 3}\n" for number in range(6)))
+    for seed, name in enumerate(("model", "teacher")):
+        teacher_of("images", seed).save_pretrained(tmp_path / name)
+        processor_of("images", tmp_path).save_pretrained(tmp_path / name)
+    model, teacher = (str(tmp_path / name) for name in ("model", "teacher"))
+    found = evaluate_as_is(model, str(table), teacher=teacher, settings=SHORT)
+    assert found.unit == "images" and found.scored == 6
+    assert found.scores["model"]["agreement"] < 1 == found.scores["teacher"]["agreement"]
+    assert found.scores["model"]["accuracy"] == evaluate_as_is(model, str(table)).scores["model"]["accuracy"]
+    settings = json.loads((tmp_path / "model" / "preprocessor_config.json").read_text())
+    (tmp_path / "model" / "preprocessor_config.json").write_text(json.dumps(settings | {"image_mean": [0.1, 0.2, 0.3]}))
+    with pytest.raises(TeacherError, match="makes other inputs of images than the teacher"):
+        evaluate_as_is(model, str(table), teacher=teacher, settings=SHORT)

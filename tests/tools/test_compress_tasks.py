@@ -75,6 +75,8 @@ def test_a_student_is_made_from_rows_with_labels_or_without(name: str, labelled:
         made = student.generate(torch.tensor([[2, 5, 6, 3]]), max_new_tokens=3)
         assert made[0, 0] == student.config.decoder_start_token_id
     assert json.loads((tmp_path / "student" / "wid_report.json").read_text())["scores"]["student"]
+    card = (tmp_path / "student" / "README.md").read_text()
+    assert all(f"| {figure.replace('_', ' ')} |" in card for figure in report.scores["student"])
 
 
 def test_given_targets_are_compared_along_even_without_a_loss_on_them(tmp_path: Path) -> None:
