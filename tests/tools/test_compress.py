@@ -314,6 +314,23 @@ def test_training_texts_that_are_missing_empty_or_unreadable_are_refused(
     assert not (tmp_path / "student").exists()
 
 
+@pytest.mark.parametrize(("task", "how"), [("auto", ", found from its class"), ("masked-lm", "")])
+def test_what_the_teacher_is_taken_for_is_told_first_and_before_rows_are_read(
+    tmp_path: Path, masked_teacher: Path, task: str, how: str
+) -> None:
+    told: list[str] = []
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises(DataError):
+        settings = replace(QUICK, task=task)
+        compress(
+            str(masked_teacher), str(tmp_path / "empty.txt"), tmp_path / "student", HALF, settings, tell=told.append
+        )
+    assert told == [
+        f"{masked_teacher}: a masked language model (task=masked-lm{how}). "
+        "Method: WID; learning rates: compactors 0.0003, teacher 0.0003."
+    ]
+
+
 def test_a_stream_calibrates_trains_and_scores_without_being_read_to_its_end(
     tmp_path: Path, masked_teacher: Path, read: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,7 +339,7 @@ def test_a_stream_calibrates_trains_and_scores_without_being_read_to_its_end(
     settings = replace(QUICK, streaming=True)
     report = compress(str(masked_teacher), "endless", tmp_path / "student", CALIBRATED, settings, tell=told.append)
     assert max(read) < 5000
-    assert told == ["endless: text from 'text'. None of 1,016 rows read so far is left out."]
+    assert told[1:] == ["endless: text from 'text'. None of 1,016 rows read so far is left out."]
     written = json.loads((tmp_path / "student" / "wid_report.json").read_text())["rows"]["endless"]
     assert written == report.rows["endless"]
     assert written["read"] == max(read) + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from datasets import Dataset, IterableDataset
 from toys import texts, word_tokenizer
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 
-from wid_hf import DataError
+from wid_hf import DataError, MissingExtraError
 from wid_hf.errors import WidWarning
 from wid_hf.inputs import TextInputs
 from wid_hf.objectives import Objective, find_objective
@@ -144,6 +145,16 @@ def test_rows_are_kept_whose_labels_weigh_nothing_and_are_of_no_use(
     assert (len(list(data.train)), len(data.held_out)) == (21, 21)
     assert "labels" not in data.held_out.column_names
     assert all(made.dropped == {} for made in data.sources.values())
+
+
+def test_figures_on_labels_without_their_packages_are_refused_when_rows_are_read(
+    tmp_path: Path, classifier: Objective, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write(tmp_path / "rows.jsonl")
+    monkeypatch.setitem(sys.modules, "sklearn", None)  # importing it fails
+    with pytest.raises(MissingExtraError, match=r'pip install "wid-hf\[eval\]"'):
+        load(source, classifier)
+    assert "labels" not in load(source, classifier, column="label=").held_out.column_names
 
 
 def test_an_untrained_student_needs_only_rows_to_calibrate_on(tmp_path: Path, masked_lm: Objective) -> None:

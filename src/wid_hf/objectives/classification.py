@@ -58,15 +58,10 @@ class Classification(Objective):
             rows, max_length, lambda columns, _: {"labels": [labels.target(value) for value in columns[column]]}
         )
 
-    def scored(self, features: Dataset, batch_size: int, seed: int) -> list[Batch]:
-        """Return the batches on which all models are scored.
-
-        Raises:
-            MissingExtraError: figures of labels need packages that are not installed.
-        """
+    def check_figures(self, features: Dataset) -> None:
+        """Raise MissingExtraError if there are labels, and what their figures need is not installed."""
         if "labels" in features.column_names:
             check_installed()
-        return super().scored(features, batch_size, seed)
 
     def wanted(self, batches: Sequence[Batch]) -> Tensor:
         """Return the teacher's scores `(rows, labels)`."""

@@ -94,12 +94,17 @@ class Objective(ABC):
         """
         return self.inputs.features(rows, max_length)
 
+    def check_figures(self, features: Dataset) -> None:
+        """Raise MissingExtraError if figures of these rows need packages that are not installed."""
+
     def scored(self, features: Dataset, batch_size: int, seed: int) -> list[Batch]:
         """Return the batches on which all models are scored.
 
         Raises:
             DataError: nothing in them can be scored.
+            MissingExtraError: figures need packages that are not installed.
         """
+        self.check_figures(features)
         names = [name for name in features.column_names if name != "special_tokens_mask"]
         return [*batches(features.select_columns(names), self.collator, batch_size)]
 

@@ -85,15 +85,10 @@ class TokenClassification(Objective):
 
         return self.inputs.features(rows, max_length, tagged)
 
-    def scored(self, features: Dataset, batch_size: int, seed: int) -> list[Batch]:
-        """Return the batches on which all models are scored.
-
-        Raises:
-            MissingExtraError: figures of tags need packages that are not installed.
-        """
+    def check_figures(self, features: Dataset) -> None:
+        """Raise MissingExtraError if there are tags, and what their figures need is not installed."""
         if "labels" in features.column_names:
             check_installed()
-        return super().scored(features, batch_size, seed)
 
     def wanted(self, batches: Sequence[Batch]) -> Tensor:
         """Return the teacher's scores `(tokens, classes)`."""

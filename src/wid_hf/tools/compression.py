@@ -166,6 +166,15 @@ class Compression:
             **{f"the content of {source}": digest for source, digest in self.data.digests().items()},
         }
 
+    def words(self) -> str:
+        """Return what the teacher is taken for, and how the student trains: what a user may want otherwise."""
+        guessed = ", found from its class" if self.settings.task == AUTO else ""
+        rates = ", ".join(f"{name} {rate:g}" for name, rate in self._rates.items())
+        return (
+            f"{self.report.teacher}: {self.objective.one} (task={self.objective.name}{guessed}). "
+            f"Method: {self.report.title}; learning rates: {rates}."
+        )
+
     def read(self) -> None:
         """Read the rows to train and to score on.
 

@@ -78,6 +78,7 @@ def load_training_data(
 
     Raises:
         DataError: a source cannot be read, or does not hold what the objective needs.
+        MissingExtraError: figures of labels need packages that are not installed.
     """
     labels = settings.label_weight != 0
     load = partial(load_prepared, objective=objective, column=settings.column, streaming=settings.streaming)
@@ -99,7 +100,9 @@ def load_training_data(
     if isinstance(features, IterableDataset):
         features = _shuffled(features, settings.seed)
     make = objective.features if labels else partial(_scored, objective=objective)
-    return TrainingData(features, make(kept, max_length=settings.max_length), sources)
+    scored = make(kept, max_length=settings.max_length)
+    objective.check_figures(scored)  # before any work
+    return TrainingData(features, scored, sources)
 
 
 def load_prepared(
