@@ -12,7 +12,7 @@ from torch import Tensor
 from ..adapter.tuner import WidModel
 from ..inputs import Batch
 from ..rows.roles import LABEL, LABELS, Role
-from ..scores.figures import accuracy, check_installed, f1, macro_f1, pearson, spearman
+from ..scores.figures import accuracy, f1, macro_f1, pearson, spearman
 from .divergences import sigmoid_divergence, softmax_divergence, squared_error
 from .labels import REGRESSION, SEVERAL_LABELS, Labels, names_of
 from .logits import logits_of
@@ -27,6 +27,7 @@ class Classification(Objective):
 
     reduction = "rows"
     takes_labels = True
+    figures_need_eval = True
 
     @property
     def target(self) -> Role:
@@ -57,11 +58,6 @@ class Classification(Objective):
         return self.inputs.features(
             rows, max_length, lambda columns, _: {"labels": [labels.target(value) for value in columns[column]]}
         )
-
-    def check_figures(self, features: Dataset) -> None:
-        """Raise MissingExtraError if there are labels, and what their figures need is not installed."""
-        if "labels" in features.column_names:
-            check_installed()
 
     def wanted(self, batches: Sequence[Batch]) -> Tensor:
         """Return the teacher's scores `(rows, labels)`."""

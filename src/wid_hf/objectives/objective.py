@@ -17,6 +17,7 @@ from ..adapter.tuner import WidModel
 from ..config import WidConfig
 from ..inputs import Batch, Inputs, batches
 from ..rows.roles import Role
+from ..scores.figures import check_installed
 from ..training.accumulation import Reduction
 
 Figures = dict[str, float]
@@ -39,6 +40,7 @@ class Objective(ABC):
         masks: whether the tokenizer needs a mask token.
         reduction: over what `loss` is a mean: "labels" stands for attended positions.
         takes_labels: whether there is a loss on labels.
+        figures_need_eval: whether figures on labels are computed by packages of the extra `eval`.
     """
 
     name: ClassVar[str]
@@ -50,6 +52,7 @@ class Objective(ABC):
     masks: ClassVar[bool] = False
     reduction: ClassVar[Reduction] = "labels"
     takes_labels: ClassVar[bool] = False
+    figures_need_eval: ClassVar[bool] = False
 
     def __init__(self, teacher: PreTrainedModel, inputs: Inputs) -> None:
         self.teacher = teacher
@@ -96,6 +99,8 @@ class Objective(ABC):
 
     def check_figures(self, features: Dataset) -> None:
         """Raise MissingExtraError if figures of these rows need packages that are not installed."""
+        if self.figures_need_eval and "labels" in features.column_names:
+            check_installed()
 
     def scored(self, features: Dataset, batch_size: int, seed: int) -> list[Batch]:
         """Return the batches on which all models are scored.

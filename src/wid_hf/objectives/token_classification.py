@@ -15,7 +15,7 @@ from ..adapter.tuner import WidModel
 from ..errors import TeacherError
 from ..inputs import Batch, Columns
 from ..rows.roles import TAGS, WORDS, Role
-from ..scores.figures import accuracy, check_installed, macro_f1
+from ..scores.figures import accuracy, macro_f1
 from ..training.labelled_positions import NO_LABEL
 from ..training.losses.counting import mean_of
 from .divergences import softmax_divergence
@@ -35,6 +35,7 @@ class TokenClassification(Objective):
     title = "taggers of tokens"
     one = "a tagger of tokens"
     takes_labels = True
+    figures_need_eval = True
 
     @classmethod
     def fits(cls, teacher: PreTrainedModel) -> bool:
@@ -84,11 +85,6 @@ class TokenClassification(Objective):
             return {"labels": [on_first_tokens(made.word_ids(row), each) for row, each in enumerate(numbers)]}
 
         return self.inputs.features(rows, max_length, tagged)
-
-    def check_figures(self, features: Dataset) -> None:
-        """Raise MissingExtraError if there are tags, and what their figures need is not installed."""
-        if "labels" in features.column_names:
-            check_installed()
 
     def wanted(self, batches: Sequence[Batch]) -> Tensor:
         """Return the teacher's scores `(tokens, classes)`."""
