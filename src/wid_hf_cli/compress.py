@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from . import options, run_file
+from .words import as_options
 
 if TYPE_CHECKING:
     from wid_hf.tools.reports.wid_report import Report
@@ -208,10 +209,9 @@ def compress(
             run=run,
         )
     except Stopped as stop:
-        from .app import as_options
-
         if options.leads():
-            Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print(as_options(str(stop)))
+            said = as_options(str(stop), ctx.find_root().command)
+            Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print(said)
         raise typer.Exit(128 + stop.signal) from None
     if options.leads():
         _tell(report, Path(expanded(output)), console, streaming=streaming)

@@ -134,23 +134,6 @@ def test_a_refusal_is_printed_without_a_traceback_and_exits_with_1(masked_teache
     assert "Traceback" not in ended.stderr
 
 
-def test_messages_of_the_library_name_options_on_the_command_line() -> None:
-    told = {
-        "Pass overwrite=True to replace it.": "Pass --overwrite to replace it.",
-        "hidden_size=30 does not fit": "--hidden-size 30 does not fit",
-        'try head_strategy="head", which': "try --head-strategy head, which",
-        "num_key_value_heads=2.": "--num-key-value-heads 2.",
-        "trust_remote_code=True, and name the revision= that": "--trust-remote-code, and name the --revision that",
-        "Name another with folder=, or": "Name another with --data, or",
-        "compactor_learning_rate=1e-4.": "--compactor-learning-rate 1e-4.",
-        "distillation=logits,hidden adds": "--distillation logits,hidden adds",
-        "distillation=['magic', 'hidden'] is unknown": "--distillation magic,hidden is unknown",
-        "pass example_inputs= or a=1": "pass example_inputs= or a=1",
-        "https://x.org/?output=3": "https://x.org/?output=3",
-    }
-    assert {text: program.as_options(text) for text in told} == told
-
-
 def run(*words: str, home: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from wid_hf_cli.main import main; main()", *words]
     environment = {**os.environ, "HOME": str(home), "COLUMNS": "200"}
