@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from imitations import imitating_trainer
+from transformers import WhisperTokenizer
 from whispers import EMPTY, END, HALF_WHISPER, START, TOKENS, processor, sounds, whisper
 
 from wid_hf import get_wid_model
@@ -53,6 +54,23 @@ def test_words_are_those_that_a_model_writes_by_itself(tmp_path: Path, monkeypat
     found = made.score(made.teacher, batches, made.wanted(batches))
     assert found["word_error_rate"] == pytest.approx(2 / 3)  # "a c" for "ab a", and "c" for "c"
     assert asked == [12, 6]
+
+
+@pytest.mark.parametrize(
+    ("language", "rate"), [(None, 0), ("en", 0), ("german", 1.5)]
+)  # in other languages the words are other ones
+def test_numbers_may_be_words_or_digits_where_the_tokenizer_knows(
+    language: str | None, rate: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = objective()
+    assert isinstance(made.tokenizer, WhisperTokenizer)
+    made.tokenizer.english_spelling_normalizer = {}
+    made.teacher.generation_config.language = language
+    texts = iter([[" 3.", "Twenty one"], ["three", "21"]])
+    monkeypatch.setattr(SpeechSeq2Seq, "_texts", lambda made, tokens: next(texts))
+    monkeypatch.setattr("wid_hf.objectives.speech_seq2seq.written", lambda *_: [[END]] * 2)  # a tiny one knows no other
+    batches = made.scored(made.features(sounds(tmp_path, 2, True), 12), 2, 0)
+    assert made.score(made.teacher, batches, None)["word_error_rate"] == rate
 
 
 def test_without_transcripts_the_teacher_writes_them_and_a_student_is_judged_by_these(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from .generated_targets import written
 from .objective import Figures
 from .seq2seq import Seq2Seq, takes_targets
 
+ENGLISH = ("en", "english", "<|en|>")  # as a generation config may name it
+
 
 class SpeechSeq2Seq(Seq2Seq):
     """Write down what is said: `Seq2Seq` that hears, and is judged by its words as well.
@@ -57,16 +59,24 @@ class SpeechSeq2Seq(Seq2Seq):
     def score(self, model: Any, batches: Sequence[Batch], wanted: Tensor | None) -> Figures:
         """Return the figures of `Seq2Seq` and the errors per word of what the model writes by itself.
 
-        Right is the transcript or, without one, what the teacher writes. Case and punctuation do not count. A text has
-        at most twice as many tokens as the longest target of its batch, for some models repeat themselves without end.
+        Right is the transcript or, without one, what the teacher writes. Case and punctuation do not count, nor how
+        numbers are written where the tokenizer knows (Whisper's, for English: "three" is "3"). A text has at most twice
+        as many tokens as the longest target of its batch, for some models repeat themselves without end.
         """
         mine, right = [], []
         for batch in progress_bar(batches, "Writing"):
             labels = batch["labels"]
             mine += written(model, batch, 2 * labels.shape[1])
             right += [row[row != NO_LABEL].tolist() for row in labels]
-        found, said = ([as_said(text) for text in self._texts(tokens)] for tokens in (mine, right))
+        found, said = ([self._as_said(text) for text in self._texts(tokens)] for tokens in (mine, right))
         return super().score(model, batches, wanted) | {"word_error_rate": word_error_rate(found, said)}
 
     def _texts(self, tokens: Sequence[Sequence[int]]) -> list[str]:
         return [self.tokenizer.decode(row, skip_special_tokens=True) for row in tokens]
+
+    def _as_said(self, text: str) -> str:
+        """Return `text` without what cannot be heard."""
+        language = getattr(self.teacher.generation_config, "language", None) or "en"
+        if getattr(self.tokenizer, "english_spelling_normalizer", None) is None or language not in ENGLISH:
+            return as_said(text)
+        return as_said(str(self.tokenizer.normalize(text)))
