@@ -93,7 +93,7 @@ def compress(
         str | None,
         typer.Option(
             help=f"Losses from the teacher, names with commas between them: {', '.join(options.LOSSES)}. With them the "
-            "teacher's weights do not change."
+            "teacher's weights do not change, and compactors train unless --train-weights is merged."
         ),
     ] = None,
     dropout: Annotated[bool, typer.Option(help="Train with the dropout of the teacher's config.")] = False,

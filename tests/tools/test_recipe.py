@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from wid_hf import ConfigError, TeacherError, WidConfig
-from wid_hf.objectives import OBJECTIVES
 from wid_hf.objectives.features import Features
 from wid_hf.objectives.masked_lm import MaskedLM
 from wid_hf.objectives.seq2seq import Seq2Seq
@@ -54,8 +53,14 @@ def test_unknown_losses_and_headless_teachers_are_refused() -> None:
         WidRecipe.of(CONFIG, KD).check_objective(Seq2Seq, "T5")
 
 
-def test_every_objective_has_learning_rates_for_every_start() -> None:
-    assert LEARNING_RATES.keys() == {(name, start) for name in OBJECTIVES for start in ("calibrated", "identity")}
+def test_a_merged_student_compares_inner_states_where_it_learns_outputs() -> None:
+    recipe = recipe_of(CONFIG, CompressSettings(train_weights="merged", distillation=("hidden",)))
+    assert (recipe.name, recipe.distillation) == ("wid-merged", ("hidden",))
+    recipe.check_objective(SequenceClassification, "BertForSequenceClassification")
+    with pytest.raises(TeacherError, match=r"it trains by its own loss alone.*train_weights=compactors"):
+        recipe.check_objective(MaskedLM, "BertForMaskedLM")
+    with pytest.raises(TeacherError, match=r'distillation="hidden" .* T5 has both. Leave hidden out'):
+        recipe.check_objective(Seq2Seq, "T5")
 
 
 def test_a_teacher_whose_outputs_are_learned_must_not_change() -> None:
@@ -113,7 +118,8 @@ def test_a_student_is_merged_at_once_unless_something_is_about_compactors(
     ("given", "told"),
     [
         ({"train_weights": "merged", "compactor_learning_rate": 1e-4}, "leave compactor_learning_rate= out"),
-        ({"train_weights": "merged", "distillation": ("hidden",)}, "leave distillation= out"),
+        ({"train_weights": "merged", "distillation": ("logits",)}, r"distillation=\['logits'\] is unknown"),
+        ({"train_weights": "merged", "distillation": ("hidden",), "label_weight": 1}, "leave distillation= out"),
         ({"train_weights": "compactors", "learning_rate": 1e-4}, "learning_rate=0.0001 is for train_weights=merged"),
     ],
 )

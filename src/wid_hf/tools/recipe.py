@@ -6,7 +6,7 @@ Takes a `WidConfig`, settings and a wid model; gives learning rates and a traine
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
@@ -23,7 +23,7 @@ from ..training.arguments import WidTrainingArguments
 from ..training.imitating_trainer import ImitatingTrainer
 from ..training.imitation import TARGETS
 from ..training.losses.registry import DISTILLED, refuse_unknown
-from ..training.merged_trainer import MergedTrainer, merged
+from ..training.merged_trainer import INNER, MergedTrainer, merged
 from ..training.student_trainer import StudentTrainer
 from ..training.trainer import WidTrainer
 from .training_settings import parsed
@@ -50,7 +50,8 @@ class CompressSettings:
         task: name of an objective; "auto" takes the one that fits the teacher.
         teacher_learning_rate: of the teacher's weights; must be 0 with losses from the teacher.
         distillation: losses from the teacher beside the others, some of `"logits"`, `"hidden"`, `"relations"`; with
-            them the teacher's weights do not change.
+            them the teacher's weights do not change, and "auto" trains compactors. A merged student that learns its
+            teacher's outputs takes the last two.
         dropout: whether the student trains with the dropout of its config.
         label_weight: share of the model's own loss on labels, the rest is of the loss from the teacher; 0 uses no
             labels, 1 nothing but labels. None is 0.5 where rows have labels.
@@ -244,12 +245,7 @@ class WidRecipe:
                 f'distillation="logits" compares scores of classes, and {teacher} is {objective.one}, which has none. '
                 'Leave "logits" out: the student learns its teacher\'s outputs anyway.'
             )
-        inside = [name for name in self.distillation if name != "logits"]
-        if inside and not objective.has_one_stack:
-            raise TeacherError(
-                f'distillation="{",".join(inside)}" compares inner states of an encoder or of a decoder, and {teacher} '
-                f"has both. Leave {' and '.join(inside)} out: the student learns its teacher's outputs anyway."
-            )
+        refuse_two_stacks(self.distillation, objective, teacher)
         refuse_label_weight(self.label_weight, objective, teacher)
 
     def learning_rates(self, objective: type[Objective], config: WidConfig, settings: CompressSettings) -> Rates:
@@ -320,10 +316,15 @@ class MergedRecipe:
     """The student of a calibrated start, merged at once; then its own weights train.
 
     Attributes:
+        distillation: losses that compare inner states with the teacher's, beside those of outputs.
         label_weight: as in `CompressSettings`.
         dropout: the same.
+
+    Raises:
+        ConfigError: an unknown loss.
     """
 
+    distillation: tuple[str, ...] = ()
     label_weight: float | None = None
     dropout: bool = False
     name: ClassVar[str] = "wid-merged"
@@ -335,22 +336,35 @@ class MergedRecipe:
         """Return the recipe that settings describe.
 
         Raises:
-            ConfigError: settings of weights that do not train, or losses that compare inner states.
+            ConfigError: settings of weights that do not train, or an unknown loss.
         """
-        given = of_compactors(config, settings)
+        given = [name for name in of_compactors(config, settings) if name != "distillation"]
         if given:
             raise ConfigError(
                 f"train_weights={MERGED} trains the student's own weights: leave {given[0]}= out, which is for "
                 f"train_weights={COMPACTORS}. Its own setting is learning_rate=."
             )
-        return cls(settings.label_weight, settings.dropout)
+        if settings.distillation and settings.label_weight == 1:
+            raise ConfigError(
+                "label_weight=1 trains a merged student on labels alone: leave distillation= out, or pass less."
+            )
+        return cls(tuple(settings.distillation), settings.label_weight, settings.dropout)
+
+    def __post_init__(self) -> None:
+        refuse_unknown(self.distillation, INNER, "distillation")
 
     def configured(self, config: WidConfig) -> WidConfig:
         """Return `config` as it is."""
         return config
 
     def check_objective(self, objective: type[Objective], teacher: str) -> None:
-        """Raise TeacherError if there is no loss on labels to weigh."""
+        """Raise TeacherError if there are no inner states to compare or the loss is the model's own, or no labels."""
+        if self.distillation and objective.has_own_loss:
+            raise TeacherError(
+                f"{teacher} is {objective.one}: merged, it trains by its own loss alone. Leave distillation= out, or "
+                f"pass train_weights={COMPACTORS}."
+            )
+        refuse_two_stacks(self.distillation, objective, teacher)
         refuse_label_weight(self.label_weight, objective, teacher)
 
     def learning_rates(self, objective: type[Objective], config: WidConfig, settings: CompressSettings) -> Rates:
@@ -382,6 +396,7 @@ class MergedRecipe:
             imitation=objective.loss,
             reduction=objective.reduction,
             label_weight=label_weight,
+            distillation=self.distillation,
             dropout=self.dropout,
             **data,
         )
@@ -406,6 +421,16 @@ def of_compactors(config: WidConfig, settings: CompressSettings) -> list[str]:
     ]
     given += ["distillation"] if settings.distillation else []
     return [*given, "schedule"] if isinstance(config.schedule, WidSchedule) else given
+
+
+def refuse_two_stacks(distillation: Collection[str], objective: type[Objective], teacher: str) -> None:
+    """Raise TeacherError if inner states shall be compared, and the teacher has those of an encoder and a decoder."""
+    inside = [name for name in distillation if name in INNER]
+    if inside and not objective.has_one_stack:
+        raise TeacherError(
+            f'distillation="{",".join(inside)}" compares inner states of an encoder or of a decoder, and {teacher} '
+            f"has both. Leave {' and '.join(inside)} out: the student learns its teacher's outputs anyway."
+        )
 
 
 def calibrate(model: PeftModel, trainer: WidTrainer) -> None:

@@ -38,11 +38,13 @@ class Imitating(StudentTrainer):
         imitation: the loss from the teacher; None trains by the model's own loss alone.
         reduction: over what it is a mean.
         label_weight: w of `(1 - w) * imitation + w * the model's own loss on labels`.
+        distillation_weight: of the losses that compare inner states, beside the others.
     """
 
     imitation: Imitation | None = None
     reduction: Reduction = "labels"
     label_weight: float = 0.0
+    distillation_weight: float = 1.0
     _distillation: Distillation | None = None
     _unlabelled_step: StepSize | None = None  # of the optimizer step that is running, as if there were no labels
 
@@ -103,7 +105,7 @@ class Imitating(StudentTrainer):
         loss = (1 - self.label_weight) * loss + self.label_weight * own
         if distillation is not None:
             distilled = self._part(distillation.loss(student, teacher, given), given, step=self._unlabelled_step)
-            loss = loss + self.args.distillation_weight * distilled
+            loss = loss + self.distillation_weight * distilled
         return (loss, student.output) if return_outputs else loss
 
 

@@ -110,6 +110,7 @@ class WidTrainer(Imitating):
                 "Distillation does not work with nn.DataParallel: start one process per GPU (torchrun)."
             )
         given = self.model, tuple(wanted), self.args.distillation_temperature
+        self.distillation_weight = self.args.distillation_weight
         if self._distillation is None or not self._distillation.is_of(*given):
             self._distillation = Distillation(*given)
 
@@ -224,7 +225,7 @@ class WidTrainer(Imitating):
         with self.accelerator.autocast():
             teacher = self._distillation.target(given)
         distilled = self._part(self._distillation.loss(student, teacher, given), given)
-        loss = loss + self.args.distillation_weight * distilled
+        loss = loss + self.distillation_weight * distilled
         return (loss, student.output) if return_outputs else loss
 
     def _on_labels(self, inputs: dict[str, Any], *, together: bool = False) -> AbstractContextManager[Any]:

@@ -35,6 +35,7 @@ class Distillation:
         model: what `get_wid_model` returned; its teacher runs in evaluation mode, without gradients.
         losses: some of `"logits"`, `"hidden"`, `"relations"`; their sum is the term.
         temperature: of the logits.
+        student: the merged student that trains in the place of the wid model's, which stays as it is for its maps.
 
     Attributes:
         terms: the losses that are added up.
@@ -45,9 +46,12 @@ class Distillation:
         TeacherError: the teacher has no logits, hidden states or values that could be compared.
     """
 
-    def __init__(self, model: PeftModel, losses: Collection[str], temperature: float = 2.0) -> None:
+    def __init__(
+        self, model: PeftModel, losses: Collection[str], temperature: float = 2.0, student: nn.Module | None = None
+    ) -> None:
         refuse_unknown(losses, DISTILLED, "distillation")
         self._wid = model.base_model
+        self._student = student
         self.losses, self.temperature = tuple(losses), temperature
         kinds = [TERMS[name] for name in DISTILLED if name in losses]
         everywhere = any(kind.at_all_positions for kind in kinds)
@@ -61,7 +65,7 @@ class Distillation:
 
     def watching(self) -> AbstractContextManager[Seen]:
         """Record inputs and outputs of the student's modules in the forward inside; then remove the hooks."""
-        return self._watched(self._wid.model)
+        return self._watched(self._wid.model if self._student is None else self._student)
 
     @torch.no_grad()
     def target(self, inputs: Mapping[str, Any]) -> Seen:
