@@ -11,6 +11,7 @@ import pytest
 import torch
 from datasets import Dataset, Features, Image, Value
 from media import RATE, extractor, image_processor, picture, rows_of, teacher_of, tone, write_wav
+from PIL import Image as Pictures
 from toys import word_tokenizer
 from transformers import ASTFeatureExtractor, BertConfig, BertModel, WhisperFeatureExtractor
 
@@ -29,6 +30,15 @@ def test_images_stay_stored_and_become_pixels_in_a_batch() -> None:
     first, last = batches(made, inputs.collator, 2)
     wanted = image_processor()([image.convert("RGB") for image in images], return_tensors="pt")["pixel_values"]
     assert torch.equal(torch.cat([first["pixel_values"], last["pixel_values"]]), wanted)
+
+
+def test_grey_of_16_bits_is_scaled_and_not_cut_off() -> None:
+    fine = (np.random.default_rng(0).integers(256, size=(8, 8)) * 257).astype(np.uint16)
+    coarse = Pictures.fromarray((fine // 257).astype(np.uint8))
+    inputs = ImageInputs(image_processor(), "pixel_values")
+    both = inputs.encode({"image": [Pictures.fromarray(fine), coarse]}, 0)["pixel_values"]
+    assert torch.equal(both[0], both[1])
+    assert both[0].std() > 0.3
 
 
 def test_labels_go_with_what_is_stored(tmp_path: Path) -> None:

@@ -54,6 +54,8 @@ def test_a_target_takes_all_tokens_of_its_letters_and_none_of_its_blanks() -> No
 def test_the_first_answer_that_does_not_stand_where_it_says_is_told() -> None:
     assert misplaced(TEXT, {"text": ["two", "six"], "answer_start": [0, 20]}) is None
     assert misplaced(TEXT, {"text": ["two", "six"], "answer_start": [0, 21]}) == 1
+    # Counted from the end, this one would stand there.
+    assert misplaced(TEXT, {"text": [TEXT[-5:-2]], "answer_start": [-5]}) == 0
     assert misplaced("Zürich liegt", {"text": ["liegt"], "answer_start": [8]}) == 0  # a count of bytes
 
 

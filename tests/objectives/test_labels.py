@@ -38,6 +38,8 @@ def test_names_and_numbers_are_both_understood(config: dict[str, Any], given: An
         (MOODS, 3, "label 3 is none"), (MOODS, -1, "label -1 is none"), (MOODS, 0.5, "label 0.5 is none"),
         (MOODS, None, "None is none"), (SEVERAL, ["angry"], "'angry' is none"),
         ({"num_labels": 1}, "much", "'much' is not a number"),
+        ({"num_labels": 1}, "nan", "'nan' is not a number"), ({"num_labels": 1}, float("inf"), "inf is not a number"),
+        ({"num_labels": 2, "problem_type": "regression"}, "12", "'12' is not a list of 2 numbers"),
         ({"num_labels": 2, "problem_type": "regression"}, [1.0], r"\[1.0\] is not a list of 2 numbers"),
         ({"num_labels": 2, "problem_type": "regression"}, 1.0, "1.0 is not a list of 2 numbers"),
     ],

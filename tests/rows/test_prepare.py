@@ -13,7 +13,7 @@ from test_source import write_wave
 
 from wid_hf.errors import DataError
 from wid_hf.rows import Prepared, load_rows, prepare
-from wid_hf.rows.roles import ANSWERS, AUDIO, IMAGE, LABEL, TAGS, TEXT, TEXT_PAIR, WORDS
+from wid_hf.rows.roles import ANSWERS, AUDIO, CHOICES, IMAGE, LABEL, LABELS, TAGS, TEXT, TEXT_PAIR, WORDS, Role
 
 ROWS = [
     {"body": "a", "text": "first", "mood": 1},
@@ -104,6 +104,38 @@ def test_lists_must_hold_something_but_a_question_may_have_no_answer(streaming: 
     assert list(prepare(dataset(asked, streaming), {"answers": "answers"}, [ANSWERS]).rows) == [
         {"answers": asked[0]["answers"]}
     ]
+
+
+@SOURCES
+@pytest.mark.parametrize(
+    ("role", "whole", "lacking", "why"),
+    [
+        (WORDS, ["a", "b"], ["a", None], "a word of the text is missing"),
+        (TAGS, [0, 1], [0, None], "one of the tags is missing"),
+        (CHOICES, ["a", "b"], [None, "b"], "one of the choices is missing"),
+        (ANSWERS, {"text": ["a"], "answer_start": [1]}, {"text": [None], "answer_start": [1]}, "one of the answers"),
+        (ANSWERS, {"text": ["a"], "answer_start": [1]}, {"text": ["a"], "answer_start": [None]}, "one of the answers"),
+        (ANSWERS, {"text": ["a"], "answer_start": [1]}, {"text": None, "answer_start": None}, "there are no answers"),
+        (LABELS, ["a", "b"], [None, "b"], "a label is missing"),
+    ],
+)
+def test_a_row_with_something_missing_in_a_list_is_left_out(
+    role: Role, whole: Any, lacking: Any, why: str, streaming: bool
+) -> None:
+    rows = dataset([{role.name: whole}, {role.name: lacking}], streaming)
+    made = prepare(rows, {role.name: role.name}, [role])
+    assert list(made.rows) == [{role.name: whole}]
+    ((told, count),) = made.dropped.items()
+    assert told.startswith(why)
+    assert count == 1
+
+
+@SOURCES
+def test_none_of_several_labels_may_hold(streaming: bool) -> None:
+    rows = [{"label": ["a"]}, {"label": []}, {"label": None}]
+    made = prepare(dataset(rows, streaming), {"label": "label"}, [LABELS])
+    assert list(made.rows) == rows[:2]
+    assert made.dropped == {"there is no label": 1}
 
 
 def write_images(folder: Path) -> None:

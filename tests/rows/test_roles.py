@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
-from wid_hf.errors import DataError
+from wid_hf.errors import DataError, WidWarning
 from wid_hf.rows import find_columns, load_rows, named_columns
 from wid_hf.rows.roles import (
     ANSWERS,
@@ -35,6 +35,10 @@ SHORT: dict[str, Any] = {
     "classes": ClassLabel(names=["no", "yes"]),
     "image": Image(),
     "answers": {"text": List(Value("string")), "answer_start": List(Value("int64"))},
+    "no answers": {"text": List(Value("null")), "answer_start": List(Value("null"))},
+    "one answer": {"text": Value("string"), "answer_start": Value("int64")},
+    "float answers": {"text": List(Value("string")), "answer_start": List(Value("float64"))},
+    "nothing": Value("null"),
 }
 
 
@@ -109,6 +113,42 @@ def test_a_column_of_another_kind_is_not_taken_for_its_name() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("roles", "columns", "told"),
+    [
+        (TEXTS, {"label": "strs"}, "The column 'label' holds list of string in corpus, and label must be strings or"),
+        (TEXTS, {"label": "strs", "score": "ints"}, "'label' holds list of string; 'score' holds list of int64"),
+        ((WORDS, TAGS), {"tags": "str"}, "'tags' holds string in corpus, and tags must be lists of strings or numbers"),
+        ((QUESTION, CONTEXT, ANSWERS), {"context": "str", "answers": "str"}, "must be answers: the lists `text`, of"),
+        ((QUESTION, CONTEXT, ANSWERS), {"context": "str", "answers": "one answer"}, "dict of text: string, answer_"),
+        ((QUESTION, CONTEXT, ANSWERS), {"context": "str", "answers": "float answers"}, "answer_start: list of float64"),
+    ],
+)
+def test_labels_of_another_kind_are_refused_and_not_passed_over(
+    roles: tuple[Role, ...], columns: dict[str, str], told: str
+) -> None:
+    first, target = roles[0].name, roles[-1].name
+    refused = refusal(roles, **{first: "str"}, **columns)
+    assert told in refused
+    assert refused.endswith(f"To use none, say column='{target}='.")
+    assert target not in found(roles, {target: ""}, **{first: "str"}, **columns)
+
+
+def test_a_column_without_a_value_is_no_label_and_told() -> None:
+    with pytest.warns(WidWarning, match="corpus has no label: 'label' holds no value"):
+        assert found(TEXTS, text="str", label="nothing") == {"text": "text"}
+
+
+def test_one_label_or_a_list_may_stand_where_several_can_hold() -> None:
+    for kind in ("str", "int", "strs", "ints", "classes"):
+        assert found((TEXT, LABELS), text="str", label=kind) == {"text": "text", "label": "label"}
+
+
+def test_answers_of_which_all_are_empty_have_no_type() -> None:
+    columns = {"question": "str", "context": "str", "answers": "no answers"}
+    assert "answers" in found((QUESTION, CONTEXT, ANSWERS), **columns)
+
+
 def test_a_choice_of_the_user_goes_before_usual_names() -> None:
     assert found(TEXTS, {"text": "body"}, text="str", body="str", label="int") == {"text": "body", "label": "label"}
     assert found(TEXTS, {"text": "text_a"}, text_a="str", text_b="str") == {"text": "text_a"}
@@ -123,7 +163,7 @@ def test_columns_are_listed_with_what_they_hold_where_none_fits() -> None:
     told = refusal((TEXT,), text_b="str", text_a="str", label="classes", tags="strs", answers="answers")
     assert told.startswith("corpus has no column for text, such as text, sentence,")
     assert "label (one of 2 classes), tags (list of string), text_a (string), text_b (string)" in told
-    assert "answers (struct of text, answer_start)" in told
+    assert "answers (struct of text: list of string, answer_start: list of int64)" in told
     assert told.endswith("Name one that holds strings by column='text=NAME'.")
 
 

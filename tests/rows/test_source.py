@@ -59,6 +59,19 @@ def test_files_of_every_kind_give_the_same_rows(tmp_path: Path, suffix: str, com
     assert list(rows) == [{"text": row["text"]} if suffix == ".txt" else row for row in ROWS]
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+@pytest.mark.parametrize("name", ["corpus.csv", "corpus.csv.gz", "folder/train.csv"])
+def test_columns_of_csv_are_parted_as_in_the_header(tmp_path: Path, name: str, separator: str, streaming: bool) -> None:
+    written = write(tmp_path / name, "\ufeff" + CONTENTS[".csv"].replace(",", separator))
+    source = str(tmp_path / "folder") if "/" in name else written
+    assert list(load_rows(source, streaming=streaming)) == ROWS
+
+
+def test_a_semicolon_below_the_header_parts_nothing(tmp_path: Path) -> None:
+    assert list(load_rows(write(tmp_path / "a.csv", "text\none; two\n"))) == [{"text": "one; two"}]
+
+
 @pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
 def test_tables_of_arrow_are_read(tmp_path: Path, suffix: str) -> None:
     dataset = Dataset.from_list(ROWS)

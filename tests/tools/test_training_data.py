@@ -54,6 +54,14 @@ def tokens(rows: Any) -> set[tuple[int, ...]]:
 STREAMED = pytest.mark.parametrize("streaming", [False, True], ids=["table", "stream"])
 
 
+def test_too_few_rows_are_refused_with_what_became_of_the_others(classifier: Objective) -> None:
+    rows = Dataset.from_dict({"text": ["one", "", "two"], "label": [0, 1, None]})
+    with pytest.raises(
+        DataError, match=r"1 row is too few .* 2 of 3 rows are left out: the text is blank \(1\), there"
+    ):
+        load(rows, classifier)
+
+
 @STREAMED
 def test_rows_are_divided_without_overlap_and_labels_go_along(
     tmp_path: Path, classifier: Objective, streaming: bool

@@ -10,6 +10,8 @@ from ..rows.roles import IMAGE
 from .inputs import Columns
 from .stored import StoredInputs
 
+BRIGHTEST = 65_535  # of 16 bits
+
 
 class ImageInputs(StoredInputs):
     """Pixels of an image, in the size that the processor makes."""
@@ -20,5 +22,11 @@ class ImageInputs(StoredInputs):
 
     def encode(self, columns: Columns, max_length: int) -> dict[str, Any]:
         """Return what the processor makes of images as PIL has them; `max_length` has no effect."""
-        images = [image.convert("RGB") for image in columns[IMAGE.name]]  # as pipelines of transformers do
-        return dict(self.processor(images, return_tensors="pt"))
+        return dict(self.processor([*map(_in_colours, columns[IMAGE.name])], return_tensors="pt"))
+
+
+def _in_colours(image: Any) -> Any:
+    """Return an image in RGB, as pipelines of transformers do; grey of 16 bits is scaled, which PIL would cut off."""
+    if image.mode.startswith("I"):
+        image = image.convert("I").point(lambda value: value * (255 / BRIGHTEST)).convert("L")
+    return image.convert("RGB")

@@ -129,7 +129,7 @@ def target(
 def misplaced(context: str, answers: Mapping[str, Any]) -> int | None:
     """Return which of the answers, counted from 0, does not stand in the text where it says; None if all do."""
     places = enumerate(zip(answers["text"], answers["answer_start"], strict=True))
-    return next((at for at, (text, start) in places if context[start : start + len(text)] != text), None)
+    return next((at for at, (text, start) in places if start < 0 or not context.startswith(text, start)), None)
 
 
 def _of_context(pairs: Sequence[tuple[int, int]], parts: Sequence[int | None]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -94,13 +95,11 @@ class Labels:
 
     def _quantity(self, value: Any) -> float | list[float]:
         try:
-            if self.count == 1:
-                return float(value)
-            numbers = [float(each) for each in value]
+            numbers = [float(each) for each in (value if isinstance(value, list | tuple) else [value])]
         except (TypeError, ValueError):
             numbers = []
-        if self.count > 1 and len(numbers) == self.count:
-            return numbers
+        if len(numbers) == self.count and all(map(math.isfinite, numbers)):
+            return numbers if self.count > 1 else numbers[0]
         wanted = "a number" if self.count == 1 else f"a list of {self.count} numbers"
         raise DataError(f"The label {value!r} is not {wanted}, which the model predicts. Correct the rows.")
 

@@ -12,10 +12,12 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ..errors import DataError
 from ..progress_bar import progress_bar
+
+UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError)
 
 
 def refuse_faults(files: Sequence[Path], builder: str) -> None:
@@ -32,15 +34,21 @@ def refuse_faults(files: Sequence[Path], builder: str) -> None:
     rows = 0
     for file in files:
         try:
-            with _OPENED.get(file.suffix.lower(), open)(file, "rt", encoding="utf-8-sig") as lines:
+            with opened(file) as lines:
                 rows += sum(1 for _ in rows_of(progress_bar(lines, f"Reading {file.name}")))
-        except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
+        except UNREADABLE as error:
             raise DataError(
                 f"{file} cannot be read: {error}. It must be a complete file in UTF-8 of the kind its suffix says: "
                 "write or download it again, or correct the suffix."
             ) from error
     if not rows:
         raise DataError(f"{', '.join(map(str, files))} holds no row: it is empty or all blank. Give at least one row.")
+
+
+def opened(file: Path) -> TextIO:
+    """Open a file of text that may be compressed, but not by zstd; reading may raise any of `UNREADABLE`."""
+    made: TextIO = _OPENED.get(file.suffix.lower(), open)(file, "rt", encoding="utf-8-sig")
+    return made
 
 
 def _text_rows(lines: Iterator[str]) -> Iterator[str]:

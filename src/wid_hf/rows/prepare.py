@@ -178,22 +178,41 @@ def _lack_of_text(value: Any) -> str | None:
     return None if value is not None and value.strip() else "the {} is blank"
 
 
+def _is_missing(value: Any) -> bool:
+    """CSV has NaN, which is unlike itself, where a number is missing."""
+    return value is None or value != value  # noqa: PLR0124
+
+
+def _lack_of_entry(values: list[Any]) -> str | None:
+    return "one of the {} is missing" if any(map(_is_missing, values)) else None
+
+
 def _lack_of_entries(value: Any) -> str | None:
-    return None if value else "there are no {}"
+    return _lack_of_entry(value) if value else "there are no {}"
 
 
 def _lack_of_words(value: Any) -> str | None:
-    return _lack_of_text(" ".join(value) if isinstance(value, list) else value)
+    if not isinstance(value, list):
+        return _lack_of_text(value)
+    return "a word of the {} is missing" if any(map(_is_missing, value)) else _lack_of_text(" ".join(value))
 
 
 def _lack_of_answers(value: Any) -> str | None:
     """A question that has no answer says so by empty lists."""
-    return "there are no {}" if value is None else None
+    if value is None or value["text"] is None or value["answer_start"] is None:
+        return "there are no {}"
+    return _lack_of_entry([*value["text"], *value["answer_start"]])
 
 
 def _lack_of_label(value: Any) -> str | None:
-    """CSV has NaN, which is unlike itself, where a number is missing."""
-    return "there is no {}" if value is None or value != value else None  # noqa: PLR0124
+    return "there is no {}" if _is_missing(value) else None
+
+
+def _lack_of_several(value: Any) -> str | None:
+    """No label of several may hold for a row, which an empty list says."""
+    if isinstance(value, list):
+        return "a {} is missing" if any(map(_is_missing, value)) else None
+    return _lack_of_label(value)
 
 
 def _lack_of_image(value: Any) -> str | None:
@@ -218,6 +237,7 @@ _LACKS: dict[Kind, Callable[[Any], str | None]] = {
     "words": _lack_of_words,
     "label": _lack_of_label,
     "labels": _lack_of_entries,
+    "several": _lack_of_several,
     "image": _lack_of_image,
     "audio": _lack_of_sound,
     "answers": _lack_of_answers,

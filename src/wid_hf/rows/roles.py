@@ -6,26 +6,28 @@ Called by `compress` and `load_texts`; objectives name their roles.
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from typing import Any, Literal
 
 from datasets import Audio, ClassLabel, Dataset, Features, Image, IterableDataset, LargeList, List, Value
 
-from ..errors import DataError
+from ..errors import DataError, WidWarning
 
-Kind = Literal["text", "texts", "words", "label", "labels", "image", "audio", "answers"]
+Kind = Literal["text", "texts", "words", "label", "labels", "several", "image", "audio", "answers"]
 HOLDING: dict[Kind, str] = {
     "text": "strings",
     "texts": "lists of strings",
     "words": "lists of strings, or strings",
     "label": "strings or numbers",
     "labels": "lists of strings or numbers",
+    "several": "strings or numbers, or lists of these",
     "image": "images, or paths of their files",
     "audio": "sounds, or paths of their files",
-    "answers": "answers: the lists `text` and `answer_start`",
+    "answers": "answers: the lists `text`, of strings, and `answer_start`, of whole numbers",
 }
 PEEKED = 100  # rows of a stream that show what its columns hold
 
@@ -81,7 +83,7 @@ TEXT_PAIR = Role(
 )
 # No "class" or "rating": a column that only sounds like labels would train a student on what its teacher never meant.
 LABEL = Role("label", ("label", "labels", "score"), "label", required=False)
-LABELS = Role("label", ("labels", "label"), "labels", required=False)
+LABELS = Role("label", ("labels", "label"), "several", required=False)
 WORDS = Role("text", ("tokens", "words", *TEXT.columns), "words")
 TAGS = Role("tags", ("tags", "ner_tags", "labels", "pos_tags", "upos"), "labels", required=False)
 QUESTION = Role("question", ("question", "query"), "text")
@@ -119,8 +121,9 @@ def find_columns(
         source: where the rows come from, for errors.
 
     Raises:
-        DataError: a role is unknown, a column of `given` is not there or holds something else, or a required role is
-            nowhere. The message lists the columns that there are.
+        DataError: a role is unknown, a column of `given` is not there or holds something else, a required role is
+            nowhere, or no column with a usual name of another role holds what it must. The message lists the columns
+            that there are.
     """
     table = _Table(features_of(rows), source)
     found = _given(roles, given, table)
@@ -134,6 +137,8 @@ def find_columns(
         if role.required and role.name not in found:
             names = ", ".join(dict.fromkeys(role.columns))
             raise DataError(f"{source} has no column for {role.name}, such as {names}. {table.advice(role)}")
+        if role.name not in found and role in free and not role.beside:
+            table.refuse_other_kinds(role, found.values())
     return {role.name: found[role.name] for role in roles if role.name in found}
 
 
@@ -157,6 +162,23 @@ class _Table:
                 f"The column {column!r} of {self.source} holds {_described(self.features[column])}, and {role.name} "
                 f"must be {HOLDING[role.holds]}. {self.advice(role)}"
             )
+
+    def refuse_other_kinds(self, role: Role, taken: Collection[str]) -> None:
+        """Raise DataError if a role that rows may lack has a column by its name, which holds something else.
+
+        To train without it would hide that; a column without any value is only told of.
+        """
+        named = [name for name in role.columns if name in self.features and name not in taken]
+        if not named:
+            return
+        kinds = "; ".join(f"{name!r} holds {_described(self.features[name])}" for name in named)
+        if all(_is_null(self.features[name]) for name in named):
+            warnings.warn(f"{self.source} has no {role.name}: {kinds}.", WidWarning, stacklevel=3)
+            return
+        raise DataError(
+            f"The column {kinds} in {self.source}, and {role.name} must be {HOLDING[role.holds]}. "
+            f"{self.advice(role)} To use none, say column='{role.name}='."
+        )
 
     def pair(self, first: Role, second: Role) -> dict[str, str]:
         """Return the first columns of both roles that belong together; nothing if there are none."""
@@ -220,12 +242,24 @@ def _is_label(feature: Any) -> bool:
     return number or _is_text(feature) or isinstance(feature, ClassLabel)
 
 
+def _is_null(feature: Any) -> bool:
+    return isinstance(feature, Value) and feature.dtype == "null"
+
+
 def _is_list_of(one: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda feature: isinstance(feature, List | LargeList) and one(feature.feature)
 
 
 def _is_answers(feature: Any) -> bool:
-    return isinstance(feature, Mapping) and {"text", "answer_start"} <= feature.keys()
+    """Return whether there are both lists, which have no type where all are empty."""
+    if not isinstance(feature, Mapping) or not {"text", "answer_start"} <= feature.keys():
+        return False
+    texts = _is_list_of(lambda each: _is_text(each) or _is_null(each))(feature["text"])
+    return texts and _is_list_of(lambda each: _is_whole(each) or _is_null(each))(feature["answer_start"])
+
+
+def _is_whole(feature: Any) -> bool:
+    return isinstance(feature, Value) and feature.dtype.startswith(("int", "uint"))
 
 
 _KINDS: dict[Kind, Callable[[Any], bool]] = {
@@ -234,6 +268,7 @@ _KINDS: dict[Kind, Callable[[Any], bool]] = {
     "words": lambda feature: _is_text(feature) or _is_list_of(_is_text)(feature),
     "label": _is_label,
     "labels": _is_list_of(_is_label),
+    "several": lambda feature: _is_label(feature) or _is_list_of(_is_label)(feature),
     "image": lambda feature: isinstance(feature, Image) or _is_text(feature),
     "audio": lambda feature: isinstance(feature, Audio) or _is_text(feature),
     "answers": _is_answers,
@@ -247,5 +282,7 @@ def _described(feature: Any) -> str:
     if isinstance(feature, ClassLabel):
         return f"one of {feature.num_classes} classes"
     if isinstance(feature, Mapping):
-        return f"struct of {', '.join(feature)}"
+        return f"struct of {', '.join(f'{name}: {_described(part)}' for name, part in feature.items())}"
+    if _is_null(feature):
+        return "no value"
     return str(feature.dtype) if isinstance(feature, Value) else type(feature).__name__.lower()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from ..errors import DataError
 from ..hub.paths import expanded
-from .faults import refuse_faults
+from .faults import UNREADABLE, opened, refuse_faults
 from .sounds import SoundFolder
 
 # Builders of `datasets` by the suffix of their files, and how they are called.
@@ -38,6 +39,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     ".txt": {"encoding": "utf-8-sig", "features": Features({"text": Value("string")})},
     ".tsv": {"sep": "\t"},
 }
+SPECIAL = {*OPTIONS, ".csv"}  # suffixes that decide how a builder is called
+SEPARATORS = ",;\t|"  # in CSV files; the first one where the header has none
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 CHECKED = 1000  # rows of text that are in memory at a time
 OF_FOLDERS = {"imagefolder", "audiofolder"}
@@ -76,7 +79,7 @@ def load_rows(
         if builder == "audiofolder":
             made: DatasetBuilder = SoundFolder(data_files=splits)
         else:
-            made = datasets.load_dataset_builder(builder, data_files=splits, **OPTIONS.get(suffix, {}))
+            made = datasets.load_dataset_builder(builder, data_files=splits, **_options(suffix, files))
         return _built(made, files, split, streaming)
     return _named(names[0], split, streaming)
 
@@ -153,13 +156,23 @@ def _one_kind(files: Iterable[Path], source: str) -> tuple[str, str]:
     for suffix, file in suffixes.items():
         if suffix not in BUILDERS:
             raise DataError(_not_a_file(file))
-    kinds = {(BUILDERS[suffix], suffix if suffix in OPTIONS else ""): file for suffix, file in suffixes.items()}
+    kinds = {(BUILDERS[suffix], suffix if suffix in SPECIAL else ""): file for suffix, file in suffixes.items()}
     if len(kinds) > 1:
         raise DataError(
             f"{source} holds files of several kinds: {', '.join(str(file) for file in kinds.values())}. Give files of "
             "one kind, such as 'folder/*.jsonl'."
         )
     return next(iter(kinds))
+
+
+def _options(suffix: str, files: Sequence[Path]) -> dict[str, Any]:
+    """Return how the builder of such files is called; a CSV may have `;`, tabs or `|` between its columns."""
+    if suffix != ".csv":
+        return OPTIONS.get(suffix, {})
+    header = ""
+    with suppress(*UNREADABLE), opened(files[0]) as lines:  # the builder will say it
+        header = lines.readline()
+    return {"sep": max(SEPARATORS, key=header.count)}
 
 
 def _of_folder(folder: Path, split: str, streaming: bool) -> Dataset | IterableDataset:
@@ -173,7 +186,7 @@ def _of_folder(folder: Path, split: str, streaming: bool) -> Dataset | IterableD
     elif builder == "imagefolder":
         made = datasets.load_dataset_builder(builder, data_dir=str(folder))
     else:  # which leaves out files of no kind, such as a README.md
-        made = datasets.load_dataset_builder(str(folder), **(OPTIONS[suffix] if builder == "text" else {}))
+        made = datasets.load_dataset_builder(str(folder), **_options(suffix, files))
     _check_split(folder, split.partition("[")[0], made.config.data_files)
     return _built(made, files, split, streaming)
 

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 from datasets import Dataset, IterableDataset
 from numpy import size
 
-from ..errors import WidError, WidWarning
+from ..errors import DataError, WidError, WidWarning
 from ..objectives import Objective
 from ..rows import Prepared, Role, find_columns, hold_out, load_rows, named_columns, prepare
 from ..rows.digest import digest
@@ -92,7 +92,10 @@ def load_training_data(
     else:
         first = rows if isinstance(rows, Dataset) else [*islice(rows, SHARE * settings.validation_texts)]
         count = min(settings.validation_texts, max(len(first) // SHARE, 1))
-        rows, kept = hold_out(rows, count, settings.seed)
+        try:
+            rows, kept = hold_out(rows, count, settings.seed)
+        except DataError as few:
+            raise DataError(f"{said(train)}: {few} {prepared.words()}" if prepared.dropped else str(few)) from few
     if not settings.steps and isinstance(rows, Dataset):
         rows = rows.shuffle(seed=settings.seed).select(range(min(samples, len(rows))))
     kept = _first(kept, settings.validation_texts)
