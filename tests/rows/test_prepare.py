@@ -165,9 +165,10 @@ def test_images_that_cannot_be_read_are_left_out_and_counted(tmp_path: Path, str
 def test_sounds_stay_undecoded_and_those_that_cannot_be_read_are_left_out(tmp_path: Path, streaming: bool) -> None:
     path = write_wave(tmp_path / "a.wav", np.array([1, 2], "<i2").tobytes())
     (tmp_path / "b.wav").write_text("no sound at all")
+    write_wave(tmp_path / "c.wav", b"")
     made = prepare(load_rows(str(tmp_path), streaming=streaming), {"audio": "audio"}, [AUDIO])
     assert list(made.rows) == [{"audio": {"bytes": None, "path": str(path)}}]
-    assert made.dropped == {"the audio cannot be read": 1}
+    assert made.dropped == {"the audio cannot be read": 1, "the audio is empty": 1}
 
 
 def test_rows_of_a_stream_of_csv_know_what_they_hold(tmp_path: Path) -> None:

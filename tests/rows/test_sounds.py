@@ -53,6 +53,10 @@ def test_a_tone_stays_the_same_at_another_rate(rate: int, wanted: int) -> None:
     np.testing.assert_allclose(found, tone(200, wanted), atol=1e-4)
 
 
+def test_of_the_shortest_sound_something_is_left_at_a_lower_rate() -> None:
+    np.testing.assert_allclose(resampled(np.full(2, 0.5, np.float32), 48000, 2000), [0.5])
+
+
 def test_what_the_new_rate_cannot_hold_is_left_out() -> None:
     both = tone(200, 16000) + tone(7000, 16000)
     np.testing.assert_allclose(resampled(both, 16000, 8000), tone(200, 8000), atol=1e-9)

@@ -16,11 +16,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING_NAMES
 from ..adapter.tuner import WidModel
 from ..errors import DataError, TeacherError
 from ..inputs import Batch, Columns, Inputs, SoundInputs
-from ..rows.roles import AUDIO, TRANSCRIPT, Role
+from ..rows.roles import TRANSCRIPT, Role
 from ..scores.transcripts import error_rate, word_error_rate
 from ..training.labelled_positions import NO_LABEL
 from ..training.losses.counting import attended_positions
 from .divergences import softmax_divergence
+from .frames import frames_of
 from .logits import logits_of
 from .objective import Figures, Objective
 
@@ -73,14 +74,12 @@ class CTC(Objective):
 
     def why_unusable(self, row: Mapping[str, Any]) -> str | None:
         """Return a reason if a sound has fewer frames than its transcript needs, where frames can be counted."""
-        frames = getattr(self.teacher, "_get_feat_extract_output_lengths", None)
-        if TRANSCRIPT.name not in row or frames is None or self.teacher.main_input_name != "input_values":
-            return None
+        frames = frames_of(self.teacher, self.inputs, row) if TRANSCRIPT.name in row else None
+        if not frames:
+            return super().why_unusable(row)
         (ids,) = _tokens(self.tokenizer, [row[TRANSCRIPT.name]])
         needed = len(ids) + sum(one == other for one, other in pairwise(ids))  # a blank between equal ones
-        heard = len(self.inputs.heard(row[AUDIO.name]))
-        made = int(frames(torch.tensor(heard)))
-        return None if needed <= made else "the sound is too short for what is said"
+        return None if needed <= frames else "the sound is too short for what is said"
 
     @property
     def collator(self) -> Callable[[list[dict[str, Any]]], Any]:

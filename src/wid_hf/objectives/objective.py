@@ -19,6 +19,7 @@ from ..inputs import Batch, Inputs, batches
 from ..rows.roles import Role
 from ..scores.figures import check_installed
 from ..training.accumulation import Reduction
+from .frames import frames_of
 
 Figures = dict[str, float]
 
@@ -80,9 +81,9 @@ class Objective(ABC):
     def why_unusable(self, row: Mapping[str, Any]) -> str | None:
         """Return why a row, whose columns are roles, must be left out; None if it can be used.
 
-        Rows without a value for one of the roles are left out anyway.
+        Rows without a value for one of the roles are left out anyway. Here a sound must have a frame.
         """
-        return None
+        return "the sound is too short" if frames_of(self.teacher, self.inputs, row) == 0 else None
 
     @property
     def collator(self) -> Callable[[list[dict[str, Any]]], Any]:

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from pyarrow import ArrowException, parquet
+
 from ..errors import DataError
 from ..progress_bar import progress_bar
 
@@ -26,8 +28,11 @@ def refuse_faults(files: Sequence[Path], builder: str) -> None:
     Args:
         files: in order.
         builder: name of the builder of `datasets` that reads such files; only those of text, JSON and CSV are checked,
-            and none that zstd compressed.
+            and none that zstd compressed. Of Parquet, rows are counted.
     """
+    if builder == "parquet":
+        _refuse_no_row(files, _rows_of_parquet(files))
+        return
     rows_of = _ROWS.get(builder)
     if rows_of is None or any(file.suffix.lower() == ".zst" for file in files):
         return
@@ -41,8 +46,20 @@ def refuse_faults(files: Sequence[Path], builder: str) -> None:
                 f"{file} cannot be read: {error}. It must be a complete file in UTF-8 of the kind its suffix says: "
                 "write or download it again, or correct the suffix."
             ) from error
-    if not rows:
+    _refuse_no_row(files, rows)
+
+
+def _refuse_no_row(files: Sequence[Path], rows: int | None) -> None:
+    if rows == 0:
         raise DataError(f"{', '.join(map(str, files))} holds no row: it is empty or all blank. Give at least one row.")
+
+
+def _rows_of_parquet(files: Sequence[Path]) -> int | None:
+    """Return how many rows there are, None where that cannot be read."""
+    try:
+        return sum(int(parquet.read_metadata(file).num_rows) for file in files)
+    except (OSError, ArrowException):
+        return None
 
 
 def opened(file: Path) -> TextIO:

@@ -225,10 +225,10 @@ def _lack_of_sound(value: dict[str, Any] | None) -> str | None:
     if value is None:
         return "there is no {}"
     try:
-        samples(value)
+        heard, _ = samples(value)
     except DataError:
         return "the {} cannot be read"
-    return None
+    return None if len(heard) else "the {} is empty"
 
 
 _LACKS: dict[Kind, Callable[[Any], str | None]] = {

@@ -77,9 +77,12 @@ def _integers(content: bytes, width: int) -> np.ndarray:
 
 
 def resampled(values: np.ndarray, rate: int, wanted: int) -> np.ndarray:
-    """Return samples `(n,)` taken `rate` times per second as `(round(n * wanted / rate),)`, by their spectrum."""
+    """Return samples `(n,)` taken `rate` times per second as `(round(n * wanted / rate),)`, by their spectrum.
+
+    At least one is left of some.
+    """
     if rate == wanted:
         return values
-    count = round(len(values) * wanted / rate)
+    count = max(1, round(len(values) * wanted / rate))
     spectrum = np.fft.rfft(values)[: count // 2 + 1]
     return (np.fft.irfft(spectrum, count) * (count / len(values))).astype(values.dtype)
