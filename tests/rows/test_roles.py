@@ -120,7 +120,7 @@ def test_a_column_of_another_kind_is_not_taken_for_its_name() -> None:
         (TEXTS, {"label": "strs", "score": "ints"}, "'label' holds list of string; 'score' holds list of int64"),
         ((WORDS, TAGS), {"tags": "str"}, "'tags' holds string in corpus, and tags must be lists of strings or numbers"),
         ((QUESTION, CONTEXT, ANSWERS), {"context": "str", "answers": "str"}, "must be answers: the lists `text`, of"),
-        ((QUESTION, CONTEXT, ANSWERS), {"context": "str", "answers": "one answer"}, "dict of text: string, answer_"),
+        ((QUESTION, CONTEXT, ANSWERS), {"context": "str", "answers": "one answer"}, "struct of text: string, answer_"),
         ((QUESTION, CONTEXT, ANSWERS), {"context": "str", "answers": "float answers"}, "answer_start: list of float64"),
     ],
 )
