@@ -49,7 +49,9 @@ def test_translations_of_datasets_are_such_columns_at_any_depth() -> None:
 def test_names_that_lead_nowhere_add_nothing_and_are_refused_later(tmp_path: Path) -> None:
     rows = Dataset.from_list([{"translation": PAIRS[0], "a.b": "dotted"}])
     assert with_inner_columns(rows, ["translation.fr", "other.x", "translation.de.x", "a.b", ""]) is rows
-    with pytest.raises(DataError, match=r"no column 'translation\.fr' for text.*translation \(struct of de: string, en: string\)"):
+    with pytest.raises(
+        DataError, match=r"no column 'translation\.fr' for text.*translation \(struct of de: string, en: string\)"
+    ):
         find_columns(rows, [TEXT], {"text": "translation.fr"}, "it")
     texts = load_texts(written(tmp_path, [{"translation": PAIRS[0]}]), column="translation.en")
     assert texts[:] == {"text": ["yes"]}
