@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import datasets
 import pytest
-from datasets import Dataset, DatasetDict, IterableDataset
+from datasets import Dataset, DatasetDict, Features, IterableDataset, Value
 from PIL import Image
 
 from wid_hf.errors import DataError
@@ -267,6 +267,24 @@ def test_binary_garbage_is_refused_with_the_cause_kept(tmp_path: Path, name: str
 def test_a_table_that_is_none_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match=rf"{name} cannot be read: .* kind that their suffix says"):
         load_rows(write(tmp_path / name, "PAR1"))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_table_of_parquet_without_rows_is_refused(tmp_path: Path, streaming: bool) -> None:
+    empty = Dataset.from_dict({"text": []}, features=Features({"text": Value("string")}))
+    empty.to_parquet(tmp_path / "corpus.parquet")
+    with pytest.raises(DataError, match=r"corpus\.parquet holds no row"):
+        load_rows(str(tmp_path / "corpus.parquet"), streaming=streaming)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".csv"])
+def test_an_empty_split_is_refused_by_its_file(tmp_path: Path, suffix: str, streaming: bool) -> None:
+    write(tmp_path / f"train{suffix}", CONTENTS[suffix])
+    write(tmp_path / f"validation{suffix}", "")
+    with pytest.raises(DataError, match=rf"validation\{suffix} holds no row") as refused:
+        load_rows(str(tmp_path), split="validation", streaming=streaming)
+    assert "train" not in str(refused.value)
 
 
 def test_zero_bytes_in_a_text_file_are_refused_by_line(tmp_path: Path) -> None:

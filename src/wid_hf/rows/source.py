@@ -187,8 +187,10 @@ def _of_folder(folder: Path, split: str, streaming: bool) -> Dataset | IterableD
         made = datasets.load_dataset_builder(builder, data_dir=str(folder))
     else:  # which leaves out files of no kind, such as a README.md
         made = datasets.load_dataset_builder(str(folder), **_options(suffix, files))
-    _check_split(folder, split.partition("[")[0], made.config.data_files)
-    return _built(made, files, split, streaming)
+    name = split.partition("[")[0]
+    _check_split(folder, name, made.config.data_files)
+    own = [Path(file) for file in made.config.data_files[name]]
+    return _built(made, own, split, streaming, others=[file for file in files if file not in own])
 
 
 def _files_in(folder: Path) -> list[Path]:
@@ -216,18 +218,26 @@ def _check_split(folder: Path, split: str, splits: Iterable[str]) -> None:
         )
 
 
-def _built(builder: DatasetBuilder, files: Sequence[Path], split: str, streaming: bool) -> Dataset | IterableDataset:
-    """Return the rows of `files` that `builder` reads; an error says which file and line is wrong, if one is."""
+def _built(
+    builder: DatasetBuilder, files: Sequence[Path], split: str, streaming: bool, others: Sequence[Path] = ()
+) -> Dataset | IterableDataset:
+    """Return the rows of `files` that `builder` reads; an error says which file and line is wrong, if one is.
+
+    A table is made of all splits at once, so a file of `others` may be the wrong one.
+    """
     try:
         if streaming:
             rows = builder.as_streaming_dataset(split=split)
-            if builder.name not in ("imagefolder", "sounds"):  # one that cannot be read is left out later
-                next(iter(rows), None)
+            # An image or a sound that cannot be read is left out later.
+            if builder.name not in ("imagefolder", "sounds") and next(iter(rows), None) is None:
+                refuse_faults(files, builder.name)
         else:
             builder.download_and_prepare()
             rows = builder.as_dataset(split=split)
     except Exception as error:  # builders raise errors of every class
         refuse_faults(files, builder.name)
+        for other in others:
+            refuse_faults([other], builder.name)
         cause = error.__cause__ or error
         raise DataError(
             f"{', '.join(map(str, files[:3]))}{' and others' if len(files) > 3 else ''} cannot be read: {cause}. Give "
