@@ -28,6 +28,8 @@ app.command()(export)
 app.command("eval")(evaluate)
 app.command()(report)
 
+OF_PEFT = "`is_gradient_checkpointing` is deprecated"  # it asks transformers for that; no user can change it
+
 
 def run() -> None:
     """Run the command line; an error of wid_hf is printed without a traceback, and the exit status is 1."""
@@ -56,7 +58,7 @@ def _show_warning(
     if isinstance(message, _of_library("WidWarning")):
         if options.leads():
             _print("Note", "bold yellow", str(message))
-    else:
+    elif not str(message).startswith(OF_PEFT):
         sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
 
 

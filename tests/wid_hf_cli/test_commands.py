@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,21 @@ def test_a_refusal_is_printed_without_a_traceback_and_exits_with_1(masked_teache
     assert "ConfigError: No student of this BertConfig" in ended.stderr
     assert "nearest legal: 12, 16" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_warnings_are_shown_but_for_one_that_no_user_can_change(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warnings, "showwarning", program._show_warning)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn(
+            "`is_gradient_checkpointing` is deprecated and will be removed in v6.", FutureWarning, stacklevel=1
+        )
+        warnings.warn("`another` is deprecated.", FutureWarning, stacklevel=1)
+    shown = capsys.readouterr().err
+    assert "`another` is deprecated." in shown
+    assert "gradient_checkpointing" not in shown
 
 
 def run(*words: str, home: Path) -> subprocess.CompletedProcess[str]:

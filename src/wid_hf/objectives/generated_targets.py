@@ -67,7 +67,12 @@ def written(model: Any, batch: Mapping[str, Any], max_length: int) -> list[list[
         read = {name: tensor for name, tensor in inputs_of(batch).items() if not name.startswith("decoder_")}
         given = {name: tensor.to(device) for name, tensor in read.items()}
         made = model.generate(
-            **given, max_new_tokens=max_length, num_beams=1, do_sample=False, return_dict_in_generate=True
+            **given,
+            max_new_tokens=max_length,
+            max_length=None,  # that of the generation config, for which each batch would be warned about
+            num_beams=1,
+            do_sample=False,
+            return_dict_in_generate=True,
         ).sequences.tolist()
     last = model.generation_config.eos_token_id
     lasts = {*last} if isinstance(last, list) else {last}
