@@ -133,12 +133,9 @@ def find_columns(
             found |= table.pair(first, second)
     found |= _usual(free, found, table)
     found |= _only_text(free, found, table)
-    for role in roles:
-        if role.required and role.name not in found:
-            names = ", ".join(dict.fromkeys(role.columns))
-            raise DataError(f"{source} has no column for {role.name}, such as {names}. {table.advice(role)}")
-        if role.name not in found and role in free and not role.beside:
-            table.refuse_other_kinds(role, found.values())
+    for role in free:
+        if role.name not in found:
+            table.refuse_lack(role, found.values())
     return {role.name: found[role.name] for role in roles if role.name in found}
 
 
@@ -163,17 +160,24 @@ class _Table:
                 f"must be {HOLDING[role.holds]}. {self.advice(role)}"
             )
 
-    def refuse_other_kinds(self, role: Role, taken: Collection[str]) -> None:
-        """Raise DataError if a role that rows may lack has a column by its name, which holds something else.
+    def refuse_lack(self, role: Role, taken: Collection[str]) -> None:
+        """Raise DataError if a role without a column is required, or has one by its name that holds something else.
 
         To train without it would hide that; a column without any value is only told of.
         """
+        if role.required:
+            names = ", ".join(dict.fromkeys(role.columns))
+            raise DataError(f"{self.source} has no column for {role.name}, such as {names}. {self.advice(role)}")
+        if not role.beside:
+            self._refuse_other_kinds(role, taken)
+
+    def _refuse_other_kinds(self, role: Role, taken: Collection[str]) -> None:
         named = [name for name in role.columns if name in self.features and name not in taken]
         if not named:
             return
         kinds = "; ".join(f"{name!r} holds {_described(self.features[name])}" for name in named)
         if all(_is_null(self.features[name]) for name in named):
-            warnings.warn(f"{self.source} has no {role.name}: {kinds}.", WidWarning, stacklevel=3)
+            warnings.warn(f"{self.source} has no {role.name}: {kinds}.", WidWarning, stacklevel=4)
             return
         raise DataError(
             f"The column {kinds} in {self.source}, and {role.name} must be {HOLDING[role.holds]}. "
