@@ -17,6 +17,7 @@ from torch.nn import functional
 from transformers import DataCollatorWithPadding
 
 from wid_hf.adapter.merge import map_of
+from wid_hf.adapter.turned import turn
 from wid_hf.inputs import batches, tokenize
 from wid_hf.rows import load_texts
 from wid_hf.scores import cosine_correlation, embed
@@ -124,7 +125,7 @@ class Sentences(TextSubject):
 def of_stock(model: Any) -> Mapped:
     """Return what makes a merged student's outputs of its teacher's; the teacher's stay as they are."""
     output_map = map_of(model)
-    return (lambda outputs: outputs) if output_map is None else lambda outputs: outputs @ output_map
+    return (lambda outputs: outputs) if output_map is None else lambda outputs: turn(outputs, output_map)
 
 
 def spearman(a: pd.Series, b: pd.Series) -> float:

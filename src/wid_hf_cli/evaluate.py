@@ -89,7 +89,7 @@ def evaluate(
         raise typer.BadParameter(
             f"{strange[0]} is {'not for --as-is, which trains nothing' if as_is else 'for --as-is'}."
         )
-    if as_is and (data is None or "data" not in given):
+    if as_is and "data" not in given:
         raise typer.BadParameter("--as-is scores the model on rows: name them with --data.")
     if not as_is and not tasks:
         raise typer.BadParameter("Name tasks with --tasks, or score the model on rows with --as-is and --data.")

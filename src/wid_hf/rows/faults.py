@@ -1,6 +1,7 @@
 """Which line of which file cannot be read: asked when a builder of `datasets` failed, which seldom says it.
 
-Takes files of text, JSON or CSV and reads them line by line; gives a refusal, or nothing if all lines are well.
+Takes files of text, JSON or CSV and reads them line by line, or counts the rows of Parquet; gives a refusal, or nothing
+if all is well.
 """
 
 from __future__ import annotations

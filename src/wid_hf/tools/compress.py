@@ -156,7 +156,6 @@ def write_student(
     job.report = replace(job.report, **(told or {}))
     if folder is not None:
         folder.check_space(job.bytes_to_write)
-    if folder is not None:
         tell(job.words())
     job.read()
     if folder is None or work is None:

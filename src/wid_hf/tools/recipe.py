@@ -22,8 +22,8 @@ from ..progressive.schedule import WidSchedule
 from ..training.arguments import WidTrainingArguments
 from ..training.imitating_trainer import ImitatingTrainer
 from ..training.imitation import TARGETS
-from ..training.losses.registry import DISTILLED, refuse_unknown
-from ..training.merged_trainer import INNER, MergedTrainer, merged
+from ..training.losses.registry import DISTILLED, INNER, refuse_unknown
+from ..training.merged_trainer import MergedTrainer, merged
 from ..training.student_trainer import StudentTrainer
 from ..training.trainer import WidTrainer
 from .training_settings import parsed
@@ -338,7 +338,7 @@ class MergedRecipe:
         Raises:
             ConfigError: settings of weights that do not train, or an unknown loss.
         """
-        given = [name for name in of_compactors(config, settings) if name != "distillation"]
+        given = of_compactors(config, settings)
         if given:
             raise ConfigError(
                 f"train_weights={MERGED} trains the student's own weights: leave {given[0]}= out, which is for "
@@ -410,7 +410,7 @@ def recipe_of(config: WidConfig, settings: CompressSettings) -> Recipe:
     """
     merges = settings.train_weights == MERGED
     if settings.train_weights == AUTO and settings.steps:
-        merges = not of_compactors(config, settings)
+        merges = not (settings.distillation or of_compactors(config, settings))
     return MergedRecipe.of(config, settings) if merges else WidRecipe.of(config, settings)
 
 
@@ -419,7 +419,6 @@ def of_compactors(config: WidConfig, settings: CompressSettings) -> list[str]:
     given = [
         name for name in ("compactor_learning_rate", "teacher_learning_rate") if getattr(settings, name) is not None
     ]
-    given += ["distillation"] if settings.distillation else []
     return [*given, "schedule"] if isinstance(config.schedule, WidSchedule) else given
 
 

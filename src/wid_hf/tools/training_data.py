@@ -150,8 +150,9 @@ def _labels_alone(objective: Objective) -> Role | None:
 
 
 def _without(labels: Role | None, rows: Dataset | IterableDataset) -> Dataset | IterableDataset:
-    has_labels = labels is not None and labels.name in (rows.column_names or ())
-    return rows.remove_columns(labels.name) if labels is not None and has_labels else rows
+    if labels is None or labels.name not in (rows.column_names or ()):
+        return rows
+    return rows.remove_columns(labels.name)
 
 
 def _scored(rows: Dataset, objective: Objective, max_length: int) -> Dataset:

@@ -15,9 +15,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from .accumulation import Reduction
 from .imitation import Imitating, Imitation
 from .losses.distillation import Distillation
-from .losses.registry import DISTILLED, refuse_unknown
-
-INNER = tuple(name for name in DISTILLED if name != "logits")  # an imitation compares outputs already
+from .losses.registry import INNER, refuse_unknown
 
 
 class MergedTrainer(Imitating):

@@ -15,6 +15,7 @@ LOSSES = {
     "states": "last hidden states, and the cosines between texts",
 }
 DISTILLED = ("logits", "hidden", "relations")  # what `WidTrainer` adds to the training loss
+INNER = tuple(name for name in DISTILLED if name != "logits")  # for trainers whose own loss compares outputs
 FOLLOWED = "states"  # what `FollowingTrainer` trains with
 
 
