@@ -1,9 +1,10 @@
 """What starts and schedules are worth: without training, after equal training, and at which learning rates.
 
 `python benchmarks/calibration start|train` prints a section of docs/results.md and writes it there,
-`ablation|decoder|starts|sweep|schedules` one of docs/starts.md. Every run leaves a record in .cache/results, so that an
-interrupted series goes on where it stopped. Records of `start` and `train` belong to a version of the library; for the
-others, delete the folder to measure anew.
+`ablation|decoder|starts|sweep|schedules` one of docs/starts.md. Every run leaves a record in benchmarks/records, so
+that an interrupted series goes on where it stopped; `--records` names another folder to measure anew. Records of
+`start` and `train` belong to a version of the library: a series of one version goes on in a worktree of its commit
+that writes to the same folder.
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ PAGE = ROOT / "docs" / "starts.md"
 RESULTS_PAGE = PAGE.with_name("results.md")  # beside what methods are worth
 HEAD = """# Starts measured
 Written by `python benchmarks/calibration`; do not edit. Each section is what the command under its title made of the \
-records in `.cache/results`; a run that is recorded there is not repeated. Until 0.2 a calibrated start selected \
+records in `benchmarks/records`; a run that is recorded there is not repeated. Until 0.2 a calibrated start selected \
 indices: what was measured with commits of 0.1 says so by its commits (see [results.md](results.md) for both).
 """
 RESULTS_HEAD = "# Results\n"
-RESULTS = ROOT / ".cache" / "results"
+RECORDS = ROOT / "benchmarks" / "records"
 SCRATCH_RATE = 1e-3  # the best of ../shared/design.md's coarse sweep for a half-width student
 TRAINED = ("identity, first indices", "identity, largest variance", CALIBRATED)
 SWEPT = (CALIBRATED, "identity, first indices")
@@ -58,6 +59,7 @@ Minutes = Annotated[float | None, typer.Option(min=0, help="Begin no run after t
 Steps = Annotated[int | None, typer.Option(min=1, help="Optimizer steps; 300 for the reaction BERT, 500 for MiniLM.")]
 Seeds = Annotated[int, typer.Option(min=1, help="How many seeds.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Texts per step.")]
+Records = Annotated[Path, typer.Option(help="Folder of records.")]
 Output = Annotated[Path, typer.Option(help="Page to write the section to.")]
 
 T = TypeVar("T")
@@ -83,10 +85,11 @@ def start(
     ] = False,
     rounds: Annotated[int, typer.Option(min=1, help="How often each start is timed.")] = 3,
     limit_minutes: Minutes = None,
+    records: Records = RECORDS,
     output: Output = RESULTS_PAGE,
 ) -> None:
     """Measure students of all teachers at their starts, with no training at all, and the seconds that these take."""
-    store = _store(limit_minutes)
+    store = _store(records, limit_minutes)
     named = _named(start, CALIBRATIONS)
     if timing and len(named) != 2:
         raise typer.BadParameter(f"two starts take turns, not {', '.join(named)}: name two by --start.")
@@ -112,11 +115,12 @@ def train_equally(
     seeds: Seeds = 3,
     batch_size: BatchSize = 64,
     limit_minutes: Minutes = None,
+    records: Records = RECORDS,
     output: Output = RESULTS_PAGE,
 ) -> None:
     """Train students from whole starts: compactors, or the student that they merge to."""
     flags = "".join([*(f" --start {one!r}" for one in start or ()), *(f" --steps {count}" for count in steps)])
-    store = _store(limit_minutes)
+    store = _store(records, limit_minutes)
     for name, each in _named(subject, EQUALLY_TRAINED).items():
         lines = equally_trained(
             each,
@@ -133,21 +137,27 @@ def train_equally(
 
 @app.command()
 def ablation(
-    teacher: Teachers = None, width: Widths = None, limit_minutes: Minutes = None, output: Output = PAGE
+    teacher: Teachers = None,
+    width: Widths = None,
+    limit_minutes: Minutes = None,
+    records: Records = RECORDS,
+    output: Output = PAGE,
 ) -> None:
     """Measure each piece of the calibrated start at three widths, without training."""
     lines = ["`python benchmarks/calibration ablation`: no training at all.", ""]
-    store = _store(limit_minutes)
+    store = _store(records, limit_minutes)
     for subject in _named(teacher, SUBJECTS).values():
         lines += untrained(subject, store, width, STARTS)
     print(write_section(output, HEAD, "Without training", lines))
 
 
 @app.command()
-def decoder(width: Widths = None, limit_minutes: Minutes = None, output: Output = PAGE) -> None:
+def decoder(
+    width: Widths = None, limit_minutes: Minutes = None, records: Records = RECORDS, output: Output = PAGE
+) -> None:
     """Measure starts of SmolLM2-135M, one of them turned: perplexity on Wikinews."""
     lines = ["`python benchmarks/calibration decoder`: no training at all.", ""]
-    lines += untrained(DECODER, _store(limit_minutes), width, DECODER_STARTS)
+    lines += untrained(DECODER, _store(records, limit_minutes), width, DECODER_STARTS)
     print(write_section(output, HEAD, "A decoder without training", lines))
 
 
@@ -158,10 +168,11 @@ def starts(
     seeds: Seeds = 3,
     batch_size: BatchSize = 16,
     limit_minutes: Minutes = None,
+    records: Records = RECORDS,
     output: Output = PAGE,
 ) -> None:
     """Train from three starts equally: the learning rates of `wid-hf compress`, half width."""
-    store = _store(limit_minutes)
+    store = _store(records, limit_minutes)
     for subject in _named(teacher, SUBJECTS).values():
         runs = {
             name: (name, usual_learning_rates(OBJECTIVES[subject.objective], STARTS[name].init)) for name in TRAINED
@@ -179,10 +190,11 @@ def sweep(
     seeds: Seeds = 1,
     batch_size: BatchSize = 16,
     limit_minutes: Minutes = None,
+    records: Records = RECORDS,
     output: Output = PAGE,
 ) -> None:
     """Train at half width with learning rates over one grid for each start, so that none is better tuned."""
-    store = _store(limit_minutes)
+    store = _store(records, limit_minutes)
     for subject in _named(teacher, SUBJECTS).values():
         runs = {
             f"{STARTS[start].init}, {rates[0]:.0e} / {rates[1]:.0e}": (start, rates)
@@ -201,6 +213,7 @@ def schedules(
     seeds: Seeds = 1,
     batch_size: BatchSize = 16,
     limit_minutes: Minutes = None,
+    records: Records = RECORDS,
     output: Output = PAGE,
 ) -> None:
     """Train the reaction BERT to half width by the paper's schedule, narrow when calibrated, and from scratch."""
@@ -208,7 +221,7 @@ def schedules(
     rates = {name: usual_learning_rates(OBJECTIVES[subject.objective], start.init) for name, start in SCHEDULES.items()}
     rates["from scratch"] = (SCRATCH_RATE, SCRATCH_RATE)
     runs = {name: (name, rates[name]) for name in SCHEDULES}
-    store = _store(limit_minutes)
+    store = _store(records, limit_minutes)
     picture = output.with_name("schedules.png")
     told = (
         "the reaction BERT to half width, with the learning rates that `wid-hf compress` has for each start "
@@ -228,8 +241,8 @@ def _named(names: list[str] | None, known: Mapping[str, T], optional: bool = Fal
     return {name: value for name, value in known.items() if not names or name in names}
 
 
-def _store(minutes: float | None) -> Store:
-    return Store(RESULTS) if minutes is None else Store(RESULTS, time.monotonic() + 60 * minutes)
+def _store(records: Path, minutes: float | None) -> Store:
+    return Store(records) if minutes is None else Store(records, time.monotonic() + 60 * minutes)
 
 
 if __name__ == "__main__":
