@@ -126,6 +126,11 @@ class Baseline:
         """Where the student's weights come from."""
         return self.method.weights
 
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """No losses beside its own."""
+        return ()
+
     def configured(self, config: WidConfig) -> WidConfig:
         """Return `config` with the start that the method decides.
 
@@ -147,6 +152,10 @@ class Baseline:
                 f"The method {self.name} needs logits or a training loss of the model's own, and {teacher} is "
                 f"{objective.one}. These apply: {others}."
             )
+
+    def decided(self, objective: type[Objective], model: PeftModel) -> Baseline:
+        """Return the recipe as it is."""
+        return self
 
     def learning_rates(self, objective: type[Objective], config: WidConfig, settings: CompressSettings) -> Rates:
         """Return the student's learning rate.

@@ -92,8 +92,9 @@ def compress(
     distillation: Annotated[
         str | None,
         typer.Option(
-            help=f"Losses from the teacher, names with commas between them: {', '.join(options.LOSSES)}. With them the "
-            "teacher's weights do not change, and compactors train unless --train-weights is merged."
+            help=f"Losses from the teacher, names with commas between them: {', '.join(options.LOSSES)}; none for no "
+            "such loss. With them the teacher's weights do not change, and compactors train unless --train-weights is "
+            "merged. By default merged students of classifiers and taggers compare hidden states."
         ),
     ] = None,
     dropout: Annotated[bool, typer.Option(help="Train with the dropout of the teacher's config.")] = False,
@@ -180,7 +181,7 @@ def compress(
         learning_rate=learning_rate,
         compactor_learning_rate=compactor_learning_rate,
         teacher_learning_rate=teacher_learning_rate,
-        distillation=options.words(distillation or ""),
+        distillation=options.losses(distillation),
         dropout=dropout,
         label_weight=label_weight,
         column=tuple(column or ()),

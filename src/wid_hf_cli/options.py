@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 LOSSES = ("logits", "hidden", "relations")  # of --distillation
+NO_LOSSES = "none"  # the same
 
 
 class HeadStrategy(str, Enum):
@@ -180,6 +181,11 @@ def numbers(option: str, text: str, kind: type[float] | type[int]) -> tuple[Any,
 def words(text: str) -> tuple[str, ...]:
     """Return the words in `text` with commas between them."""
     return tuple(word for part in text.split(",") if (word := part.strip()))
+
+
+def losses(text: str | None) -> tuple[str, ...] | None:
+    """Return the losses that `--distillation` names, `()` for none of them, and None where it is not given."""
+    return None if text is None else () if text.strip() == NO_LOSSES else words(text)
 
 
 def pairs(option: str, given: Sequence[str]) -> dict[str, Any]:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from distilled_models import bert
+from encoder_decoders import bart
+from transformers import BartForSequenceClassification, BertForSequenceClassification, BertModel
 
-from wid_hf import ConfigError, TeacherError, WidConfig
+from wid_hf import ConfigError, TeacherError, WidConfig, get_wid_model
 from wid_hf.objectives.features import Features
 from wid_hf.objectives.masked_lm import MaskedLM
 from wid_hf.objectives.seq2seq import Seq2Seq
@@ -61,6 +64,37 @@ def test_a_merged_student_compares_inner_states_where_it_learns_outputs() -> Non
         recipe.check_objective(MaskedLM, "BertForMaskedLM")
     with pytest.raises(TeacherError, match=r'distillation="hidden" .* T5 has both. Leave hidden out'):
         recipe.check_objective(Seq2Seq, "T5")
+
+
+@pytest.mark.parametrize(
+    ("settings", "compared"),
+    [
+        ({}, ("hidden",)),
+        ({"distillation": ()}, ()),
+        ({"distillation": ("relations",), "train_weights": "merged"}, ("relations",)),
+        ({"label_weight": 1}, ()),
+        ({"training": {"torch_compile": True}}, ()),
+    ],
+)
+def test_merged_classifiers_compare_hidden_states_unless_told_otherwise(
+    settings: dict[str, Any], compared: tuple[str, ...]
+) -> None:
+    model = get_wid_model(bert(BertForSequenceClassification), CONFIG)
+    recipe = recipe_of(CONFIG, CompressSettings(**settings)).decided(SequenceClassification, model)
+    assert (recipe.name, recipe.compared) == ("wid-merged", compared)
+
+
+def test_merged_students_without_comparable_states_or_of_other_objectives_compare_outputs_alone() -> None:
+    recipe = recipe_of(CONFIG, CompressSettings())
+    whole = get_wid_model(bart_classifier(), WidConfig(hidden_size=12, overrides={"decoder_ffn_dim": 24}))
+    assert recipe.decided(SequenceClassification, whole).compared == ()
+    assert recipe.decided(Features, get_wid_model(bert(BertModel), CONFIG)).compared == ()
+
+
+def bart_classifier() -> BartForSequenceClassification:
+    config = bart(0).config
+    config.num_labels = 3
+    return BartForSequenceClassification(config).eval()
 
 
 def test_a_teacher_whose_outputs_are_learned_must_not_change() -> None:

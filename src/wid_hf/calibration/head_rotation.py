@@ -84,6 +84,8 @@ class HeadRotation:
     ) -> Iterator[tuple[Iterable[Carrier], Tensor]]:
         """Yield the maps `(heads, k, n)` of each side of the products, with the parts of axes that they are for."""
         count = self._plan.targets[leaf]
+        if not self._saw(leaf, products):
+            return
         if products.left:
             sides = products.left, products.right
             if leaf not in self._logit_maps:
@@ -97,6 +99,10 @@ class HeadRotation:
         rows, columns = context_maps(moments, grams, count)
         yield products.written, rows
         yield {whole_axis(self._plan, at) for at in products.weight_inputs}, columns.mT
+
+    def _saw(self, leaf: Dim, products: HeadProducts) -> bool:
+        """Return whether data reached the leaf: a model of texts and images may be calibrated on texts alone."""
+        return (products.left | products.right) <= self._outputs.keys() if products.left else bool(self._contexts[leaf])
 
     def _gram(self, leaf: Dim, at: int, turned: Mapping[Carrier, Tensor]) -> Tensor:
         """Return the blocks of `leaf` in `W^T W` of the weight that a context is contracted with."""

@@ -132,9 +132,9 @@ def random_turn(size: int, centred: bool) -> Tensor:
 def _at_unit_gain(weight: Tensor) -> Tensor:
     """Return a matrix scaled so that its outputs are about as large as its inputs.
 
-    Of tiny values every smooth function is nearly linear, and what is not linear would pass.
+    Of tiny values every smooth function is nearly linear, and what is not linear would pass. Whole numbers stay.
     """
-    if weight.ndim < 2:
+    if weight.ndim < 2 or not weight.is_floating_point():
         return weight
     gain = weight.square().mean().sqrt() * weight[0].numel() ** 0.5
     return weight / gain if gain > 0 else weight

@@ -199,7 +199,7 @@ class StreamRotation:
         places = [Place(self._moments[space].basis, self._needs(stream, space)) for space in sorted(known)]
         if not places:
             same = torch.eye(stream.leaf.size, dtype=torch.float64)
-            places = [Place(same * TINY, same)]
+            places = [Place(same, same)]
         return centred_map(places, k, outliers) if stream.centred else principal_map(places, k)
 
     def _needs(self, stream: Stream, space: int) -> Tensor:

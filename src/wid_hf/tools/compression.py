@@ -105,6 +105,7 @@ class Compression:
         self.settings = replace(settings, max_length=fitting_length(self.objective, settings.max_length))
         self.config = self.objective.configured(self.config)
         self.wid_model = get_wid_model(self._model, self.config)  # before rows are read: most refusals come from here
+        self._recipe = self._recipe.decided(kind, self.wid_model)
         self.report = self._planned(teacher)
 
     def _planned(self, teacher: Teacher) -> Report:
@@ -129,6 +130,7 @@ class Compression:
             | config.calibration_config.flat()
             | {"calibration_output": config.calibration_config.output}
             | {"train": train, "validation": held_out, "method": recipe.name, "learning_rates": self._rates}
+            | {"distillation": recipe.compared}
             | {"hub": {"teacher": hub_id(teacher.name), "revision": teacher.revision, "dataset": dataset}},
             seed=settings.seed,
             schedule=asdict(config.schedule) if isinstance(config.schedule, WidSchedule) else None,
@@ -169,11 +171,12 @@ class Compression:
     def words(self) -> str:
         """Return what the teacher is taken for, and how the student trains: what a user may want otherwise."""
         guessed = ", found from its class" if self.settings.task == AUTO else ""
+        method = f"{self.report.teacher}: {self.objective.one} (task={self.objective.name}{guessed}). Method: "
+        if not self.settings.steps:
+            return f"{method}{self.report.title}; no training."
+        compared = f"; compared with the teacher beside it: {', '.join(self._recipe.compared)}"
         rates = ", ".join(f"{name} {rate:g}" for name, rate in self._rates.items())
-        return (
-            f"{self.report.teacher}: {self.objective.one} (task={self.objective.name}{guessed}). "
-            f"Method: {self.report.title}; learning rates: {rates}."
-        )
+        return f"{method}{self.report.title}{compared if self._recipe.compared else ''}; learning rates: {rates}."
 
     def read(self) -> None:
         """Read the rows to train and to score on.

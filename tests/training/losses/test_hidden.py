@@ -10,7 +10,7 @@ from distilled_models import bert, distilled, moved, seeded
 from torch import Tensor
 from toys import labelled_batch
 from training_runs import HALF
-from transformers import DebertaV2Config, DebertaV2ForMaskedLM
+from transformers import ConvBertConfig, ConvBertForSequenceClassification, DebertaV2Config, DebertaV2ForMaskedLM
 from wid_models import random_turn, turned
 
 from wid_hf import TeacherError, WidConfig, get_wid_model
@@ -142,6 +142,36 @@ def test_a_regression_distils_states() -> None:
     inputs = {**labelled_batch(), "labels": torch.tensor([0.5, -100.0, 2.0, 1.0])}  # -100 is a number like others
     found = distilled(model, ["hidden"], inputs).item()
     assert found == pytest.approx(distilled(model, ["hidden"], {**inputs, "labels": torch.zeros(4)}).item(), rel=1e-6)
+
+
+class Inspector(torch.nn.Linear):
+    """Is called where no gradients are recorded, as the indexers of some attentions are."""
+
+    def __call__(self, states: Tensor) -> Tensor:
+        with torch.no_grad():
+            return super().__call__(states)
+
+
+def test_a_module_that_always_runs_without_gradients_is_not_compared() -> None:
+    teacher = bert()
+    for layer in teacher.bert.encoder.layer:
+        layer.attention.self.query.__class__ = Inspector
+    model, inputs = moved(get_wid_model(teacher, HALF)), labelled_batch()
+    (term,) = Distillation(model, ["hidden"]).terms
+    assert not any(call[0].endswith("query") for call in term.places)
+    assert any(call[0].endswith("key") for call in term.places)
+    assert distilled(model, ["hidden"], inputs).item() > 1e-3
+
+
+def test_inputs_whose_width_is_not_their_last_axis_are_not_compared() -> None:
+    config = ConvBertConfig(
+        vocab_size=60, hidden_size=24, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48, head_ratio=2
+    )
+    model = get_wid_model(seeded(ConvBertForSequenceClassification, config), HALF)
+    (term,) = Distillation(model, ["hidden"]).terms
+    teacher = model.base_model.teacher
+    assert term.places
+    assert all(isinstance(teacher.get_submodule(name), torch.nn.Linear) for name in term.input_modules)
 
 
 def test_a_teacher_without_hidden_states_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

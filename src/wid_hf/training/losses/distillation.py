@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ...calibration.batches import prepared
 from ...coupling.trace import quiet_forward
+from ...errors import TeacherError
 from ..labelled_positions import LabelledPositions
 from .counting import counted_positions, rows_of
 from .hidden import HiddenTerm
@@ -102,10 +103,22 @@ class Distillation:
         return watch(model, of_inputs, of_outputs)
 
     def _setup(self, arguments: Mapping[str, Any]) -> Setup:
-        """Run the teacher once on the smallest example of its trace, and record inputs and outputs of every module."""
+        """Run the teacher once on the smallest example of its trace, and record inputs and outputs of every module.
+
+        With gradients, so that modules are known that always run without.
+        """
         teacher = self._wid.teacher
         inputs = prepared(teacher, self._wid.student_plan.trace.examples[0].inputs)
         modules = [path for path, _ in teacher.named_modules() if path]
-        with quiet_forward(teacher), watch(teacher, modules, modules) as seen:
+        with quiet_forward(teacher), torch.enable_grad(), watch(teacher, modules, modules) as seen:
             seen.output = teacher(**inputs, **arguments)
         return Setup(self._wid, seen, rows_of(inputs), self.temperature)
+
+
+def can_compare(model: PeftModel, losses: Collection[str]) -> bool:
+    """Return whether the teacher of a wid model, perhaps not calibrated, has what these losses compare."""
+    try:
+        Distillation(model, losses)
+    except TeacherError:
+        return False
+    return True

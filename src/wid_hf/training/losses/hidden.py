@@ -19,6 +19,7 @@ from .term import RowTerm, Setup
 from .watching import Call, Seen, pairs
 
 Place = tuple[str, int]  # a weight and one of its axes
+MATRIX = 2  # axes; the input of a convolution has the width elsewhere than last
 
 
 class HiddenTerm(RowTerm):
@@ -44,7 +45,7 @@ class HiddenTerm(RowTerm):
         self.places: dict[Call, Place | None] = {
             call: by_module[call[0]]
             for call, tensor in setup.seen.given.items()
-            if call[0] in by_module and setup.is_batch(tensor)
+            if call[0] in by_module and call[0] not in setup.seen.detached and setup.is_batch(tensor)
         }
         if not self.places:
             setup.refuse(self.name, "has no weight whose input is hidden states of (batch, positions, width)")
@@ -116,7 +117,7 @@ def _places(wid: WidModel, streams: set[Key]) -> Iterator[tuple[str, Place | Non
     fitted = {plan.weight_inputs[at].weight for at in plan.fitted}
     for path, weight_input in _weight_inputs(wid).items():
         dim = plan.dim_of(weight_input)
-        if key(dim) not in streams:
+        if key(dim) not in streams or len(plan.axes[weight_input.weight]) != MATRIX:
             continue
         if plan.size(dim) == dim.size:
             yield path, None

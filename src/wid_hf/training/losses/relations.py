@@ -31,6 +31,7 @@ class RelationsTerm(RowTerm):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         returned = {name for (name, _), tensor in setup.seen.returned.items() if setup.is_batch(tensor)}
+        returned -= setup.seen.detached
         self.values: list[Rows] = [values for values in value_rows(setup.wid.plan) if values[0] in returned]
         if not self.values:
             setup.refuse(self.name, "has no attention whose values are returned as (batch, positions, width)")

@@ -28,7 +28,7 @@ class Seen:
         given: the input tensors of modules, in order, by call.
         returned: the output tensors of modules.
         ran: whether hooks ran at all.
-        recorded: False if some of these were computed without gradients.
+        detached: the modules that ran where no gradients are recorded.
         output: the model's output.
         labelled: whether its logits are those of labelled positions only, as `LabelledPositions` makes them.
     """
@@ -36,7 +36,7 @@ class Seen:
     given: dict[Call, Tensor] = field(default_factory=dict)
     returned: dict[Call, Tensor] = field(default_factory=dict)
     ran: bool = False
-    recorded: bool = True
+    detached: set[str] = field(default_factory=set)
     output: Any = None
     labelled: bool = False
 
@@ -51,12 +51,16 @@ def watch(model: nn.Module, of_inputs: Collection[str], of_outputs: Collection[s
     def note_run(module: nn.Module, args: Any) -> None:
         seen.ran = True
 
+    def note_gradients(name: str) -> None:
+        if not torch.is_grad_enabled():
+            seen.detached.add(name)
+
     def note_given(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
             if args and isinstance(args[0], Tensor):
                 seen.given[name, given[name]] = args[0]
             given[name] += 1
-            seen.recorded &= torch.is_grad_enabled()
+            note_gradients(name)
 
         return hook
 
@@ -66,7 +70,7 @@ def watch(model: nn.Module, of_inputs: Collection[str], of_outputs: Collection[s
             if isinstance(first, Tensor):
                 seen.returned[name, returned[name]] = first
             returned[name] += 1
-            seen.recorded &= torch.is_grad_enabled()
+            note_gradients(name)
 
         return hook
 
@@ -104,7 +108,7 @@ def pairs(
 
 def refuse_detached(seen: Seen) -> None:
     """Refuse a forward that was recorded without gradients."""
-    if not seen.recorded:
+    if seen.detached:
         raise TrainingError(
             'distillation "hidden" and "relations" get no gradients through reentrant gradient checkpointing: set '
             'gradient_checkpointing_kwargs={"use_reentrant": False}, or leave gradient_checkpointing out.'
