@@ -40,7 +40,8 @@ class Start:
         index_sets: the teacher's indices that each leaf keeps; of a turned leaf, those that it is nearest to.
         maps: T `(k, n)` of each turned leaf: its activations are `T x` of the teacher's x.
         report: what calibration found.
-        has_head: whether a tied table scores something that no closed form fits: the result of a head's own transform.
+        has_head: whether a tied table scores something that no closed form fits well: the result of a head's own
+            transform, or of the one vector that stands between a stream and its table.
     """
 
     index_sets: dict[Dim, Tensor]
@@ -132,7 +133,7 @@ def initialize(
         )
         found = start(best, batches, measured=True)
     report = Calibration(tuple(found), positions, time.monotonic() - began, _words(best), trials)
-    has_head = reconstruction and any(stream.heads for stream in streams)
+    has_head = reconstruction and any(stream.heads or stream.tied for stream in streams)
     return Start(dict(best.index_sets), best.maps, report, has_head)
 
 

@@ -17,7 +17,7 @@ from .forward_thread import Operand
 from .lockstep import Operands
 from .moments import Regression
 
-PLENTY = 60  # positions per index of the student, after which a fit hardly changes
+PLENTY = 120  # positions per index of the student, after which a fit hardly changes
 ENOUGH = 2  # positions per index of the student; with fewer a fit does not hold for other positions
 
 

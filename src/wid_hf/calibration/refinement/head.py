@@ -6,11 +6,12 @@ no tables. Called by `layer_by_layer`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from ...coupling.dims import Dim
 from ...coupling.trace import Trace, output_tensors
@@ -49,16 +50,19 @@ class HeadLoss:
 
     @torch.enable_grad()
     def reached(self, leaves: Mapping[str, Tensor]) -> set[str]:
-        """Return the names of the tensors that an output of the first piece depends on, and remember which outputs."""
-        made = _outputs(self._student.outputs(0))
-        comparable = {at for at, _, _ in self._pairs(made, _outputs(self._teacher.outputs(0)))}
-        self.depends = {at for at in comparable if made[at][1].requires_grad}
-        found: set[str] = set()
-        for at in self.depends:
-            total = made[at][1].float().square().sum()
-            gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, retain_graph=True)
-            found |= {name for name, gradient in zip(leaves, gradients, strict=True) if gradient is not None}
-        return found
+        """Return the names of the tensors behind the last layers, and remember which outputs depend on them.
+
+        An output of the first piece depends on them, and what layers are called with does not: an encoder's last norm
+        gives an output, but also what the decoder's layers read, which have been fitted to it.
+        """
+        output, arguments = self._student.outputs_and_arguments(0)
+        made = _outputs(output)
+        comparable = [at for at, _, _ in self._pairs(made, _outputs(self._teacher.outputs(0)))]
+        before = _depended_on(leaves, [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)])
+        behind = {name: leaf for name, leaf in leaves.items() if name not in before}
+        found = {at: _depended_on(behind, [made[at][1]]) for at in comparable}
+        self.depends = {at for at, names in found.items() if names}
+        return set().union(*found.values())
 
     def __call__(self, at: int) -> Tensor:
         """Return the loss of piece number `at`."""
@@ -81,6 +85,17 @@ class HeadLoss:
                 yield at, mine, theirs @ self._maps(dim).to(theirs).T
             elif mine.shape == theirs.shape:
                 yield at, mine, theirs
+
+
+def _depended_on(leaves: Mapping[str, Tensor], tensors: Iterable[Tensor]) -> set[str]:
+    """Return the names of the leaves on which one of these tensors depends."""
+    reaching = [tensor.float().square().sum() for tensor in tensors if tensor.requires_grad]
+    if not (reaching and leaves):
+        return set()
+    gradients = torch.autograd.grad(
+        torch.stack(reaching).sum(), [*leaves.values()], allow_unused=True, retain_graph=True
+    )
+    return {name for name, gradient in zip(leaves, gradients, strict=True) if gradient is not None}
 
 
 def _outputs(output: Any) -> Outputs:

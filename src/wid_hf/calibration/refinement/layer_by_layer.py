@@ -37,6 +37,7 @@ RATE = 0.05
 HEAD_RATE = 0.03
 MOST_STEPS = 300
 HEAD_STEPS = 100
+VECTOR_STEPS = 40  # of a head that has no matrix: the vector before a decoder's tied table
 IN_MEMORY = 4 << 30  # bytes of streams; more lie in files
 NOT_BETTER = "no better on held-out texts"
 NO_WEIGHT = "no weight of its own shrinks"
@@ -135,7 +136,7 @@ def refine(
             parts.append(refiner.layer(layer, count, _share(deadline, len(layers) - at + 1)))
         # The stream behind the last layer is not all that counts: where a tied table reads it, the scale that is right
         # for the scores differs from the teacher's. So the last layer trains once more with the head.
-        parts.append(refiner.head(layers[:-1] if count else layers, max(count, HEAD_STEPS), deadline))
+        parts.append(refiner.head(layers[:-1] if count else layers, count, deadline))
     return Refinement(tuple(parts), time.monotonic() - began)
 
 
@@ -185,16 +186,22 @@ class _Refiner:
             streams.follow_all()
 
     def head(self, without: Sequence[str], steps: int, deadline: float | None) -> RefinedPart:
-        """Refine everything that is in none of the layers `without`, and that changes outputs behind the last one."""
+        """Refine everything that is in none of the layers `without`, and that changes outputs behind the last one.
+
+        For `steps`, or as many more as a head needs by itself.
+        """
         if not self.student.can_be_cut:
             return RefinedPart(HEAD, nan, nan, 0, 0.0, 0.0, NOT_CUT)
         chosen = chosen_outside(self.student.model, self.plan, without)
         loss = HeadLoss(self.teacher, self.student, self.trace, self.maps, self.pieces)
         weights = PlainWeights(self.student.model, chosen, self.cache)
-        if weights.leaves:
-            with weights.used():
-                weights.keep_only(loss.reached(weights.leaves))
-        return self._refined(HEAD, weights, loss, Schedule(steps, HEAD_RATE, 1, deadline))
+        with weights.used():
+            reached = loss.reached(weights.leaves)
+        if not reached:
+            return RefinedPart(HEAD, nan, nan, 0, 0.0, 0.0, NO_WEIGHT)
+        weights.keep_only(reached)
+        least = HEAD_STEPS if any(leaf.ndim > 1 for leaf in weights.tensors) else VECTOR_STEPS
+        return self._refined(HEAD, weights, loss, Schedule(max(steps, least), HEAD_RATE, 1, deadline))
 
     def _scales_scores(self, layer: str) -> bool:
         """Return whether a vector of the layer is the last before the scores of a table that is also looked up."""

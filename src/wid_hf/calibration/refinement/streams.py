@@ -108,11 +108,18 @@ class Streams:
             at: number of the piece.
             shortly: whether layers that are done are stood in for.
         """
+        return self.outputs_and_arguments(at, shortly=shortly)[0]
+
+    def outputs_and_arguments(self, at: int, *, shortly: bool = True) -> tuple[Any, list[Any]]:
+        """Return what `outputs` does, and all that the layers that are stood in for were called with."""
         given = prepared(self.model, self._pieces[at])
         try:
             # Past `__call__`: hooks on the whole model are for whole forwards.
-            with standing_in(self.model, self._stand_ins(at) if shortly else {}), self._precision.autocast():
-                return self.model.forward(**given)
+            with (
+                standing_in(self.model, self._stand_ins(at) if shortly else {}) as arguments,
+                self._precision.autocast(),
+            ):
+                return self.model.forward(**given), arguments
         except Exception as error:
             refuse_batch(self.model, given, error)
 
