@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 from benchmark_command import load_command
-from toys import save_teacher, write_texts
-from transformers import BertForSequenceClassification
+from toys import WORDS, save_teacher, texts, write_texts
+from transformers import BertForSequenceClassification, BertModel, TrainerCallback, TrainerState
 from typer.testing import CliRunner
 
 from wid_hf_cli.app import app
@@ -77,6 +77,10 @@ def test_a_student_of_the_command_line_is_recorded_once_with_the_figures_of_its_
     assert capsys.readouterr().out.count("## Compressed") == 2
 
 
+QUESTIONS = [
+    {"question": f"{word} ?", "context": text, "answers": {"text": [text.split()[0]], "answer_start": [0]}}
+    for word, text in zip(WORDS * 4, texts(40), strict=True)
+]
 KILLED = """
 import os, signal
 from transformers import TrainerCallback
@@ -113,3 +117,29 @@ def test_a_run_that_fails_says_how_its_log_ends(command: ModuleType, tmp_path: P
 
     with pytest.raises(RuntimeError, match="No such command 'compres'"):
         program.run(["compres"], tmp_path / "log.txt")
+
+
+@pytest.mark.slow
+def test_a_teacher_that_was_killed_in_training_is_the_one_of_a_training_without_end(
+    command: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import question_answerer
+    from once import write_rows
+
+    encoder = save_teacher(tmp_path / "encoder", BertModel)
+    write_rows(tmp_path / "rows.jsonl", QUESTIONS)
+    monkeypatch.setattr(question_answerer, "SAVED", 2)
+    train = question_answerer.train_answerer
+    train(encoder, tmp_path / "rows.jsonl", tmp_path / "whole", steps=5)
+
+    def stop(self: Any, args: Any, state: TrainerState, *_: Any, **__: Any) -> None:
+        if state.global_step == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TrainerCallback, "on_step_end", stop)
+        train(encoder, tmp_path / "rows.jsonl", tmp_path / "stopped", steps=5)
+    assert (tmp_path / "stopped-work" / "checkpoint-2").is_dir()
+    train(encoder, tmp_path / "rows.jsonl", tmp_path / "stopped", steps=5)
+    whole, stopped = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "stopped"))
+    assert whole == stopped and not (tmp_path / "stopped-work").exists()
