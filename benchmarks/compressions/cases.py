@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import further
+import media
 import texts
 from case import Case
 from places import TEACHERS
@@ -82,6 +83,22 @@ CASES = {
             "--steps 500 --batch-size 4",
             further=further.of_decoder,
             told="Wikinews, 128 tokens of each article.",
+        ),
+        Case(
+            "whisper",
+            "{teachers}/whisper --train {cache}/whisper/train --validation {cache}/whisper/test "
+            "--validation-split train --override encoder_ffn_dim=1024 --override decoder_ffn_dim=1024 "
+            "--steps 100 --batch-size 4",
+            make=lambda cache: media.digits(cache / "whisper"),
+            told="Strings of five spoken digits of FSDD at 8 kHz: 200 without transcripts, for which the teacher "
+            "writes them, and 60 held out with them, as digits.",
+        ),
+        Case(
+            "vit",
+            "{teachers}/small-vit --train {cache}/vit/pictures --validation {cache}/vit/pictures --validation-split "
+            "test --validation-texts 2000 --hidden-size 64 --intermediate-size 256 --steps 300 --batch-size 32",
+            make=lambda cache: media.pictures(cache / "vit" / "pictures"),
+            told="Folders of CIFAR-10, one for each class: 10,000 pictures with labels, and 2,000 held out.",
         ),
     )
 }
