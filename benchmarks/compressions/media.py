@@ -57,8 +57,13 @@ def _held_out(folder: Path) -> None:
         for first in range(0, len(rows) - STRING + 1, STRING):
             name, some = f"{speaker}-{first:02}.wav", rows[first : first + STRING]
             _write_sound(folder / name, some)
-            said.append({"file_name": name, "transcription": ", ".join(str(row["label"]) for row in some)})
+            said.append({"file_name": name, "transcription": _as_written(some)})
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in said), encoding="utf-8")
+
+
+def _as_written(rows: list[Row]) -> str:
+    """Return digits as Whisper writes them, behind the blank with which its texts begin."""
+    return f" {', '.join(str(row['label']) for row in rows)}."
 
 
 def _speakers(split: str) -> dict[str, list[Row]]:

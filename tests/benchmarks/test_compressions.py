@@ -12,9 +12,17 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from benchmark_command import load_command
 from toys import WORDS, save_teacher, texts, write_texts
-from transformers import BertForSequenceClassification, BertModel, TrainerCallback, TrainerState
+from transformers import (
+    BertForSequenceClassification,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    TrainerCallback,
+    TrainerState,
+)
 from typer.testing import CliRunner
 
 from wid_hf_cli.app import app
@@ -143,3 +151,54 @@ def test_a_teacher_that_was_killed_in_training_is_the_one_of_a_training_without_
     train(encoder, tmp_path / "rows.jsonl", tmp_path / "stopped", steps=5)
     whole, stopped = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "stopped"))
     assert whole == stopped and not (tmp_path / "stopped-work").exists()
+
+
+def test_a_decoder_whose_heads_are_wider_than_its_stream_is_the_same_from_a_gguf_file(
+    command: ModuleType, tmp_path: Path
+) -> None:
+    pytest.importorskip("gguf")
+    from gguf_file import write_gguf
+
+    config = LlamaConfig(
+        vocab_size=40, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=32, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    model.save_pretrained(tmp_path / "stock")
+    (tmp_path / "gguf").mkdir()
+    file = write_gguf(tmp_path / "stock", tmp_path / "gguf" / "student.gguf")
+    again = LlamaForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype="float32").eval()
+    tokens = torch.arange(12)[None]
+    torch.testing.assert_close(again(tokens).logits, model(tokens).logits)
+
+
+@pytest.mark.slow
+def test_rows_are_the_same_wherever_and_whenever_they_are_written(
+    command: ModuleType, real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import media
+    import texts
+
+    for name in ("TAUGHT", "ASKED", "ASKED_HELD_OUT", "TAGGED", "TAGGED_HELD_OUT", "TRAINED"):
+        for module in (media, texts):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, 20)
+    for folder in (tmp_path / "first", tmp_path / "second"):
+        texts.confused_texts(folder / "tagged")
+        texts.questions(folder / "asked")
+        media.digits(folder / "said")
+    first, second = (
+        {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+        for folder in (tmp_path / "first", tmp_path / "second")
+    )
+    assert first == second
+    assert [name for name in first if name.endswith(".jsonl")] == [
+        "asked/held_out.jsonl", "asked/taught.jsonl", "asked/train.jsonl", "said/test/metadata.jsonl",
+        "tagged/held_out.jsonl", "tagged/train.jsonl",
+    ]  # fmt: skip
+    taught, asked = (
+        {json.loads(line)["question"] for line in first[f"asked/{name}.jsonl"].splitlines()}
+        for name in ("taught", "train")
+    )
+    assert len(taught) == len(asked) == 20 and not taught & asked
+    texts.questions(tmp_path / "first" / "asked")  # reads nothing
