@@ -89,6 +89,7 @@ def _looked_at(case: Case, cache: Path) -> Record:
 
 def _lines(case: Case, student: Record, looked: Record | None) -> Iterator[str]:
     report = student["report"]
+    yield f"`python benchmarks/compressions {case.name}` writes what is read, and then calls"
     yield "```bash"
     yield student["settings"]["command"]
     yield "```"

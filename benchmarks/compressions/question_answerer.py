@@ -11,10 +11,11 @@ from pathlib import Path
 
 from once import write_folder
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, Trainer, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
+from wid_hf.errors import WidError
 from wid_hf.rows import load_rows
 from wid_hf.tools.compression import find_task
+from wid_hf.training.checkpoints import last_whole_checkpoint
 
 STEPS, BATCH, RATE = 400, 24, 3e-4
 SAVED = 50  # steps between checkpoints
@@ -50,7 +51,7 @@ def train_answerer(encoder: Path, rows: Path, output: Path, steps: int = STEPS) 
         data_collator=task.collator,
         train_dataset=windows.select_columns([name for name in TAKEN if name in windows.column_names]),
     )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if work.is_dir() else None)
+    trainer.train(resume_from_checkpoint=_checkpoint(work))
 
     def write(folder: Path) -> None:
         model.save_pretrained(folder)
@@ -58,3 +59,11 @@ def train_answerer(encoder: Path, rows: Path, output: Path, steps: int = STEPS) 
 
     write_folder(output, write)
     shutil.rmtree(work)
+
+
+def _checkpoint(work: Path) -> str | None:
+    """Return the last whole checkpoint; None if there is none."""
+    try:
+        return str(last_whole_checkpoint(work, processes=1))
+    except (WidError, FileNotFoundError):
+        return None
