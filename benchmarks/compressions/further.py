@@ -6,6 +6,7 @@ Takes both folders; gives for each figure what teacher and student have.
 from __future__ import annotations
 
 import json
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,14 +19,29 @@ from gguf_file import write_gguf
 from places import DATA
 from torch import Tensor
 from torch.nn import functional
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSpeechSeq2Seq,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 
+from wid_hf.inputs import batches
+from wid_hf.objectives.generated_targets import written
+from wid_hf.rows import load_rows
+from wid_hf.scores.transcripts import error_rate
 from wid_hf.tools.compression import find_task
 
 MODELS = ("teacher", "student")
 PROMPT = "The president of the United States said on Tuesday that"
 WRITTEN = 24  # tokens
 LONGEST = 128  # tokens of a sentence
+SPOKEN = {
+    word: str(digit)
+    for digit, word in enumerate(("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"))
+}
 
 
 def of_sentences(teacher: Path, student: Path) -> dict[str, Figures]:
@@ -64,18 +80,40 @@ def _vectors(folder: Path, texts: list[str]) -> Tensor:
     return task.wanted(task.scored(task.features(Dataset.from_dict({"text": texts}), LONGEST), 32, 0))
 
 
+def of_digits(teacher: Path, student: Path) -> dict[str, Figures]:
+    """Return errors per digit on the held-out sounds of `media.digits`, however digits are written."""
+    sounds = load_rows(str(student.parent / "test"))
+    errors: dict[str, float | str] = {}
+    for name, folder in zip(MODELS, (teacher, student), strict=True):
+        model = AutoModelForSpeechSeq2Seq.from_pretrained(folder).eval()
+        task = find_task(model, processor := AutoProcessor.from_pretrained(folder))
+        heard = task.inputs.features(sounds.select_columns(["audio"]), LONGEST)
+        found = [
+            processor.tokenizer.decode(tokens, skip_special_tokens=True)
+            for batch in batches(heard, task.inputs.collator, 8)
+            for tokens in written(model, batch, WRITTEN)
+        ]
+        errors[name] = error_rate([*map(_digits, found)], [*map(_digits, sounds["transcription"])])
+    return {"errors per digit": errors}
+
+
+def _digits(text: str) -> list[str]:
+    """Return digits one by one, and words that are none."""
+    return [SPOKEN.get(word, word) for word in re.findall(r"\d|[a-z]+", text.lower())]
+
+
 def of_decoder(teacher: Path, student: Path) -> dict[str, Figures]:
     """Return what both write, and what the student writes that was saved as a GGUF file and loaded again."""
-    written: dict[str, float | str] = {
+    texts: dict[str, float | str] = {
         name: _continued(AutoModelForCausalLM.from_pretrained(folder), folder)
         for name, folder in zip(MODELS, (teacher, student), strict=True)
     }
-    found: dict[str, Figures] = {f"goes on after “{PROMPT}”": written}
+    found: dict[str, Figures] = {f"goes on after “{PROMPT}”": texts}
     if find_spec("gguf"):
         with TemporaryDirectory(dir=student.parent) as temporary:
             file = write_gguf(student, Path(temporary) / "student.gguf")
             again = AutoModelForCausalLM.from_pretrained(temporary, gguf_file=file.name, dtype="float32")
-            same = _continued(again, student) == written["student"]
+            same = _continued(again, student) == texts["student"]
         found["the same from a GGUF file"] = {"student": "yes" if same else "no"}
     return found
 

@@ -202,3 +202,11 @@ def test_rows_are_the_same_wherever_and_whenever_they_are_written(
     )
     assert len(taught) == len(asked) == 20 and not taught & asked
     texts.questions(tmp_path / "first" / "asked")  # reads nothing
+
+
+def test_digits_are_the_same_however_they_are_written(command: ModuleType) -> None:
+    from further import _digits
+
+    assert [_digits(text) for text in (" 6, 6, 4.", "66-4", "Six six 4", "sick 6 four")] == [
+        ["6", "6", "4"], ["6", "6", "4"], ["6", "6", "4"], ["sick", "6", "4"],
+    ]  # fmt: skip
