@@ -28,9 +28,9 @@ from transformers import (
     PreTrainedModel,
 )
 
-from wid_hf.inputs import batches
 from wid_hf.objectives.generated_targets import written
-from wid_hf.rows import load_rows
+from wid_hf.rows import find_columns, load_rows, prepare
+from wid_hf.rows.roles import TRANSCRIPT
 from wid_hf.scores.transcripts import error_rate
 from wid_hf.tools.compression import find_task
 
@@ -87,10 +87,11 @@ def of_digits(teacher: Path, student: Path) -> dict[str, Figures]:
     for name, folder in zip(MODELS, (teacher, student), strict=True):
         model = AutoModelForSpeechSeq2Seq.from_pretrained(folder).eval()
         task = find_task(model, processor := AutoProcessor.from_pretrained(folder))
-        heard = task.inputs.features(sounds.select_columns(["audio"]), LONGEST)
+        roles = [*task.roles, TRANSCRIPT]
+        rows = prepare(sounds, find_columns(sounds, roles, {}, str(student.parent)), roles).rows
         found = [
             processor.tokenizer.decode(tokens, skip_special_tokens=True)
-            for batch in batches(heard, task.inputs.collator, 8)
+            for batch in task.scored(task.features(rows, LONGEST), 8, 0)
             for tokens in written(model, batch, WRITTEN)
         ]
         errors[name] = error_rate([*map(_digits, found)], [*map(_digits, sounds["transcription"])])
