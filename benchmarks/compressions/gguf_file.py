@@ -1,7 +1,7 @@
 """A Llama as a GGUF file, in float32.
 
-Takes a folder of transformers; gives the file, without a tokenizer. llama.cpp's converter, which no package index has,
-writes the same tensors; wid-hf has no such export, since that converter reads its students as they are.
+Takes a folder of transformers; gives the file, without a tokenizer. wid-hf has no such export; this one is only to see
+that a student's sizes can be told in that format and are read back.
 """
 
 from __future__ import annotations
