@@ -33,7 +33,7 @@ $(TEACHERS)/%: | $(READY)
 	$(BIN)/python examples/fetch_teacher.py $* $(TEACHERS)
 
 # Teachers of benchmarks: others to fetch, and two that are trained here in some minutes each.
-benchmark-teachers: teachers $(addprefix $(TEACHERS)/,smollm2 tagger reaction-classifier small-gpt2 small-vit)
+benchmark-teachers: teachers $(addprefix $(TEACHERS)/,smollm2 tagger reaction-classifier whisper small-gpt2 small-vit)
 
 $(TEACHERS)/small-%: | $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/calibration/small_teachers.py small-$* $(TEACHERS)

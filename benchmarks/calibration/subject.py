@@ -6,7 +6,6 @@ was calibrated or trained on.
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset, concatenate_datasets
-from store import ROOT
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -25,8 +23,6 @@ from wid_hf.rows import load_texts
 from wid_hf.tools.teachers import load_teacher, load_tokenizer
 from wid_hf.training.imitation import Imitation
 
-TEACHERS = Path(os.environ.get("WID_HF_TEACHERS", ROOT / ".cache" / "teachers"))
-DATA = Path(os.environ.get("WID_HF_DATA", ROOT.parent / "shared" / "data"))
 SCORE_BATCH = 32
 CALIBRATION_BATCH = 32
 

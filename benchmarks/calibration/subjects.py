@@ -5,11 +5,11 @@ from __future__ import annotations
 from classifiers import Classifier
 from decoders import Decoder
 from masked import Masked
+from places import DATA, TEACHERS, WIKINEWS
 from sentences import Sentences
-from subject import DATA, TEACHERS, TextSubject
+from subject import TextSubject
 from taggers import Tagger
 
-WIKINEWS = DATA / "wikinews" / "wikinews_en_clean.jsonl.gz"
 SHARES = {"3/4": 3 / 4, "1/2": 1 / 2, "1/4": 1 / 4}
 
 

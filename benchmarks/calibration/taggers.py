@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import random
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
+from confusions import confused
 from datasets import Dataset
 from subject import SCORE_BATCH, Batch, TextSubject, to_device
 from torch import Tensor
@@ -24,30 +23,6 @@ from wid_hf.scores.eval_mode import eval_mode
 from wid_hf.training.imitation import Imitation
 
 KEEP = 0  # the label of a word that is right
-CONFUSED = (
-    ("their", "there", "they're"),
-    ("than", "then"),
-    ("its", "it's"),
-    ("to", "too"),
-    ("your", "you're"),
-    ("whose", "who's"),
-    ("lose", "loose"),
-    ("past", "passed"),
-    ("effect", "affect"),
-    ("whether", "weather"),
-    ("led", "lead"),
-    ("taken", "took"),
-    ("seen", "saw"),
-    ("gone", "went"),
-    ("come", "came"),
-    ("given", "gave"),
-    ("known", "knew"),
-    ("written", "wrote"),
-    ("begun", "began"),
-    ("have", "has"),
-    ("a", "an"),
-)
-OTHERS = {word: [other for other in group if other != word] for group in CONFUSED for word in group}
 
 
 @dataclass(frozen=True)
@@ -115,14 +90,3 @@ class Tagger(TextSubject):
 def _divergence(wid: WidModel, student: Any, teacher: Any, inputs: Mapping[str, Any]) -> Tensor:
     attended = inputs["attention_mask"].bool()
     return softmax_divergence(student.logits[attended], teacher.logits[attended]).mean()
-
-
-def confused(text: str, seed: int) -> str:
-    """Return the text with half of the words in `OTHERS`, drawn with this seed, exchanged for one of the others."""
-    draw = random.Random(seed)
-
-    def exchanged(found: re.Match[str]) -> str:
-        others = OTHERS.get(found[0])
-        return draw.choice(others) if others and draw.random() < 0.5 else found[0]
-
-    return re.sub(r"[A-Za-z']+", exchanged, text)

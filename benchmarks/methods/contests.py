@@ -5,18 +5,14 @@ Takes folders of teachers and data; gives arguments of `Method.compress` and `wi
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from methods import METHODS, Method
-from store import ROOT
+from places import DATA, TEACHERS
 
 from wid_hf import CalibrationConfig, WidConfig
-
-TEACHERS = Path(os.environ.get("WID_HF_TEACHERS", ROOT / ".cache" / "teachers"))
-DATA = Path(os.environ.get("WID_HF_DATA", ROOT.parent / "shared" / "data"))
 
 SWEPT_WIDTH = "1/2"
 

@@ -243,7 +243,7 @@ def _tell(report: Report, output: Path, console: Console, *, streaming: bool) ->
         )
     console.print(report.table())
     console.print(
-        f"The student is in {output}: AutoModel.from_pretrained({str(output)!r}) loads it.",
+        f"The student is in {output}, a stock model; the lines that load it are in its README.md.",
         soft_wrap=True,
         markup=False,
     )

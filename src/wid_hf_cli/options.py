@@ -154,7 +154,9 @@ def leads() -> bool:
 
 def command_line() -> str:
     """Return the command line of this program, for reports."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    program = Path(sys.argv[0])
+    as_module = program == Path(__file__).with_name("__main__.py")  # python -m wid_hf_cli
+    return shlex.join(["wid-hf" if as_module else program.name, *sys.argv[1:]])
 
 
 def steps_or_auto(text: str | int) -> int | str:

@@ -105,7 +105,7 @@ def test_compactors_and_merged_students_train_for_equal_steps_and_for_equal_seco
 
 
 def test_words_are_confused_with_others_of_their_group_only(command: ModuleType) -> None:
-    from taggers import OTHERS, confused
+    from confusions import OTHERS, confused
 
     text = "They went to their house, which is older than ours, to see an uncle."
     changed = {

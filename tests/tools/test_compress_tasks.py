@@ -65,7 +65,7 @@ def test_a_student_is_made_from_rows_with_labels_or_without(name: str, labelled:
     train = written(tmp_path / "train.jsonl", rows(48, labelled))
     report = compress(str(teacher), train, tmp_path / "student", half, QUICK)
     assert name.startswith(report.objective)
-    assert report.scores.keys() == {"teacher", "start", "student"}
+    assert [*report.scores] == ["teacher", "start", "student"]
     assert report.scores["teacher"]["agreement"] == 1 > report.scores["start"]["agreement"]
     assert (figures <= report.scores["student"].keys()) == (labelled or not figures)
     assert report.steps == 3

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from wid_hf.errors import ConfigError, Stopped
 from wid_hf_cli import app as program
+from wid_hf_cli import options
 
 SIZES = ["--hidden-size", "12", "--intermediate-size", "24"]
 
@@ -32,6 +33,12 @@ def compress(teacher: Path, folder: Path, options: str) -> str:
     train = write_texts(folder / "t.txt")
     words = ["--train", str(train), "--output", str(folder / "s"), *SIZES, *options.split()]
     return invoke("compress", str(teacher), *words)
+
+
+def test_reports_name_the_program_however_it_was_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    for started in ("/usr/bin/wid-hf", str(Path(options.__file__).with_name("__main__.py"))):
+        monkeypatch.setattr(sys, "argv", [started, "compress", "a b"])
+        assert options.command_line() == "wid-hf compress 'a b'"
 
 
 def test_plan_prints_coupled_dimensions_sizes_and_reasons(masked_teacher: Path, tmp_path: Path) -> None:

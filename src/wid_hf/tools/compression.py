@@ -289,7 +289,7 @@ class Compression:
         seconds = report.latency.seconds | {"student": self._scorer.latency(student)}
         self.report = replace(
             report,
-            scores={"start": score} | report.scores | {"student": score},
+            scores={**report.scores, "start": report.scores.get("start", score), "student": score},
             latency=replace(report.latency, seconds=seconds),
         )
 
