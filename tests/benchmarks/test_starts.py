@@ -21,7 +21,8 @@ FOLDER = Path(__file__).parents[2] / "benchmarks" / "calibration"
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """`benchmarks/calibration/__main__.py` with tiny teachers, and a folder of its own for records and page."""
     module = load_command(FOLDER)
-    monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
+    store = module._store
+    monkeypatch.setattr(module, "_store", lambda _, minutes: store(tmp_path / "results", minutes))
     monkeypatch.setattr(
         module, "SUBJECTS", {"reaction-bert": masked_subject(tmp_path), "minilm": sentences_subject(tmp_path)}
     )

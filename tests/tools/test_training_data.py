@@ -97,6 +97,14 @@ def test_separate_validation_rows_come_from_their_own_split(
         load(source, masked_lm, held_out=source, streaming=streaming)
 
 
+def test_held_out_rows_of_a_sorted_table_are_of_all_classes(classifier: Objective) -> None:
+    """As a folder of images gives them, a class after the other."""
+    rows = Dataset.from_dict({"text": texts(90), "label": [0] * 30 + [1] * 30 + [2] * 30})
+    one, same, other = (load(rows, classifier, held_out=rows, validation_texts=30, seed=seed) for seed in (0, 0, 1))
+    assert len(one.held_out) == 30 and {0, 1, 2} == {*one.held_out["labels"]}
+    assert tokens(one.held_out) == tokens(same.held_out) != tokens(other.held_out)
+
+
 def test_what_is_read_and_left_out_is_told_and_recorded(tmp_path: Path, classifier: Objective) -> None:
     source = write(tmp_path / "rows.jsonl", count=20, body="one two", mood=None)
     with (tmp_path / "rows.jsonl").open("a") as file:

@@ -98,7 +98,7 @@ def load_training_data(
             raise DataError(f"{said(train)}: {few} {prepared.words()}" if prepared.dropped else str(few)) from few
     if not settings.steps and isinstance(rows, Dataset):
         rows = rows.shuffle(seed=settings.seed).select(range(min(samples, len(rows))))
-    kept = _first(kept, settings.validation_texts)
+    kept = _drawn(kept, settings.validation_texts, settings.seed)
     features = objective.features(rows if labels else _without(_labels_alone(objective), rows), settings.max_length)
     if isinstance(features, IterableDataset):
         features = _shuffled(features, settings.seed)
@@ -178,10 +178,18 @@ def said(source: Source) -> str:
     return "rows from Python" if isinstance(source, Dataset | IterableDataset) else ", ".join(source_names(source))
 
 
-def _first(rows: Dataset | IterableDataset, count: int) -> Dataset:
-    """Return the first `count` rows, or all, as a table."""
-    if isinstance(rows, Dataset):
-        return rows.select(range(min(count, len(rows))))
+def _drawn(rows: Dataset | IterableDataset, count: int, seed: int) -> Dataset:
+    """Return `count` rows, or all, as a table: drawn, for folders and many files have one class after the other.
+
+    Of a stream they are the first ones.
+    """
+    if isinstance(rows, Dataset) and len(rows) > count:
+        return rows.shuffle(seed=seed).select(range(count))
+    return rows if isinstance(rows, Dataset) else _first(rows, count)
+
+
+def _first(rows: IterableDataset, count: int) -> Dataset:
+    """Return the first `count` rows of a stream, or all, as a table."""
     return Dataset.from_list([*islice(rows, count)], features=rows.features)
 
 
