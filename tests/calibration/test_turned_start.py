@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from wid_hf import WidConfig, get_wid_model
 from wid_hf.calibration.division import spread
 from wid_hf.calibration.lockstep import Lockstep, Watched
 from wid_hf.calibration.precision import Precision
+from wid_hf.calibration.refinement import layer_by_layer
+from wid_hf.calibration.refinement.descent import Descent
 from wid_hf.calibration.residual_fit import ResidualFit
 from wid_hf.calibration.vector_fit import VectorFit
 from wid_hf.coupling.landmark_record import Landmark
@@ -71,6 +74,25 @@ def test_what_the_walk_left_is_what_a_fresh_forward_gives(family: str, monkeypat
                 scale = float(new.tensor.abs().max())
                 assert torch.allclose(old, new.tensor, rtol=0, atol=tolerance * scale), place
     assert seen == set(left)
+
+
+@pytest.mark.usefixtures("turned_is_best")
+@pytest.mark.parametrize(("family", "norm"), [("gpt2", "transformer.ln_f"), ("whisper", "model.decoder.layer_norm")])
+def test_the_vector_before_a_tied_table_and_no_other_is_fitted_to_the_softmax(
+    family: str, norm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted, data = calibrated(family, torch.float32)
+    (head,) = fitted.base_model.calibration.refined
+    assert head.name == "head" and head.steps == layer_by_layer.VECTOR_STEPS and head.after < head.before
+    monkeypatch.setattr(layer_by_layer, "descend", lambda fit, *_: Descent(fit.held_out_error(), inf, 0))
+    closed, _ = calibrated(family, torch.float32)
+    (before, after), teacher = (each.merge_and_unload() for each in (closed, fitted)), fitted.base_model.teacher
+    old, new = (dict(model.named_parameters()) for model in (before, after))
+    changed = {name for name, value in new.items() if not torch.equal(value, old[name])}
+    assert changed == {f"{norm}.weight", f"{norm}.bias"}
+    wanted, *found = (next(iter(outputs(model, data))).log_softmax(-1) for model in (teacher, before, after))
+    worse, better = (float((wanted.exp() * (wanted - each)).sum(-1).mean()) for each in found)
+    assert better < worse
 
 
 def any_norm_stays(wid: PeftModel) -> bool:
