@@ -24,7 +24,7 @@ ACCELERATE += ["-m"]
 ALONE = [sys.executable, "-m"]
 SIZES = ["--hidden-size", "12", "--intermediate-size", "24"]
 QUICK = ["--validation-texts", "8", "--max-length", "12", "--calibration-samples", "32"]
-STILL = ["--set", "use_cpu=true", "--set", "logging_steps=1", "--set", "save_steps=4"]
+STILL = ["--set", "logging_steps=1", "--set", "save_steps=4"]
 
 
 @pytest.fixture

@@ -367,6 +367,7 @@ def training_arguments(settings: CompressSettings, folder: Path) -> dict[str, An
         "save_total_limit": 1,  # it is deleted when the next one is whole
         "report_to": "none",
         "dataloader_pin_memory": torch.cuda.is_available(),
+        "use_cpu": not torch.accelerator.is_available(),  # several processes on CPUs do not find each other without it
         "include_num_input_tokens_seen": "non_padding",
         "seed": settings.seed,
         "data_seed": settings.seed,
