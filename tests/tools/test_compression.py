@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from datasets import Dataset
 from toys import save_teacher, texts
-from transformers import BertForMaskedLM
+from transformers import BertForMaskedLM, BertForSequenceClassification
 
 from wid_hf import WidConfig
 from wid_hf.rows.digest import digest
@@ -59,3 +59,18 @@ def test_what_decides_a_run_holds_weights_sizes_settings_and_numbers_of_rows(sav
     assert one.decides["rows"] == {"rows from Python": 40}
     assert one.decides["the content of rows from Python"] == digest(one.data.sources["rows from Python"].rows)
     assert one.decides["settings"]["batch_size"] == 4 and "hub" not in one.decides["settings"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({}, "Method: WID, merged before training; distillation: hidden; learning rates: student 0.0001."),
+        ({"distillation": ()}, "Method: WID, merged before training; learning rates: student 0.0001."),
+        ({"steps": 0}, "Method: WID; no training."),
+    ],
+)
+def test_how_a_classifier_trains_is_told_and_recorded(tmp_path: Path, settings: dict[str, Any], told: str) -> None:
+    teacher = Teacher(str(save_teacher(tmp_path / "teacher", BertForSequenceClassification)))
+    made = Compression(teacher, HALF, CompressSettings(**settings), train=Dataset.from_dict({"text": texts(40)}))
+    assert made.words().endswith(f"(task=sequence-classification, found from its class). {told}")
+    assert made.report.settings["distillation"] == (("hidden",) if "hidden" in told else ())

@@ -171,12 +171,15 @@ class Compression:
     def words(self) -> str:
         """Return what the teacher is taken for, and how the student trains: what a user may want otherwise."""
         guessed = ", found from its class" if self.settings.task == AUTO else ""
-        method = f"{self.report.teacher}: {self.objective.one} (task={self.objective.name}{guessed}). Method: "
+        told = [f"Method: {self.report.title}"]
         if not self.settings.steps:
-            return f"{method}{self.report.title}; no training."
-        compared = f"; compared with the teacher beside it: {', '.join(self._recipe.compared)}"
-        rates = ", ".join(f"{name} {rate:g}" for name, rate in self._rates.items())
-        return f"{method}{self.report.title}{compared if self._recipe.compared else ''}; learning rates: {rates}."
+            told.append("no training")
+        else:
+            if self._recipe.compared:
+                told.append(f"distillation: {', '.join(self._recipe.compared)}")
+            told.append(f"learning rates: {', '.join(f'{name} {rate:g}' for name, rate in self._rates.items())}")
+        task = f"{self.objective.one} (task={self.objective.name}{guessed})"
+        return f"{self.report.teacher}: {task}. {'; '.join(told)}."
 
     def read(self) -> None:
         """Read the rows to train and to score on.
