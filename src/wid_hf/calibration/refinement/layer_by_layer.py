@@ -19,6 +19,7 @@ from ...coupling.plan import Plan
 from ...coupling.trace import Trace, quiet_forward
 from ...layers.fold_cache import FoldCache, FoldPolicy
 from ..batches import Batch
+from ..division import first_tokens
 from ..norm_scale import scaling_vector
 from ..padding import Padding
 from ..precision import Precision
@@ -27,7 +28,7 @@ from .descent import Fit, Schedule, descend
 from .find_layers import find_layers
 from .head import HeadLoss, Maps
 from .losses import relative_error
-from .pieces import Pieces
+from .pieces import Pieces, can_be_divided
 from .plain_weights import PlainWeights, chosen_in, chosen_outside
 from .saved_parts import SavedParts
 from .streams import Streams, stream_of
@@ -38,6 +39,7 @@ HEAD_RATE = 0.03
 MOST_STEPS = 300
 HEAD_STEPS = 100
 VECTOR_STEPS = 40  # of a head that has no matrix: the vector before a decoder's tied table
+VECTOR_TOKENS = 16 << 10  # enough for such a head
 IN_MEMORY = 4 << 30  # bytes of streams; more lie in files
 NOT_BETTER = "no better on held-out texts"
 NO_WEIGHT = "no weight of its own shrinks"
@@ -103,7 +105,8 @@ def refine(
     """
     began = time.monotonic()
     deadline = None if seconds is None else began + seconds
-    pieces = Pieces.of(list(batches))
+    batches = list(batches)
+    pieces = Pieces.of(batches)
     count = min(MOST_STEPS, 40 + pieces.texts // 2) if steps == "auto" else steps
     with (
         torch.inference_mode(False),
@@ -115,6 +118,9 @@ def refine(
         TensorStore(in_memory) as store,
     ):
         layers = find_layers(student, trace, plan, pieces.all[0], precision)
+        few = first_tokens(batches, VECTOR_TOKENS)
+        if not count and can_be_divided(few) and _is_of_vectors(chosen_outside(student, plan, layers), plan):
+            pieces = Pieces.of(few)
         saved = SavedParts.of(folder, student, pieces, count, batch_size) if folder is not None else None
         refiner = _Refiner(
             Streams(teacher, layers, pieces.all, store, precision),
@@ -144,6 +150,10 @@ def _share(deadline: float | None, parts: int) -> float | None:
     """Return the deadline of the next of `parts` parts that share the time that is left."""
     now = time.monotonic()
     return None if deadline is None else now + (deadline - now) / parts
+
+
+def _is_of_vectors(names: Iterable[str], plan: Plan) -> bool:
+    return all(len(plan.axes[name]) == 1 for name in names)
 
 
 @dataclass

@@ -7,7 +7,7 @@ before it, not of the whole depth. Called by `layer_by_layer` and `head`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
 
@@ -77,18 +77,24 @@ class Streams:
         return made
 
     def follow_all(self) -> None:
-        """Run each piece through all layers, and go on with what the last one of each list returns."""
+        """Run each piece through all layers, and go on with what the last one of each list returns.
+
+        Forwards end behind the last layer of all: scores of a large vocabulary may take as long as the layers.
+        """
         last = {_list_of(layer): layer for layer in self._layers}
         made: dict[str, list[Stored]] = {name: [] for name in last}
 
         def keep(name: str, module: nn.Module, args: Any, output: Any) -> None:
             made[name].append(self._store.put(output))
+            if last[name] == self._layers[-1]:
+                raise _Reached
 
         with ExitStack() as hooks:
             for name, layer in last.items():
                 hooks.callback(self.model.get_submodule(layer).register_forward_hook(partial(keep, name)).remove)
             for at in range(len(self._pieces)):
-                self.outputs(at, shortly=False)
+                with suppress(_Reached):
+                    self.outputs(at, shortly=False)
         self._latest, self._done = made, list(self._layers)
 
     def open(self, layer: str, inputs: Sequence[Stored]) -> None:
