@@ -73,4 +73,4 @@ def test_how_a_classifier_trains_is_told_and_recorded(tmp_path: Path, settings: 
     teacher = Teacher(str(save_teacher(tmp_path / "teacher", BertForSequenceClassification)))
     made = Compression(teacher, HALF, CompressSettings(**settings), train=Dataset.from_dict({"text": texts(40)}))
     assert made.words().endswith(f"(task=sequence-classification, found from its class). {told}")
-    assert made.report.settings["distillation"] == (("hidden",) if "hidden" in told else ())
+    assert made.report.settings["compared"] == (("hidden",) if "hidden" in told else ())

@@ -130,7 +130,7 @@ class Compression:
             | config.calibration_config.flat()
             | {"calibration_output": config.calibration_config.output}
             | {"train": train, "validation": held_out, "method": recipe.name, "learning_rates": self._rates}
-            | {"distillation": recipe.compared}
+            | {"compared": recipe.compared}
             | {"hub": {"teacher": hub_id(teacher.name), "revision": teacher.revision, "dataset": dataset}},
             seed=settings.seed,
             schedule=asdict(config.schedule) if isinstance(config.schedule, WidSchedule) else None,
