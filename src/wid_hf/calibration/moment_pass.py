@@ -27,7 +27,7 @@ from .lockstep import Lockstep, Operands, Watched, are_same
 from .moments import Covariance, as_matrix
 from .precision import Precision
 
-ENOUGH = 20  # tokens for each index of the teacher's widest weight input
+ENOUGH = 24  # tokens for each index of the teacher's widest weight input
 
 
 @dataclass(frozen=True)
