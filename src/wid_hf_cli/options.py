@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 LOSSES = ("logits", "hidden", "relations")  # of --distillation
-NO_LOSSES = "none"  # the same
+NO_LOSSES = "none"  # of --distillation, in the place of names
 
 
 class HeadStrategy(str, Enum):

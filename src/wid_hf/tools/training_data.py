@@ -183,9 +183,9 @@ def _drawn(rows: Dataset | IterableDataset, count: int, seed: int) -> Dataset:
 
     Of a stream they are the first ones.
     """
-    if isinstance(rows, Dataset) and len(rows) > count:
-        return rows.shuffle(seed=seed).select(range(count))
-    return rows if isinstance(rows, Dataset) else _first(rows, count)
+    if not isinstance(rows, Dataset):
+        return _first(rows, count)
+    return rows.shuffle(seed=seed).select(range(count)) if len(rows) > count else rows
 
 
 def _first(rows: IterableDataset, count: int) -> Dataset:
