@@ -25,8 +25,9 @@ from wid_hf import ProofError, WidConfig, WidError, get_wid_model
 from wid_hf.coupling import Example, Trace, make_plan, verify
 from wid_hf.coupling.trace import output_tensors, quiet_forward
 from wid_hf.layers import first_indices, install
+from wid_hf.planning.empty_student import empty_student
 from wid_hf.planning.example_inputs import example_inputs, further_example
-from wid_hf.planning.student_plan import Settled, check_teacher, empty_student, trace_student, trace_teacher
+from wid_hf.planning.student_plan import Settled, check_teacher, trace_student, trace_teacher
 
 Further = list[tuple[str, str]]
 LIMIT = 60  # seconds of processor time

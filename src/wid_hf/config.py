@@ -28,6 +28,7 @@ HeadStrategy = Literal["auto", "dim", "head"]
 Selection = Literal["first", "variance", "pivots"]
 Init = Literal["calibrated", "identity"]
 Output = Literal["auto", "coordinates"]
+LayerChoice = Literal["greedy", "influence"]
 
 
 class PeftType(str, Enum):
@@ -54,6 +55,9 @@ class CalibrationConfig:
             form, without labels; one text in ten is held out, and nothing gets worse on these. `"auto"` is 40 steps and
             one more for every two texts, at most 300. 0 refines no layer; only a head between a stream and a tied
             table (of masked language models) is trained then, which no closed form fits.
+        layer_choice: how the layers are chosen that a shallower student does not have. `"greedy"` drops one after the
+            other, each time that without which the teacher's outputs on calibration data change least; `"influence"`
+            drops those that change their own stream least, which takes one forward.
         refine_seconds: seconds that refinement may take in all; None for no limit.
 
     Raises:
@@ -68,6 +72,9 @@ class CalibrationConfig:
         default="auto", metadata={"help": "Outputs that a caller sees: 'auto' may turn them, or 'coordinates'."}
     )
     refine: int | Literal["auto"] = field(default=0, metadata={"help": "Steps of each layer's refinement, or 'auto'."})
+    layer_choice: LayerChoice = field(
+        default="greedy", metadata={"help": "How layers are chosen: 'greedy' or by their 'influence'."}
+    )
     refine_seconds: float | None = field(default=None, metadata={"help": "Seconds that refinement may take in all."})
 
     def __post_init__(self) -> None:
@@ -76,6 +83,10 @@ class CalibrationConfig:
             problems.append(f"ridge={self.ridge!r} is not a number above 0")
         if self.output not in get_args(Output):
             problems.append(f"output={self.output!r} is not one of {', '.join(map(repr, get_args(Output)))}")
+        if self.layer_choice not in get_args(LayerChoice):
+            problems.append(
+                f"layer_choice={self.layer_choice!r} is not one of {', '.join(map(repr, get_args(LayerChoice)))}"
+            )
         if self.refine != "auto" and not (type(self.refine) is int and self.refine >= 0):
             problems.append(f'refine={self.refine!r} is not a number of steps, 0 or more, or "auto"')
         if self.refine_seconds is not None and not _is_above_zero(self.refine_seconds):
@@ -93,6 +104,7 @@ class CalibrationConfig:
 # Fields of WidConfig in version 0.1 and in its adapters; reports still use these names.
 FLAT = {"calibration_samples": "samples", "calibration_batch_size": "batch_size", "ridge": "ridge"}
 FORMAT_VERSION = 2  # of what a saved adapter is: 2 has shifts of norms' vectors as well
+COUNT = "num_hidden_layers"
 SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
 
 
@@ -112,6 +124,11 @@ class WidConfig(PeftConfig):
             of heads and drops whole heads, and key/value heads with them. `"auto"` uses the first that is possible:
             narrower heads, fewer heads, heads as they are, another number of heads, or the nearest hidden size, with
             a warning. The plan says which and why.
+        num_hidden_layers: number of layers, under transformers' common name; fewer than the teacher has. Which of them
+            stay is chosen on calibration data (`CalibrationConfig.layer_choice`), or spread evenly without any. Other
+            counts, of a decoder or of stages, are given in `overrides`: `{"decoder_layers": 3}`.
+        layers: numbers of the layers that stay, from 0 and ascending: `[0, 2, 5]`; by the entry that counts them if
+            that is another, `{"decoder_layers": [0, 5]}`.
         overrides: any other size under its name in the teacher's config, `{"embedding_size": 64}`; nested for composite
             models, `{"text_config": {"hidden_size": 384}}`; a list if the teacher's config has a list,
             `{"hidden_sizes": [32, 64, 128]}`; by layer number if its layers have different sizes,
@@ -157,6 +174,10 @@ class WidConfig(PeftConfig):
         metadata={
             "help": "'dim' narrows every head, 'head' drops whole heads, 'auto' uses the first that is possible."
         },
+    )
+    num_hidden_layers: int | None = field(default=None, metadata={"help": "Number of layers."})
+    layers: list[int] | dict[str, list[int]] | None = field(
+        default=None, metadata={"help": "Numbers of the teacher's layers that stay."}
     )
     overrides: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "Other sizes under the teacher's own config names."}
@@ -264,10 +285,24 @@ class WidConfig(PeftConfig):
         for name, size in named.items():
             if self.overrides.get(name, size) != size:
                 yield f"{name} is {size!r} and, in overrides, {self.overrides[name]!r}; give it once"
+        if self.num_hidden_layers is not None:
+            named[COUNT] = self.num_hidden_layers
         yield from _not_sizes(named)
+        yield from self._layer_problems()
         yield from _not_sizes(self.overrides)
-        if not self.requested:
-            yield "no size is given; set hidden_size, intermediate_size or another size to shrink"
+        if not self.requested and not self.is_shallower:
+            yield "no size is given; set hidden_size, intermediate_size, num_hidden_layers or another size to shrink"
+
+    def _layer_problems(self) -> Iterator[str]:
+        given = self.layers if isinstance(self.layers, dict) else {COUNT: self.layers}
+        for name, layers in given.items() if self.layers is not None else ():
+            title = "layers" if name == COUNT else f"layers[{name!r}]"
+            if not (isinstance(layers, (list, tuple)) and layers and all(type(n) is int and n >= 0 for n in layers)):
+                yield f"{title}={layers!r} is not a list of layers' numbers, from 0"
+            elif list(layers) != sorted(set(layers)):
+                yield f"{title}={list(layers)}: give each number once, in ascending order"
+            elif name == COUNT and self.num_hidden_layers not in (None, len(layers)):
+                yield f"{title} names {len(layers)} layers, and {COUNT} is {self.num_hidden_layers}; give one of them"
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Save as PEFT does; warn if the folder holds a model, which the adapter would hide."""
@@ -284,6 +319,11 @@ class WidConfig(PeftConfig):
     def needs_data(self) -> bool:
         """Whether the start is made from calibration data."""
         return self.init == "calibrated" or self.selection != "first"
+
+    @property
+    def is_shallower(self) -> bool:
+        """Whether a number of layers, or layers, are given; counts in `overrides` are not looked at."""
+        return self.num_hidden_layers is not None or self.layers is not None
 
     @property
     def requested(self) -> dict[str, Any]:

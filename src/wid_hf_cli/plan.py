@@ -28,7 +28,7 @@ def plan(
     """Show the coupled dimensions of a teacher and the sizes of the student."""
     from wid_hf import plan_student
     from wid_hf.hub.model_size import model_size, size_rows
-    from wid_hf.planning.student_plan import empty_student
+    from wid_hf.planning.empty_student import empty_student
     from wid_hf.tools.plan_table import plan_table
     from wid_hf.tools.teachers import load_teacher
 

@@ -21,7 +21,8 @@ from transformers import (
 from wid_models import IDS, logits, tiny_encoder, tiny_gpt2
 
 from wid_hf import ConfigError, WidConfig, plan_student
-from wid_hf.planning.student_plan import empty_student, planned_teacher
+from wid_hf.planning.empty_student import empty_student
+from wid_hf.planning.student_plan import planned_teacher
 
 T5 = {"d_model": 24, "d_kv": 6, "d_ff": 48, "num_layers": 1, "num_heads": 4, "decoder_start_token_id": 0}
 BART = {

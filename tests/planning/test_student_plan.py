@@ -33,7 +33,7 @@ from transformers import (
 import wid_hf.planning.student_plan
 from wid_hf import ConfigError, PlanError, TeacherError, WidConfig, get_wid_model, plan_student
 from wid_hf.coupling import Trace
-from wid_hf.planning.student_plan import empty_student
+from wid_hf.planning.empty_student import empty_student
 
 
 def state(model: PreTrainedModel) -> tuple[Any, ...]:

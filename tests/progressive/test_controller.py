@@ -30,7 +30,7 @@ from wid_hf import (
 )
 from wid_hf.coupling.index_sets import axis_indices
 from wid_hf.layers import Compactor
-from wid_hf.planning.student_plan import empty_student
+from wid_hf.planning.empty_student import empty_student
 from wid_hf.progressive.controller import ProgressiveController
 
 # Choices at steps 2, 4, 6 and 8, all rows zero at step 11, 16 steps in all.

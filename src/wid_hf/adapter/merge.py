@@ -22,7 +22,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME
 from ..config import PeftType
 from ..coupling.trace import saved_tensors
 from ..errors import OutputError, WidError
-from ..planning.student_plan import empty_student
+from ..planning.empty_student import empty_student
 from .output_map import remove_output_map, save_output_map
 
 ASIDE = "wid_adapter"

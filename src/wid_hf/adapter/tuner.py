@@ -5,7 +5,7 @@ PEFT calls `inject_adapter`, whether by `get_wid_model`, by `peft.get_peft_model
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from copy import copy, deepcopy
 from dataclasses import replace
@@ -22,6 +22,7 @@ from ..calibration.batches import Batch
 from ..calibration.division import spread
 from ..calibration.precision import Precision
 from ..calibration.refinement.pieces import can_be_divided
+from ..calibration.report import Dropped
 from ..config import WidConfig
 from ..coupling import Dim, Plan
 from ..coupling.index_sets import IndexSets, axis_indices
@@ -29,7 +30,9 @@ from ..coupling.trace import aliases, named_weights
 from ..deprecation import renamed_arguments
 from ..errors import ConfigError, WidError
 from ..layers import compactor_axes, first_indices, install, student_weights
-from ..planning.student_plan import Settled, StudentPlan, check_teacher, empty_student, plan_student, planned_teacher
+from ..planning.depth import requested_stacks, source, spread_layers
+from ..planning.empty_student import empty_student
+from ..planning.student_plan import Settled, StudentPlan, check_teacher, plan_sizes, planned_teacher
 from ..planning.tracing import plain_attention
 from ..progressive.controller import ProgressiveController
 from ..progressive.progress import Progress
@@ -41,6 +44,7 @@ from .calibration_data import checked_batches, refuse_unused_data
 from .calibration_guard import CalibrationGuard
 from .fingerprint import Fingerprint
 from .layer_guard import LayerGuard
+from .layers_kept import chosen_stacks, named_layers
 from .merge import generation_config_of, prepare_saving, remember_map, stock_model
 from .module_settings import take_over_patches, take_over_training_settings
 from .one_adapter import ONE_ADAPTER, OneAdapterTuner
@@ -97,14 +101,17 @@ class WidModel(OneAdapterTuner):
                 "low_cpu_mem_usage=True saves no memory here: no weight of the teacher is copied. Leave it out."
             )
         check_teacher(model)
+        self._given = (model,)  # in a tuple as the teacher is
         config = copy(self.peft_config[adapter_name])  # the caller may use the same config for another student
         with as_if_called_plainly(next(model.parameters()).device):
-            model = planned_teacher(model, config)
+            self._asked = requested_stacks(model, config)
+            self.stacks = spread_layers(model, self._asked)
+            model = planned_teacher(model, config, stacks=self.stacks)
         self.fingerprint = Fingerprint.of(named_weights(model), aliases(model))
         if config.teacher_fingerprint is not None:
             refuse_other_teacher(config.teacher_fingerprint, self.fingerprint)
         with as_if_called_plainly(next(model.parameters()).device):
-            student_plan = plan_student(model, config)
+            student_plan = plan_sizes(model, config, shallower=bool(self.stacks))
             config.teacher_fingerprint = self.fingerprint.value
             config.overrides = deepcopy(config.overrides)
             config.example_inputs = _savable(config.example_inputs)
@@ -160,9 +167,19 @@ class WidModel(OneAdapterTuner):
     def teacher(self) -> PreTrainedModel:
         """The teacher; the student is folded from its tensors, so it changes if they train.
 
-        With `WidConfig(tie_word_embeddings=False)` it is a copy on the given one's tensors with a head of its own.
+        Where the student has fewer layers, or a head of its own, it is a model on the given one's tensors that has
+        these layers and that head.
         """
         return self._teacher[0]
+
+    @property
+    def whole_teacher(self) -> PreTrainedModel:
+        """The model that was given: the teacher with all of its layers, on the same tensors."""
+        return self._given[0]
+
+    def teacher_place(self, name: str) -> str:
+        """Return the name that the whole teacher has for a module of the student."""
+        return source(name, self.stacks)
 
     @property
     def is_wide(self) -> bool:
@@ -301,8 +318,8 @@ class WidModel(OneAdapterTuner):
         return student.train(self.model.training)
 
     def unload(self) -> PreTrainedModel:
-        """Return the teacher."""
-        return self.teacher
+        """Return the teacher, with all of its layers."""
+        return self.whole_teacher if self.stacks else self.teacher
 
     @renamed_arguments(lifts="reconstruction", spectra="head_svd", basis="pca")
     def calibrate(
@@ -342,7 +359,7 @@ class WidModel(OneAdapterTuner):
             ConfigError: `init="identity"` with `selection="first"`, which no data changes.
             WidError: the model is no longer at its start, and `reset` is False.
         """
-        config, teacher = self._config, self.teacher
+        config = self._config
         if self.controller is not None:
             raise ConfigError(
                 "calibrate() has no effect with a progressive schedule, which starts as the teacher: train it, or make "
@@ -355,6 +372,8 @@ class WidModel(OneAdapterTuner):
                 "would lose these changes. To lose them, call calibrate(batches, reset=True)."
             )
         batches = spread(checked_batches(batches))
+        dropped = self._choose_layers(batches)
+        teacher = self.teacher
         solved = config.init == "calibrated"
         assert config.selection is not None  # the config has filled it in
         with plain_attention(teacher), plain_attention(self.model):
@@ -376,10 +395,27 @@ class WidModel(OneAdapterTuner):
             report = start.report
             if self._is_refined(start, batches):
                 report = self._refined(start, batches, Path(folder) if folder is not None else None)
-        self.calibration = report if solved else None
+        self.calibration = replace(report, dropped=dropped) if solved else None
         self.calibrated.fill_(True)
         self._calibration_guard.open()
         self._start.note()
+
+    def _choose_layers(self, batches: Sequence[Batch]) -> tuple[Dropped, ...]:
+        """Choose the layers that stay, if the request leaves that open, and make the student anew from these."""
+        if not any(stack.is_choice for stack in self._asked):
+            return ()
+        given, config = self.whole_teacher, self._config
+        with as_if_called_plainly(given.device), plain_attention(given):
+            self.stacks, dropped = chosen_stacks(given, self._asked, batches, config.calibration_config.layer_choice)
+            teacher = planned_teacher(given, config, stacks=self.stacks)
+            self.fingerprint = Fingerprint.of(named_weights(teacher), aliases(teacher))
+            config.teacher_fingerprint = self.fingerprint.value
+            config.layers = named_layers(self.stacks)
+            around = self.wrapper.known
+            self._make_student(teacher, plan_sizes(teacher, config, shallower=True))
+            if around is not None:
+                self.wrapper.remember(around)
+        return dropped
 
     def _is_refined(self, start: Start, batches: list[Batch]) -> bool:
         """Return whether gradient steps follow: as many as asked for, or those of a head that has no closed form."""

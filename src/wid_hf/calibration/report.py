@@ -93,6 +93,29 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Dropped:
+    """One layer that a student does not have.
+
+    Attributes:
+        layer: its module's name.
+        influence: 1 less the cosine of its stream before and after it, over tokens.
+        divergence: of the teacher's outputs without this layer and those dropped before it; None where layers were
+            chosen by influence alone.
+        measure: of the divergence, in words.
+    """
+
+    layer: str
+    influence: float
+    divergence: float | None = None
+    measure: str = ""
+
+    def __str__(self) -> str:
+        """Return one line."""
+        then = "" if self.divergence is None else f", then {self.divergence:.3g} ({self.measure})"
+        return f"{self.layer}, influence {self.influence:.3f}{then}"
+
+
+@dataclass(frozen=True)
 class RefinedPart:
     """What refinement did to one layer, or to the head.
 
@@ -131,6 +154,7 @@ class Calibration:
         turned: which streams were turned instead of selected, in words; empty if none was.
         trials: the starts that were tried on a part of the data; none if there was no choice.
         refined: layers in the order of the forward, then the head; empty without refinement.
+        dropped: layers that the student does not have, in the order in which they were chosen to go.
     """
 
     inputs: tuple[InputReconstruction, ...]
@@ -139,6 +163,7 @@ class Calibration:
     turned: str = ""
     trials: tuple[Trial, ...] = ()
     refined: tuple[RefinedPart, ...] = ()
+    dropped: tuple[Dropped, ...] = ()
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Calibration:
@@ -150,6 +175,7 @@ class Calibration:
             saved["turned"],
             tuple(Trial(**_restored(trial, ("divergence",))) for trial in saved["trials"]),
             tuple(RefinedPart(**_restored(part, ERRORS)) for part in saved.get("refined", ())),
+            tuple(Dropped(**layer) for layer in saved.get("dropped", ())),
         )
 
     @property
@@ -169,7 +195,7 @@ class Calibration:
 
     def __str__(self) -> str:
         """Return the title and the rows as text."""
-        lines = [self.title, *_aligned(self.rows())]
+        lines = [*(f"layer left out: {layer}" for layer in self.dropped), self.title, *_aligned(self.rows())]
         lines += [
             f"{'kept' if trial.chosen else 'tried'}: {trial.name}, {trial.divergence:.3g} ({trial.measure})"
             for trial in self.trials
@@ -192,7 +218,11 @@ class Calibration:
                 for trial in self.trials
             ],
         }
-        return found | ({"refined": [part.to_dict() for part in self.refined]} if self.refined else {})
+        if self.refined:
+            found["refined"] = [part.to_dict() for part in self.refined]
+        if self.dropped:
+            found["dropped"] = [asdict(layer) for layer in self.dropped]
+        return found
 
 
 def percent(share: float) -> str:

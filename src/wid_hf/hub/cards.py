@@ -19,7 +19,7 @@ from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 
 from ..errors import WidError
 from ..extras import extra
-from ..planning.student_plan import empty_student
+from ..planning.empty_student import empty_student
 from .model_size import ModelSize, model_size, size_rows
 from .own_files import CALIBRATION_PICTURE, FILE_NAME
 from .paths import expanded

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from ..coupling import Example, Plan, Trace
-from ..coupling.trace import aliases, call, output_tensors, quiet_forward, saved_tensors
+from ..coupling import Plan, Trace
+from ..coupling.trace import aliases, saved_tensors
 from ..errors import ConfigError
-from .tracing import plain_attention, trace_teacher
+from .same_function import is_same_function
+from .tracing import accepted_example
 
 
 def with_own_head(teacher: PreTrainedModel, tie: bool | None, inputs: Mapping[str, Any] | None) -> PreTrainedModel:
@@ -56,8 +57,7 @@ def with_own_head(teacher: PreTrainedModel, tie: bool | None, inputs: Mapping[st
             f"{given}: a {name} loaded with this config would have no head of its own, or would part other "
             "tables as well. Leave tie_word_embeddings out (None)."
         )
-    trace, _ = trace_teacher(teacher, inputs)
-    if not _is_same_function(teacher, untied, trace.examples[0]):
+    if not is_same_function(teacher, untied, accepted_example(teacher, inputs)):
         raise ConfigError(
             f"{given}: {name} computes something else without the tie (some classes scale what a tied head reads). "
             "Leave tie_word_embeddings out (None)."
@@ -81,7 +81,7 @@ def offered_head(teacher: PreTrainedModel, trace: Trace, plan: Plan) -> str:
         return ""
     try:
         untied, own = _untied(teacher, head)
-        if not own or not _is_same_function(teacher, untied, trace.examples[0]):
+        if not own or not is_same_function(teacher, untied, trace.examples[0]):
             return ""
     except Exception:  # each class checks its config in its own way; what it refuses is not offered
         return ""
@@ -153,17 +153,3 @@ def _names_when_loaded(model: PreTrainedModel) -> dict[str, str]:
         skeleton = type(model)(config)
     skeleton.tie_weights()
     return aliases(skeleton)
-
-
-def _is_same_function(teacher: PreTrainedModel, untied: PreTrainedModel, example: Example) -> bool:
-    """Return whether both give the same outputs for one example."""
-    before, after = (_outputs(model, example) for model in (teacher, untied))
-    return len(before) == len(after) and all(
-        a.shape == b.shape and torch.allclose(a, b, equal_nan=True) for a, b in zip(before, after, strict=True)
-    )
-
-
-def _outputs(model: PreTrainedModel, example: Example) -> list[Tensor]:
-    with plain_attention(model), quiet_forward(model):
-        torch.manual_seed(0)  # some models draw masks in evaluation as well
-        return output_tensors(call(model, example.part, example.inputs, {}))

@@ -7,15 +7,13 @@ refused is refused here, and the teacher is never changed.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
@@ -24,11 +22,13 @@ from ..coupling import Plan, Trace, make_plan, verify
 from ..coupling.trace import saved_tensors
 from ..errors import PlanError, TeacherError
 from ..stored_inputs import unpacked
+from .depth import Stack, requested_stacks, shallow_teacher, spread_layers
+from .empty_student import empty_student
 from .example_inputs import on_device
 from .own_head import offered_head, with_own_head
 from .sizes import Meaning, Request, Sizes, Strategy, Way
 from .teacher_check import PARAMETRIZED, check_teacher
-from .tracing import plain_attention, trace_student, trace_teacher
+from .tracing import accepted_example, plain_attention, trace_student, trace_teacher
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,30 @@ def plan_student(
     """
     check_teacher(teacher)
     inputs = _inputs(teacher, config) if inputs is None else inputs
-    teacher = with_own_head(teacher, config.tie_word_embeddings, inputs)
-    request = Request(teacher.config, config)
+    stacks = spread_layers(teacher, requested_stacks(teacher, config))
+    planned = planned_teacher(teacher, config, inputs=inputs, stacks=stacks)
+    return plan_sizes(planned, config, inputs=inputs, proof=proof, shallower=bool(stacks))
+
+
+def plan_sizes(
+    teacher: PreTrainedModel,
+    config: WidConfig,
+    *,
+    inputs: Mapping[str, Any] | None = None,
+    proof: bool = False,
+    shallower: bool = False,
+) -> StudentPlan:
+    """Find the student of a teacher that has the layers and the head which `config` asks for; see `plan_student`.
+
+    Args:
+        teacher: as `planned_teacher` returns it.
+        config: the sizes requested.
+        inputs: keyword arguments for one forward of the teacher.
+        proof: also run the permutation proof on the teacher.
+        shallower: whether it has fewer layers than the model that `config` is about, so that no size must be smaller.
+    """
+    inputs = _inputs(teacher, config) if inputs is None else inputs
+    request = Request(teacher.config, config, shallower=shallower)
     trace, further = trace_teacher(teacher, inputs)
     if proof:
         _prove(teacher, trace)
@@ -126,6 +148,8 @@ def plan_student(
             break
         try:
             plan, student = _planned(teacher, candidate, trace, partial(trace_student, inputs=inputs, further=further))
+            if not shallower:
+                _refuse_unchanged(plan, trace)
         except PlanError as refusal:
             refused.setdefault(meaning.way, refusal)
             continue
@@ -137,17 +161,31 @@ def plan_student(
     raise PlanError(_refusal_text(teacher, request, refused)) from next(iter(refused.values()))
 
 
-def planned_teacher(teacher: PreTrainedModel, config: WidConfig) -> PreTrainedModel:
-    """Return the teacher that `config` plans with: itself, or a copy on its tensors with a head of its own.
+def planned_teacher(
+    teacher: PreTrainedModel,
+    config: WidConfig,
+    *,
+    inputs: Mapping[str, Any] | None = None,
+    stacks: Sequence[Stack] | None = None,
+) -> PreTrainedModel:
+    """Return the teacher that `config` plans with: itself, or a model on its tensors with fewer layers or its own head.
 
     Args:
         teacher: a model that passes `check_teacher`.
-        config: its `tie_word_embeddings` decides.
+        config: its `tie_word_embeddings`, `num_hidden_layers`, `layers` and counts in `overrides` decide.
+        inputs: keyword arguments for one forward of the teacher.
+        stacks: of the teacher, with the layers that stay; by default those that `config` names, or layers that are
+            spread over all.
 
     Raises:
-        ConfigError: a tie that the teacher or its class cannot have.
+        ConfigError: a tie or layers that the teacher or its class cannot have.
+        PlanError: layers that cannot stand where they would.
     """
-    return with_own_head(teacher, config.tie_word_embeddings, _inputs(teacher, config))
+    inputs = _inputs(teacher, config) if inputs is None else inputs
+    if stacks is None:
+        stacks = spread_layers(teacher, requested_stacks(teacher, config))
+    teacher = with_own_head(teacher, config.tie_word_embeddings, inputs)
+    return shallow_teacher(teacher, stacks, accepted_example(teacher, inputs)) if stacks else teacher
 
 
 def prove_couplings(teacher: PreTrainedModel, config: WidConfig) -> None:
@@ -192,10 +230,12 @@ def _planned(
     shapes = _weight_shapes(type(teacher), candidate, trace)
     make_plan(trace, shapes)  # finds contradictions before anything is allocated
     student = _allocated(teacher, candidate)
-    plan = make_plan(trace, shapes, trace_student(student))
+    return make_plan(trace, shapes, trace_student(student)), student.config
+
+
+def _refuse_unchanged(plan: Plan, trace: Trace) -> None:
     if all(plan.shape(name) == tuple(weight.shape) for name, weight in trace.weights.items()):
         raise PlanError("- no weight of the student would be smaller than the teacher's")
-    return plan, student.config
 
 
 def _settled(request: Request, meaning: Meaning, student: PretrainedConfig, against: Mapping[Way, str]) -> Settled:
@@ -226,48 +266,12 @@ def _is_not_about_heads(refused: Mapping[Way, PlanError]) -> bool:
     return bool(narrower & fewer - {""})
 
 
-def empty_student(teacher: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
-    """Return `type(teacher)(config)` with weights of zero, on the teacher's device, in its dtypes and mode."""
-    with no_init_weights(), torch.random.fork_rng(devices=[]):
-        student = type(teacher)(deepcopy(config))
-    student.tie_weights()  # skipped together with the initialisation
-    own = dict(teacher.named_parameters(remove_duplicate=False)) | dict(teacher.named_buffers())
-    for name, buffer in student.named_buffers():
-        if name in own and own[name].is_floating_point():
-            buffer.data = buffer.data.to(own[name].dtype)
-    saved = saved_tensors(student)
-    for name, parameter in student.named_parameters():
-        if name in saved:
-            parameter.data = _zeros(parameter.shape, own[name].dtype if name in own else parameter.dtype)
-        elif parameter.shape == own[name].shape:  # computed from the config, with the same sizes as the teacher's
-            parameter.data = own[name].data.to(parameter.device)
-        else:
-            _compute_again(student, name)
-            parameter.data = parameter.data.to(own[name].dtype)
-    if teacher.can_generate():
-        student.generation_config = deepcopy(teacher.generation_config)
-    return student.to(teacher.device).train(teacher.training)
-
-
 def _allocated(teacher: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
     """Return the empty student, or refuse if its class fails with real tensors."""
     try:
         return empty_student(teacher, config)
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as cause:
         raise PlanError(f"- {type(teacher).__name__} cannot be made at these sizes: {_line(cause)}") from cause
-
-
-def _zeros(shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """Return zeros that take no memory until something is written: numpy lets the operating system clear them."""
-    if not shape.numel():
-        return torch.zeros(shape, dtype=dtype)
-    return torch.from_numpy(np.zeros(shape.numel() * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)
-
-
-def _compute_again(student: PreTrainedModel, name: str) -> None:
-    """Let the model compute a parameter that no checkpoint holds, as on loading (Marian's positions)."""
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        student._init_weights(student.get_submodule(name.rpartition(".")[0]))
 
 
 def _weight_shapes(

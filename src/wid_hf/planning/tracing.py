@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from ..coupling import Example, Trace
 from ..coupling.routing import rolled_routers
+from ..coupling.trace import call, quiet_forward
 from ..errors import PlanError, TeacherError
 from .example_inputs import Inputs, example_forms, further_example, further_examples
 
@@ -37,7 +38,7 @@ def trace_teacher(
     """
     seen = Trace(teacher)
     with plain_attention(teacher):
-        _run_first(seen, teacher, inputs)
+        _first_accepted(seen.run, teacher, inputs)
         further = []
         for part, argument in further_examples(teacher, seen.unreached):
             if not seen.unreached:
@@ -62,7 +63,7 @@ def trace_student(student: PreTrainedModel, inputs: Mapping[str, Any] | None, fu
     seen = Trace(student)
     try:
         with plain_attention(student):
-            _run_first(seen, student, inputs)
+            _first_accepted(seen.run, student, inputs)
             for part, argument in further:
                 seen.run(further_example(student, part, argument))
     except Exception as refusal:  # such as rotary positions of an odd head width
@@ -93,7 +94,21 @@ def plain_attention(model: PreTrainedModel) -> Iterator[None]:
             config._attn_implementation = name
 
 
-def _run_first(seen: Trace, model: PreTrainedModel, inputs: Mapping[str, Any] | None) -> None:
+def accepted_example(model: PreTrainedModel, inputs: Mapping[str, Any] | None) -> Example:
+    """Return one forward of `model` that works: the given one, or one made from its config.
+
+    Raises:
+        TeacherError: it does not run on the given inputs, or on any that were made for it.
+    """
+
+    def run(example: Example) -> None:
+        call(model, example.part, example.inputs, {})
+
+    with plain_attention(model), quiet_forward(model):
+        return _first_accepted(run, model, inputs)
+
+
+def _first_accepted(run: Callable[[Example], Any], model: PreTrainedModel, inputs: Mapping[str, Any] | None) -> Example:
     """Run the model's own forward, on inputs in the first form that it accepts if the user gave none.
 
     Raises:
@@ -107,13 +122,13 @@ def _run_first(seen: Trace, model: PreTrainedModel, inputs: Mapping[str, Any] | 
         made: Inputs = {}
         try:
             made = form(model)
-            seen.run(Example(made))
+            run(Example(made))
         except Exception as refusal:  # a model may raise anything, and a config may lack what inputs are made from
             first = first or refusal
             line = f"- {_described(made) or 'no inputs could be made'}: {_error_text(refusal)}"
             tried += [line] if line not in tried else []
         else:
-            return
+            return Example(made)
     name = type(model).__name__
     what = "the example inputs that were given" if inputs is not None else "example inputs made from its config"
     raise TeacherError(

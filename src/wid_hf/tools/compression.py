@@ -36,7 +36,7 @@ from ..inputs import TextInputs, find_inputs
 from ..objectives import Objective, find_objective
 from ..objectives.logits import inputs_of
 from ..objectives.registry import AUTO
-from ..planning.student_plan import empty_student
+from ..planning.empty_student import empty_student
 from ..progressive.history import narrow_from, widths_over_steps
 from ..progressive.schedule import WidSchedule
 from ..rows.source import local_paths, source_names

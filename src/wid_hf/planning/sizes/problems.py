@@ -18,7 +18,9 @@ def refusal(config: PretrainedConfig, problems: Iterable[str]) -> str:
     return f"No student of this {type(config).__name__}:\n" + "\n".join(f"- {problem}" for problem in problems)
 
 
-def size_problems(config: PretrainedConfig, sizes: Mapping[str, Any], prefix: str = "") -> list[str]:
+def size_problems(
+    config: PretrainedConfig, sizes: Mapping[str, Any], prefix: str = "", *, may_be_equal: bool = False
+) -> list[str]:
     """Return what is wrong with each size: unknown, given twice, wider, or all of them equal to the teacher's."""
     problems: list[str] = []
     given: dict[str, str] = {}
@@ -26,13 +28,13 @@ def size_problems(config: PretrainedConfig, sizes: Mapping[str, Any], prefix: st
         first = given.setdefault(own_name(config, name), name) if has(config, name) else name
         if first != name:
             problems.append(f"{prefix}{first} and {prefix}{name} are one size; give one of them")
-        problems += _problems_of(config, name, size, prefix)
-    if not problems and not any(_is_smaller(config, name, size) for name, size in sizes.items()):
+        problems += _problems_of(config, name, size, prefix, may_be_equal)
+    if not problems and not may_be_equal and not any(_is_smaller(config, name, size) for name, size in sizes.items()):
         problems.append("every size equals the teacher's; give at least one smaller size")
     return problems
 
 
-def _problems_of(config: PretrainedConfig, name: str, size: Any, prefix: str) -> list[str]:
+def _problems_of(config: PretrainedConfig, name: str, size: Any, prefix: str, may_be_equal: bool) -> list[str]:
     where = f"{prefix}{name}"
     if name == LAYERS and isinstance(size, Mapping):
         return _layer_problems(config, size, prefix)
@@ -41,7 +43,7 @@ def _problems_of(config: PretrainedConfig, name: str, size: Any, prefix: str) ->
     old = stated(config, name)
     if isinstance(size, Mapping):
         if isinstance(old, PretrainedConfig):
-            return size_problems(old, size, f"{where}.")
+            return size_problems(old, size, f"{where}.", may_be_equal=may_be_equal)
         return [f"{where} is not a nested config of {type(config).__name__}; give one number"]
     if isinstance(old, (list, tuple)) or isinstance(size, (list, tuple)):
         return _list_problems(where, old, size)

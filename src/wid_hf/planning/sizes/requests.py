@@ -31,13 +31,18 @@ class Request:
         meanings: the best first; at least one.
         closed: ways to change heads that are impossible for any model, with the reason.
 
+    Args:
+        teacher: the config of the teacher.
+        config: the request.
+        shallower: whether the teacher has fewer layers already than asked about, so that all sizes may be its own.
+
     Raises:
         ConfigError: lists every illegal name and size.
     """
 
-    def __init__(self, teacher: PretrainedConfig, config: WidConfig) -> None:
+    def __init__(self, teacher: PretrainedConfig, config: WidConfig, *, shallower: bool = False) -> None:
         self.teacher, self.config = teacher, config
-        problems = size_problems(teacher, config.requested)
+        problems = size_problems(teacher, config.requested, may_be_equal=shallower)
         if problems:
             raise ConfigError(refusal(teacher, problems))
         self.closed: dict[Way, str] = {}

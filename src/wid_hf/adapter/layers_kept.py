@@ -1,0 +1,58 @@
+"""The layers that a shallower student keeps: chosen on data, and as a config states them. Called by the tuner."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from transformers import PreTrainedModel
+
+from ..calibration.batches import Batch
+from ..calibration.layer_choice import Kept, Layers, choose_layers
+from ..calibration.precision import Precision
+from ..calibration.report import Dropped
+from ..planning.depth import Stack, fits
+
+
+def chosen_stacks(
+    teacher: PreTrainedModel, stacks: Sequence[Stack], batches: Sequence[Batch], by: str
+) -> tuple[tuple[Stack, ...], tuple[Dropped, ...]]:
+    """Return the stacks with the layers that stay, and what was dropped, one layer after the other.
+
+    Args:
+        teacher: the model with all layers.
+        stacks: those whose layers are not given are chosen.
+        batches: keyword dictionaries for the teacher's forward.
+        by: see `choose_layers`.
+
+    Raises:
+        DataError: the forward raised on a batch.
+        PlanError: no choice of layers makes a model.
+    """
+    open_ = [stack for stack in stacks if stack.is_choice]
+
+    def complete(kept: Sequence[Kept]) -> tuple[Stack, ...]:
+        found = dict(zip([stack.entry for stack in open_], kept, strict=True))
+        return tuple(
+            replace(stack, kept=found[stack.entry], new=len(found[stack.entry])) if stack.entry in found else stack
+            for stack in stacks
+        )
+
+    layers = [
+        Layers(tuple(tuple(f"{name}.{at}" for name in stack.lists) for at in range(stack.old)), stack.new)
+        for stack in open_
+    ]
+    kept, dropped = choose_layers(
+        teacher,
+        layers,
+        batches,
+        Precision.of_caller(teacher.device),
+        by=by,
+        fits=lambda each: fits(teacher, complete(each)),
+    )
+    return complete(kept), tuple(dropped)
+
+
+def named_layers(stacks: Sequence[Stack]) -> dict[str, list[int]]:
+    """Return the layers that stay as `WidConfig.layers` states them."""
+    return {stack.title: list(stack.kept) for stack in stacks if stack.kept is not None and stack.lists}

@@ -1,0 +1,45 @@
+"""Forwards of a model without some of its layers. Called by `layer_choice`, and by `planning` for its proof."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+
+from ..errors import PlanError
+
+
+@contextmanager
+def bypassed(model: nn.Module, layers: Iterable[str]) -> Iterator[None]:
+    """Let forwards of `model` pass by the layers of these names: each returns the stream that it was given.
+
+    A layer is called as always, and the first tensor of what it returns is replaced.
+
+    Raises:
+        PlanError: in a forward, if a layer returns nothing that has the shape of something it was given.
+    """
+    with ExitStack() as hooks:
+        for name in layers:
+            hooks.callback(model.get_submodule(name).register_forward_hook(_pass_by, with_kwargs=True).remove)
+        yield
+
+
+def stream_given(args: Any, kwargs: Any, output: Any) -> Tensor | None:
+    """Return the first tensor given to a layer that has the shape of the first one it returned, if there is one."""
+    made = next((leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)), None)
+    if made is None:
+        return None
+    given = (leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.is_floating_point())
+    return next((leaf for leaf in given if leaf.shape == made.shape), None)
+
+
+def _pass_by(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+    stream = stream_given(args, kwargs, output)
+    if stream is None:
+        raise PlanError(f"- {type(layer).__name__} does not return a stream like the one it is given: it cannot go")
+    parts, spec = tree_flatten(output)
+    first = next(at for at, leaf in enumerate(parts) if isinstance(leaf, Tensor))
+    return tree_unflatten([*parts[:first], stream, *parts[first + 1 :]], spec)

@@ -1,0 +1,88 @@
+"""The config of a model with some of the layers: counts, lists with an entry for each layer, and lists of layers.
+
+Takes a config, the entry that counts layers and which of them stay; gives another config.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from ..sizes.config_names import LAYERS, own_name, stated
+from ..sizes.student_config import with_sizes
+
+Entry = tuple[str | int, ...]
+"""What counts layers: names that lead into the config, and the place in it if it is a list (`depths`, 2)."""
+
+OF_LAYERS = ("layer", "block", "type")  # in names of lists with an entry for each layer
+NUMBERS = ("layer", "block", "idx", "indic", "index")  # in names of lists of some layers' numbers
+
+
+def shallow_config(
+    config: PretrainedConfig, entry: Entry, kept: Sequence[int], *, renumbered: bool = True
+) -> PretrainedConfig:
+    """Return a copy of `config` for a model that keeps these layers.
+
+    Args:
+        config: of the model with all layers.
+        entry: what counts them.
+        kept: numbers of layers, ascending.
+        renumbered: whether lists of some layers' numbers mean the layers that had these numbers. Their names do not
+            tell; the model does.
+    """
+    names, place = split(entry)
+    part = config
+    for name in names[:-1]:
+        part = getattr(part, name)
+    sizes = dict(_followed(part, names[-1], place, kept, renumbered))
+    for name in reversed(names[:-1]):
+        sizes = {name: sizes}
+    made = with_sizes(config, sizes)
+    if place is None and vars(part).get(LAYERS):
+        inside = made
+        for name in names[:-1]:
+            inside = getattr(inside, name)
+        own = {int(layer): each for layer, each in part.to_dict()[LAYERS].items()}
+        inside.per_layer_config = {new: own[old] for new, old in enumerate(kept) if old in own}
+    return made
+
+
+def split(entry: Entry) -> tuple[list[str], int | None]:
+    """Return the names of an entry, and the place in its list if it is one."""
+    names = [each for each in entry if isinstance(each, str)]
+    return names, next((each for each in entry if isinstance(each, int)), None)
+
+
+def count_of(config: PretrainedConfig, entry: Entry) -> Any:
+    """Return what the config states there; None if there is nothing."""
+    names, place = split(entry)
+    value: Any = config
+    for name in names:
+        value = stated(value, name) if isinstance(value, PretrainedConfig) else None
+    return value[place] if place is not None and isinstance(value, (list, tuple)) else value
+
+
+def _followed(
+    part: PretrainedConfig, name: str, place: int | None, kept: Sequence[int], renumbered: bool
+) -> Iterator[tuple[str, Any]]:
+    """Yield the count and the lists of one config that follow it."""
+    old = stated(part, name)
+    if place is not None:
+        yield name, [*old[:place], len(kept), *old[place + 1 :]]
+        return
+    yield name, len(kept)
+    for other, value in vars(part).items():
+        if other.startswith("_") or other == own_name(part, name) or not isinstance(value, (list, tuple)):
+            continue
+        if len(value) == old and any(word in other for word in OF_LAYERS):
+            yield other, [value[layer] for layer in kept]
+        elif renumbered and _are_layers(other, value, old):
+            yield other, [kept.index(layer) for layer in value if layer in kept]
+
+
+def _are_layers(name: str, value: Sequence[Any], count: int) -> bool:
+    """Return whether a list may hold numbers of some of the layers."""
+    is_ascending = all(type(each) is int for each in value) and sorted(set(value)) == list(value)
+    return bool(value) and is_ascending and value[-1] < count and any(word in name for word in NUMBERS)

@@ -1,0 +1,168 @@
+"""Which entries of a config count layers, and which modules these are.
+
+Takes a teacher and a `WidConfig`; gives the stacks of layers that its student has fewer of. An entry counts layers if a
+skeleton of the class with a smaller number there is the teacher without the last members of some lists of modules, and
+no weight has another shape. No model is named, and no entry but transformers' common one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from ...config import COUNT, SIZES, WidConfig
+from ...coupling.trace import saved_tensors
+from ...errors import ConfigError
+from ..sizes.config_names import LAYERS, is_size, own_name
+from .shallow_config import Entry, count_of, shallow_config
+
+LISTS = (nn.ModuleList, nn.Sequential)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Layers of which a student has fewer.
+
+    Attributes:
+        entry: what counts them.
+        lists: names of the lists of modules that hold them, usually one; none if all layers are one module that runs
+            several times.
+        old: how many layers the teacher has.
+        new: how many the student has.
+        kept: numbers of the teacher's layers that stay; None if calibration data decides.
+    """
+
+    entry: Entry
+    lists: tuple[str, ...]
+    old: int
+    new: int
+    kept: tuple[int, ...] | None = None
+
+    @property
+    def title(self) -> str:
+        """The entry as a user writes it."""
+        return ".".join(map(str, self.entry))
+
+    @property
+    def is_choice(self) -> bool:
+        """Whether it makes a difference which layers stay, and is not decided."""
+        return self.kept is None and bool(self.lists)
+
+    @property
+    def spread(self) -> tuple[int, ...]:
+        """As many layers, as far from each other as possible, with the first and the last."""
+        return tuple(round(at * (self.old - 1) / max(self.new - 1, 1)) for at in range(self.new))
+
+
+def requested_stacks(teacher: PreTrainedModel, config: WidConfig) -> tuple[Stack, ...]:
+    """Return the stacks that `config` makes shorter.
+
+    Raises:
+        ConfigError: an entry that counts no layers, more layers than there are, or layers out of order or range.
+    """
+    layers = {COUNT: config.layers} if isinstance(config.layers, list) else config.layers or {}
+    named: dict[Entry, tuple[int, ...] | None] = {
+        _entry(teacher.config, title): tuple(kept) for title, kept in layers.items()
+    }
+    if config.num_hidden_layers is not None:
+        named.setdefault(_entry(teacher.config, COUNT), None)
+    problems: list[str] = []
+    stacks = []
+    for entry, kept in named.items():
+        new = len(kept) if kept is not None else config.num_hidden_layers
+        assert new is not None  # it is what put the entry there
+        stacks.append(_named_stack(teacher, entry, new, kept, problems))
+    if problems:
+        raise ConfigError("WidConfig: " + "; ".join(problems))
+    for entry, new in _counts(config.overrides):
+        if entry not in named and (stack := _stack(teacher, entry, new)) is not None and stack.lists:
+            stacks.append(stack)
+    return tuple(stack for stack in stacks if stack is not None and stack.new < stack.old)
+
+
+def _named_stack(
+    teacher: PreTrainedModel, entry: Entry, new: int, kept: Sequence[int] | None, problems: list[str]
+) -> Stack | None:
+    """Return the stack of an entry that is said to count layers, or None and a problem."""
+    title, old = ".".join(map(str, entry)), count_of(teacher.config, entry)
+    name = type(teacher).__name__
+    if not is_size(old):
+        problems.append(f"{type(teacher.config).__name__} counts no layers as {title}")
+    elif kept is not None and (list(kept) != sorted(set(kept)) or kept[-1] >= old):
+        problems.append(
+            f"layers={list(kept)}: give numbers from 0 to {old - 1}, each once and in ascending order; {name} has "
+            f"{old} layers"
+        )
+    elif new > old:
+        problems.append(f"{title}={new} is more than the teacher's {old} layers; a student can only be shallower")
+    elif new < old:
+        stack = _stack(teacher, entry, new, tuple(kept) if kept is not None else None)
+        if stack is None:
+            problems.append(
+                f"{title}={new}: with another number there {name} does not simply have fewer layers. Name the entry "
+                "of its config that counts layers, in overrides or layers"
+            )
+        return stack
+    return None
+
+
+def _stack(teacher: PreTrainedModel, entry: Entry, new: int, kept: tuple[int, ...] | None = None) -> Stack | None:
+    """Return the layers that an entry counts, or None if it does not count layers."""
+    old = count_of(teacher.config, entry)
+    if not is_size(old) or new >= old:
+        return None
+    try:
+        small = skeleton(type(teacher), shallow_config(teacher.config, entry, range(new)))
+    except Exception:  # each class checks its config in its own way; what it refuses is no number of layers
+        return None
+    lists = tuple(_shortened(teacher, small, old, new))
+    whole, part = ({name: t.shape for name, t in saved_tensors(model).items()} for model in (teacher, small))
+    gone = [name for name in whole if name not in part]
+    are_members = all(any(name.startswith(f"{each}.") for each in lists) for name in gone)
+    if not are_members or any(whole.get(name) != shape for name, shape in part.items()):
+        return None
+    return Stack(entry, lists, old, new, kept)
+
+
+def skeleton(model_class: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
+    """Return a model of this config without memory for its weights."""
+    with no_init_weights(), torch.device("meta"):
+        model = model_class(deepcopy(config))
+    model.tie_weights()
+    return model
+
+
+def _shortened(teacher: PreTrainedModel, small: PreTrainedModel, old: int, new: int) -> Iterator[str]:
+    modules = dict(small.named_modules())
+    for name, module in teacher.named_modules():
+        if isinstance(module, LISTS) and len(module) == old and len(modules.get(name, ())) == new:
+            yield name
+
+
+def _entry(config: PretrainedConfig, title: str) -> Entry:
+    """Return the path that a dotted name means, with the config's own names."""
+    parts: list[str | int] = []
+    inside: Any = config
+    for word in title.split("."):
+        parts.append(int(word) if word.isdigit() else own_name(inside, word) if inside is not None else word)
+        inside = getattr(inside, word, None) if isinstance(inside, PretrainedConfig) else None
+        inside = inside if isinstance(inside, PretrainedConfig) else None
+    return tuple(parts)
+
+
+def _counts(sizes: Mapping[str, Any], path: Entry = ()) -> Iterator[tuple[Entry, int]]:
+    """Yield every number in overrides that may count layers, with its path."""
+    for name, size in sizes.items():
+        if isinstance(size, Mapping) and name != LAYERS:
+            yield from _counts(size, (*path, name))
+        elif isinstance(size, (list, tuple)):
+            yield from (((*path, name, at), each) for at, each in enumerate(size) if is_size(each))
+        elif is_size(size) and name not in SIZES:
+            yield (*path, name), size
