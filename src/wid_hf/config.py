@@ -290,7 +290,7 @@ class WidConfig(PeftConfig):
         yield from _not_sizes(named)
         yield from self._layer_problems()
         yield from _not_sizes(self.overrides)
-        if not self.requested and not self.is_shallower:
+        if not self.requested:
             yield "no size is given; set hidden_size, intermediate_size, num_hidden_layers or another size to shrink"
 
     def _layer_problems(self) -> Iterator[str]:
@@ -321,12 +321,13 @@ class WidConfig(PeftConfig):
         return self.init == "calibrated" or self.selection != "first"
 
     @property
-    def is_shallower(self) -> bool:
-        """Whether a number of layers, or layers, are given; counts in `overrides` are not looked at."""
-        return self.num_hidden_layers is not None or self.layers is not None
+    def requested(self) -> dict[str, Any]:
+        """Everything that makes the student smaller, by name: layers and sizes."""
+        depth = {COUNT: self.num_hidden_layers, "layers": self.layers}
+        return {name: value for name, value in depth.items() if value is not None} | self.sizes
 
     @property
-    def requested(self) -> dict[str, Any]:
+    def sizes(self) -> dict[str, Any]:
         """Every requested size, by name; nested dictionaries for composite configs."""
         named = {f.name: getattr(self, f.name) for f in fields(self) if f.name in SIZES}
         return {name: size for name, size in named.items() if size is not None} | dict(self.overrides)

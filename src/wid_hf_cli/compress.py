@@ -33,6 +33,8 @@ def compress(
     key_value_heads: options.KeyValueHeads = None,
     head_dim: options.HeadDim = None,
     head_strategy: options.Strategy = options.HeadStrategy.auto,
+    num_hidden_layers: options.HiddenLayers = None,
+    layers: options.Layers = None,
     overrides: options.Overrides = None,
     tie_word_embeddings: options.TieWordEmbeddings = None,
     init: Annotated[
@@ -67,6 +69,10 @@ def compress(
     refine_seconds: Annotated[
         float | None, typer.Option(help="Time that refinement may take in all; no limit without.")
     ] = None,
+    layer_choice: Annotated[
+        options.LayerChoice,
+        typer.Option(help="Drop the layers without which outputs change least, or those of least influence (faster)."),
+    ] = options.LayerChoice.greedy,
     schedule: Annotated[
         options.Schedule,
         typer.Option(help="Narrow from the first step, or from full width by the paper's proportions or step counts."),
@@ -159,6 +165,8 @@ def compress(
         head_dim,
         head_strategy,
         overrides,
+        num_hidden_layers,
+        layers,
         tie_word_embeddings=tie_word_embeddings,
         init=init.value if init is not None else None,
         selection=selection.value if selection is not None else None,
@@ -169,6 +177,7 @@ def compress(
             output=calibration_output.value,
             refine=refine,
             refine_seconds=refine_seconds,
+            layer_choice=layer_choice.value,
         ),
         schedule=schedule.stated,
     )
@@ -225,6 +234,8 @@ def _tell(report: Report, output: Path, console: Console, *, streaming: bool) ->
 
     if streaming:
         console.print(*(f"{source}: {found['words']}" for source, found in report.rows.items()), sep="\n", **PLAIN)
+    for layer in report.calibration.dropped if report.calibration is not None else ():
+        console.print(f"Left out: {layer}", **PLAIN)
     if report.calibration is not None and report.calibration.inputs:
         console.print(calibration_table(report.calibration))
         if report.calibration.refined:

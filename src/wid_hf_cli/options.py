@@ -45,6 +45,13 @@ class Selection(str, Enum):
     pivots = "pivots"
 
 
+class LayerChoice(str, Enum):
+    """The words of `--layer-choice`."""
+
+    greedy = "greedy"
+    influence = "influence"
+
+
 class Task(str, Enum):
     """The words of `--task`."""
 
@@ -106,6 +113,13 @@ Strategy = Annotated[
         "--head-strategy", help="Narrow every head (dim), drop whole heads (head), or what is possible (auto)."
     ),
 ]
+HiddenLayers = Annotated[
+    int | None, typer.Option("--num-hidden-layers", help="Number of layers; which stay is chosen on texts of --train.")
+]
+Layers = Annotated[
+    str | None,
+    typer.Option("--layers", metavar="0,2,5", help="The teacher's layers that stay, in place of a number of them."),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
@@ -130,6 +144,8 @@ def wid_config(
     head_dim: int | None,
     strategy: HeadStrategy,
     overrides: list[str] | None,
+    num_hidden_layers: int | None = None,
+    layers: str | None = None,
     **start: Any,
 ) -> WidConfig:
     """Return the `WidConfig` that the options describe; `start` has its other fields by name."""
@@ -143,6 +159,8 @@ def wid_config(
         head_dim=head_dim,
         head_strategy=strategy.value,
         overrides=_nested(overrides or []),
+        num_hidden_layers=num_hidden_layers,
+        layers=list(numbers("--layers", layers, int)) if layers is not None else None,
         **start,
     )
 

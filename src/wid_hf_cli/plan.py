@@ -19,6 +19,8 @@ def plan(
     key_value_heads: options.KeyValueHeads = None,
     head_dim: options.HeadDim = None,
     head_strategy: options.Strategy = options.HeadStrategy.auto,
+    num_hidden_layers: options.HiddenLayers = None,
+    layers: options.Layers = None,
     overrides: options.Overrides = None,
     tie_word_embeddings: options.TieWordEmbeddings = None,
     verify: Annotated[bool, typer.Option("--verify", help="Prove the coupled dimensions by permutation.")] = False,
@@ -40,12 +42,16 @@ def plan(
         head_dim,
         head_strategy,
         overrides,
+        num_hidden_layers,
+        layers,
         tie_word_embeddings=tie_word_embeddings,
     )
     model = load_teacher(teacher, revision=revision, trust_remote_code=trust_remote_code)
     console = Console()
     with console.status("Tracing and planning"):
         planned = plan_student(model, config, proof=verify)
+    for stack in planned.stacks:
+        console.print(str(stack), markup=False)
     console.print(plan_table(planned.plan))
     for note in planned.plan.notes:
         console.print(note, markup=False)

@@ -11,11 +11,13 @@ from ..calibration.batches import Batch
 from ..calibration.layer_choice import Kept, Layers, choose_layers
 from ..calibration.precision import Precision
 from ..calibration.report import Dropped
+from ..config import WidConfig
 from ..planning.depth import Stack, fits
+from ..planning.student_plan import small_forward
 
 
 def chosen_stacks(
-    teacher: PreTrainedModel, stacks: Sequence[Stack], batches: Sequence[Batch], by: str
+    teacher: PreTrainedModel, stacks: Sequence[Stack], batches: Sequence[Batch], config: WidConfig
 ) -> tuple[tuple[Stack, ...], tuple[Dropped, ...]]:
     """Return the stacks with the layers that stay, and what was dropped, one layer after the other.
 
@@ -23,7 +25,7 @@ def chosen_stacks(
         teacher: the model with all layers.
         stacks: those whose layers are not given are chosen.
         batches: keyword dictionaries for the teacher's forward.
-        by: see `choose_layers`.
+        config: has the example inputs, and how layers are chosen.
 
     Raises:
         DataError: the forward raised on a batch.
@@ -42,13 +44,14 @@ def chosen_stacks(
         Layers(tuple(tuple(f"{name}.{at}" for name in stack.lists) for at in range(stack.old)), stack.new)
         for stack in open_
     ]
+    example = small_forward(teacher, config)
     kept, dropped = choose_layers(
         teacher,
         layers,
         batches,
         Precision.of_caller(teacher.device),
-        by=by,
-        fits=lambda each: fits(teacher, complete(each)),
+        by=config.calibration_config.layer_choice,
+        fits=lambda each: fits(teacher, complete(each), example),
     )
     return complete(kept), tuple(dropped)
 

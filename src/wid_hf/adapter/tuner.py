@@ -30,9 +30,9 @@ from ..coupling.trace import aliases, named_weights
 from ..deprecation import renamed_arguments
 from ..errors import ConfigError, WidError
 from ..layers import compactor_axes, first_indices, install, student_weights
-from ..planning.depth import requested_stacks, source, spread_layers
+from ..planning.depth import source
 from ..planning.empty_student import empty_student
-from ..planning.student_plan import Settled, StudentPlan, check_teacher, plan_sizes, planned_teacher
+from ..planning.student_plan import Settled, StudentPlan, check_teacher, plan_sizes, planned_teacher, settled_stacks
 from ..planning.tracing import plain_attention
 from ..progressive.controller import ProgressiveController
 from ..progressive.progress import Progress
@@ -104,8 +104,7 @@ class WidModel(OneAdapterTuner):
         self._given = (model,)  # in a tuple as the teacher is
         config = copy(self.peft_config[adapter_name])  # the caller may use the same config for another student
         with as_if_called_plainly(next(model.parameters()).device):
-            self._asked = requested_stacks(model, config)
-            self.stacks = spread_layers(model, self._asked)
+            self.stacks = settled_stacks(model, config)
             model = planned_teacher(model, config, stacks=self.stacks)
         self.fingerprint = Fingerprint.of(named_weights(model), aliases(model))
         if config.teacher_fingerprint is not None:
@@ -174,8 +173,8 @@ class WidModel(OneAdapterTuner):
 
     @property
     def whole_teacher(self) -> PreTrainedModel:
-        """The model that was given: the teacher with all of its layers, on the same tensors."""
-        return self._given[0]
+        """The teacher with all of its layers, on the same tensors; `teacher` itself where the student has them all."""
+        return self._given[0] if self.stacks else self.teacher
 
     def teacher_place(self, name: str) -> str:
         """Return the name that the whole teacher has for a module of the student."""
@@ -319,7 +318,7 @@ class WidModel(OneAdapterTuner):
 
     def unload(self) -> PreTrainedModel:
         """Return the teacher, with all of its layers."""
-        return self.whole_teacher if self.stacks else self.teacher
+        return self.whole_teacher
 
     @renamed_arguments(lifts="reconstruction", spectra="head_svd", basis="pca")
     def calibrate(
@@ -402,11 +401,11 @@ class WidModel(OneAdapterTuner):
 
     def _choose_layers(self, batches: Sequence[Batch]) -> tuple[Dropped, ...]:
         """Choose the layers that stay, if the request leaves that open, and make the student anew from these."""
-        if not any(stack.is_choice for stack in self._asked):
+        if not any(stack.is_choice for stack in self.stacks):
             return ()
         given, config = self.whole_teacher, self._config
         with as_if_called_plainly(given.device), plain_attention(given):
-            self.stacks, dropped = chosen_stacks(given, self._asked, batches, config.calibration_config.layer_choice)
+            self.stacks, dropped = chosen_stacks(given, self.stacks, batches, config)
             teacher = planned_teacher(given, config, stacks=self.stacks)
             self.fingerprint = Fingerprint.of(named_weights(teacher), aliases(teacher))
             config.teacher_fingerprint = self.fingerprint.value

@@ -5,9 +5,9 @@ Takes a teacher, the names of its layers and batches; gives the numbers of the l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -45,6 +45,16 @@ class Layers:
     count: int
 
 
+@dataclass(frozen=True)
+class _Place:
+    """A layer in a stack; where it was left out in a trial, the divergence and what that measures."""
+
+    stack: int
+    layer: int
+    divergence: float | None = None
+    measure: str = ""
+
+
 def choose_layers(
     teacher: nn.Module,
     stacks: Sequence[Layers],
@@ -79,66 +89,65 @@ def choose_layers(
         wanted = _outputs(teacher, seen, precision) if by == "greedy" else []
         total = sum(len(stack.names) - stack.count for stack in stacks)
         for _ in progress_bar(range(total), "Choosing layers", total):
-            places = _by_influence(stacks, kept, influences, fits)
+            places = _by_influence(stacks, kept, influences)
             gone = [name for each in dropped for name in _names(stacks, each.layer)]
-            best: tuple[int, int, float | None, str] = (*places[0], None, "")
-            if by == "greedy":
-                best = _least(teacher, stacks, places, gone, seen, wanted, precision)
-            stack, layer, found, measure = best
-            kept[stack].remove(layer)
-            name = stacks[stack].names[layer][0]
-            dropped.append(Dropped(name, influences[name], found, measure))
+            tried = _without(teacher, stacks, places, gone, seen, wanted, precision) if by == "greedy" else places
+            best = _first_fitting(tried, kept, fits)
+            kept[best.stack].remove(best.layer)
+            name = stacks[best.stack].names[best.layer][0]
+            dropped.append(Dropped(name, influences[name], best.divergence, best.measure))
     return [tuple(each) for each in kept], dropped
 
 
 def _by_influence(
-    stacks: Sequence[Layers],
-    kept: Sequence[Sequence[int]],
-    influences: Mapping[str, float],
-    fits: Callable[[Sequence[Kept]], bool],
-) -> list[tuple[int, int]]:
-    """Return the layers that may go next, as stack and number, that of least influence first.
-
-    Raises:
-        PlanError: without any of them the others are no model.
-    """
+    stacks: Sequence[Layers], kept: Sequence[Sequence[int]], influences: Mapping[str, float]
+) -> list[_Place]:
+    """Return the layers that may go next, that of least influence first."""
     places = [
-        (number, layer)
+        _Place(number, layer)
         for number, stack in enumerate(stacks)
         if len(kept[number]) > stack.count
         for layer in kept[number]
     ]
-    places.sort(key=lambda place: influences[stacks[place[0]].names[place[1]][0]])
-    fitting = []
-    for number, layer in places:
-        left = [tuple(each for each in own if (at, each) != (number, layer)) for at, own in enumerate(kept)]
-        if fits(left):
-            fitting.append((number, layer))
-        if len(fitting) == TRIED:
-            break
-    if not fitting:
-        raise PlanError(
-            "- layers of this model differ in kind, and without any one of them the others are in wrong places. Give "
-            "layers=[...] that keep the pattern of its kinds"
-        )
-    return fitting
+    return sorted(places, key=lambda place: influences[stacks[place.stack].names[place.layer][0]])
 
 
-def _least(
+def _first_fitting(
+    places: Iterable[_Place], kept: Sequence[Sequence[int]], fits: Callable[[Sequence[Kept]], bool]
+) -> _Place:
+    """Return the first layer without which the others make a model.
+
+    Raises:
+        PlanError: there is none.
+    """
+    for place in places:
+        if fits(
+            [tuple(each for each in own if (at, each) != (place.stack, place.layer)) for at, own in enumerate(kept)]
+        ):
+            return place
+    raise PlanError(
+        "- layers of this model differ in kind, and without any one of them others stand in wrong places. Give "
+        "layers=[...] that keep the pattern of kinds"
+    )
+
+
+def _without(
     teacher: nn.Module,
     stacks: Sequence[Layers],
-    places: Sequence[tuple[int, int]],
+    places: Sequence[_Place],
     gone: Sequence[str],
     batches: Sequence[Batch],
     wanted: Sequence[Sequence[Tensor]],
     precision: Precision,
-) -> tuple[int, int, float, str]:
-    """Return the layer without which outputs diverge least, with the divergence and its measure."""
-    found = []
-    for stack, layer in places:
-        with bypassed(teacher, [*gone, *stacks[stack].names[layer]]):
-            found.append((stack, layer, *divergence(wanted, _outputs(teacher, batches, precision), batches)))
-    return min(found, key=lambda each: each[2])
+) -> Iterator[_Place]:
+    """Yield the layers with divergence and measure, some of least influence at a time, the least divergence first."""
+    for at in range(0, len(places), TRIED):
+        found: list[tuple[float, str, _Place]] = []
+        for place in places[at : at + TRIED]:
+            with bypassed(teacher, [*gone, *stacks[place.stack].names[place.layer]]):
+                found.append((*divergence(wanted, _outputs(teacher, batches, precision), batches), place))
+        for score, measure, place in sorted(found, key=lambda each: each[0]):
+            yield replace(place, divergence=score, measure=measure)
 
 
 def _influences(

@@ -18,7 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from ..config import SIZES, WidConfig
-from ..coupling import Plan, Trace, make_plan, verify
+from ..coupling import Example, Plan, Trace, make_plan, verify
 from ..coupling.trace import saved_tensors
 from ..errors import PlanError, TeacherError
 from ..stored_inputs import unpacked
@@ -77,12 +77,14 @@ class StudentPlan:
         trace: what small forwards of the teacher showed: its weights by name, their ties, the dimensions of outputs.
         config: the student's transformers config.
         settled: which sizes were decided on, and why.
+        stacks: layers of which the student has fewer.
     """
 
     plan: Plan
     trace: Trace
     config: PretrainedConfig
     settled: Settled
+    stacks: tuple[Stack, ...] = ()
 
 
 def plan_student(
@@ -115,9 +117,9 @@ def plan_student(
     """
     check_teacher(teacher)
     inputs = _inputs(teacher, config) if inputs is None else inputs
-    stacks = spread_layers(teacher, requested_stacks(teacher, config))
+    stacks = settled_stacks(teacher, config, inputs=inputs)
     planned = planned_teacher(teacher, config, inputs=inputs, stacks=stacks)
-    return plan_sizes(planned, config, inputs=inputs, proof=proof, shallower=bool(stacks))
+    return replace(plan_sizes(planned, config, inputs=inputs, proof=proof, shallower=bool(stacks)), stacks=stacks)
 
 
 def plan_sizes(
@@ -181,11 +183,33 @@ def planned_teacher(
         ConfigError: a tie or layers that the teacher or its class cannot have.
         PlanError: layers that cannot stand where they would.
     """
-    inputs = _inputs(teacher, config) if inputs is None else inputs
     if stacks is None:
-        stacks = spread_layers(teacher, requested_stacks(teacher, config))
+        stacks = settled_stacks(teacher, config, inputs=inputs)
+    inputs = _inputs(teacher, config) if inputs is None else inputs
     teacher = with_own_head(teacher, config.tie_word_embeddings, inputs)
-    return shallow_teacher(teacher, stacks, accepted_example(teacher, inputs)) if stacks else teacher
+    return shallow_teacher(teacher, stacks, small_forward(teacher, config, inputs)) if stacks else teacher
+
+
+def settled_stacks(
+    teacher: PreTrainedModel, config: WidConfig, *, inputs: Mapping[str, Any] | None = None
+) -> tuple[Stack, ...]:
+    """Return the stacks that `config` makes shorter, with the layers that it names or that are spread over all.
+
+    Raises:
+        ConfigError: see `requested_stacks`.
+        TeacherError: no small forward works.
+    """
+    stacks = requested_stacks(teacher, config)
+    return spread_layers(teacher, stacks, small_forward(teacher, config, inputs)) if stacks else ()
+
+
+def small_forward(teacher: PreTrainedModel, config: WidConfig, inputs: Mapping[str, Any] | None = None) -> Example:
+    """Return one forward of `teacher` that works, of `inputs`, those in `config`, or made from the teacher's config.
+
+    Raises:
+        TeacherError: there is none.
+    """
+    return accepted_example(teacher, _inputs(teacher, config) if inputs is None else inputs)
 
 
 def prove_couplings(teacher: PreTrainedModel, config: WidConfig) -> None:

@@ -55,8 +55,8 @@ class Imitating(StudentTrainer):
 
     @property
     def teacher(self) -> PreTrainedModel:
-        """The teacher of the current model."""
-        return self.wid_model.base_model.teacher
+        """The teacher of the current model, with all of its layers."""
+        return self.wid_model.base_model.whole_teacher
 
     def imitate(self, imitation: Imitation, reduction: Reduction, label_weight: float) -> None:
         """Set the loss.

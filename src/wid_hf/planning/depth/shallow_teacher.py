@@ -6,7 +6,6 @@ Takes a teacher and which layers stay; gives a model of its class with fewer lay
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 
 import torch
@@ -55,10 +54,10 @@ def shallow_teacher(teacher: PreTrainedModel, stacks: Sequence[Stack], example: 
     )
 
 
-def spread_layers(teacher: PreTrainedModel, stacks: Sequence[Stack]) -> tuple[Stack, ...]:
+def spread_layers(teacher: PreTrainedModel, stacks: Sequence[Stack], example: Example) -> tuple[Stack, ...]:
     """Return the stacks with layers that stay: given ones, or those that are spread over all, or else the first."""
     spread = tuple(each if each.kept is not None else replace(each, kept=each.spread) for each in stacks)
-    if fits(teacher, spread):
+    if fits(teacher, spread, example):
         return spread
     return tuple(each if each.kept is not None else replace(each, kept=tuple(range(each.new))) for each in stacks)
 
@@ -74,13 +73,13 @@ def dropped_layers(stacks: Sequence[Stack]) -> list[str]:
     ]
 
 
-def fits(teacher: PreTrainedModel, stacks: Sequence[Stack]) -> bool:
-    """Return whether each layer that stays has the weights of its new place."""
-    with suppress(Exception):  # each class checks its config in its own way
-        config = _config(teacher.config, stacks, renumbered=True)
-        _refuse_unfit(teacher, skeleton(type(teacher), config), stacks)
-        return True
-    return False
+def fits(teacher: PreTrainedModel, stacks: Sequence[Stack], example: Example) -> bool:
+    """Return whether the layers that stay make a model; see `shallow_teacher`."""
+    try:
+        shallow_teacher(teacher, stacks, example)
+    except PlanError:
+        return False
+    return True
 
 
 def _config(config: PretrainedConfig, stacks: Sequence[Stack], renumbered: bool) -> PretrainedConfig:
@@ -93,7 +92,7 @@ def _on_tensors(teacher: PreTrainedModel, config: PretrainedConfig, stacks: Sequ
     """Return a model of this config that holds the parameters and buffers of the teacher."""
     try:
         small = skeleton(type(teacher), config)
-    except Exception as cause:  # see `fits`
+    except Exception as cause:  # each class checks its config in its own way
         raise PlanError(f"- {type(teacher).__name__} itself refuses this config: {cause}") from cause
     _refuse_unfit(teacher, small, stacks)
     made = empty_student(teacher, config)

@@ -36,7 +36,8 @@ class Stack:
             several times.
         old: how many layers the teacher has.
         new: how many the student has.
-        kept: numbers of the teacher's layers that stay; None if calibration data decides.
+        kept: numbers of the teacher's layers that stay; None while nothing has decided.
+        given: whether the request names them.
     """
 
     entry: Entry
@@ -44,6 +45,16 @@ class Stack:
     old: int
     new: int
     kept: tuple[int, ...] | None = None
+    given: bool = False
+
+    def __str__(self) -> str:
+        """Return in words what happens to the layers."""
+        changed = f"{self.title} {self.old} -> {self.new}"
+        if not self.lists:
+            return f"{changed}: one layer that runs fewer times."
+        if self.is_choice:
+            return f"{changed}: calibration data decides which layers stay."
+        return f"{changed}: layers {', '.join(map(str, self.kept or ()))} stay."
 
     @property
     def title(self) -> str:
@@ -52,8 +63,8 @@ class Stack:
 
     @property
     def is_choice(self) -> bool:
-        """Whether it makes a difference which layers stay, and is not decided."""
-        return self.kept is None and bool(self.lists)
+        """Whether calibration data decides which layers stay: it makes a difference, and the request leaves it open."""
+        return not self.given and bool(self.lists)
 
     @property
     def spread(self) -> tuple[int, ...]:
@@ -128,7 +139,7 @@ def _stack(teacher: PreTrainedModel, entry: Entry, new: int, kept: tuple[int, ..
     are_members = all(any(name.startswith(f"{each}.") for each in lists) for name in gone)
     if not are_members or any(whole.get(name) != shape for name, shape in part.items()):
         return None
-    return Stack(entry, lists, old, new, kept)
+    return Stack(entry, lists, old, new, kept, given=kept is not None)
 
 
 def skeleton(model_class: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:

@@ -42,11 +42,11 @@ class Request:
 
     def __init__(self, teacher: PretrainedConfig, config: WidConfig, *, shallower: bool = False) -> None:
         self.teacher, self.config = teacher, config
-        problems = size_problems(teacher, config.requested, may_be_equal=shallower)
+        problems = size_problems(teacher, config.sizes, may_be_equal=shallower)
         if problems:
             raise ConfigError(refusal(teacher, problems))
         self.closed: dict[Way, str] = {}
-        self.meanings = _meanings(teacher, config.requested, config.head_strategy, self.closed)
+        self.meanings = _meanings(teacher, config.sizes, config.head_strategy, self.closed)
         if not self.meanings:
             raise ConfigError(refusal(teacher, dict.fromkeys(self.closed.values())))
 
@@ -76,7 +76,7 @@ class Request:
 
     def moved(self, meaning: Meaning) -> list[str]:
         """Return the sizes of `meaning` that are not those requested, as `hidden_size=32 instead of 31`."""
-        return moved_sizes(self.config.requested, meaning.sizes)
+        return moved_sizes(self.config.sizes, meaning.sizes)
 
     def other_sizes(self) -> list[str]:
         """Return the hidden sizes that are tried in place of those requested, the nearest first."""
@@ -85,7 +85,7 @@ class Request:
 
     def changes(self, meaning: Meaning, student: PretrainedConfig) -> list[str]:
         """Return in words how heads change, and which other sizes follow from those requested."""
-        return changes_in_words(self.teacher, student, self.config.requested, meaning.sizes)
+        return changes_in_words(self.teacher, student, self.config.sizes, meaning.sizes)
 
 
 def _meanings(

@@ -1,7 +1,8 @@
 """Distillation from the frozen teacher: the sum of terms, each of which compares one thing in student and teacher.
 
 Takes a wid model whose teacher's weights do not train, and batches; gives a term for the training loss. The teacher
-has the tensors that the student is folded from, so there is no second copy. Called by `WidTrainer`.
+has the tensors that the student is folded from, so there is no second copy; all layers of it run where the student has
+fewer. Called by `WidTrainer`.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Distillation:
         self.losses, self.temperature = tuple(losses), temperature
         kinds = [TERMS[name] for name in DISTILLED if name in losses]
         everywhere = any(kind.at_all_positions for kind in kinds)
-        self.labelled = None if everywhere else LabelledPositions(self._wid.teacher)
+        self.labelled = None if everywhere else LabelledPositions(self._wid.whole_teacher)
         setup = self._setup({name: value for kind in kinds for name, value in kind.forward_arguments.items()})
         self.terms = [kind(setup) for kind in kinds]
 
@@ -66,14 +67,14 @@ class Distillation:
 
     def watching(self) -> AbstractContextManager[Seen]:
         """Record inputs and outputs of the student's modules in the forward inside; then remove the hooks."""
-        return self._watched(self._wid.model if self._student is None else self._student)
+        return watch(self._wid.model if self._student is None else self._student, *self._modules)
 
     @torch.no_grad()
     def target(self, inputs: Mapping[str, Any]) -> Seen:
         """Run the teacher in evaluation mode, its language-model head on labelled positions only if that is enough."""
-        teacher = self._wid.teacher.eval()
+        teacher = self._wid.whole_teacher.eval()
         picked = nullcontext(False) if self.labelled is None else self.labelled.only(inputs, together=True)
-        with picked as labelled, self._watched(teacher) as seen:
+        with picked as labelled, watch(teacher, *self._modules, self._wid.teacher_place) as seen:
             seen.output = teacher(**prepared(teacher, inputs))
         seen.labelled = labelled
         return seen
@@ -97,10 +98,11 @@ class Distillation:
         counted = counted_positions(self._wid.teacher, inputs)
         return torch.stack([term.of_batch(student, teacher, inputs, counted) for term in self.terms]).sum()
 
-    def _watched(self, model: nn.Module) -> AbstractContextManager[Seen]:
+    @property
+    def _modules(self) -> tuple[set[str], set[str]]:
+        """The student's names of the modules whose inputs, and whose outputs, are compared."""
         of_inputs = {name for term in self.terms for name in term.input_modules}
-        of_outputs = {name for term in self.terms for name in term.output_modules}
-        return watch(model, of_inputs, of_outputs)
+        return of_inputs, {name for term in self.terms for name in term.output_modules}
 
     def _setup(self, arguments: Mapping[str, Any]) -> Setup:
         """Run the teacher once on the smallest example of its trace, and record inputs and outputs of every module.

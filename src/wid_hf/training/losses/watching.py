@@ -7,7 +7,7 @@ with its teacher.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,8 +42,17 @@ class Seen:
 
 
 @contextmanager
-def watch(model: nn.Module, of_inputs: Collection[str], of_outputs: Collection[str]) -> Iterator[Seen]:
-    """Record the first input tensor of modules in `of_inputs`, and the first output tensor of those in `of_outputs`."""
+def watch(
+    model: nn.Module, of_inputs: Collection[str], of_outputs: Collection[str], place: Callable[[str], str] = str
+) -> Iterator[Seen]:
+    """Record the first input tensor of modules in `of_inputs`, and the first output tensor of those in `of_outputs`.
+
+    Args:
+        model: runs inside.
+        of_inputs: names under which inputs are recorded.
+        of_outputs: names under which outputs are recorded.
+        place: gives the model's own name of each.
+    """
     seen = Seen()
     given: Counter[str] = Counter()
     returned: Counter[str] = Counter()
@@ -77,9 +86,9 @@ def watch(model: nn.Module, of_inputs: Collection[str], of_outputs: Collection[s
     with ExitStack() as stack:
         stack.callback(model.register_forward_pre_hook(note_run).remove)
         for name in of_inputs:
-            stack.callback(model.get_submodule(name).register_forward_pre_hook(note_given(name)).remove)
+            stack.callback(model.get_submodule(place(name)).register_forward_pre_hook(note_given(name)).remove)
         for name in of_outputs:
-            stack.callback(model.get_submodule(name).register_forward_hook(note_returned(name)).remove)
+            stack.callback(model.get_submodule(place(name)).register_forward_hook(note_returned(name)).remove)
         yield seen
 
 

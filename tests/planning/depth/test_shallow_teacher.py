@@ -1,0 +1,79 @@
+"""Shallower teachers on the same tensors."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from layered_models import KINDS, MAKERS, batches_for, gemma3, t5, teacher_of
+from transformers import PreTrainedModel
+
+from wid_hf import PlanError, WidConfig
+from wid_hf.calibration.bypass import bypassed
+from wid_hf.planning.depth import requested_stacks, shallow_teacher
+from wid_hf.planning.depth.shallow_teacher import dropped_layers
+from wid_hf.planning.student_plan import planned_teacher, settled_stacks, small_forward
+
+
+@torch.no_grad()
+def first_output(model: PreTrainedModel) -> torch.Tensor:
+    return model(**batches_for(model, 1, seed=3)[0])[0]
+
+
+@pytest.mark.parametrize("family", [family for family in MAKERS if family != "albert"])
+def test_a_shallower_teacher_computes_what_the_teacher_does_past_the_other_layers(family: str) -> None:
+    teacher, config = teacher_of(family), WidConfig(**MAKERS[family][1])
+    stacks = settled_stacks(teacher, config)
+
+    shallow = planned_teacher(teacher, config)
+
+    with bypassed(teacher, dropped_layers(stacks)):
+        expected = first_output(teacher)
+    torch.testing.assert_close(first_output(shallow), expected)
+    assert not torch.equal(expected, first_output(teacher))
+
+
+def test_a_shallower_teacher_has_the_tensors_of_the_teacher() -> None:
+    teacher = teacher_of("bert")
+
+    shallow = planned_teacher(teacher, WidConfig(layers=[1, 3]))
+
+    own = dict(teacher.named_parameters())
+    for name, parameter in shallow.named_parameters():
+        other = name.replace("layer.1.", "layer.3.").replace("layer.0.", "layer.1.")
+        assert parameter is own[other]
+    assert teacher.config.num_hidden_layers == 4
+    assert shallow.config.num_hidden_layers == 2
+    assert shallow.get_output_embeddings().weight is shallow.get_input_embeddings().weight
+
+
+def test_lists_with_an_entry_for_each_layer_follow_the_layers_that_stay() -> None:
+    shallow = planned_teacher(gemma3(), WidConfig(layers=[0, 2, 4, 5]))
+
+    assert shallow.config.layer_types == [KINDS[at] for at in (0, 2, 4, 5)]
+
+
+def test_a_layer_with_other_weights_than_its_new_place_is_refused() -> None:
+    teacher = t5().eval()  # the first block has the table of relative positions
+
+    with pytest.raises(PlanError, match=r"block\.1\.layer\.0\.SelfAttention\.relative_attention_bias"):
+        planned_teacher(teacher, WidConfig(layers=[1, 2]))
+
+
+def test_layers_that_compute_something_else_at_another_place_are_refused() -> None:
+    teacher = teacher_of("swin")  # every other block shifts its windows
+    (stack,) = requested_stacks(teacher, WidConfig(overrides={"depths": [1, 2]}))
+
+    with pytest.raises(PlanError, match=r"without layers 0 of depths\.0"):
+        shallow_teacher(teacher, [replace(stack, kept=(1,))], small_forward(teacher, WidConfig(hidden_size=8)))
+
+
+def test_one_layer_that_runs_fewer_times_needs_no_choice() -> None:
+    teacher = teacher_of("albert")
+
+    shallow = planned_teacher(teacher, WidConfig(num_hidden_layers=1))
+
+    names = dict(teacher.named_parameters())
+    assert all(parameter is names[name] for name, parameter in shallow.named_parameters())
+    assert len(shallow(**batches_for(teacher, 1)[0], output_hidden_states=True).hidden_states) == 2

@@ -1,0 +1,65 @@
+"""Which config entries count layers, found by skeletons."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from layered_models import MAKERS, bert, teacher_of
+
+from wid_hf import ConfigError, WidConfig
+from wid_hf.planning.depth import requested_stacks
+
+FOUND = {
+    "bert": [("num_hidden_layers", ("bert.encoder.layer",), 4, 2)],
+    "albert": [("num_hidden_layers", (), 4, 2)],
+    "distilbert": [("n_layers", ("transformer.layer",), 4, 3)],
+    "gpt2": [("n_layer", ("transformer.h",), 4, 3)],
+    "gemma3": [("num_hidden_layers", ("model.layers",), 6, 4)],
+    "t5": [("num_layers", ("encoder.block",), 4, 2), ("num_decoder_layers", ("decoder.block",), 3, 2)],
+    "bart": [("decoder_layers", ("model.decoder.layers",), 4, 2)],
+    "swin": [("depths.0", ("encoder.layers.0.blocks",), 2, 1)],
+}
+
+
+@pytest.mark.parametrize("family", FOUND)
+def test_the_layers_that_an_entry_counts_are_found_in_the_model(family: str) -> None:
+    stacks = requested_stacks(teacher_of(family), WidConfig(**MAKERS[family][1]))
+
+    assert [(each.title, each.lists, each.old, each.new) for each in stacks] == FOUND[family]
+
+
+def test_sizes_in_overrides_are_not_taken_for_counts_of_layers() -> None:
+    sizes = {"num_attention_heads": 2, "intermediate_size": 12, "max_position_embeddings": 8, "type_vocab_size": 1}
+
+    assert requested_stacks(bert(), WidConfig(overrides=sizes)) == ()
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"num_hidden_layers": 5}, "num_hidden_layers=5 is more than the teacher's 4 layers"),
+        ({"layers": [1, 4]}, "numbers from 0 to 3, each once and in ascending order"),
+        ({"layers": {"decoder_layers": [0]}}, "BertConfig counts no layers as decoder_layers"),
+        ({"layers": {"hidden_size": [0, 1]}}, "does not simply have fewer layers"),
+    ],
+)
+def test_layers_that_the_teacher_does_not_have_are_refused(asked: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        requested_stacks(bert(), WidConfig(**asked))
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"num_hidden_layers": 0}, "num_hidden_layers=0 is not a positive integer"),
+        ({"layers": []}, "is not a list of layers' numbers"),
+        ({"layers": [2, 1]}, "each number once, in ascending order"),
+        ({"layers": [1, 1]}, "each number once, in ascending order"),
+        ({"layers": [-1, 1]}, "is not a list of layers' numbers"),
+        ({"layers": [0, 1], "num_hidden_layers": 3}, "names 2 layers, and num_hidden_layers is 3"),
+    ],
+)
+def test_layers_that_make_no_sense_are_refused_without_a_model(asked: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        WidConfig(**asked)

@@ -1,0 +1,107 @@
+"""Tiny models of several layers, of families that count them in different ways; data for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import (
+    AlbertConfig,
+    AlbertModel,
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertForMaskedLM,
+    DistilBertConfig,
+    DistilBertModel,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    PreTrainedModel,
+    SwinConfig,
+    SwinModel,
+    T5Config,
+    T5Model,
+)
+
+COMMON: dict[str, Any] = {"vocab_size": 60, "hidden_size": 24, "num_attention_heads": 4, "intermediate_size": 48}
+KINDS = ["sliding_attention", "sliding_attention", "full_attention"] * 2
+Batches = list[dict[str, torch.Tensor]]
+
+
+def bert(layers: int = 4) -> BertForMaskedLM:
+    return BertForMaskedLM(BertConfig(num_hidden_layers=layers, max_position_embeddings=16, **COMMON))
+
+
+def gpt2(layers: int = 4) -> GPT2LMHeadModel:
+    return GPT2LMHeadModel(GPT2Config(vocab_size=60, n_embd=24, n_layer=layers, n_head=4, n_positions=16))
+
+
+def gemma3() -> Gemma3ForCausalLM:
+    heads = {"num_key_value_heads": 2, "head_dim": 6, "sliding_window": 4}
+    return Gemma3ForCausalLM(Gemma3TextConfig(num_hidden_layers=6, layer_types=KINDS, **heads, **COMMON))
+
+
+def t5() -> T5Model:
+    sizes = {"d_model": 24, "d_ff": 48, "d_kv": 6, "num_heads": 4, "num_layers": 4, "num_decoder_layers": 3}
+    return T5Model(T5Config(vocab_size=60, **sizes))
+
+
+def bart() -> BartForConditionalGeneration:
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
+    layers = {"encoder_layers": 3, "decoder_layers": 4}
+    return BartForConditionalGeneration(BartConfig(vocab_size=60, d_model=24, **heads, **layers))
+
+
+def swin() -> SwinModel:
+    stages = {"depths": [2, 2], "num_heads": [2, 4]}
+    return SwinModel(SwinConfig(image_size=32, patch_size=2, embed_dim=16, window_size=4, **stages))
+
+
+MAKERS: dict[str, tuple[Callable[[], PreTrainedModel], dict[str, Any]]] = {
+    "bert": (bert, {"num_hidden_layers": 2}),
+    "albert": (
+        lambda: AlbertModel(AlbertConfig(num_hidden_layers=4, embedding_size=12, **COMMON)),
+        {"num_hidden_layers": 2},
+    ),
+    "distilbert": (
+        lambda: DistilBertModel(DistilBertConfig(vocab_size=60, dim=24, hidden_dim=48, n_layers=4, n_heads=4)),
+        {"num_hidden_layers": 3},
+    ),
+    "modernbert": (
+        lambda: ModernBertForMaskedLM(ModernBertConfig(num_hidden_layers=5, pad_token_id=0, **COMMON)),
+        {"num_hidden_layers": 3},
+    ),
+    "gpt2": (gpt2, {"num_hidden_layers": 3}),
+    "llama": (
+        lambda: LlamaForCausalLM(LlamaConfig(num_hidden_layers=4, num_key_value_heads=2, **COMMON)),
+        {"num_hidden_layers": 2},
+    ),
+    "gemma3": (gemma3, {"num_hidden_layers": 4}),
+    "t5": (t5, {"num_hidden_layers": 2, "overrides": {"num_decoder_layers": 2}}),
+    "bart": (bart, {"overrides": {"decoder_layers": 2}}),
+    "swin": (swin, {"overrides": {"depths": [1, 2]}}),
+}
+
+
+def teacher_of(family: str, seed: int = 0) -> PreTrainedModel:
+    torch.manual_seed(seed)
+    return MAKERS[family][0]().eval()
+
+
+def batches_for(model: PreTrainedModel, count: int = 3, seed: int = 0) -> Batches:
+    generator = torch.Generator().manual_seed(seed)
+    if model.main_input_name == "pixel_values":
+        return [{"pixel_values": torch.randn(8, 3, 32, 32, generator=generator)} for _ in range(count)]
+
+    def ids(length: int) -> torch.Tensor:
+        return torch.randint(3, 60, (8, length), generator=generator)
+
+    decoder = {"decoder_input_ids": ids(6)} if model.config.is_encoder_decoder else {}
+    return [{"input_ids": ids(10), **decoder} for _ in range(count)]
