@@ -26,6 +26,7 @@ def test_a_config_of_version_0_1_loads_to_the_same_values_without_a_warning(stra
         "ridge": written["ridge"],
         "output": "auto",
         "refine": 0,
+        "layer_choice": "greedy",
         "refine_seconds": None,
     }
     for name in ("hidden_size", "head_strategy", "init", "selection", "schedule", "teacher_fingerprint"):
@@ -49,6 +50,7 @@ def test_a_saved_config_has_calibrations_settings_in_a_dictionary(tmp_path: Path
         "ridge": 0.01,
         "output": "auto",
         "refine": 0,
+        "layer_choice": "greedy",
         "refine_seconds": None,
     }
     assert not written.keys() & {"calibration_samples", "calibration_batch_size"}
