@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
 from transformers.modeling_outputs import BaseModelOutput, QuestionAnsweringModelOutput, TokenClassifierOutput
 
-from wid_hf.calibration.divergence import divergence, seen_by_callers
+from wid_hf.calibration.divergence import divergence, output_divergence, seen_by_callers
 
 PLAIN = {"input_ids": torch.zeros(4, 6, dtype=torch.long)}
 PADDED = {**PLAIN, "attention_mask": torch.tensor([[1] * 6, [1] * 3 + [0] * 3, [1] * 6, [1, 0, 0, 0, 0, 0]])}
@@ -80,6 +80,16 @@ def test_vectors_are_compared_by_the_cosines_of_mean_vectors(batch: dict[str, Te
     expected = 1 - torch.corrcoef(torch.stack([cosines(wanted), cosines(found)]))[0, 1]
     assert score == pytest.approx(float(expected), rel=1e-5)
     assert measure == "1 - correlation of cosines"
+
+
+def test_hidden_states_are_vectors_although_they_are_as_wide_as_the_teachers() -> None:
+    wanted, found = noise(4, 6, 9), noise(4, 6, 9, seed=1)
+    outputs = [[BaseModelOutput(last_hidden_state=each)] for each in (wanted, found)]
+
+    score, measure = output_divergence(*outputs, [PLAIN])
+
+    assert measure == "1 - correlation of cosines"
+    assert score == divergence([[wanted]], [[found]], [PLAIN], are_scores=False)[0]
 
 
 def test_vectors_that_were_turned_are_no_farther_away() -> None:

@@ -18,7 +18,7 @@ from ..coupling.carrier import Carrier
 from ..coupling.dims import Dim
 from ..coupling.trace import quiet_forward
 from .batches import Batch, prepared
-from .divergence import divergence, seen_by_callers
+from .divergence import output_divergence
 from .division import parted, texts_in
 from .precision import Precision
 from .report import Trial
@@ -84,13 +84,13 @@ def choose(
         return candidates[0], ()
     trial, held_out = _parts(batches, ENOUGH * widest / max(positions, 1))
     with quiet_forward(teacher):
-        wanted = [seen_by_callers(_outputs(teacher, batch, precision)) for batch in held_out]
+        wanted = [_outputs(teacher, batch, precision) for batch in held_out]
     found: list[tuple[float, str]] = []
     for candidate in candidates:
         start(candidate, trial)
         with quiet_forward(student):
-            outputs = [seen_by_callers(_outputs(student, batch, precision)) for batch in held_out]
-        found.append(divergence(wanted, outputs, held_out))
+            outputs = [_outputs(student, batch, precision) for batch in held_out]
+        found.append(output_divergence(wanted, outputs, held_out))
     least = min(score for score, _ in found)
     best = next(at for at, (score, _) in enumerate(found) if score <= EQUAL * least)
     trials = tuple(

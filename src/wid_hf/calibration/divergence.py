@@ -19,29 +19,42 @@ from .padding import Padding
 TEXTS = 256  # at most so many texts are compared with each other
 
 
+def output_divergence(teacher: Sequence[Any], student: Sequence[Any], batches: Sequence[Batch]) -> tuple[float, str]:
+    """Return how far a student's outputs are from the teacher's as their task reads them; see `divergence`."""
+    wanted, found = ([seen_by_callers(output) for output in side] for side in (teacher, student))
+    return divergence(wanted, found, batches, are_scores=bool(teacher) and bool(_logits(teacher[0])))
+
+
 def seen_by_callers(output: Any) -> list[Tensor]:
     """Return the tensors of an output that its task reads: all logits if it has any, else its first tensor."""
-    if isinstance(output, Mapping):
-        logits = [value for name, value in output.items() if name.endswith("logits") and isinstance(value, Tensor)]
-        if logits:
-            return logits
+    if logits := _logits(output):
+        return logits
     return [tensor for tensor in output_tensors(output) if tensor.is_floating_point() and tensor.ndim][:1]
 
 
+def _logits(output: Any) -> list[Tensor]:
+    entries = output.items() if isinstance(output, Mapping) else ()
+    return [value for name, value in entries if name.endswith("logits") and isinstance(value, Tensor)]
+
+
 def divergence(
-    teacher: Sequence[Sequence[Tensor]], student: Sequence[Sequence[Tensor]], batches: Sequence[Batch]
+    teacher: Sequence[Sequence[Tensor]],
+    student: Sequence[Sequence[Tensor]],
+    batches: Sequence[Batch],
+    *,
+    are_scores: bool = True,
 ) -> tuple[float, str]:
     """Return how far the student's outputs are from the teacher's, and in what measure.
 
-    Where the last axes are equally long they are scores: the mean Kullback-Leibler divergence of their softmax over
-    positions that are not padding, in nats; of single scores the squared error as a share of their variance. Otherwise
-    they are vectors: 1 less the correlation of the cosines of all pairs of mean vectors of texts. NaN counts as
-    infinite, and what rounding makes less than 0 as 0.
+    Scores, whose last axes are equally long, have the mean Kullback-Leibler divergence of their softmax, in nats, over
+    positions that are not padding (of masked language models those with a label); single scores the squared error as a
+    share of their variance. Vectors have 1 less the correlation of the cosines of all pairs of mean vectors of texts.
+    NaN counts as infinite, and what rounding makes less than 0 as 0.
     """
     if not teacher or not teacher[0]:
         return 0.0, "nothing to compare"
     last = teacher[0][0].shape[-1]
-    if last != student[0][0].shape[-1]:
+    if not are_scores or last != student[0][0].shape[-1]:
         found, measure = _of_vectors(teacher, student, batches), "1 - correlation of cosines"
     elif last == 1:
         found, measure = _of_numbers(teacher, student), "squared error / variance"

@@ -20,7 +20,7 @@ from ..errors import PlanError
 from ..progress_bar import progress_bar
 from .batches import Batch, prepared
 from .bypass import bypassed, stream_given
-from .divergence import divergence, seen_by_callers
+from .divergence import output_divergence
 from .division import parted
 from .padding import Padding
 from .precision import Precision
@@ -137,7 +137,7 @@ def _without(
     places: Sequence[_Place],
     gone: Sequence[str],
     batches: Sequence[Batch],
-    wanted: Sequence[Sequence[Tensor]],
+    wanted: Sequence[Any],
     precision: Precision,
 ) -> Iterator[_Place]:
     """Yield the layers with divergence and measure, some of least influence at a time, the least divergence first."""
@@ -145,7 +145,7 @@ def _without(
         found: list[tuple[float, str, _Place]] = []
         for place in places[at : at + TRIED]:
             with bypassed(teacher, [*gone, *stacks[place.stack].names[place.layer]]):
-                found.append((*divergence(wanted, _outputs(teacher, batches, precision), batches), place))
+                found.append((*output_divergence(wanted, _outputs(teacher, batches, precision), batches), place))
         for score, measure, place in sorted(found, key=lambda each: each[0]):
             yield replace(place, divergence=score, measure=measure)
 
@@ -183,6 +183,6 @@ def _names(stacks: Sequence[Layers], layer: str) -> tuple[str, ...]:
     return next(names for stack in stacks for names in stack.names if names[0] == layer)
 
 
-def _outputs(model: nn.Module, batches: Sequence[Batch], precision: Precision) -> list[list[Tensor]]:
+def _outputs(model: nn.Module, batches: Sequence[Batch], precision: Precision) -> list[Any]:
     with precision.autocast():
-        return [seen_by_callers(model.forward(**prepared(model, batch))) for batch in batches]
+        return [model.forward(**prepared(model, batch)) for batch in batches]
