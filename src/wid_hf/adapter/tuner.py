@@ -6,7 +6,7 @@ PEFT calls `inject_adapter`, whether by `get_wid_model`, by `peft.get_peft_model
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from copy import copy, deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +30,7 @@ from ..coupling.trace import aliases, named_weights
 from ..deprecation import renamed_arguments
 from ..errors import ConfigError, WidError
 from ..layers import compactor_axes, first_indices, install, student_weights
-from ..planning.depth import source
+from ..planning.depth import can_be_deepened, deepened, source
 from ..planning.empty_student import empty_student
 from ..planning.student_plan import Settled, StudentPlan, check_teacher, plan_sizes, planned_teacher, settled_stacks
 from ..planning.tracing import plain_attention
@@ -388,6 +388,7 @@ class WidModel(OneAdapterTuner):
                 reconstruction=reconstruction and solved,
                 ridge=config.calibration_config.ridge,
                 output=config.calibration_config.output,
+                whole=self._whole,
             )
             self.kept.copy_(self._kept(start.index_sets))
             self._turn(start.maps)
@@ -416,6 +417,15 @@ class WidModel(OneAdapterTuner):
                 self.wrapper.remember(around)
         return dropped
 
+    def _whole(self) -> AbstractContextManager[None]:
+        """Let the teacher compute what the whole one does, where that is possible, so that the student makes up."""
+        given = self.whole_teacher
+        if not self.stacks or not can_be_deepened(
+            self.teacher, given, self.stacks, self.student_plan.trace.examples[0]
+        ):
+            return nullcontext()
+        return deepened(self.teacher, given, self.stacks)
+
     def _is_refined(self, start: Start, batches: list[Batch]) -> bool:
         """Return whether gradient steps follow: as many as asked for, or those of a head that has no closed form."""
         return bool(self._config.calibration_config.refine) or (start.has_head and can_be_divided(batches))
@@ -427,18 +437,19 @@ class WidModel(OneAdapterTuner):
             indices = torch.tensor(axis_indices(self.plan, dim, start.index_sets), device=self.kept.device)
             return self.turned.axis_map(dim, indices, self._map_dtype).T
 
-        refinement = refine(
-            self.teacher,
-            self.model,
-            self.student_plan.trace,
-            self.plan,
-            batches,
-            maps=map_of,
-            steps=self._config.calibration_config.refine,
-            seconds=self._config.calibration_config.refine_seconds,
-            precision=Precision.of_caller(self.teacher.device),
-            folder=folder,
-        )
+        with self._whole():
+            refinement = refine(
+                self.teacher,
+                self.model,
+                self.student_plan.trace,
+                self.plan,
+                batches,
+                maps=map_of,
+                steps=self._config.calibration_config.refine,
+                seconds=self._config.calibration_config.refine_seconds,
+                precision=Precision.of_caller(self.teacher.device),
+                folder=folder,
+            )
         report = start.report
         return replace(report, refined=refinement.parts, seconds=report.seconds + refinement.seconds)
 

@@ -1,4 +1,7 @@
-"""Forwards of a model without some of its layers. Called by `layer_choice`, and by `planning` for its proof."""
+"""Streams that go into layers and come out of them; forwards that pass layers by.
+
+Called by `layer_choice`, and by `planning` for teachers with fewer layers.
+"""
 
 from __future__ import annotations
 
@@ -29,17 +32,27 @@ def bypassed(model: nn.Module, layers: Iterable[str]) -> Iterator[None]:
 
 def stream_given(args: Any, kwargs: Any, output: Any) -> Tensor | None:
     """Return the first tensor given to a layer that has the shape of the first one it returned, if there is one."""
-    made = next((leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)), None)
+    made = first_tensor(output)
     if made is None:
         return None
     given = (leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.is_floating_point())
     return next((leaf for leaf in given if leaf.shape == made.shape), None)
 
 
+def first_tensor(output: Any) -> Tensor | None:
+    """Return the stream that a layer returned, if it returned a tensor."""
+    return next((leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)), None)
+
+
+def with_stream(output: Any, stream: Tensor | None) -> Any:
+    """Return what a layer returned with another stream in it."""
+    parts, spec = tree_flatten(output)
+    first = next(at for at, leaf in enumerate(parts) if isinstance(leaf, Tensor))
+    return tree_unflatten([*parts[:first], stream, *parts[first + 1 :]], spec)
+
+
 def _pass_by(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
     stream = stream_given(args, kwargs, output)
     if stream is None:
         raise PlanError(f"- {type(layer).__name__} does not return a stream like the one it is given: it cannot go")
-    parts, spec = tree_flatten(output)
-    first = next(at for at, leaf in enumerate(parts) if isinstance(leaf, Tensor))
-    return tree_unflatten([*parts[:first], stream, *parts[first + 1 :]], spec)
+    return with_stream(output, stream)

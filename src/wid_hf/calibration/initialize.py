@@ -7,7 +7,8 @@ without gradients. Called by the tuner's `calibrate`.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -63,6 +64,7 @@ def initialize(
     reconstruction: bool = True,
     ridge: float = 1e-4,
     output: str = "auto",
+    whole: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Start:
     """Set the compactors of `student` to their start.
 
@@ -78,6 +80,7 @@ def initialize(
         reconstruction: whether to fit every weight input to the teacher's.
         ridge: ridge strength of these fits, relative to the mean variance of the input.
         output: `"coordinates"` keeps indices in every stream that callers of the model see.
+        whole: inside, the teacher computes what the student is to follow, with layers that its student lacks.
 
     Raises:
         DataError: no batch or nothing but padding, too few positions, or activations that are not finite.
@@ -85,7 +88,7 @@ def initialize(
     began = time.monotonic()
     batches = list(batches)
     precision = Precision.of_caller(next(teacher.parameters()).device)
-    with torch.inference_mode(False), torch.no_grad(), precision.full():
+    with torch.inference_mode(False), torch.no_grad(), precision.full(), ExitStack() as following:
         # Simple rules choose index sets without knowing which weights the indices go into.
         index_sets = None
         if selection == "first":
@@ -97,6 +100,7 @@ def initialize(
         heads = rotatable_heads(trace, plan) if head_svd else {}
         turns = pca and index_sets is None
         streams = turnable_streams(teacher, trace, plan, outputs_too=output == "auto") if turns else []
+        following.enter_context(whole())  # the proof turns weights of the student's layers alone
         subsets = SubsetSelection(plan, set(heads))
         head_rotation = HeadRotation(trace, plan, heads)
         stream_rotation = StreamRotation(trace, plan, streams)

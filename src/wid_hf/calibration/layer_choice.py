@@ -11,15 +11,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
-from torch.utils._pytree import tree_leaves
 
 from ..coupling.trace import quiet_forward
 from ..errors import PlanError
 from ..progress_bar import progress_bar
 from .batches import Batch, prepared
-from .bypass import bypassed, stream_given
+from .bypass import bypassed, first_tensor, stream_given
 from .divergence import output_divergence
 from .division import parted
 from .padding import Padding
@@ -161,8 +160,8 @@ def _influences(
     def note(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             stream = stream_given(args, kwargs, output)
-            if stream is not None:
-                made = next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+            made = first_tensor(output)
+            if stream is not None and made is not None:
                 before, after = (padding.rows(each).float() for each in (stream, made))
                 same = functional.cosine_similarity(before, after, dim=-1)
                 sums[name] += float(same.sum())
