@@ -18,9 +18,9 @@ from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from ..coupling import Example, Plan, Trace
-from ..coupling.trace import aliases, call, output_tensors, quiet_forward, saved_tensors
+from ..coupling.trace import aliases, saved_tensors
 from ..errors import ConfigError
-from .tracing import plain_attention, trace_teacher
+from .tracing import example_outputs, trace_teacher
 
 
 def with_own_head(teacher: PreTrainedModel, tie: bool | None, inputs: Mapping[str, Any] | None) -> PreTrainedModel:
@@ -157,13 +157,7 @@ def _names_when_loaded(model: PreTrainedModel) -> dict[str, str]:
 
 def _is_same_function(teacher: PreTrainedModel, untied: PreTrainedModel, example: Example) -> bool:
     """Return whether both give the same outputs for one example."""
-    before, after = (_outputs(model, example) for model in (teacher, untied))
+    before, after = (example_outputs(model, example) for model in (teacher, untied))
     return len(before) == len(after) and all(
         a.shape == b.shape and torch.allclose(a, b, equal_nan=True) for a, b in zip(before, after, strict=True)
     )
-
-
-def _outputs(model: PreTrainedModel, example: Example) -> list[Tensor]:
-    with plain_attention(model), quiet_forward(model):
-        torch.manual_seed(0)  # some models draw masks in evaluation as well
-        return output_tensors(call(model, example.part, example.inputs, {}))

@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..coupling import Example, Trace
 from ..coupling.routing import rolled_routers
+from ..coupling.trace import call, output_tensors, quiet_forward
 from ..errors import PlanError, TeacherError
 from .example_inputs import Inputs, example_forms, further_example, further_examples
 
@@ -70,6 +72,13 @@ def trace_student(student: PreTrainedModel, inputs: Mapping[str, Any] | None, fu
         raise PlanError(f"- {type(student).__name__} does not run at these sizes: {_error_text(cause)}") from cause
     seen.finish()
     return seen
+
+
+def example_outputs(model: PreTrainedModel, example: Example) -> list[Tensor]:
+    """Return all tensors that `model` gives for `example`, in evaluation mode, always in the same order."""
+    with plain_attention(model), quiet_forward(model):
+        torch.manual_seed(0)  # some models draw masks in evaluation as well
+        return output_tensors(call(model, example.part, example.inputs, {}))
 
 
 @contextmanager
