@@ -66,8 +66,10 @@ def kept_tokens(
         )
     kept = must
     for number in sorted(pieces.numbers.values(), key=lambda number: (-uses[number], number)):
-        more = pieces.needed(number)
-        if len(kept | more) <= size:
+        if len(kept) == size:
+            break
+        more = pieces.needed(number) - kept
+        if len(kept) + len(more) <= size:
             kept |= more
     return sorted(kept)
 
