@@ -39,7 +39,7 @@ def trace_teacher(
     """
     seen = Trace(teacher)
     with plain_attention(teacher):
-        _run_first(seen, teacher, inputs)
+        _run_first(seen.run, teacher, inputs)
         further = []
         for part, argument in further_examples(teacher, seen.unreached):
             if not seen.unreached:
@@ -64,7 +64,7 @@ def trace_student(student: PreTrainedModel, inputs: Mapping[str, Any] | None, fu
     seen = Trace(student)
     try:
         with plain_attention(student):
-            _run_first(seen, student, inputs)
+            _run_first(seen.run, student, inputs)
             for part, argument in further:
                 seen.run(further_example(student, part, argument))
     except Exception as refusal:  # such as rotary positions of an odd head width
@@ -72,6 +72,15 @@ def trace_student(student: PreTrainedModel, inputs: Mapping[str, Any] | None, fu
         raise PlanError(f"- {type(student).__name__} does not run at these sizes: {_error_text(cause)}") from cause
     seen.finish()
     return seen
+
+
+def first_outputs(model: PreTrainedModel) -> tuple[Example, list[Tensor]]:
+    """Return an example made from the model's config, and what the model gives for it.
+
+    Raises:
+        TeacherError: it does not run on any that were made for it.
+    """
+    return _run_first(lambda example: (example, example_outputs(model, example)), model, None)
 
 
 def example_outputs(model: PreTrainedModel, example: Example) -> list[Tensor]:
@@ -102,8 +111,8 @@ def plain_attention(model: PreTrainedModel) -> Iterator[None]:
             config._attn_implementation = name
 
 
-def _run_first(seen: Trace, model: PreTrainedModel, inputs: Mapping[str, Any] | None) -> None:
-    """Run the model's own forward, on inputs in the first form that it accepts if the user gave none.
+def _run_first(run: Callable[[Example], Any], model: PreTrainedModel, inputs: Mapping[str, Any] | None) -> Any:
+    """Run the model's own forward by `run`, on inputs in the first form that it accepts if the user gave none.
 
     Raises:
         TeacherError: it accepts none; names what was tried and the model's errors.
@@ -116,13 +125,11 @@ def _run_first(seen: Trace, model: PreTrainedModel, inputs: Mapping[str, Any] | 
         made: Inputs = {}
         try:
             made = form(model)
-            seen.run(Example(made))
+            return run(Example(made))
         except Exception as refusal:  # a model may raise anything, and a config may lack what inputs are made from
             first = first or refusal
             line = f"- {_described(made) or 'no inputs could be made'}: {_error_text(refusal)}"
             tried += [line] if line not in tried else []
-        else:
-            return
     name = type(model).__name__
     what = "the example inputs that were given" if inputs is not None else "example inputs made from its config"
     raise TeacherError(
