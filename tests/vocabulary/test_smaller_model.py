@@ -158,6 +158,8 @@ def test_numbers_of_tokens_follow_in_all_configs() -> None:
     )
     teacher.generation_config.forced_decoder_ids = [[1, 7], [2, None]]
     teacher.generation_config.lang_to_id = {"<|en|>": 10}
+    teacher.config.inner = LlamaConfig(**SMALL, eos_token_id=10)  # a config that no module holds
+    teacher.config.other = LlamaConfig(**{**SMALL, "vocab_size": 50}, eos_token_id=9)  # of another vocabulary
     smaller = with_fewer_tokens(teacher, KEPT)
     config, generation = smaller.config, smaller.generation_config
     assert (config.pad_token_id, config.eos_token_id, config.image_token_index) == (len(KEPT) - 1, [3, 5], 6)
@@ -168,7 +170,9 @@ def test_numbers_of_tokens_follow_in_all_configs() -> None:
     assert generation.forced_decoder_ids == [[1, 5], [2, None]]
     assert generation.lang_to_id == {"<|en|>": 6}
     assert (generation.decoder_start_token_id, generation.max_new_tokens, config.layer_id) == (-1, 7, 7)
-    assert teacher.generation_config.eos_token_id == [3, 7]
+    assert (config.inner.vocab_size, config.inner.eos_token_id) == (len(KEPT), 6)
+    assert (config.other.vocab_size, config.other.eos_token_id) == (50, 9)
+    assert (teacher.generation_config.eos_token_id, teacher.config.inner.eos_token_id) == ([3, 7], 10)
 
 
 def test_the_row_of_the_padding_follows() -> None:

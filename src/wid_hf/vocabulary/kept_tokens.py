@@ -7,7 +7,7 @@ Takes a tokenizer and texts; gives numbers of tokens in ascending order, for `sm
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
@@ -48,30 +48,37 @@ def kept_tokens(
     pieces = Pieces(tokenizer)
     if texts is None and (size is not None or not tokens):
         raise ConfigError(
-            "Pass the texts whose tokens are to be kept: texts=[...]"
-            + (", or tokens=[...] without a size." if tokens else ", with a size if you like, or tokens=[...].")
+            "Nothing says which tokens to keep. Pass texts=[...], with a size if you like, or tokens=[...] without "
+            "a size."
         )
     uses = Counter(number for text in tokens_of(tokenizer, texts or ()) for number in text)
     must = _all_needed(pieces, _numbers_of(tokens, pieces)) | pieces.always
     if not pieces.has_bytes:
         alphabet = set().union(*pieces.characters.values())
         must |= alphabet if any_text else alphabet & _all_needed(pieces, uses)
-    if size is None:
-        return sorted(must | _all_needed(pieces, uses))
+    return sorted(must | _all_needed(pieces, uses) if size is None else _filled(must, size, uses, pieces))
+
+
+def _filled(must: set[int], size: int, uses: Mapping[int, int], pieces: Pieces) -> set[int]:
+    """Return `must` with the most used tokens, as many as there is room for with all that each of them needs.
+
+    Raises:
+        ConfigError: the size is too small or too large.
+    """
     if size not in range(len(must), len(pieces.numbers) + 1):
-        hint = " (any_text=False needs fewer)" if any_text and not pieces.has_bytes else ""
         raise ConfigError(
-            f"size={size} is not possible: {len(must):,} tokens must stay{hint}, and the tokenizer has "
-            f"{len(pieces.numbers):,}. Pass a size from the one to the other."
+            f"size={size} is not possible: {len(must):,} tokens must stay (fewer with any_text=False, if single "
+            f"characters are among them), and the tokenizer has {len(pieces.numbers):,}. Pass a size from the one to "
+            "the other."
         )
-    kept = must
+    kept = set(must)
     for number in sorted(pieces.numbers.values(), key=lambda number: (-uses[number], number)):
         if len(kept) == size:
             break
         more = pieces.needed(number) - kept
         if len(kept) + len(more) <= size:
             kept |= more
-    return sorted(kept)
+    return kept
 
 
 def _numbers_of(tokens: Sequence[str], pieces: Pieces) -> list[int]:

@@ -102,19 +102,14 @@ class Pieces:
         model = backend["model"]
         self.numbers: dict[str, int] = tokenizer.get_vocab()
         self._names = {number: token for token, number in self.numbers.items()}
-        self._prefix: str = model.get("continuing_subword_prefix") or ""
-        self._suffix: str = model.get("end_of_word_suffix") or ""
+        self._prefix: str = model.get("continuing_subword_prefix") or ""  # WordPiece's "##"
+        self._suffix: str = model.get("end_of_word_suffix") or ""  # CLIP's "</w>"
         self._ranks = {tuple(pair): rank for rank, pair in enumerate(model.get("merges", ()))}
-        self.characters: dict[str, set[int]] = {}
-        if model["type"] != "WordLevel":
-            for token, number in self.numbers.items():
-                if len(character := token.removeprefix(self._prefix).removesuffix(self._suffix)) == 1:
-                    self.characters.setdefault(character, set()).add(number)
+        whole_words = model["type"] == "WordLevel"
+        self.characters = {} if whole_words else _alone(self.numbers, self._prefix, self._suffix)
         in_bytes = _is_byte_level(backend)
         self.has_bytes: bool = in_bytes or model.get("byte_fallback", False)
-        stay = special_tokens(tokenizer, backend)
-        if model["type"] == "Unigram":
-            stay.add(min(model["vocab"], key=lambda entry: entry[1])[0])
+        stay = special_tokens(tokenizer, backend) | _least_likely(model)
         if self.has_bytes:
             stay |= {token for token in self.numbers if BYTE.fullmatch(token)}
         self.always = {self.numbers[token] for token in stay & self.numbers.keys()}
@@ -158,6 +153,21 @@ class Pieces:
         symbols[0] = token[: len(token) - len(inner)] + bare[0]
         symbols[-1] += inner[len(bare) :]
         return symbols
+
+
+def _least_likely(model: Mapping[str, Any]) -> set[str]:
+    if model["type"] != "Unigram":
+        return set()
+    return {min(model["vocab"], key=lambda entry: entry[1])[0]}
+
+
+def _alone(numbers: Mapping[str, int], prefix: str, suffix: str) -> dict[str, set[int]]:
+    """Return each character with the tokens that are nothing else, but for the signs of their place in a word."""
+    characters: dict[str, set[int]] = {}
+    for token, number in numbers.items():
+        if len(character := token.removeprefix(prefix).removesuffix(suffix)) == 1:
+            characters.setdefault(character, set()).add(number)
+    return characters
 
 
 def _is_byte_level(backend: Mapping[str, Any]) -> bool:

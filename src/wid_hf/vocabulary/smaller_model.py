@@ -23,6 +23,7 @@ from ..planning.teacher_check import check_teacher
 from ..planning.tracing import example_outputs, first_outputs
 from .token_ids import Numbers
 
+Shape = tuple[int, ...]
 ROUNDING = 16  # units of the last place, in which products with fewer columns may differ
 
 
@@ -119,17 +120,18 @@ def _axes(
     Raises:
         PlanError: there is none; or one depends on the size in another way.
     """
-    own, old, new = _named(teacher), _named(before), _named(after)
+    named = [_named(model) for model in (teacher, before, after)]
     change = numbers.size, len(numbers.kept)
     axes: dict[str, list[int]] = {}
-    for name in [name for name, tensor in old.items() if name not in new or tensor.shape != new[name].shape]:
-        shapes = [tuple(named[name].shape) if name in named else () for named in (own, old, new)]
-        axes[name] = [at for at, sizes in enumerate(zip(*shapes[1:], strict=False)) if sizes == change]
-        expected = tuple(change[1] if at in axes[name] else size for at, size in enumerate(shapes[0]))
-        if not axes[name] or shapes[0] != shapes[1] or expected != shapes[2]:
+    for name in named[1]:
+        own, old, new = (tuple(tensors[name].shape) if name in tensors else () for tensors in named)
+        if old == new:
+            continue
+        axes[name] = _token_axes(own, old, new, change)
+        if not axes[name]:
             raise PlanError(
                 f"{type(teacher).__name__} cannot have {change[1]:,} tokens in place of {change[0]:,}: `{name}` would "
-                f"have the shape {shapes[2]} in place of {shapes[0]}, and not one row for each token. Keep all tokens."
+                f"have the shape {new} in place of {own}, and not one row for each token. Keep all tokens."
             )
     if not axes and change[0] != change[1]:
         raise PlanError(
@@ -137,6 +139,13 @@ def _axes(
             "that none can go. Keep all tokens."
         )
     return axes
+
+
+def _token_axes(own: Shape, old: Shape, new: Shape, change: tuple[int, int]) -> list[int]:
+    """Return the axes of a tensor whose size changes as that of the vocabulary does; none if more than that changes."""
+    axes = [at for at, sizes in enumerate(zip(old, new, strict=False)) if sizes == change]
+    expected = tuple(change[1] if at in axes else size for at, size in enumerate(own))
+    return axes if own == old and expected == new else []
 
 
 def _cut(model: PreTrainedModel, axes: dict[str, list[int]], numbers: Numbers) -> None:

@@ -18,7 +18,7 @@ from ..errors import ConfigError
 NAMED = re.compile(
     r"(^|_)token_(ids?|index)$|^(bos|eos|pad|unk|sep|cls|mask)_(id|index|idx)$|_(start|end)_id$|_to_id$|^force_words_ids$"
 )
-SUPPRESSED = re.compile(r"suppress_tokens$")
+SUPPRESSED = re.compile(r"suppress_tokens$|^bad_words_ids$")
 
 
 class _GoneError(Exception):
@@ -72,17 +72,19 @@ class Numbers:
             return len(self.kept)
         if NAMED.search(name):
             return self._changed(value)
-        if SUPPRESSED.search(name):
-            return [self._changed(token) for token in value if self._has(token)]
-        if name == "bad_words_ids":
-            return [self._changed(word) for word in value if self._has(word)] or None
-        if name == "sequence_bias":
-            pairs = value.items() if isinstance(value, dict) else value
-            left = [(self._changed(words), bias) for words, bias in pairs if self._has(words)]
-            return (dict(left) if isinstance(value, dict) else [list(pair) for pair in left]) or None
         if name == "forced_decoder_ids":
             return [[position, self._changed(token)] for position, token in value]
+        if SUPPRESSED.search(name):
+            return [self._changed(tokens) for tokens in value if self._has(tokens)]
+        if name == "sequence_bias":
+            return self._biases(value)
         return value
+
+    def _biases(self, value: Any) -> Any:
+        """Return what is added to the scores of sequences, without those that cannot occur any more."""
+        pairs = value.items() if isinstance(value, dict) else value
+        left = [[self._changed(tokens), bias] for tokens, bias in pairs if self._has(tokens)]
+        return {tuple(tokens): bias for tokens, bias in left} if isinstance(value, dict) else left
 
     def _changed(self, value: Any) -> Any:
         """Return a number, or numbers in lists and dictionaries, with the new ones.
