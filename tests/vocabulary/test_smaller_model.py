@@ -164,7 +164,7 @@ def test_numbers_of_tokens_follow_in_all_configs() -> None:
     config, generation = smaller.config, smaller.generation_config
     assert (config.pad_token_id, config.eos_token_id, config.image_token_index) == (len(KEPT) - 1, [3, 5], 6)
     assert generation.eos_token_id == [3, 5]
-    assert (generation.suppress_tokens, generation.begin_suppress_tokens) == ([5, 7], [])
+    assert (generation.suppress_tokens, generation.begin_suppress_tokens) == ([5, 7], None)
     assert generation.bad_words_ids == [[5, 6]]
     assert generation.sequence_bias == [[[5, 6], 1.0]]
     assert generation.forced_decoder_ids == [[1, 5], [2, None]]

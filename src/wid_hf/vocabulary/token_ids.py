@@ -41,8 +41,9 @@ class Numbers:
     def write(self, configs: Iterable[PretrainedConfig | GenerationConfig]) -> None:
         """Write the new numbers and the new size of the vocabulary into `configs`, each given once.
 
-        Lists of what must not be generated lose what has gone. A config with a vocabulary of another size is left
-        alone, and so are numbers that no token has, such as -1.
+        Lists of what must not be generated lose what has gone, and are None if nothing is left: transformers refuses
+        empty ones. A config with a vocabulary of another size is left alone, and so are numbers that no token has,
+        such as -1.
 
         Raises:
             ConfigError: a config names a token that has gone.
@@ -75,7 +76,7 @@ class Numbers:
         if name == "forced_decoder_ids":
             return [[position, self._changed(token)] for position, token in value]
         if SUPPRESSED.search(name):
-            return [self._changed(tokens) for tokens in value if self._has(tokens)]
+            return [self._changed(tokens) for tokens in value if self._has(tokens)] or None
         if name == "sequence_bias":
             return self._biases(value)
         return value
@@ -84,7 +85,7 @@ class Numbers:
         """Return what is added to the scores of sequences, without those that cannot occur any more."""
         pairs = value.items() if isinstance(value, dict) else value
         left = [[self._changed(tokens), bias] for tokens, bias in pairs if self._has(tokens)]
-        return {tuple(tokens): bias for tokens, bias in left} if isinstance(value, dict) else left
+        return ({tuple(tokens): bias for tokens, bias in left} if isinstance(value, dict) else left) or None
 
     def _changed(self, value: Any) -> Any:
         """Return a number, or numbers in lists and dictionaries, with the new ones.
