@@ -66,6 +66,11 @@ def smollm2_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
+def tagger_dir() -> Path:
+    return _teacher("tagger")
+
+
+@pytest.fixture(scope="session")
 def real_data() -> Path:
     folder = Path(os.environ.get("WID_HF_DATA", REPOSITORY.parent / "shared" / "data"))
     if not folder.is_dir():

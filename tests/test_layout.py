@@ -24,6 +24,7 @@ FLOW = (
     "progressive",
     "config",
     "planning",
+    "vocabulary",
     "adapter",
     "sentence_models",
     "hub",

@@ -13,13 +13,14 @@ from .tracing import plain_attention
 
 def is_same_function(first: PreTrainedModel, second: PreTrainedModel, example: Example) -> bool:
     """Return whether both give the same outputs for one example, up to rounding."""
-    before, after = (_outputs(model, example) for model in (first, second))
+    before, after = (example_outputs(model, example) for model in (first, second))
     return len(before) == len(after) and all(
         a.shape == b.shape and torch.allclose(a, b, equal_nan=True) for a, b in zip(before, after, strict=True)
     )
 
 
-def _outputs(model: PreTrainedModel, example: Example) -> list[Tensor]:
+def example_outputs(model: PreTrainedModel, example: Example) -> list[Tensor]:
+    """Return all tensors that `model` gives for `example`, in evaluation mode, always in the same order."""
     with plain_attention(model), quiet_forward(model):
         torch.manual_seed(0)  # some models draw masks in evaluation as well
         return output_tensors(call(model, example.part, example.inputs, {}))

@@ -1,0 +1,10 @@
+"""Fewer tokens: which of them to keep, the tokenizer without the others, and the model without their rows."""
+
+from __future__ import annotations
+
+from .changed_texts import ChangedTexts, changed_texts
+from .kept_tokens import kept_tokens
+from .smaller_model import with_fewer_tokens
+from .smaller_tokenizer import smaller_tokenizer
+
+__all__ = ["ChangedTexts", "changed_texts", "kept_tokens", "smaller_tokenizer", "with_fewer_tokens"]
