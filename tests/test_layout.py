@@ -27,6 +27,7 @@ FLOW = (
     "adapter",
     "sentence_models",
     "hub",
+    "budget",
     "plots",
     "training",
     "rows",
