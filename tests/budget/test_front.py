@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from encoder_decoders import bart
 from transformers import BertForMaskedLM, PretrainedConfig, PreTrainedModel
 
-from wid_hf import ConfigError
+from wid_hf import ConfigError, PlanError
 from wid_hf.budget import Front, Space, Target, propose
 from wid_hf.budget.latency import Timing
 from wid_hf.hub.model_size import model_size
@@ -38,6 +40,15 @@ def test_every_candidate_is_below_the_target_and_could_not_be_wider(tiny_bert: B
 def test_the_guess_shrinks_all_widths_alike(tiny_bert: BertForMaskedLM) -> None:
     guess = propose(tiny_bert, Target(params="50%"), round_to=2).guess.shape
     assert guess["hidden_size"] / 24 == pytest.approx(guess["intermediate_size"] / 48, abs=0.1)
+
+
+def test_a_guess_that_the_plan_refuses_makes_way_for_the_next(tiny_bert: BertForMaskedLM) -> None:
+    front = propose(tiny_bert, Target(params="50%"), round_to=2, most=2)
+    wrong = replace(front.guess, shape={**front.guess.shape, "hidden_size": 10})  # does not divide into 4 heads
+    assert front.planned_guess() is front.guess
+    assert replace(front, candidates=(wrong, *front.candidates)).planned_guess() is front.guess
+    with pytest.raises(PlanError, match="None of the 1 shapes that fill the target can be planned"):
+        replace(front, candidates=(wrong,)).planned_guess()
 
 
 def test_no_candidate_is_smaller_than_another_in_every_size(tiny_bert: BertForMaskedLM) -> None:
@@ -76,7 +87,6 @@ def test_a_latency_is_filled_by_few_measurements(tiny_bert: BertForMaskedLM) -> 
         return clockwork(config)
 
     front = propose(tiny_bert, Target(latency_ms=3.0), round_to=1, timer=timer)
-    assert len(measured) == len(set(measured)) or len(measured) < 100
     assert len(measured) < 10 * front.tried
     for candidate in front.candidates:
         assert 3.0 * 0.85 <= candidate.needs["latency_ms"] <= 3.0
@@ -111,3 +121,18 @@ def test_the_cost_of_rounding_is_told(tiny_bert: BertForMaskedLM) -> None:
     front = propose(tiny_bert, Target(params="50%"), round_to=8)
     unused = [1 - each.filled for each in front.candidates]
     assert f"multiples of 8, which leaves {min(unused):.1%} to {max(unused):.1%} of the target unused" in str(front)
+
+
+def test_a_candidate_that_was_measured_in_a_slow_moment_goes(tiny_bert: BertForMaskedLM) -> None:
+    seen: dict[tuple[int, int], int] = {}
+
+    def timer(config: PretrainedConfig) -> Timing:
+        """Take a third longer the first time for narrow inner widths."""
+        sizes = config.hidden_size, config.intermediate_size
+        seen[sizes] = seen.get(sizes, 0) + 1
+        slow = 4 / 3 if seen[sizes] == 1 and config.intermediate_size < 30 else 1.0
+        return Timing(slow * clockwork(config).ms, 0.0, 0.0)
+
+    front = propose(tiny_bert, Target(latency_ms=3.0), round_to=1, timer=timer)
+    assert all(2.55 <= each.needs["latency_ms"] <= 3.0 for each in front.candidates)
+    assert all(each.shape["intermediate_size"] >= 30 for each in front.candidates)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ..errors import ConfigError
 from ..hub.model_size import model_size
 from ..planning.student_plan import empty_student
 from .latency import Stopwatch, Timer
 from .memory import peak_memory
-from .shapes import Shape, Space, skeleton
+from .shapes import Shape, Space
 from .stock_models import sized_inputs
 from .targets import Target, in_words
 
@@ -79,6 +79,18 @@ class Costs:
         counted = self._largest(self.counts(shape))
         return self._largest(self.needs(shape)) if self.measures and counted <= 1 else counted
 
+    def measure_again(self, shape: Shape) -> Mapping[str, float]:
+        """Return what a shape needs after one more measurement of its latency; the smaller of both counts.
+
+        Other work of the machine only ever makes a forward slower.
+        """
+        found = dict(self.needs(shape))
+        if "latency_ms" in found:
+            again = self._timer(self._space.student_config(shape)).ms
+            found["latency_ms"] = min(found["latency_ms"], again)
+        self._measured[tuple(sorted(shape.items()))] = found
+        return found
+
     def refuse(self, least: Shape) -> ConfigError:
         """Return the refusal of a target that not even the smallest shape fulfils: what it needs, and for what."""
         needs, model = self.needs(least), self._space.skeleton(least)
@@ -98,7 +110,7 @@ class Costs:
     def _largest(self, needs: Mapping[str, float]) -> float:
         return max((needs[name] / most for name, most in self.limits.items() if name in needs), default=0.0)
 
-    def _measure(self, config: object) -> dict[str, float]:
+    def _measure(self, config: PretrainedConfig) -> dict[str, float]:
         found: dict[str, float] = {}
         if "latency_ms" in self._target.amounts:
             found["latency_ms"] = self._timer(config).ms
@@ -107,11 +119,6 @@ class Costs:
             inputs = sized_inputs(model, self._target.batch, self._target.length)
             found["memory"] = float(peak_memory(model, inputs))
         return found
-
-
-def needs_of(teacher: PreTrainedModel, config: object) -> dict[str, float]:
-    """Return the parameters and bytes of a student with this config."""
-    return _sizes(skeleton(teacher, config))
 
 
 def _sizes(model: PreTrainedModel) -> dict[str, float]:

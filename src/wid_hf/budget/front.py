@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from ..errors import PlanError
 from ..progress_bar import progress_bar
 from .costs import Costs
-from .latency import Timer
+from .latency import NOISE, Timer
 from .shapes import DEPTH, HIDDEN, INNER, Mix, Shape, Space
 from .targets import Target, in_words
 
@@ -71,6 +71,24 @@ class Front:
         """The candidate whose widths shrink in one proportion, with all layers if that is possible."""
         return self.candidates[0]
 
+    def planned_guess(self) -> Candidate:
+        """Return the first candidate that the plan accepts: the best guess without a search.
+
+        Raises:
+            PlanError: it accepts none; says why not the first.
+        """
+        refused: PlanError | None = None
+        for candidate in self.candidates:
+            try:
+                self.space.plan(candidate.shape)
+            except PlanError as refusal:
+                refused = refused or refusal
+            else:
+                return candidate
+        raise PlanError(
+            f"None of the {len(self.candidates)} shapes that fill the target can be planned:\n{refused}"
+        ) from refused
+
     def __str__(self) -> str:
         """Return what was asked for, how many shapes fill it, and what rounding costs."""
         asked = " and ".join(in_words(name, most) for name, most in self.limits.items())
@@ -120,6 +138,8 @@ def propose(
     if not found:
         raise costs.refuse(_smallest(space, costs, mixes))
     kept = _not_dominated(space, [*found.values()])
+    if "latency_ms" in costs.limits:
+        kept = _confirmed(costs, kept)
     return Front(space, costs.limits, costs.teacher, tuple(_spread(kept, most)), len(mixes), time.monotonic() - began)
 
 
@@ -211,6 +231,15 @@ def _not_dominated(space: Space, candidates: Sequence[Candidate]) -> list[Candid
         return ours != theirs and all(theirs[name] >= size for name, size in ours.items())
 
     return [one for one in candidates if not any(dominates(other, one) for other in candidates)]
+
+
+def _confirmed(costs: Costs, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Return the candidates that fill the target by a second measurement too; the one that does best if none does."""
+    again = [
+        Candidate(each.shape, costs.measure_again(each.shape), costs.ratio(each.shape))
+        for each in progress_bar(candidates, "Measuring again")
+    ]
+    return [each for each in again if each.filled >= 1 - NOISE] or [max(again, key=lambda each: each.filled)]
 
 
 def _spread(candidates: Sequence[Candidate], most: int) -> Iterator[Candidate]:
