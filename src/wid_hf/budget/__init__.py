@@ -6,12 +6,12 @@ is nearest to the teacher.
 Modules, from the bottom up: `amounts` (numbers with units), `targets` (what may be asked), `head_layouts`, `shapes`
 (which sizes a teacher's students may have), `stock_models` (students with random weights, and their inputs), `memory`
 and `latency` (what these need), `costs` (how much of a target a shape takes), `front` (the shapes that fill a target),
-`result` and `search` (which of them is best).
+`result` and `halving` (which of them is best).
 """
 
 from .front import Front, propose
+from .halving import search
 from .result import SearchResult
-from .search import search
 from .shapes import Shape, Space
 from .targets import Target
 

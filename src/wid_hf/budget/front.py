@@ -1,7 +1,7 @@
 """The shapes that fill a target: for each mix of width, inner width, heads and depth the largest one below it.
 
 Takes a teacher and a `Target`; gives a `Front` of some dozens of candidates, spread over the mixes. Nothing is planned
-here: `search` does that for those it tries.
+here: `halving` does that for those it tries.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a search found: every candidate with its scores, the winner, and where the time went.
 
-Made by `search`; gives rows of text and a dictionary for JSON. `plots.front` draws it.
+Made by `halving`; gives rows of text and a dictionary for JSON. `plots.front` draws it.
 """
 
 from __future__ import annotations

@@ -42,9 +42,9 @@ def draw_front(result: SearchResult, path: Path) -> None:
     if isfinite(best.scores[-1]):
         at = best.candidate.needs["params"] / 1e6, best.scores[-1]
         axes.scatter(at[0], at[1], s=220, marker="*", color="none", edgecolor="black", zorder=3, label="winner")
-        axes.annotate(words_of(best.candidate.shape), at, (6, 8), textcoords="offset points", fontsize=7)
         axes.set_yscale("symlog", linthresh=max(best.scores[-1], 1e-6))
-    axes.set(xlabel="parameters, millions", ylabel=result.measure, title="Starts of the shapes that fill the target")
+    axes.set(xlabel="parameters, millions", ylabel=result.measure)
+    axes.set_title(f"Starts of the shapes that fill the target\nwinner: {words_of(result.winner)}", fontsize="medium")
     axes.legend(fontsize=7, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     with atomic_write(path) as unfinished:

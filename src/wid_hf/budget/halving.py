@@ -89,17 +89,19 @@ class _Search:
             self._wanted = self._outputs(self._teacher)
         scored = [Scored(candidate) for candidate in self._front.candidates]
         texts = self._texts(len(scored))
-        alive = [*range(len(scored))]
+        alive, end = [*range(len(scored))], self._began + self._seconds
         for rung, count in enumerate(texts):
             some = parted(self._given, count)[0] or self._given[:1]
             deadline = self._began + self._seconds * self._share(rung, len(texts))
-            for at in progress_bar(alive, f"Searching, {count} texts"):
-                if self._clock() > deadline and (rung or any(each.scores for each in scored)):
+            for place, at in enumerate(progress_bar(alive, f"Searching, {count} texts")):
+                # Two are compared on equal texts even if the rung's own time is over; the very first is always tried.
+                late = self._clock() > (deadline if place >= FINALISTS else end)
+                if late and (rung or place):
                     break
                 scored[at] = self._tried(at, scored[at], some)
             reached = sorted((at for at in alive if len(scored[at].scores) > rung), key=lambda at: scored[at].rank)
             alive = reached[: max(ceil(len(reached) / 2), FINALISTS)]
-            if len(alive) < FINALISTS or self._clock() > self._began + self._seconds:
+            if len(alive) < FINALISTS or self._clock() > end:
                 break
         return self._result(scored, texts)
 
