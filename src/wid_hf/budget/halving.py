@@ -89,21 +89,24 @@ class _Search:
             self._wanted = self._outputs(self._teacher)
         scored = [Scored(candidate) for candidate in self._front.candidates]
         texts = self._texts(len(scored))
-        alive, end = [*range(len(scored))], self._began + self._seconds
+        alive = [*range(len(scored))]
         for rung, count in enumerate(texts):
-            some = parted(self._given, count)[0] or self._given[:1]
-            deadline = self._began + self._seconds * self._share(rung, len(texts))
-            for place, at in enumerate(progress_bar(alive, f"Searching, {count} texts")):
-                # Two are compared on equal texts even if the rung's own time is over; the very first is always tried.
-                late = self._clock() > (deadline if place >= FINALISTS else end)
-                if late and (rung or place):
-                    break
-                scored[at] = self._tried(at, scored[at], some)
+            self._try_all(alive, scored, count, self._began + self._seconds * self._share(rung, len(texts)))
             reached = sorted((at for at in alive if len(scored[at].scores) > rung), key=lambda at: scored[at].rank)
             alive = reached[: max(ceil(len(reached) / 2), FINALISTS)]
-            if len(alive) < FINALISTS or self._clock() > end:
+            if len(alive) < FINALISTS or self._clock() > self._began + self._seconds:
                 break
         return self._result(scored, texts)
+
+    def _try_all(self, alive: Sequence[int], scored: list[Scored], texts: int, deadline: float) -> None:
+        """Give those that are alive one more score, as far as there is time."""
+        some = parted(self._given, texts)[0] or self._given[:1]
+        for place, at in enumerate(progress_bar(alive, f"Searching, {texts} texts")):
+            # Two are compared on equal texts even if the rung's own time is over.
+            end = deadline if place >= FINALISTS else self._began + self._seconds
+            if place and self._clock() > end:
+                break
+            scored[at] = self._tried(at, scored[at], some)
 
     def _texts(self, candidates: int) -> tuple[int, ...]:
         """Return on how many texts starts are calibrated at each rung, twice as many each time."""

@@ -19,7 +19,7 @@ from .stock_models import forward, sized_inputs, stock_model
 
 WARM_UP = 3  # forwards
 ROUNDS = 12  # forwards of each, in turn
-MOST_ROUNDS = 96
+MOST_ROUNDS = 384
 LOW = 0.1  # quantile: other work only ever makes a forward slower, and the very least is a matter of luck
 NOISE = 0.15  # by which two halves of the rounds may differ
 
