@@ -28,6 +28,7 @@ FLOW = (
     "adapter",
     "sentence_models",
     "hub",
+    "budget",
     "plots",
     "training",
     "rows",

@@ -16,6 +16,7 @@ from .run_file import with_those_of_file
 
 if TYPE_CHECKING:
     from wid_hf import WidConfig, WidSchedule
+    from wid_hf.budget import Target
 
 
 LOSSES = ("logits", "hidden", "relations")  # of --distillation
@@ -132,6 +133,17 @@ TieWordEmbeddings = Annotated[
     bool | None,
     typer.Option(help="Whether the head shares the table of tokens; by default as in the teacher."),
 ]
+Params = Annotated[str | None, typer.Option(help="Target: parameters at most, 20M or 25% of the teacher's.")]
+EncoderParams = Annotated[str | None, typer.Option(help="Target: parameters outside embeddings and head.")]
+Bytes = Annotated[str | None, typer.Option("--bytes", help="Target: bytes of weights on disk, 20MB or 25%.")]
+LatencyMs = Annotated[str | None, typer.Option(help="Target: milliseconds of a forward on this device.")]
+Memory = Annotated[str | None, typer.Option(help="Target: bytes at the peak of a forward, 200MB or 25%.")]
+TargetBatch = Annotated[int, typer.Option("--target-batch", min=1, help="Rows of that forward.")]
+TargetLength = Annotated[int, typer.Option("--target-length", min=1, help="Tokens of each row.")]
+RoundTo = Annotated[
+    int | None,
+    typer.Option(min=1, help="What sizes found for a target are multiples of; by default 8 on a CPU, 64 elsewhere."),
+]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the teacher on the Hub.")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run model code from the Hub.")]
 
@@ -163,6 +175,18 @@ def wid_config(
         layers=list(numbers("--layers", layers, int)) if layers is not None else None,
         **start,
     )
+
+
+def target(**given: Any) -> Target | None:
+    """Return the `Target` that the options describe, None where they name none.
+
+    Numbers come as texts; `latency_ms` may have its unit.
+    """
+    from wid_hf.budget import Target
+
+    if all(value is None for name, value in given.items() if name not in ("batch", "length")):
+        return None
+    return Target(**given)
 
 
 def leads() -> bool:

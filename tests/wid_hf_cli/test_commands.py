@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -64,6 +65,23 @@ def test_plan_prints_coupled_dimensions_sizes_and_reasons(masked_teacher: Path, 
     )
     real = sum(p.numel() for p in AutoModelForMaskedLM.from_pretrained(tmp_path / "s").parameters())
     assert f"{real:,} (" in out
+
+
+def test_plan_finds_sizes_for_a_target(masked_teacher: Path) -> None:
+    out = invoke("plan", str(masked_teacher), "--params", "50%", "--round-to", "2")
+    assert "At most" in out
+    sizes = dict(re.findall(r"(\w+)=(\d+)", out[out.index("Without a search:") :]))
+    assert 4 <= int(sizes["hidden_size"]) < 24
+    share = re.search(r"parameters .*\(100\.0%\) .*\((\d+\.\d)%\)", out)
+    assert share is not None
+    assert 40 < float(share[1]) <= 50
+
+
+def test_plan_refuses_sizes_beside_a_target_and_amounts_that_are_none(masked_teacher: Path) -> None:
+    with pytest.raises(ConfigError, match="Sizes and a target are given"):
+        invoke("plan", str(masked_teacher), "--params", "50%", "--hidden-size", "12")
+    with pytest.raises(ConfigError, match="latency_ms='fast' is no amount above 0"):
+        invoke("plan", str(masked_teacher), "--latency-ms", "fast")
 
 
 @pytest.mark.slow

@@ -1,0 +1,167 @@
+"""Which of the shapes that fill a target is best: successive halving by their calibrated starts, without training.
+
+Takes a `Front` and calibration data; gives a `SearchResult`. The teacher's outputs on held-out texts are computed once
+for all candidates. Moments of its activations are not shared: which of them a start needs depends on its plan, and all
+of a BERT-base would take more than a gigabyte.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from math import ceil, log2
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..calibration import initialize
+from ..calibration.batches import NOTHING_BUT_PADDING, Batch, prepared
+from ..calibration.candidates import HELD_OUT, SCORED
+from ..calibration.divergence import divergence, seen_by_callers
+from ..calibration.division import parted, spread, texts_in
+from ..coupling.trace import quiet_forward
+from ..errors import ConfigError, DataError, PlanError
+from ..layers import first_indices, install
+from ..planning.student_plan import StudentPlan, empty_student
+from ..planning.tracing import plain_attention
+from ..progress_bar import progress_bar
+from .front import Candidate, Front
+from .result import Scored, SearchResult
+
+SECONDS = 900.0
+LEAST_TEXTS = 8  # to calibrate on at the first rung
+FINALISTS = 2  # candidates at the last rung
+FIRST_SHARE = 0.5  # of the time, for the first rung: all later ones have fewer candidates
+PLANNING, CALIBRATING, SCORING, FOLLOWING = "planning", "calibrating", "scoring", "the teacher's outputs"
+
+Clock = Callable[[], float]
+
+
+def search(
+    front: Front, batches: Iterable[Batch], *, seconds: float = SECONDS, clock: Clock = time.monotonic
+) -> SearchResult:
+    """Find the candidate whose calibrated start follows the teacher best, by successive halving.
+
+    Every start is scored on held-out texts by the objective's own divergence, as `calibrate` scores its trials: first
+    all of them after calibration on few texts, then the better half after calibration on more, until two are left that
+    have seen all. Heads that only gradient steps can fit, of masked language models, stay at their closed form.
+
+    Args:
+        front: the candidates, from `propose`.
+        batches: keyword dictionaries for the teacher's forward, as for `calibrate`; one text in four, but no more than
+            32, is held out.
+        seconds: that it may take; the candidate that is tried when they are over is finished. The first rung may take
+            half of them.
+        clock: gives seconds.
+
+    Raises:
+        ConfigError: `seconds` is no number above 0.
+        DataError: fewer than two texts, or batches that cannot be used.
+        PlanError: none of the candidates that were tried can be a student of this teacher; says why.
+    """
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
+        raise ConfigError(f"seconds={seconds!r} is not a number above 0. Leave it out for {SECONDS:.0f} s.")
+    return _Search(front, spread([*batches]), seconds, clock).run()
+
+
+class _Search:
+    """One search: its data, its clock and what it has found so far."""
+
+    def __init__(self, front: Front, batches: Sequence[Batch], seconds: float, clock: Clock) -> None:
+        self._front, self._teacher = front, front.space.teacher
+        self._clock, self._began, self._seconds = clock, clock(), seconds
+        self._spent: dict[str, float] = dict.fromkeys((FOLLOWING, PLANNING, CALIBRATING, SCORING), 0.0)
+        self._plans: dict[int, StudentPlan] = {}
+        self._measure = ""
+        texts = sum(map(texts_in, batches))
+        if texts < 2:
+            raise DataError(f"{NOTHING_BUT_PADDING} A search needs two texts or more: one to score on.")
+        self._given, self._held_out = parted(batches, texts - min(max(texts // HELD_OUT, 1), SCORED))
+        if not self._given or not self._held_out:
+            raise DataError("The calibration data is one batch that cannot be divided. Pass several smaller batches.")
+
+    def run(self) -> SearchResult:
+        """Return what was found."""
+        with self._spending(FOLLOWING), plain_attention(self._teacher):
+            self._wanted = self._outputs(self._teacher)
+        scored = [Scored(candidate) for candidate in self._front.candidates]
+        texts = self._texts(len(scored))
+        alive = [*range(len(scored))]
+        for rung, count in enumerate(texts):
+            self._try_all(alive, scored, count, self._began + self._seconds * self._share(rung, len(texts)))
+            reached = sorted((at for at in alive if len(scored[at].scores) > rung), key=lambda at: scored[at].rank)
+            alive = reached[: max(ceil(len(reached) / 2), FINALISTS)]
+            if len(alive) < FINALISTS or self._clock() > self._began + self._seconds:
+                break
+        return self._result(scored, texts)
+
+    def _try_all(self, alive: Sequence[int], scored: list[Scored], texts: int, deadline: float) -> None:
+        """Give those that are alive one more score, as far as there is time."""
+        some = parted(self._given, texts)[0] or self._given[:1]
+        for place, at in enumerate(progress_bar(alive, f"Searching, {texts} texts")):
+            # Two are compared on equal texts even if the rung's own time is over.
+            end = deadline if place >= FINALISTS else self._began + self._seconds
+            if place and self._clock() > end:
+                break
+            scored[at] = self._tried(at, scored[at], some)
+
+    def _texts(self, candidates: int) -> tuple[int, ...]:
+        """Return on how many texts starts are calibrated at each rung, twice as many each time."""
+        rungs = max(1, ceil(log2(max(candidates, 1) / FINALISTS)) + 1)
+        every = sum(map(texts_in, self._given))
+        counts = [min(max(every >> (rungs - 1 - rung), LEAST_TEXTS), every) for rung in range(rungs)]
+        return tuple(dict.fromkeys(counts))
+
+    def _share(self, rung: int, rungs: int) -> float:
+        """Return the share of the time that may be over at the end of a rung."""
+        return 1.0 if rungs == 1 else FIRST_SHARE + (1 - FIRST_SHARE) * rung / (rungs - 1)
+
+    def _tried(self, at: int, scored: Scored, batches: Sequence[Batch]) -> Scored:
+        """Return `scored` with one more score, or with the reason why there is none."""
+        began = self._clock()
+        try:
+            score = self._score(self._plan(at, scored.candidate), batches)
+        except PlanError as refusal:
+            note = f"refused: {str(refusal).splitlines()[-1]}"
+            return replace(scored, seconds=scored.seconds + self._clock() - began, note=note)
+        seconds = scored.seconds + self._clock() - began
+        return replace(scored, scores=(*scored.scores, score), seconds=seconds)
+
+    def _plan(self, at: int, candidate: Candidate) -> StudentPlan:
+        if at not in self._plans:
+            with self._spending(PLANNING):
+                self._plans[at] = self._front.space.plan(candidate.shape)
+        return self._plans[at]
+
+    def _score(self, plan: StudentPlan, batches: Sequence[Batch]) -> float:
+        with self._spending(CALIBRATING), plain_attention(self._teacher):
+            student = empty_student(self._teacher, plan.config).eval()
+            install(student, plan.trace.weights, plan.trace.aliases, plan.plan, first_indices(plan.plan), shifts=True)
+            with plain_attention(student):
+                initialize(self._teacher, student, plan.trace, plan.plan, batches)
+        with self._spending(SCORING):
+            score, self._measure = divergence(self._wanted, self._outputs(student), self._held_out)
+        return score
+
+    def _outputs(self, model: PreTrainedModel) -> list[list[Tensor]]:
+        with torch.no_grad(), quiet_forward(model):
+            return [seen_by_callers(model(**prepared(model, batch))) for batch in self._held_out]
+
+    @contextmanager
+    def _spending(self, what: str) -> Iterator[None]:
+        began = self._clock()
+        try:
+            yield
+        finally:
+            self._spent[what] += self._clock() - began
+
+    def _result(self, scored: Sequence[Scored], texts: tuple[int, ...]) -> SearchResult:
+        ordered = tuple(sorted(scored, key=lambda each: each.rank))
+        if not ordered[0].scores:
+            notes = "\n".join(dict.fromkeys(f"- {each.note}" for each in ordered if each.note))
+            raise PlanError(f"None of the {len(ordered)} shapes that fill the target can be planned:\n{notes}")
+        held_out = sum(map(texts_in, self._held_out))
+        return SearchResult(self._front, ordered, texts, held_out, self._measure, self._spent, self._seconds)

@@ -1,0 +1,151 @@
+"""A search halves its candidates, keeps to its time, and says why the winner won."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from imitations import made_strong
+from matplotlib import image
+from matplotlib.figure import Figure
+from torch import Tensor
+from transformers import BertForMaskedLM
+
+from wid_hf import ConfigError, DataError, PlanError, get_wid_model
+from wid_hf.budget import Front, Target, propose, search
+from wid_hf.plots.front import draw_front
+
+
+@pytest.fixture
+def front(tiny_bert: BertForMaskedLM) -> Front:
+    return propose(made_strong(tiny_bert), Target(params="50%"), round_to=2, most=4)
+
+
+def batches(count: int = 8) -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    return [{"input_ids": torch.randint(5, 60, (8, 12), generator=generator)} for _ in range(count)]
+
+
+class Clock:
+    """Goes on by a second each time it is read."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+def test_the_winner_has_seen_most_texts_and_is_nearest(front: Front) -> None:
+    found = search(front, batches())
+    assert (found.texts, found.held_out) == ((24, 48), 16)
+    assert len(found.scored) == len(front.candidates) == 4
+    assert [len(each.scores) for each in found.scored] == [2, 2, 1, 1]
+    assert found.scored[0].scores[-1] <= found.scored[1].scores[-1]
+    first = [each.scores[0] for each in found.scored]
+    assert max(first[:2]) <= min(first[2:])
+    assert found.measure == "KL of the scores, nats"
+    assert found.winner == found.scored[0].candidate.shape
+
+
+def test_the_winners_config_makes_the_student(front: Front) -> None:
+    found = search(front, batches(4))
+    student = get_wid_model(front.space.teacher, found.config).base_model.model
+    sizes = found.winner
+    assert (student.config.hidden_size, student.config.intermediate_size) == (
+        sizes["hidden_size"],
+        sizes["intermediate_size"],
+    )
+
+
+def test_a_search_is_the_same_each_time_and_leaves_the_teacher_alone(front: Front) -> None:
+    before = {name: weight.clone() for name, weight in front.space.teacher.named_parameters()}
+    first, second = (search(front, batches(4)) for _ in range(2))
+    assert [each.scores for each in first.scored] == [each.scores for each in second.scored]
+    assert all(torch.equal(before[name], weight) for name, weight in front.space.teacher.named_parameters())
+
+
+def test_time_is_exceeded_by_no_more_than_one_candidate(front: Front) -> None:
+    found = search(front, batches(4), seconds=1.0, clock=Clock())
+    assert [len(each.scores) for each in found.scored] == [1, 0, 0, 0]
+    assert "only candidate that could be tried in 1 s" in found.reason
+    assert "3 candidates were not tried" in found.time_in_words
+    assert found.rows()[2][2] == "not tried"
+
+
+def test_two_are_compared_on_equal_texts_even_if_the_time_of_a_rung_is_over(
+    front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    tried: list[int] = []
+
+    def tenths(self: Any, plan: Any, some: Any) -> float:
+        """Take a tenth of the time; later ones are nearer."""
+        clock.now += 100.0
+        tried.append(sum(len(batch["input_ids"]) for batch in some))
+        return 1.0 / len(tried)
+
+    monkeypatch.setattr("wid_hf.budget.halving._Search._score", tenths)
+    found = search(front, batches(), seconds=450.0, clock=clock)
+    assert tried == [24, 24, 24, 48, 48]  # the first rung may take 225 s
+    assert [len(each.scores) for each in found.scored] == [2, 2, 1, 0]
+
+
+def test_a_shape_that_the_plan_refuses_loses_with_its_reason(front: Front) -> None:
+    shape = {**front.guess.shape, "hidden_size": 10, "num_attention_heads": 4}  # 10 does not divide into 4 heads
+    wrong = replace(front, candidates=(replace(front.guess, shape=shape), *front.candidates[1:]))
+    found = search(wrong, batches(4))
+    lost = next(each for each in found.scored if each.candidate.shape == shape)
+    assert not lost.scores
+    assert lost.note.startswith("refused: ")
+    with pytest.raises(PlanError, match="None of the 1 shapes that fill the target can be planned"):
+        search(replace(wrong, candidates=wrong.candidates[:1]), batches(4))
+
+
+def test_table_reason_and_json_say_the_same(front: Front) -> None:
+    found = search(front, batches(4))
+    header, best, *_ = found.rows()
+    assert header == ("", "parameters", "divergence", "texts", "seconds", "sizes")
+    assert best[0] == "winner"
+    assert f"hidden_size={found.winner['hidden_size']}" in best[-1]
+    assert best[-1] in found.reason
+    assert f"the least of {len(found.scored)} shapes" in found.reason
+    saved = json.loads(json.dumps(found.to_dict()))
+    assert saved["winner"] == dict(found.winner)
+    assert [each["scores"] for each in saved["candidates"]] == [[*each.scores] for each in found.scored]
+    assert sum(saved["spent"].values()) > 0
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        ({"batches": []}, DataError, "A search needs two texts or more"),
+        ({"batches": [{"input_ids": torch.ones(1, 4, dtype=torch.long)}]}, DataError, "two texts or more"),
+        ({"seconds": 0}, ConfigError, "seconds=0 is not a number above 0"),
+    ],
+)
+def test_bad_input_is_refused(front: Front, given: dict[str, Any], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        search(front, given.get("batches", batches(2)), seconds=given.get("seconds", 9.0))
+
+
+def test_the_picture_has_every_scored_candidate_and_marks_the_winner(
+    front: Front, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: (kept.append(figure), save(figure, *a, **k)))
+    found = search(front, batches(4))
+    draw_front(found, tmp_path / "front.png")
+    assert image.imread(tmp_path / "front.png").std() > 0
+    axes = kept[0].axes[0]
+    drawn = [tuple(point) for group in axes.collections for point in group.get_offsets().tolist()]
+    wanted = [(each.candidate.needs["params"] / 1e6, each.scores[-1]) for each in found.scored]
+    for point, given in zip(sorted(drawn[: len(wanted)]), sorted(wanted), strict=True):
+        assert point == pytest.approx(given)
+    assert drawn[-1] == pytest.approx(wanted[0])
+    assert axes.get_title().endswith(f"winner: {found.rows()[1][-1]}")

@@ -1,0 +1,125 @@
+"""Which sizes may shrink is found from the model, and shapes are counted without tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from architectures import ARCHITECTURES
+from encoder_decoders import bart
+from transformers import BertForMaskedLM, PreTrainedModel
+
+from wid_hf import ConfigError, PlanError
+from wid_hf.budget import Space
+from wid_hf.budget.shapes import Mix, skeleton
+from wid_hf.hub.model_size import model_size
+from wid_hf.planning.student_plan import empty_student
+
+EVEN = {"width": 1.0, "inner": 1.0, "heads": 1.0, "depth": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "inner", "manners"),
+    [
+        ("bert", {"intermediate_size": 96}, ("narrower", "fewer")),
+        ("gpt2", {"n_inner": 192}, ("narrower", "fewer")),  # its config says None
+        ("llama", {"intermediate_size": 96}, ("fewer",)),  # rotary positions fix the width of heads
+        ("vit", {"intermediate_size": 96}, ("narrower", "fewer")),
+    ],
+)
+def test_sizes_are_found_and_a_shape_is_counted_as_it_is_planned(
+    name: str, inner: dict[str, int], manners: tuple[str, ...]
+) -> None:
+    teacher = ARCHITECTURES[name].build()
+    space = Space.of(teacher, round_to=4)
+    assert (dict(space.hidden), dict(space.inner)) == ({"hidden_size": 48}, inner)
+    assert space.manners == manners
+    for manner in space.manners:
+        shape = space.shape(Mix(EVEN, manner), 0.6)
+        planned = empty_student(teacher, space.plan(shape).config)
+        assert model_size(space.skeleton(shape)) == model_size(planned)
+        assert model_size(planned).total < model_size(teacher).total
+
+
+def test_heads_stay_many_or_become_few(tiny_bert: BertForMaskedLM) -> None:
+    space = Space.of(tiny_bert, round_to=2)
+    many, few = (space.shape(Mix(EVEN, manner), 0.5) for manner in ("narrower", "fewer"))
+    assert many == {"hidden_size": 12, "num_attention_heads": 4, "intermediate_size": 24, "num_hidden_layers": 2}
+    assert few == {**many, "num_attention_heads": 2}
+
+
+def test_a_width_that_does_not_divide_into_heads_goes_down_by_steps(tiny_bert: BertForMaskedLM) -> None:
+    space = Space.of(tiny_bert, round_to=2)
+    shape = space.shape(Mix(EVEN, "narrower"), 22.9 / 24)  # 22 divides into 2 or 11 heads, none of 4 or 3
+    assert shape["hidden_size"] == 20
+    assert shape["num_attention_heads"] == 4
+
+
+def test_free_heads_shrink_by_groups() -> None:
+    space = Space.of(ARCHITECTURES["llama"].build(), round_to=4)
+    assert space.axes == ("width", "inner", "heads")
+    shape = space.shape(Mix({"heads": 1.0}, "fewer"), 0.5)
+    assert (shape["hidden_size"], shape["intermediate_size"]) == (48, 96)
+    assert (shape["num_attention_heads"], shape["num_key_value_heads"], shape["head_dim"]) == (2, 1, 12)
+
+
+def test_sizes_are_multiples_of_the_step_or_the_teachers(tiny_bert: BertForMaskedLM) -> None:
+    space = Space.of(tiny_bert, round_to=8)
+    found = [space.shape(Mix(EVEN, "narrower"), scale / 20) for scale in range(1, 21)]
+    assert {each["hidden_size"] for each in found} == {8, 16, 24}
+    assert all(each["intermediate_size"] % 8 == 0 for each in found)
+
+
+def test_layers_are_one_more_axis_and_are_counted(tiny_bert: BertForMaskedLM) -> None:
+    space = Space.of(tiny_bert, round_to=4, layers=(1, 2))
+    assert space.axes == ("width", "inner", "depth")
+    shape = space.shape(Mix({"depth": 1.0}, "narrower"), 0.5)
+    assert shape == {"hidden_size": 24, "num_attention_heads": 4, "intermediate_size": 48, "num_hidden_layers": 1}
+    layer = sum(weight.numel() for weight in tiny_bert.bert.encoder.layer[0].parameters())
+    assert model_size(tiny_bert).total - model_size(space.skeleton(shape)).total == layer
+
+
+def test_encoder_decoders_shrink_by_one_scale() -> None:
+    teacher = bart(0)
+    space = Space.of(teacher, round_to=4)
+    assert space.one_scale
+    assert space.axes == ("width",)
+    shape = space.shape(Mix(EVEN, "narrower"), 0.5)
+    assert {name: size for name, size in shape.items() if name != "num_hidden_layers"} == {
+        "hidden_size": 12,
+        "encoder_ffn_dim": 24,
+        "decoder_ffn_dim": 24,
+    }
+    assert model_size(space.skeleton(shape)) == model_size(empty_student(teacher, space.plan(shape).config))
+
+
+def test_a_skeleton_has_no_tensors_and_the_teachers_dtype(tiny_bert: BertForMaskedLM) -> None:
+    half = tiny_bert.half()
+    found = skeleton(half, half.config)
+    assert all(weight.is_meta and weight.dtype == torch.float16 for weight in found.parameters())
+    assert model_size(found) == model_size(half)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"round_to": 0}, "round_to=0 is not a positive integer"),
+        ({"layers": (0, 2)}, r"layers=\[0, 2\]: the teacher has 2 layers, so 0 is none of 1 to 2"),
+        ({"layers": (3,)}, r"3 is none of 1 to 2"),
+    ],
+)
+def test_illegal_steps_and_layers_are_refused(tiny_bert: BertForMaskedLM, given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        Space.of(tiny_bert, **given)
+
+
+def test_a_teacher_without_sizes_that_may_shrink_is_refused(
+    tiny_bert: BertForMaskedLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(teacher: PreTrainedModel, config: Any) -> None:
+        raise PlanError("- frozen")
+
+    monkeypatch.setattr("wid_hf.budget.shapes.plan_student", refuse)
+    with pytest.raises(PlanError, match="No size of this BertForMaskedLM may shrink"):
+        Space.of(tiny_bert)
