@@ -64,7 +64,7 @@ def plan(
         layers,
         overrides,
     )
-    if target is not None and any(sizes_given):
+    if target is not None and any(sizes):
         raise ConfigError("Sizes and a target are given. Give the sizes, or the target that they shall be found for.")
     config = None
     if target is None:
