@@ -49,6 +49,7 @@ FLOW = (
     "tools.training_settings",
     "tools.recipe",
     "tools.training_data",
+    "tools.smaller_vocabulary",
     "tools.compression",
     "tools.as_is",
     "tools.compress",

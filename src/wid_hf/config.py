@@ -12,7 +12,7 @@ from dataclasses import InitVar, asdict, dataclass, field, fields, replace
 from enum import Enum
 from math import inf
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from peft import PeftConfig
 from transformers.utils import CONFIG_NAME
@@ -28,6 +28,8 @@ HeadStrategy = Literal["auto", "dim", "head"]
 Selection = Literal["first", "variance", "pivots"]
 Init = Literal["calibrated", "identity"]
 Output = Literal["auto", "coordinates"]
+CORPUS = "corpus"
+Vocabulary: TypeAlias = list[int] | int | str | None
 LayerChoice = Literal["greedy", "influence"]
 
 
@@ -129,6 +131,10 @@ class WidConfig(PeftConfig):
             counts, of a decoder or of stages, are given in `overrides`: `{"decoder_layers": 3}`.
         layers: numbers of the layers that stay, from 0 and ascending: `[0, 2, 5]`; by the entry that counts them if
             that is another, `{"decoder_layers": [0, 5]}`.
+        vocabulary: which tokens stay, where tables of tokens and heads become shorter too: their numbers, ascending, as
+            `wid_hf.vocabulary.kept_tokens` gives them, with `smaller_tokenizer` for the tokenizer. `wid_hf.compress`
+            and `wid-hf compress`, which have a tokenizer and rows, also take `"corpus"` for the tokens that the rows to
+            train on use, and a number for as many, the most used.
         overrides: any other size under its name in the teacher's config, `{"embedding_size": 64}`; nested for composite
             models, `{"text_config": {"hidden_size": 384}}`; a list if the teacher's config has a list,
             `{"hidden_sizes": [32, 64, 128]}`; by layer number if its layers have different sizes,
@@ -179,6 +185,7 @@ class WidConfig(PeftConfig):
     layers: list[int] | dict[str, list[int]] | None = field(
         default=None, metadata={"help": "Numbers of the teacher's layers that stay."}
     )
+    vocabulary: Vocabulary = field(default=None, metadata={"help": "Tokens that stay."})
     overrides: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "Other sizes under the teacher's own config names."}
     )
@@ -289,9 +296,19 @@ class WidConfig(PeftConfig):
             named[COUNT] = self.num_hidden_layers
         yield from _not_sizes(named)
         yield from self._layer_problems()
+        yield from self._vocabulary_problems()
         yield from _not_sizes(self.overrides)
         if not self.requested:
             yield "no size is given; set hidden_size, intermediate_size, num_hidden_layers or another size to shrink"
+
+    def _vocabulary_problems(self) -> Iterator[str]:
+        given = self.vocabulary
+        if given is None or given == CORPUS or _is_size(given):
+            return
+        if not (isinstance(given, list) and given and all(type(number) is int and number >= 0 for number in given)):
+            yield f'vocabulary={given!r} is neither "{CORPUS}", a number of tokens, nor a list of numbers of tokens'
+        elif given != sorted(set(given)):
+            yield "vocabulary: give each token's number once, in ascending order"
 
     def _layer_problems(self) -> Iterator[str]:
         given = self.layers if isinstance(self.layers, dict) else {COUNT: self.layers}
@@ -322,9 +339,10 @@ class WidConfig(PeftConfig):
 
     @property
     def requested(self) -> dict[str, Any]:
-        """Everything that makes the student smaller, by name: layers and sizes."""
-        depth = {COUNT: self.num_hidden_layers, "layers": self.layers}
-        return {name: value for name, value in depth.items() if value is not None} | self.sizes
+        """Everything that makes the student smaller, by name: layers, tokens and sizes."""
+        tokens = f"{len(self.vocabulary)} tokens" if isinstance(self.vocabulary, list) else self.vocabulary
+        other = {COUNT: self.num_hidden_layers, "layers": self.layers, "vocabulary": tokens}
+        return {name: value for name, value in other.items() if value is not None} | self.sizes
 
     @property
     def sizes(self) -> dict[str, Any]:

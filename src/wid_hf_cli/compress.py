@@ -35,6 +35,7 @@ def compress(
     head_strategy: options.Strategy = options.HeadStrategy.auto,
     num_hidden_layers: options.HiddenLayers = None,
     layers: options.Layers = None,
+    vocabulary: options.Vocabulary = None,
     overrides: options.Overrides = None,
     tie_word_embeddings: options.TieWordEmbeddings = None,
     init: Annotated[
@@ -168,6 +169,7 @@ def compress(
         num_hidden_layers,
         layers,
         tie_word_embeddings=tie_word_embeddings,
+        vocabulary=options.vocabulary(vocabulary),
         init=init.value if init is not None else None,
         selection=selection.value if selection is not None else None,
         calibration_config=CalibrationConfig(

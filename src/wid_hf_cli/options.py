@@ -121,6 +121,12 @@ Layers = Annotated[
     str | None,
     typer.Option("--layers", metavar="0,2,5", help="The teacher's layers that stay, in place of a number of them."),
 ]
+Vocabulary = Annotated[
+    str | None,
+    typer.Option(
+        metavar="corpus|SIZE", help="Tokens that stay: those that the rows of --train use, or so many of these."
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
@@ -187,6 +193,11 @@ def target(**given: Any) -> Target | None:
     if all(value is None for name, value in given.items() if name not in ("batch", "length")):
         return None
     return Target(**given)
+
+
+def vocabulary(text: str | None) -> str | int | None:
+    """Return what `--vocabulary` says: a number, or the word for the tokens of the rows."""
+    return int(text) if text is not None and text.isdigit() else text
 
 
 def leads() -> bool:

@@ -64,7 +64,7 @@ def plan(
         layers,
         overrides,
     )
-    if target is not None and any(sizes):
+    if target is not None and any(sizes_given):
         raise ConfigError("Sizes and a target are given. Give the sizes, or the target that they shall be found for.")
     config = None
     if target is None:

@@ -32,7 +32,15 @@ from ..errors import ConfigError, WidError
 from ..layers import compactor_axes, first_indices, install, student_weights
 from ..planning.depth import can_be_deepened, deepened, source
 from ..planning.empty_student import empty_student
-from ..planning.student_plan import Settled, StudentPlan, check_teacher, plan_sizes, planned_teacher, settled_stacks
+from ..planning.student_plan import (
+    Settled,
+    StudentPlan,
+    check_teacher,
+    plan_sizes,
+    planned_teacher,
+    settled_stacks,
+    with_kept_tokens,
+)
 from ..planning.tracing import plain_attention
 from ..progressive.controller import ProgressiveController
 from ..progressive.progress import Progress
@@ -101,16 +109,18 @@ class WidModel(OneAdapterTuner):
                 "low_cpu_mem_usage=True saves no memory here: no weight of the teacher is copied. Leave it out."
             )
         check_teacher(model)
-        self._given = (model,)  # in a tuple as the teacher is
+        given = model
         config = copy(self.peft_config[adapter_name])  # the caller may use the same config for another student
         with as_if_called_plainly(next(model.parameters()).device):
+            model = with_kept_tokens(model, config)
+            self._given = given, model  # a tuple keeps them out of the module tree: their parameters are there already
             self.stacks = settled_stacks(model, config)
             model = planned_teacher(model, config, stacks=self.stacks)
         self.fingerprint = Fingerprint.of(named_weights(model), aliases(model))
         if config.teacher_fingerprint is not None:
             refuse_other_teacher(config.teacher_fingerprint, self.fingerprint)
         with as_if_called_plainly(next(model.parameters()).device):
-            student_plan = plan_sizes(model, config, shallower=bool(self.stacks))
+            student_plan = plan_sizes(model, config, is_smaller=bool(self.stacks) or self._given[1] is not given)
             config.teacher_fingerprint = self.fingerprint.value
             config.overrides = deepcopy(config.overrides)
             config.example_inputs = _savable(config.example_inputs)
@@ -174,7 +184,7 @@ class WidModel(OneAdapterTuner):
     @property
     def whole_teacher(self) -> PreTrainedModel:
         """The teacher with all of its layers, on the same tensors; `teacher` itself where the student has them all."""
-        return self._given[0] if self.stacks else self.teacher
+        return self._given[1] if self.stacks else self.teacher
 
     def teacher_place(self, name: str) -> str:
         """Return the name that the whole teacher has for a module of the student."""
@@ -317,8 +327,9 @@ class WidModel(OneAdapterTuner):
         return student.train(self.model.training)
 
     def unload(self) -> PreTrainedModel:
-        """Return the teacher, with all of its layers."""
-        return self.whole_teacher
+        """Return the teacher, with all of its layers and tokens."""
+        given, with_tokens = self._given
+        return given if self.stacks or with_tokens is not given else self.teacher
 
     @renamed_arguments(lifts="reconstruction", spectra="head_svd", basis="pca")
     def calibrate(
@@ -412,7 +423,7 @@ class WidModel(OneAdapterTuner):
             config.teacher_fingerprint = self.fingerprint.value
             config.layers = named_layers(self.stacks)
             around = self.wrapper.known
-            self._make_student(teacher, plan_sizes(teacher, config, shallower=True))
+            self._make_student(teacher, plan_sizes(teacher, config, is_smaller=True))
             if around is not None:
                 self.wrapper.remember(around)
         return dropped

@@ -271,6 +271,8 @@ def _recipe(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         positions, seconds = calibration["positions"], calibration["seconds"]
         counted = TOKENS if numbers == TOKENS else "positions"
         yield "Calibration", f"{positions:,} {counted} in {seconds:.1f} s, ridge {settings['ridge']:g}"
+    if report.get("vocabulary"):
+        yield "Tokens", report["vocabulary"].removeprefix("Vocabulary: ")
     if dropped := (report["calibration"] or {}).get("dropped"):
         yield "Layers left out", ", ".join(f"`{layer['layer']}`" for layer in dropped)
     if report["steps"]:

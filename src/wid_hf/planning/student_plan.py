@@ -20,11 +20,12 @@ from transformers.initialization import no_init_weights
 from ..config import SIZES, WidConfig
 from ..coupling import Example, Plan, Trace, make_plan, verify
 from ..coupling.trace import saved_tensors
-from ..errors import PlanError, TeacherError
+from ..errors import ConfigError, PlanError, TeacherError
 from ..stored_inputs import unpacked
 from .depth import Stack, requested_stacks, shallow_teacher, spread_layers
 from .empty_student import empty_student
 from .example_inputs import on_device
+from .fewer_tokens import with_fewer_tokens
 from .own_head import offered_head, with_own_head
 from .sizes import Meaning, Request, Sizes, Strategy, Way
 from .teacher_check import PARAMETRIZED, check_teacher
@@ -117,9 +118,12 @@ def plan_student(
     """
     check_teacher(teacher)
     inputs = _inputs(teacher, config) if inputs is None else inputs
-    stacks = settled_stacks(teacher, config, inputs=inputs)
-    planned = planned_teacher(teacher, config, inputs=inputs, stacks=stacks)
-    return replace(plan_sizes(planned, config, inputs=inputs, proof=proof, shallower=bool(stacks)), stacks=stacks)
+    whole = with_kept_tokens(teacher, config)
+    stacks = settled_stacks(whole, config, inputs=inputs)
+    planned = planned_teacher(whole, config, inputs=inputs, stacks=stacks)
+    is_smaller = bool(stacks) or whole is not teacher
+    found = plan_sizes(planned, config, inputs=inputs, proof=proof, is_smaller=is_smaller)
+    return replace(found, stacks=stacks)
 
 
 def plan_sizes(
@@ -128,7 +132,7 @@ def plan_sizes(
     *,
     inputs: Mapping[str, Any] | None = None,
     proof: bool = False,
-    shallower: bool = False,
+    is_smaller: bool = False,
 ) -> StudentPlan:
     """Find the student of a teacher that has the layers and the head which `config` asks for; see `plan_student`.
 
@@ -137,10 +141,10 @@ def plan_sizes(
         config: the sizes requested.
         inputs: keyword arguments for one forward of the teacher.
         proof: also run the permutation proof on the teacher.
-        shallower: whether it has fewer layers than the model that `config` is about, so that no size must be smaller.
+        is_smaller: whether it has fewer layers or tokens than the model that `config` is about, so that sizes may stay.
     """
     inputs = _inputs(teacher, config) if inputs is None else inputs
-    request = Request(teacher.config, config, shallower=shallower)
+    request = Request(teacher.config, config, is_smaller=is_smaller)
     trace, further = trace_teacher(teacher, inputs)
     if proof:
         _prove(teacher, trace)
@@ -150,7 +154,7 @@ def plan_sizes(
             break
         try:
             plan, student = _planned(teacher, candidate, trace, partial(trace_student, inputs=inputs, further=further))
-            if not shallower:
+            if not is_smaller:
                 _refuse_unchanged(plan, trace)
         except PlanError as refusal:
             refused.setdefault(meaning.way, refusal)
@@ -161,6 +165,23 @@ def plan_sizes(
         offered = offered_head(teacher, trace, plan) if config.tie_word_embeddings is None else ""
         return StudentPlan(replace(plan, settled=str(settled), offered=offered), trace, student, settled)
     raise PlanError(_refusal_text(teacher, request, refused)) from next(iter(refused.values()))
+
+
+def with_kept_tokens(teacher: PreTrainedModel, config: WidConfig) -> PreTrainedModel:
+    """Return `teacher` with only the tokens that `config` keeps; itself if that says nothing.
+
+    Raises:
+        ConfigError: the vocabulary is not given as numbers of tokens, or not by legal ones.
+        PlanError: see `with_fewer_tokens`.
+    """
+    if config.vocabulary is None:
+        return teacher
+    if not isinstance(config.vocabulary, list):
+        raise ConfigError(
+            f"vocabulary={config.vocabulary!r} needs a tokenizer and texts, which are not here: pass the numbers of "
+            "the tokens, wid_hf.vocabulary.kept_tokens(tokenizer, texts=...), or use wid_hf.compress(...)."
+        )
+    return with_fewer_tokens(teacher, config.vocabulary)
 
 
 def planned_teacher(

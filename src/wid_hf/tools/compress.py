@@ -162,7 +162,7 @@ def write_student(
         student = _train_along(job)
     else:
         tell("\n".join(job.data.words()))
-        student = _lead(job, teacher, folder, work, processes.world_size)
+        student = _lead(job, folder, work, processes.world_size)
     return student, job.report
 
 
@@ -181,15 +181,13 @@ class _Beginning:
     checkpoint: Path | None = None
 
 
-def _lead(
-    job: Compression, teacher: Teacher, folder: OutputFolder, work: WorkFolder, processes: int
-) -> PreTrainedModel:
+def _lead(job: Compression, folder: OutputFolder, work: WorkFolder, processes: int) -> PreTrainedModel:
     """Make the student in the process that scores and writes."""
 
     def save(student: PreTrainedModel, report: Report, at: Path) -> None:
         student.save_pretrained(at)
-        teacher.save_processor(at)
-        save_sentence_modules(teacher.name, student, at, revision=teacher.revision)
+        job.teacher.save_processor(at)
+        save_sentence_modules(job.teacher.name, student, at, revision=job.teacher.revision)
         if (work.path / LOGS).is_dir():
             shutil.copytree(work.path / LOGS, at / LOGS)  # the Hub shows them from there
         report.save(at)

@@ -45,6 +45,7 @@ from ..training.trainer import WidTrainer
 from .evaluation import latency
 from .recipe import CompressSettings, Recipe, recipe_of
 from .reports.wid_report import Latency, Report
+from .smaller_vocabulary import SmallerVocabulary, smaller_vocabulary
 from .teachers import Teacher, longest_text, working_processor
 from .training_bar import TrainingBar
 from .training_data import Source, TrainingData, load_training_data, said
@@ -68,6 +69,8 @@ class Compression:
         config: the same with the start that the recipe decides.
         settings: the same with rows no longer than the teacher takes.
         wid_model: the student, folded from its teacher.
+        teacher: the teacher, with a smaller vocabulary if there is one, and the tokenizer for it.
+        vocabulary: what became of its tokens; None if they stay.
         report: what is known so far.
         data: rows to train and to score on, after `read`.
         trainer: after `begin`.
@@ -95,16 +98,25 @@ class Compression:
         self.config = self._recipe.configured(config)
         if isinstance(self.config.schedule, WidSchedule):
             self.config.schedule.timeline(settings.steps)  # refuses a schedule that does not end within the steps
-        self._model = teacher.model  # loaded only now
-        kind = find_objective(self._model, settings.task)
-        self._recipe.check_objective(kind, type(self._model).__name__)
+        whole = teacher.model  # loaded only now
+        kind = find_objective(whole, settings.task)
+        self._recipe.check_objective(kind, type(whole).__name__)
         self._rates = self._recipe.learning_rates(kind, self.config, settings)
         if self._rates.get("teacher"):
             teacher.own_weights()
-        self.objective = _objective(kind, self._model, teacher.processor)
+        self.objective = _objective(kind, whole, teacher.processor)
         self.settings = replace(settings, max_length=fitting_length(self.objective, settings.max_length))
         self.config = self.objective.configured(self.config)
-        self.wid_model = get_wid_model(self._model, self.config)  # before rows are read: most refusals come from here
+        self.vocabulary: SmallerVocabulary | None = None
+        if self.config.vocabulary is not None:
+            self.vocabulary = smaller_vocabulary(teacher, self.objective, self.config.vocabulary, train, self.settings)
+            self.config = replace(self.config, vocabulary=self.vocabulary.kept)
+        self.wid_model = get_wid_model(whole, self.config)  # before rows are read: most refusals come from here
+        self.teacher, self._model = teacher, whole
+        if self.vocabulary is not None:
+            self._model = self.wid_model.base_model.whole_teacher.eval()
+            self.teacher = teacher.replaced(self._model, self.vocabulary.tokenizer)
+            self.objective = _objective(kind, self._model, self.vocabulary.tokenizer)
         self._recipe = self._recipe.decided(kind, self.wid_model)
         self.report = self._planned(teacher)
 
@@ -125,7 +137,7 @@ class Compression:
             objective=self.objective.name,
             unit=self.objective.inputs.unit,
             numbers=self.objective.inputs.numbers,
-            sizes={"teacher": model_size(self._model)},
+            sizes={"teacher": model_size(teacher.model)},
             settings=asdict(settings)
             | config.calibration_config.flat()
             | {"calibration_output": config.calibration_config.output}
@@ -133,6 +145,7 @@ class Compression:
             | {"compared": recipe.compared}
             | {"hub": {"teacher": hub_id(teacher.name), "revision": teacher.revision, "dataset": dataset}},
             seed=settings.seed,
+            vocabulary=str(self.vocabulary) if self.vocabulary is not None else None,
             schedule=asdict(config.schedule) if isinstance(config.schedule, WidSchedule) else None,
             fingerprints={"teacher": weights_fingerprint(self._model)},  # training may change the teacher's tensors
         )
@@ -179,7 +192,8 @@ class Compression:
                 told.append(f"distillation: {', '.join(self._recipe.compared)}")
             told.append(f"learning rates: {', '.join(f'{name} {rate:g}' for name, rate in self._rates.items())}")
         task = f"{self.objective.one} (task={self.objective.name}{guessed})"
-        return f"{self.report.teacher}: {task}. {'; '.join(told)}."
+        tokens = f" {self.vocabulary}" if self.vocabulary is not None else ""
+        return f"{self.report.teacher}: {task}. {'; '.join(told)}.{tokens}"
 
     def read(self) -> None:
         """Read the rows to train and to score on.

@@ -90,6 +90,10 @@ class Teacher:
         """Return a loaded model as a teacher."""
         return cls(model.name_or_path or type(model).__name__, model=model, processing_class=processing_class)
 
+    def replaced(self, model: PreTrainedModel, processing_class: Any) -> Teacher:
+        """Return another model with what makes its inputs under the same name."""
+        return Teacher(self.name, revision=self.revision, model=model, processing_class=processing_class)
+
     @cached_property
     def model(self) -> PreTrainedModel:
         """The model, in evaluation mode.

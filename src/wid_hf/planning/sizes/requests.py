@@ -34,15 +34,15 @@ class Request:
     Args:
         teacher: the config of the teacher.
         config: the request.
-        shallower: whether the teacher has fewer layers already than asked about, so that all sizes may be its own.
+        is_smaller: whether the teacher has fewer layers or tokens already, so that all sizes may be its own.
 
     Raises:
         ConfigError: lists every illegal name and size.
     """
 
-    def __init__(self, teacher: PretrainedConfig, config: WidConfig, *, shallower: bool = False) -> None:
+    def __init__(self, teacher: PretrainedConfig, config: WidConfig, *, is_smaller: bool = False) -> None:
         self.teacher, self.config = teacher, config
-        problems = size_problems(teacher, config.sizes, may_be_equal=shallower)
+        problems = size_problems(teacher, config.sizes, may_be_equal=is_smaller)
         if problems:
             raise ConfigError(refusal(teacher, problems))
         self.closed: dict[Way, str] = {}

@@ -84,6 +84,7 @@ class Report:
             teacher's; or `turned`, combinations of these, whose map is saved beside the student. None if its weights
             were random.
         settled: how heads and other sizes changed, and why; None if the request left nothing open.
+        vocabulary: which tokens went, and how rows are divided into tokens since; None if all stay.
         title: the method's name in cards.
         weights: whether the student's weights were `folded` from the teacher's, `cut` out of them, or `random`.
         narrow_from: the step after which a progressive training was narrow.
@@ -121,6 +122,7 @@ class Report:
     narrow_from: int | None = None
     outputs: str | None = None
     settled: str | None = None
+    vocabulary: str | None = None
     title: str = "WID"
     weights: str = "folded"
     fingerprints: dict[str, str] = field(default_factory=dict)

@@ -10,15 +10,25 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from torch.utils._pytree import tree_leaves
 from transformers import GenerationConfig, PretrainedConfig
 
-from ..errors import ConfigError
+from ...errors import ConfigError
 
 # `eos_token_id`, `image_token_index`, XLM's `pad_index`, `vision_start_id`; Whisper's `lang_to_id` and `task_to_id`.
 NAMED = re.compile(
     r"(^|_)token_(ids?|index)$|^(bos|eos|pad|unk|sep|cls|mask)_(id|index|idx)$|_(start|end)_id$|_to_id$|^force_words_ids$"
 )
 SUPPRESSED = re.compile(r"suppress_tokens$|^bad_words_ids$")
+
+
+def numbers_in(configs: Iterable[PretrainedConfig | GenerationConfig], size: int) -> set[int]:
+    """Return the numbers of tokens that these configs need, of those that have a vocabulary of this size."""
+    fitting = [config for config in configs if getattr(config, "vocab_size", size) == size]
+    entries = [value for config in fitting for name, value in vars(config).items() if NAMED.search(name)]
+    forced = [getattr(config, "forced_decoder_ids", None) or [] for config in fitting]
+    entries += [token for pairs in forced for _, token in pairs]
+    return {number for number in tree_leaves(entries) if type(number) is int and number in range(size)}
 
 
 class _GoneError(Exception):

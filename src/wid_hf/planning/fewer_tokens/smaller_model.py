@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from ..coupling import Example
-from ..errors import ConfigError, PlanError
-from ..planning.same_function import example_outputs
-from ..planning.teacher_check import check_teacher
-from ..planning.tracing import accepted_example
-from .token_ids import Numbers
+from ...coupling import Example
+from ...errors import ConfigError, PlanError
+from ..same_function import example_outputs
+from ..teacher_check import check_teacher
+from ..tracing import accepted_example
+from .token_ids import Numbers, numbers_in
 
 Shape = tuple[int, ...]
 ROUNDING = 16  # units of the last place, in which products with fewer columns may differ
@@ -60,6 +60,13 @@ def with_fewer_tokens(teacher: PreTrainedModel, kept: Sequence[int]) -> PreTrain
     _follow(smaller, before, after)
     _prove(teacher, smaller, numbers)
     return smaller
+
+
+def named_tokens(model: PreTrainedModel) -> set[int]:
+    """Return the numbers of the tokens that the configs of `model` name, which must be kept."""
+    generation = getattr(model, "generation_config", None)
+    configs = [*_configs(model), *([generation] if generation is not None else [])]
+    return numbers_in(configs, _vocabulary_size(model))
 
 
 def _vocabulary_size(teacher: PreTrainedModel) -> int:
