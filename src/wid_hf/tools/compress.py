@@ -32,6 +32,7 @@ from .compression import Compression, training_arguments
 from .output_folder import OutputFolder, Place, Staging
 from .recipe import CompressSettings, Recipe
 from .reports.wid_report import Report
+from .smaller_vocabulary import no_warning_of_other_tables
 from .stops import StopAfterStep, Stops
 from .teachers import Teacher
 from .training_data import Source
@@ -248,7 +249,8 @@ def _score_start(job: Compression, work: WorkFolder) -> None:
         return
     found = job.score_start()
     if job.settings.steps:  # otherwise the student is complete at once
-        work.keep_start(job.wid_model, found)
+        with no_warning_of_other_tables():
+            work.keep_start(job.wid_model, found)
 
 
 def _score(job: Compression, complete: Path, student: PreTrainedModel, stops: Stops) -> Stopped | None:

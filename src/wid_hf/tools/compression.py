@@ -45,7 +45,7 @@ from ..training.trainer import WidTrainer
 from .evaluation import latency
 from .recipe import CompressSettings, Recipe, recipe_of
 from .reports.wid_report import Latency, Report
-from .smaller_vocabulary import SmallerVocabulary, smaller_vocabulary
+from .smaller_vocabulary import SmallerVocabulary, no_warning_of_other_tables, smaller_vocabulary
 from .teachers import Teacher, longest_text, working_processor
 from .training_bar import TrainingBar
 from .training_data import Source, TrainingData, load_training_data, said
@@ -273,7 +273,8 @@ class Compression:
         began = time.monotonic()
         set_seed(self.settings.seed)  # the start may have been made now or earlier
         try:
-            self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+            with no_warning_of_other_tables():
+                self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
         finally:
             seconds = before + time.monotonic() - began
             self.report = replace(self.report, seconds=seconds, rows=self.data.record())

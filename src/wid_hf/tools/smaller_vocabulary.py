@@ -6,7 +6,9 @@ Takes a teacher and rows; gives the tokens that stay, a tokenizer of these, and 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -75,6 +77,14 @@ def smaller_vocabulary(
     smaller = smaller_tokenizer(tokenizer, kept)
     found = changed_texts(tokenizer, smaller, kept, [*islice(_texts(rows, objective), COUNTED)])
     return SmallerVocabulary(kept, smaller, len(tokenizer), found)
+
+
+@contextmanager
+def no_warning_of_other_tables() -> Iterator[None]:
+    """Silence PEFT, which takes a table of fewer tokens than the teacher's folder has for one that must be saved."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Setting `save_embedding_layers` to `True`")
+        yield
 
 
 def _kept(tokenizer: PreTrainedTokenizerBase, teacher: Teacher, wanted: Vocabulary, texts: Iterable[str]) -> list[int]:
