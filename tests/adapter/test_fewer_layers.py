@@ -79,6 +79,18 @@ def test_a_saved_adapter_names_its_layers_and_loads_on_the_whole_teacher(tmp_pat
     assert torch.equal(first_output(loaded), first_output(model))
 
 
+def test_an_adapter_whose_layers_were_chosen_loads_into_a_model_whose_layers_are_open(tmp_path: Path) -> None:
+    teacher, model = shallower("bert", hidden_size=12)
+    model.save_pretrained(tmp_path)
+    fresh = get_wid_model(teacher, WidConfig(**MAKERS["bert"][1], hidden_size=12))
+    assert fresh.base_model.stacks[0].kept != model.base_model.stacks[0].kept
+
+    fresh.load_adapter(str(tmp_path), "default", is_trainable=True)
+
+    assert fresh.base_model.stacks[0].kept == model.base_model.stacks[0].kept
+    assert torch.equal(first_output(fresh), first_output(model))
+
+
 def test_layers_are_chosen_by_influence_alone_if_asked() -> None:
     _, model = shallower("bert", calibration_config=CalibrationConfig(layer_choice="influence"))
 

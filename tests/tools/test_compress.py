@@ -58,6 +58,7 @@ from wid_hf.tools.reports.wid_report import Report
 from wid_hf.training.student_trainer import StudentTrainer
 
 HALF = WidConfig(hidden_size=12, intermediate_size=24, selection="variance", init="identity")
+FEWER = replace(HALF, num_hidden_layers=1, vocabulary="corpus")
 CALIBRATED = WidConfig(hidden_size=12, intermediate_size=24, calibration_config=CalibrationConfig(40, 16))
 QUICK = CompressSettings(steps=3, batch_size=8, max_length=12, validation_texts=16, train_weights="compactors")
 UNTRAINED = replace(QUICK, steps=0)
@@ -753,15 +754,25 @@ def test_a_killed_run_goes_on_from_its_start_or_its_last_checkpoint_and_ends_the
 
 
 @pytest.mark.parametrize(
-    "more",
-    [{"train_weights": "merged"}, {"streaming": True, "batch_size": 16}],
-    ids=["merged", "stream of two epochs"],
+    ("config", "more"),
+    [
+        (HALF, {"train_weights": "merged"}),
+        (HALF, {"streaming": True, "batch_size": 16}),
+        (FEWER, {"train_weights": "merged"}),
+        (FEWER, {}),
+    ],
+    ids=["merged", "stream of two epochs", "merged with fewer layers and tokens", "fewer layers and tokens"],
 )
 def test_the_training_of_a_merged_student_or_on_a_stream_goes_on(
-    tmp_path: Path, masked_teacher: Path, train_file: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
+    tmp_path: Path,
+    masked_teacher: Path,
+    train_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    config: WidConfig,
+    more: dict[str, Any],
 ) -> None:
     settings = replace(SAVING, **more)
-    run = partial(compress, str(masked_teacher), str(train_file), config=HALF, settings=settings)
+    run = partial(compress, str(masked_teacher), str(train_file), config=config, settings=settings)
     whole = run(tmp_path / "whole")
     with monkeypatch.context() as patch:
         stopping(patch, die, after=6)

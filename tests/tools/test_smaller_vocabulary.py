@@ -75,16 +75,6 @@ def test_nothing_but_the_vocabulary_may_become_smaller(teacher: Path, tmp_path: 
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
-def test_a_run_that_was_stopped_goes_on_with_the_same_tokens(teacher: Path, tmp_path: Path) -> None:
-    rows, config = few_words(tmp_path / "rows.txt"), WidConfig(hidden_size=12, vocabulary="corpus")
-    settings = CompressSettings(**QUICK)
-
-    whole = compress(str(teacher), str(rows), tmp_path / "a", config, settings)
-    again = compress(str(teacher), str(rows), tmp_path / "b", config, settings, resume=True)
-
-    assert again.fingerprints == whole.fingerprints
-
-
 def test_numbers_of_tokens_are_enough_without_a_tokenizer(teacher: Path, tmp_path: Path) -> None:
     model = AutoModelForMaskedLM.from_pretrained(teacher).eval()
     kept = kept_tokens(AutoTokenizer.from_pretrained(teacher), texts=[LINE])

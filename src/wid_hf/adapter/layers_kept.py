@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..calibration.batches import Batch
@@ -59,3 +61,17 @@ def chosen_stacks(
 def named_layers(stacks: Sequence[Stack]) -> dict[str, list[int]]:
     """Return the layers that stay as `WidConfig.layers` states them."""
     return {stack.title: list(stack.kept) for stack in stacks if stack.kept is not None and stack.lists}
+
+
+def layer_numbers(stacks: Sequence[Stack]) -> Tensor:
+    """Return the layers that stay as a saved adapter holds them: of one stack after the other, int64."""
+    return torch.tensor([layer for stack in stacks for layer in stack.kept or ()], dtype=torch.long)
+
+
+def with_numbers(stacks: tuple[Stack, ...], numbers: Sequence[int]) -> tuple[Stack, ...]:
+    """Return the stacks with the layers of `layer_numbers`; those that are given stay, and all if the count differs."""
+    if len(numbers) != sum(len(stack.kept or ()) for stack in stacks):
+        return stacks
+    left = iter(numbers)
+    read = [(stack, tuple(next(left) for _ in stack.kept or ())) for stack in stacks]
+    return tuple(replace(stack, kept=kept) if stack.is_choice else stack for stack, kept in read)

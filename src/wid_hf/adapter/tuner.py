@@ -30,7 +30,7 @@ from ..coupling.trace import aliases, named_weights
 from ..deprecation import renamed_arguments
 from ..errors import ConfigError, WidError
 from ..layers import compactor_axes, first_indices, install, student_weights
-from ..planning.depth import can_be_deepened, deepened, source
+from ..planning.depth import Stack, can_be_deepened, deepened, source
 from ..planning.empty_student import empty_student
 from ..planning.student_plan import (
     Settled,
@@ -52,7 +52,7 @@ from .calibration_data import checked_batches, refuse_unused_data
 from .calibration_guard import CalibrationGuard
 from .fingerprint import Fingerprint
 from .layer_guard import LayerGuard
-from .layers_kept import chosen_stacks, named_layers
+from .layers_kept import chosen_stacks, layer_numbers, named_layers, with_numbers
 from .merge import generation_config_of, prepare_saving, remember_map, stock_model
 from .module_settings import take_over_patches, take_over_training_settings
 from .one_adapter import ONE_ADAPTER, OneAdapterTuner
@@ -65,6 +65,7 @@ from .wrapper import Wrapper
 PROGRESS = "base_model.progress."
 CALIBRATED = "base_model.calibrated"
 TURNED = "base_model.turned."
+KEPT_LAYERS = "base_model.kept_layers"
 
 Outputs = Literal["whole", "coordinates", "turned"]
 
@@ -152,6 +153,8 @@ class WidModel(OneAdapterTuner):
         # Buffers, because a run that is resumed must know both.
         self.register_buffer("calibrated", torch.tensor(not config.needs_data))
         self.register_buffer("kept", self._kept(sets))
+        if self.stacks:
+            self.register_buffer("kept_layers", layer_numbers(self.stacks))
         self.turned = TurnedStreams(plan)
         matrices = [compactor.matrix for compactor, _ in compactor_axes(self.model, plan)]
         self.wrapper = Wrapper(self)
@@ -415,18 +418,24 @@ class WidModel(OneAdapterTuner):
         """Choose the layers that stay, if the request leaves that open, and make the student anew from these."""
         if not any(stack.is_choice for stack in self.stacks):
             return ()
-        given, config = self.whole_teacher, self._config
+        given = self.whole_teacher
         with as_if_called_plainly(given.device), plain_attention(given):
-            self.stacks, dropped = chosen_stacks(given, self.stacks, batches, config)
-            teacher = planned_teacher(given, config, stacks=self.stacks)
+            stacks, dropped = chosen_stacks(given, self.stacks, batches, self._config)
+        self._keep_layers(stacks)
+        return dropped
+
+    def _keep_layers(self, stacks: tuple[Stack, ...]) -> None:
+        """Make the student anew from other layers of the teacher."""
+        given, config, around = self.whole_teacher, self._config, self.wrapper.known
+        with as_if_called_plainly(given.device), plain_attention(given):
+            self.stacks = stacks
+            teacher = planned_teacher(given, config, stacks=stacks)
             self.fingerprint = Fingerprint.of(named_weights(teacher), aliases(teacher))
             config.teacher_fingerprint = self.fingerprint.value
-            config.layers = named_layers(self.stacks)
-            around = self.wrapper.known
+            config.layers = named_layers(stacks)
             self._make_student(teacher, plan_sizes(teacher, config, is_smaller=True))
             if around is not None:
                 self.wrapper.remember(around)
-        return dropped
 
     def _whole(self) -> AbstractContextManager[None]:
         """Let the teacher compute what the whole one does, where that is possible, so that the student makes up."""
@@ -526,9 +535,16 @@ class WidModel(OneAdapterTuner):
     ) -> dict[str, Tensor]:
         tuner = model.base_model
         tuner.wrapper.remember(model)
+        tuner._follow_layers(state_dict)
         proved = proved_state(config, tuner.fingerprint, state_dict)
         tuner._follow_saved(proved)  # compactors have other shapes once a progressive training is narrow
         return fitting_state(model, config, tuner.fingerprint, proved)
+
+    def _follow_layers(self, state: Mapping[str, Tensor]) -> None:
+        """Keep the layers that the adapter in `state` has, if they were chosen on data there and are open here."""
+        stacks = with_numbers(self.stacks, state[KEPT_LAYERS].tolist()) if KEPT_LAYERS in state else self.stacks
+        if stacks != self.stacks:
+            self._keep_layers(stacks)
 
     def _follow_saved(self, state: dict[str, Tensor]) -> None:
         """Become calibrated or not, turned or not, wide or narrow, as the adapter is that `state` comes from."""
