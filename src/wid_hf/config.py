@@ -305,7 +305,7 @@ class WidConfig(PeftConfig):
         given = self.vocabulary
         if given is None or given == CORPUS or _is_size(given):
             return
-        if not (isinstance(given, list) and given and all(type(number) is int and number >= 0 for number in given)):
+        if not (isinstance(given, list) and given and all(map(_is_number, given))):
             yield f'vocabulary={given!r} is neither "{CORPUS}", a number of tokens, nor a list of numbers of tokens'
         elif given != sorted(set(given)):
             yield "vocabulary: give each token's number once, in ascending order"
@@ -314,7 +314,7 @@ class WidConfig(PeftConfig):
         given = self.layers if isinstance(self.layers, dict) else {COUNT: self.layers}
         for name, layers in given.items() if self.layers is not None else ():
             title = "layers" if name == COUNT else f"layers[{name!r}]"
-            if not (isinstance(layers, (list, tuple)) and layers and all(type(n) is int and n >= 0 for n in layers)):
+            if not (isinstance(layers, (list, tuple)) and layers and all(map(_is_number, layers))):
                 yield f"{title}={layers!r} is not a list of layers' numbers, from 0"
             elif list(layers) != sorted(set(layers)):
                 yield f"{title}={list(layers)}: give each number once, in ascending order"
@@ -371,3 +371,8 @@ def _is_above_zero(number: object) -> bool:
 
 def _is_size(size: object) -> bool:
     return type(size) is int and size > 0
+
+
+def _is_number(number: object) -> bool:
+    """Return whether it may be the number of a layer or a token."""
+    return type(number) is int and number >= 0

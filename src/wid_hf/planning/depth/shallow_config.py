@@ -73,13 +73,17 @@ def _followed(
         yield name, [*old[:place], len(kept), *old[place + 1 :]]
         return
     yield name, len(kept)
-    for other, value in vars(part).items():
-        if other.startswith("_") or other == own_name(part, name) or not isinstance(value, (list, tuple)):
-            continue
+    for other, value in _lists(part, besides=own_name(part, name)):
         if len(value) == old and any(word in other for word in OF_LAYERS):
             yield other, [value[layer] for layer in kept]
         elif renumbered and _are_layers(other, value, old):
             yield other, [kept.index(layer) for layer in value if layer in kept]
+
+
+def _lists(part: PretrainedConfig, besides: str) -> Iterator[tuple[str, Sequence[Any]]]:
+    for name, value in vars(part).items():
+        if isinstance(value, (list, tuple)) and name != besides:
+            yield name, value
 
 
 def _are_layers(name: str, value: Sequence[Any], count: int) -> bool:

@@ -78,28 +78,30 @@ def requested_stacks(teacher: PreTrainedModel, config: WidConfig) -> tuple[Stack
     Raises:
         ConfigError: an entry that counts no layers, more layers than there are, or layers out of order or range.
     """
-    layers = {COUNT: config.layers} if isinstance(config.layers, list) else config.layers or {}
-    named: dict[Entry, tuple[int, ...] | None] = {
-        _entry(teacher.config, title): tuple(kept) for title, kept in layers.items()
-    }
-    if config.num_hidden_layers is not None:
-        named.setdefault(_entry(teacher.config, COUNT), None)
+    named = _named_entries(teacher, config)
     problems: list[str] = []
-    stacks = []
-    for entry, kept in named.items():
-        new = len(kept) if kept is not None else config.num_hidden_layers
-        assert new is not None  # it is what put the entry there
-        stacks.append(_named_stack(teacher, entry, new, kept, problems))
+    stacks = [_named_stack(teacher, entry, *asked, problems) for entry, asked in named.items()]
     if problems:
         raise ConfigError("WidConfig: " + "; ".join(problems))
     for entry, new in _counts(config.overrides):
-        if entry not in named and (stack := _stack(teacher, entry, new)) is not None and stack.lists:
-            stacks.append(stack)
+        found = _stack(teacher, entry, new) if entry not in named else None
+        stacks.append(found if found is not None and found.lists else None)
     return tuple(stack for stack in stacks if stack is not None and stack.new < stack.old)
 
 
+def _named_entries(teacher: PreTrainedModel, config: WidConfig) -> dict[Entry, tuple[int, tuple[int, ...] | None]]:
+    """Return the entries that `config` says to count layers, each with how many stay and, if it names them, which."""
+    layers = {COUNT: config.layers} if isinstance(config.layers, list) else config.layers or {}
+    named: dict[Entry, tuple[int, tuple[int, ...] | None]] = {
+        _entry(teacher.config, title): (len(kept), tuple(kept)) for title, kept in layers.items()
+    }
+    if config.num_hidden_layers is not None:
+        named.setdefault(_entry(teacher.config, COUNT), (config.num_hidden_layers, None))
+    return named
+
+
 def _named_stack(
-    teacher: PreTrainedModel, entry: Entry, new: int, kept: Sequence[int] | None, problems: list[str]
+    teacher: PreTrainedModel, entry: Entry, new: int, kept: tuple[int, ...] | None, problems: list[str]
 ) -> Stack | None:
     """Return the stack of an entry that is said to count layers, or None and a problem."""
     title, old = ".".join(map(str, entry)), count_of(teacher.config, entry)
@@ -114,7 +116,7 @@ def _named_stack(
     elif new > old:
         problems.append(f"{title}={new} is more than the teacher's {old} layers; a student can only be shallower")
     elif new < old:
-        stack = _stack(teacher, entry, new, tuple(kept) if kept is not None else None)
+        stack = _stack(teacher, entry, new, kept)
         if stack is None:
             problems.append(
                 f"{title}={new}: with another number there {name} does not simply have fewer layers. Name the entry "
@@ -134,12 +136,16 @@ def _stack(teacher: PreTrainedModel, entry: Entry, new: int, kept: tuple[int, ..
     except Exception:  # each class checks its config in its own way; what it refuses is no number of layers
         return None
     lists = tuple(_shortened(teacher, small, old, new))
+    return (
+        Stack(entry, lists, old, new, kept, given=kept is not None) if _lacks_members(teacher, small, lists) else None
+    )
+
+
+def _lacks_members(teacher: PreTrainedModel, small: PreTrainedModel, lists: Sequence[str]) -> bool:
+    """Return whether a skeleton is the teacher without weights of some members of these lists."""
     whole, part = ({name: t.shape for name, t in saved_tensors(model).items()} for model in (teacher, small))
-    gone = [name for name in whole if name not in part]
-    are_members = all(any(name.startswith(f"{each}.") for each in lists) for name in gone)
-    if not are_members or any(whole.get(name) != shape for name, shape in part.items()):
-        return None
-    return Stack(entry, lists, old, new, kept, given=kept is not None)
+    are_members = all(name in part or name.startswith(tuple(f"{each}." for each in lists)) for name in whole)
+    return are_members and all(whole.get(name) == shape for name, shape in part.items())
 
 
 def skeleton(model_class: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:

@@ -24,10 +24,11 @@ SUPPRESSED = re.compile(r"suppress_tokens$|^bad_words_ids$")
 
 def numbers_in(configs: Iterable[PretrainedConfig | GenerationConfig], size: int) -> set[int]:
     """Return the numbers of tokens that these configs need, of those that have a vocabulary of this size."""
-    fitting = [config for config in configs if getattr(config, "vocab_size", size) == size]
-    entries = [value for config in fitting for name, value in vars(config).items() if NAMED.search(name)]
-    forced = [getattr(config, "forced_decoder_ids", None) or [] for config in fitting]
-    entries += [token for pairs in forced for _, token in pairs]
+    entries: list[Any] = []
+    for config in configs:
+        if getattr(config, "vocab_size", size) == size:
+            entries += [value for name, value in vars(config).items() if NAMED.search(name)]
+            entries += [token for _, token in getattr(config, "forced_decoder_ids", None) or []]
     return {number for number in tree_leaves(entries) if type(number) is int and number in range(size)}
 
 
