@@ -8,9 +8,9 @@ import further
 import media
 import texts
 from case import Case
-from places import TEACHERS
+from fine_tuned_teachers import ANSWERS, PARTS_OF_SPEECH
+from places import DATA, TEACHERS
 from pooled import with_first_token
-from question_answerer import train_answerer
 
 ENCODER = (
     "--train {cache}/sentences/train.jsonl --validation {cache}/sentences/held_out.jsonl --validation-texts 1000 "
@@ -24,6 +24,7 @@ ASKED = (
     "8,000 questions of SQuAD with their texts, without answers; held out are 600 of its dev with answers. The teacher "
     "is MiniLM, fine-tuned for 400 steps of 24 on 9,600 other questions."
 )
+UD = DATA / "pos" / "ud_ewt"
 MIXED = "Sentences of STS-B's training pairs and the first two of each Wikinews article, without labels"
 
 
@@ -36,7 +37,12 @@ def cls_sentences(cache: Path) -> None:
 def answerer(cache: Path) -> None:
     """Write questions, and train MiniLM to answer some of them."""
     texts.questions(cache / "squad")
-    train_answerer(TEACHERS / "minilm", cache / "squad" / "taught.jsonl", cache / "squad" / "teacher")
+    ANSWERS.train(TEACHERS / "minilm", cache / "squad" / "taught.jsonl", cache / "squad" / "teacher")
+
+
+def parts_of_speech(cache: Path) -> None:
+    """Train the tagger to tell parts of speech."""
+    PARTS_OF_SPEECH.train(TEACHERS / "tagger", UD / "train.jsonl.gz", cache / "parts-of-speech" / "teacher")
 
 
 CASES = {
@@ -57,6 +63,15 @@ CASES = {
             told="Beginnings of Wikinews articles, 60 words each, with half of the words that people confuse (their, "
             "there; its, it's) exchanged. `agreement on rarer classes` is the share of the teacher's edits that a "
             "student makes, too.",
+        ),
+        Case(
+            "parts-of-speech",
+            "{cache}/parts-of-speech/teacher --train {data}/pos/ud_ewt/train.jsonl.gz "
+            "--validation {data}/pos/ud_ewt/test.jsonl.gz --validation-texts 2077 --max-length 96 "
+            "--hidden-size 384 --override hidden_dim=1536 --steps 300 --batch-size 16",
+            make=parts_of_speech,
+            told="Words of UD English EWT with their parts of speech, the test split held out. The teacher is the "
+            "tagger, fine-tuned for 300 steps of 16 on the training split; the student learns from labels and teacher.",
         ),
         Case(
             "sentences",

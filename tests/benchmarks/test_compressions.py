@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,7 +17,9 @@ import torch
 from benchmark_command import load_command
 from toys import WORDS, save_teacher, texts, write_texts
 from transformers import (
+    AutoModelForTokenClassification,
     BertForSequenceClassification,
+    BertForTokenClassification,
     BertModel,
     LlamaConfig,
     LlamaForCausalLM,
@@ -131,14 +134,14 @@ def test_a_run_that_fails_says_how_its_log_ends(command: ModuleType, tmp_path: P
 def test_a_teacher_that_was_killed_in_training_is_the_one_of_a_training_without_end(
     command: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import question_answerer
+    import fine_tuned_teachers
     from once import write_rows
 
     encoder = save_teacher(tmp_path / "encoder", BertModel)
     write_rows(tmp_path / "rows.jsonl", QUESTIONS)
-    monkeypatch.setattr(question_answerer, "SAVED", 2)
-    train = question_answerer.train_answerer
-    train(encoder, tmp_path / "rows.jsonl", tmp_path / "whole", steps=5)
+    monkeypatch.setattr(fine_tuned_teachers, "SAVED", 2)
+    tuning = replace(fine_tuned_teachers.ANSWERS, steps=5)
+    tuning.train(encoder, tmp_path / "rows.jsonl", tmp_path / "whole")
 
     def stop(self: Any, args: Any, state: TrainerState, *_: Any, **__: Any) -> None:
         if state.global_step == 4:
@@ -146,11 +149,26 @@ def test_a_teacher_that_was_killed_in_training_is_the_one_of_a_training_without_
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(TrainerCallback, "on_step_end", stop)
-        train(encoder, tmp_path / "rows.jsonl", tmp_path / "stopped", steps=5)
+        tuning.train(encoder, tmp_path / "rows.jsonl", tmp_path / "stopped")
     assert (tmp_path / "stopped-work" / "checkpoint-2").is_dir()
-    train(encoder, tmp_path / "rows.jsonl", tmp_path / "stopped", steps=5)
+    tuning.train(encoder, tmp_path / "rows.jsonl", tmp_path / "stopped")
     whole, stopped = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "stopped"))
     assert whole == stopped and not (tmp_path / "stopped-work").exists()
+
+
+def test_a_teacher_of_other_classes_has_their_names(command: ModuleType, tmp_path: Path) -> None:
+    from fine_tuned_teachers import PARTS_OF_SPEECH, UPOS, FineTuning
+    from once import write_rows
+
+    encoder = save_teacher(tmp_path / "encoder", BertForTokenClassification)
+    write_rows(tmp_path / "rows.jsonl", [{"tokens": WORDS[:3], "tags": ["ADJ", "X", "NOUN"]}] * 8)
+    tuning: FineTuning = replace(PARTS_OF_SPEECH, steps=2, batch=4)
+
+    tuning.train(encoder, tmp_path / "rows.jsonl", tmp_path / "teacher")
+
+    teacher = AutoModelForTokenClassification.from_pretrained(tmp_path / "teacher")
+    assert tuple(teacher.config.id2label.values()) == UPOS
+    assert teacher.classifier.weight.shape == (len(UPOS), 24)
 
 
 def test_a_decoder_whose_heads_are_wider_than_its_stream_is_the_same_from_a_gguf_file(
