@@ -22,8 +22,8 @@ from transformers import (
 )
 
 from wid_hf.errors import WidError
-from wid_hf.rows import load_rows
 from wid_hf.tools.compression import find_task
+from wid_hf.tools.training_data import load_prepared
 from wid_hf.training.checkpoints import last_whole_checkpoint
 
 SAVED = 50  # steps between checkpoints
@@ -60,7 +60,7 @@ class FineTuning:
         model = self.head.from_pretrained(encoder, ignore_mismatched_sizes=bool(names), **labels)
         tokenizer = AutoTokenizer.from_pretrained(encoder)
         task = find_task(model, tokenizer)
-        features = task.features(load_rows(str(rows)), self.length)
+        features = task.features(load_prepared(str(rows), "train", task).rows, self.length)
         work = output.with_name(f"{output.name}-work")
         args = TrainingArguments(
             str(work),
@@ -90,26 +90,9 @@ class FineTuning:
         shutil.rmtree(work)
 
 
-UPOS = tuple(
-    [
-        "ADJ",
-        "ADP",
-        "ADV",
-        "AUX",
-        "CCONJ",
-        "DET",
-        "INTJ",
-        "NOUN",
-        "NUM",
-        "PART",
-        "PRON",
-        "PROPN",
-        "PUNCT",
-        "SCONJ",
-        "SYM",
-        "VERB",
-        "X",
-    ]
+UPOS = (
+    *("ADJ", "ADP", "ADV", "AUX", "CCONJ", "DET", "INTJ", "NOUN", "NUM"),
+    *("PART", "PRON", "PROPN", "PUNCT", "SCONJ", "SYM", "VERB", "X"),
 )
 ANSWERS = FineTuning(AutoModelForQuestionAnswering, steps=400, batch=24, rate=3e-4, length=192)
 PARTS_OF_SPEECH = FineTuning(AutoModelForTokenClassification, steps=300, batch=16, rate=5e-5, length=96, classes=UPOS)
