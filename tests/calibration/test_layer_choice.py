@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +14,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from wid_hf import PlanError
-from wid_hf.calibration.batches import prepared
+from wid_hf.calibration.batches import Batch, prepared
 from wid_hf.calibration.bypass import bypassed
 from wid_hf.calibration.divergence import divergence, seen_by_callers
+from wid_hf.calibration.division import texts_in
 from wid_hf.calibration.layer_choice import Kept, Layers, choose_layers
 from wid_hf.calibration.precision import Precision
 
@@ -100,6 +103,38 @@ def test_only_layers_without_which_the_others_fit_go() -> None:
 def test_a_model_that_fits_without_no_layer_is_refused() -> None:
     with pytest.raises(PlanError, match="differ in kind"):
         choose_layers(decoder(), [Layers(names(4), 3)], batches_for(decoder()), PRECISION, fits=lambda _: False)
+
+
+def test_after_the_first_trials_few_layers_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, counted = decoder(6), Counter[str]()
+    forward = type(model).forward
+    monkeypatch.setattr(
+        type(model), "forward", lambda self, *a, **k: (counted.update(["run"]), forward(self, *a, **k))[1]
+    )
+
+    choose_layers(model, [Layers(names(6), 3)], batches_for(model, 1), PRECISION)
+
+    plain = 6 + 5 + 4
+    assert 3 + 6 + 3 + 3 <= counted["run"] <= 3 + plain  # for sizes, influences and outputs, then for trials
+
+
+def test_few_texts_are_tried_where_each_has_many_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = decoder(3), []
+
+    def note(teacher: Any, student: Any, batches: Sequence[Batch]) -> tuple[float, str]:
+        seen.append(sum(map(texts_in, batches)))
+        return 0.0, ""
+
+    monkeypatch.setattr("wid_hf.calibration.layer_choice.output_divergence", note)
+    batches = [{"input_ids": torch.randint(0, 60, (8, 16))} for _ in range(16)]
+
+    choose_layers(model, [Layers(names(3), 2)], batches, PRECISION)
+    assert set(seen) == {64}  # of 16 positions each
+
+    seen.clear()
+    monkeypatch.setattr("wid_hf.calibration.layer_choice.POSITIONS", 100)
+    choose_layers(model, [Layers(names(3), 2)], batches, PRECISION)
+    assert set(seen) == {7}
 
 
 def test_layers_run_as_before_after_a_choice() -> None:

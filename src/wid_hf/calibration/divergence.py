@@ -22,17 +22,18 @@ TEXTS = 256  # at most so many texts are compared with each other
 def output_divergence(teacher: Sequence[Any], student: Sequence[Any], batches: Sequence[Batch]) -> tuple[float, str]:
     """Return how far a student's outputs are from the teacher's as their task reads them; see `divergence`."""
     wanted, found = ([seen_by_callers(output) for output in side] for side in (teacher, student))
-    return divergence(wanted, found, batches, are_scores=bool(teacher) and bool(_logits(teacher[0])))
+    return divergence(wanted, found, batches, are_scores=bool(teacher) and bool(logits_in(teacher[0])))
 
 
 def seen_by_callers(output: Any) -> list[Tensor]:
     """Return the tensors of an output that its task reads: all logits if it has any, else its first tensor."""
-    if logits := _logits(output):
+    if logits := logits_in(output):
         return logits
     return [tensor for tensor in output_tensors(output) if tensor.is_floating_point() and tensor.ndim][:1]
 
 
-def _logits(output: Any) -> list[Tensor]:
+def logits_in(output: Any) -> list[Tensor]:
+    """Return the scores in an output, by their names."""
     entries = output.items() if isinstance(output, Mapping) else ()
     return [value for name, value in entries if name.endswith("logits") and isinstance(value, Tensor)]
 

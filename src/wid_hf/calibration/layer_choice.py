@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from math import ceil, inf
 from typing import Any
 
 import torch
@@ -19,14 +20,16 @@ from ..errors import PlanError
 from ..progress_bar import progress_bar
 from .batches import Batch, prepared
 from .bypass import bypassed, first_tensor, stream_given
-from .divergence import output_divergence
-from .division import parted
-from .padding import Padding
+from .divergence import logits_in, output_divergence
+from .division import can_be_cut, cut, parted, texts_in, tokens_in
+from .padding import NO_LABEL, Padding
 from .precision import Precision
 from .report import Dropped
 
 SCORED = 64  # texts at most
-TRIED = 8  # layers of least influence that are tried without, each time one is dropped
+POSITIONS = 1024  # that are scored, about, where outputs are scores of positions
+TRIED = 8  # layers of least influence that are tried without at first, and more if none of these can go
+AGAIN = 3  # layers that are tried without once more after another one has gone
 
 Kept = tuple[int, ...]
 
@@ -71,7 +74,8 @@ def choose_layers(
     Args:
         teacher: runs as it is, in evaluation mode, without gradients.
         stacks: the layers.
-        batches: keyword dictionaries for the teacher's forward; at most 64 texts are used.
+        batches: keyword dictionaries for the teacher's forward; at most 64 texts are used, and fewer if they have more
+            than about 1,024 scored positions.
         precision: of the forwards.
         by: `"greedy"` or `"influence"`.
         fits: says whether some layers of each stack make a model; only those that do are kept.
@@ -80,22 +84,94 @@ def choose_layers(
         DataError: the forward raised on a batch.
         PlanError: no choice of layers makes a model.
     """
-    seen = parted(batches, SCORED)[0] or [*batches[:1]]
+    seen = _some(teacher, batches, precision)
     influences = _influences(teacher, stacks, seen, precision)
     kept = [list(range(len(stack.names))) for stack in stacks]
     dropped: list[Dropped] = []
     with torch.no_grad(), precision.full(), quiet_forward(teacher):
-        wanted = _outputs(teacher, seen, precision) if by == "greedy" else []
+        trials = _Trials(teacher, stacks, seen, precision) if by == "greedy" else None
         total = sum(len(stack.names) - stack.count for stack in stacks)
         for _ in progress_bar(range(total), "Choosing layers", total):
             places = _by_influence(stacks, kept, influences)
-            gone = [name for each in dropped for name in _names(stacks, each.layer)]
-            tried = _without(teacher, stacks, places, gone, seen, wanted, precision) if by == "greedy" else places
-            best = _first_fitting(tried, kept, fits)
+            best = _first_fitting(places if trials is None else trials.ordered(places), kept, fits)
             kept[best.stack].remove(best.layer)
             name = stacks[best.stack].names[best.layer][0]
             dropped.append(Dropped(name, influences[name], best.divergence, best.measure))
+            if trials is not None:
+                trials.drop(best)
     return [tuple(each) for each in kept], dropped
+
+
+class _Trials:
+    """Divergences of a teacher without some layers.
+
+    A divergence rarely becomes smaller because another layer goes as well. So after each layer that has gone, those
+    that were missed least so far are tried again, and others only while what is known of them is below the best.
+
+    Args:
+        teacher: the model.
+        stacks: its layers.
+        batches: what it reads.
+        precision: of the forwards.
+    """
+
+    def __init__(
+        self, teacher: nn.Module, stacks: Sequence[Layers], batches: Sequence[Batch], precision: Precision
+    ) -> None:
+        self._teacher, self._stacks = teacher, stacks
+        self._batches, self._precision = batches, precision
+        self._wanted = _outputs(teacher, batches, precision)
+        self._gone: list[str] = []
+        self._known: dict[tuple[int, int], float] = {}  # of the last trial of each layer
+
+    def drop(self, place: _Place) -> None:
+        """Leave a layer out of all trials from now on."""
+        self._gone += self._stacks[place.stack].names[place.layer]
+
+    def ordered(self, places: Sequence[_Place]) -> Iterator[_Place]:
+        """Yield the layers with their divergences, that which is missed least first.
+
+        Args:
+            places: layers that may go, that of least influence first.
+        """
+        waiting = sorted(places, key=lambda place: self._known.get((place.stack, place.layer), inf))
+        new = [place for place in places if (place.stack, place.layer) not in self._known]
+        known = [place for place in waiting if place not in new]
+        count = max(TRIED - len(known), 0)
+        now, later = [*known[:AGAIN], *new[:count]], [*known[AGAIN:], *new[count:]]
+        tried = sorted(map(self._tried, now), key=_divergence)
+        while tried or later:
+            while later and (not tried or self._least(later[0]) < _divergence(tried[0])):
+                tried = sorted([*tried, self._tried(later.pop(0))], key=_divergence)
+            yield tried.pop(0)
+
+    def _least(self, place: _Place) -> float:
+        return self._known.get((place.stack, place.layer), inf)
+
+    def _tried(self, place: _Place) -> _Place:
+        with bypassed(self._teacher, [*self._gone, *self._stacks[place.stack].names[place.layer]]):
+            outputs = _outputs(self._teacher, self._batches, self._precision)
+        score, measure = output_divergence(self._wanted, outputs, self._batches)
+        self._known[place.stack, place.layer] = score
+        return replace(place, divergence=score, measure=measure)
+
+
+def _divergence(place: _Place) -> float:
+    return inf if place.divergence is None else place.divergence
+
+
+def _some(teacher: nn.Module, batches: Sequence[Batch], precision: Precision) -> Sequence[Batch]:
+    """Return the first 64 texts, or as many as have about 1,024 scored positions if outputs are scores of positions."""
+    seen = parted(batches, SCORED)[0] or [*batches[:1]]
+    texts = sum(map(texts_in, seen))
+    first = [cut(seen[0], 0, 1)] if can_be_cut(seen[0]) else [seen[0]]
+    with torch.no_grad(), precision.full(), quiet_forward(teacher):
+        (output,) = _outputs(teacher, first, precision)
+    if not any(tensor.ndim > 2 for tensor in logits_in(output)) or not tokens_in(seen):
+        return seen
+    labelled = sum(int(batch["labels"].ne(NO_LABEL).sum()) for batch in seen if "labels" in batch)
+    positions = min(labelled or tokens_in(seen), tokens_in(seen))
+    return parted(seen, max(ceil(texts * POSITIONS / positions), 1))[0] or [*seen[:1]]
 
 
 def _by_influence(
@@ -130,25 +206,6 @@ def _first_fitting(
     )
 
 
-def _without(
-    teacher: nn.Module,
-    stacks: Sequence[Layers],
-    places: Sequence[_Place],
-    gone: Sequence[str],
-    batches: Sequence[Batch],
-    wanted: Sequence[Any],
-    precision: Precision,
-) -> Iterator[_Place]:
-    """Yield the layers with divergence and measure, some of least influence at a time, the least divergence first."""
-    for at in range(0, len(places), TRIED):
-        found: list[tuple[float, str, _Place]] = []
-        for place in places[at : at + TRIED]:
-            with bypassed(teacher, [*gone, *stacks[place.stack].names[place.layer]]):
-                found.append((*output_divergence(wanted, _outputs(teacher, batches, precision), batches), place))
-        for score, measure, place in sorted(found, key=lambda each: each[0]):
-            yield replace(place, divergence=score, measure=measure)
-
-
 def _influences(
     teacher: nn.Module, stacks: Sequence[Layers], batches: Sequence[Batch], precision: Precision
 ) -> dict[str, float]:
@@ -176,10 +233,6 @@ def _influences(
             padding = Padding(batch)
             _outputs(teacher, [batch], precision)
     return {name: 1 - total / max(counts[name], 1) for name, total in sums.items()}
-
-
-def _names(stacks: Sequence[Layers], layer: str) -> tuple[str, ...]:
-    return next(names for stack in stacks for names in stack.names if names[0] == layer)
 
 
 def _outputs(model: nn.Module, batches: Sequence[Batch], precision: Precision) -> list[Any]:
