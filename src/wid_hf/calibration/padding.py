@@ -86,7 +86,7 @@ def _masks(given: Mapping[str, Tensor]) -> Iterator[Tensor]:
 
 
 def _one_of_each_shape(masks: Iterable[Tensor]) -> list[Tensor]:
-    """Return one mask of each shape; of several (encoder and decoder) a position counts if it does in any."""
+    """Return one mask of each shape; of several (encoder and decoder, labels) a position counts if it does in all."""
     found: dict[tuple[int, ...], Tensor] = {}
     for mask in masks:
         found[mask.shape] = found[mask.shape] & mask if mask.shape in found else mask

@@ -195,6 +195,16 @@ def test_padding_does_not_count() -> None:
     assert torch.allclose(logits(first, fresh), logits(second, fresh), atol=1e-2)
 
 
+def test_layers_learn_what_becomes_of_every_token_whatever_has_a_label() -> None:
+    teacher, sizes, _ = teacher_of("bert")
+    plain = data_for(False)
+    labelled = [{**each, "labels": each["input_ids"].where(each["input_ids"] % 8 == 0, -100)} for each in plain]
+
+    without, found = (layers_of(refined(teacher, sizes, data, refine=5)) for data in (plain, labelled))
+
+    assert [(part.before, part.after) for part in found] == [(part.before, part.after) for part in without]
+
+
 def test_a_time_budget_ends_it_and_keeps_what_is_done() -> None:
     teacher, sizes, _ = teacher_of("bert")
     began = time.monotonic()

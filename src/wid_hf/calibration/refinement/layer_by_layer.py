@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ...coupling.plan import Plan
 from ...coupling.trace import Trace, quiet_forward
 from ...layers.fold_cache import FoldCache, FoldPolicy
-from ..batches import Batch
+from ..batches import Batch, prepared
 from ..division import first_tokens
 from ..norm_scale import scaling_vector
 from ..padding import Padding
@@ -178,10 +178,13 @@ class _Refiner:
         inputs = self.student.inputs(name)
         chosen = {} if self._scales_scores(name) else chosen_in(self.student.model, self.plan, name)
         weights = PlainWeights(self.student.model, chosen, self.cache)
+        # Of prepared batches, without labels: those of a masked language model say what counts in its scores, and its
+        # layers have to make something of every token.
+        paddings = [Padding(prepared(self.student.model, piece)) for piece in self.pieces.all]
 
         def loss(at: int) -> Tensor:
             made = stream_of(self.student.call(name, inputs[at]))
-            return relative_error(made, wanted[at].get(made.device), Padding(self.pieces.all[at]))
+            return relative_error(made, wanted[at].get(made.device), paddings[at])
 
         schedule = Schedule(steps, RATE, self.pieces.in_a_step(self.batch_size), deadline)
         part = self._refined(name, weights, loss, schedule)
