@@ -63,7 +63,7 @@ def test_a_family_with_an_operation_that_has_no_rule_is_refused_by_name() -> Non
 
 def test_a_merge_that_changed_an_output_would_be_called_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter([True, False])  # a student of full size is the teacher; merging changes what it computes
-    monkeypatch.setattr("check._equal", lambda *_, **__: next(answers))
+    monkeypatch.setattr("check.equal", lambda *_, **__: next(answers))
     found = found_for("masked LM", "bert")
     assert found.status == "wrong"
     assert "merging changed the outputs" in found.reason

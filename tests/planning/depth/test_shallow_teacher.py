@@ -77,3 +77,10 @@ def test_one_layer_that_runs_fewer_times_needs_no_choice() -> None:
     names = dict(teacher.named_parameters())
     assert all(parameter is names[name] for name, parameter in shallow.named_parameters())
     assert len(shallow(**batches_for(teacher, 1)[0], output_hidden_states=True).hidden_states) == 2
+
+
+def test_a_number_that_changes_nothing_is_no_number_of_layers() -> None:
+    teacher = teacher_of("swin")  # its `num_layers` says how many stages there are, which the class never asks
+
+    with pytest.raises(PlanError, match=r"num_layers counts no layers of Swin"):
+        planned_teacher(teacher, WidConfig(num_hidden_layers=1))

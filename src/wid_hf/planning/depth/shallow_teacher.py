@@ -39,8 +39,9 @@ def shallow_teacher(teacher: PreTrainedModel, stacks: Sequence[Stack], example: 
         config = _config(teacher.config, stacks, renumbered)
         try:
             made = _on_tensors(teacher, config, stacks)
-            if not any(stack.lists for stack in stacks):
-                return made  # one layer runs fewer times: nothing passes it by
+            if not any(stack.lists for stack in stacks):  # one layer runs fewer times: nothing passes it by
+                _refuse_no_change(teacher, made, stacks, example)
+                return made
             with bypassed(teacher, dropped_layers(stacks)):
                 same = is_same_function(teacher, made, example)
         except PlanError as problem:
@@ -124,6 +125,21 @@ def _refuse_unfit(teacher: PreTrainedModel, small: PreTrainedModel, stacks: Sequ
     count = len(saved_tensors(small)) + sum(1 for name in own if _is_dropped(name, stacks))
     if count != len(own):
         raise PlanError("- some layers have weights that layers at their new places do not have")
+
+
+def _refuse_no_change(
+    teacher: PreTrainedModel, made: PreTrainedModel, stacks: Sequence[Stack], example: Example
+) -> None:
+    """Raise if a model whose layer should run fewer times computes what the teacher does.
+
+    Raises:
+        PlanError: it does.
+    """
+    if is_same_function(teacher, made, example):
+        raise PlanError(
+            f"- {' and '.join(stack.title for stack in stacks)} counts no layers of {type(teacher).__name__}, which "
+            "computes the same with a smaller number there. Name the entry of its config that counts them, in overrides"
+        )
 
 
 def _is_dropped(name: str, stacks: Sequence[Stack]) -> bool:
