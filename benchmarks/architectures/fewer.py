@@ -24,7 +24,7 @@ from wid_hf.calibration.bypass import bypassed
 from wid_hf.config import COUNT
 from wid_hf.coupling import Example
 from wid_hf.coupling.trace import output_tensors, quiet_forward, saved_tensors
-from wid_hf.planning.depth import Stack, fits, requested_stacks
+from wid_hf.planning.depth import Stack, fits, requested_stacks, spread_layers
 from wid_hf.planning.depth.shallow_config import Entry, count_of, shallow_config
 from wid_hf.planning.depth.shallow_teacher import dropped_layers
 from wid_hf.planning.depth.stacks import LISTS, skeleton
@@ -140,12 +140,13 @@ def asked(config: PretrainedConfig, entries: Sequence[Entry]) -> Asked:
 
 def _counts(teacher: PreTrainedModel) -> tuple[list[Entry], list[str]]:
     """Return the entries that count layers, and reasons against those that only seem to."""
+    example = accepted_example(teacher, None)
     lengths = {len(module) for module in teacher.modules() if isinstance(module, LISTS)}
     found: list[Entry] = []
     unseen: list[str] = []
     for entry, value in _numbers(teacher.config):
         name = next(word for word in reversed(entry) if isinstance(word, str))
-        is_named = name.endswith(WORDS_OF_DEPTH) or entry == (own_name(teacher.config, COUNT),)
+        is_named = name.endswith(WORDS_OF_DEPTH) and "every" not in name
         if value not in lengths and not is_named:
             continue
         reason = "it is not seen to count layers"
@@ -154,7 +155,8 @@ def _counts(teacher: PreTrainedModel) -> tuple[list[Entry], list[str]]:
             stacks = requested_stacks(teacher, WidConfig(**asked(teacher.config, [entry])))
         except ConfigError as refusal:
             reason = line_of(refusal)
-        if stacks and (stacks[0].lists or fits(teacher, stacks, accepted_example(teacher, None))):
+        sure = is_named and all(each.lists for each in stacks)  # others may count stages, or nothing
+        if stacks and (sure or fits(teacher, spread_layers(teacher, stacks, example), example)):
             found.append(entry)
         elif is_named and _matters(teacher, entry):
             unseen.append(f"{'.'.join(map(str, entry))}: {reason}")
@@ -220,8 +222,8 @@ def _one_layer_fewer(teacher: PreTrainedModel, request: Asked) -> None:
 def fewer_tokens(teacher: PreTrainedModel) -> Found:
     """Take every other token that the config does not name."""
     size = getattr(teacher.config.get_text_config(decoder=True), "vocab_size", None)
-    if not isinstance(size, int):
-        return Found("none")
+    if not any(size in weight.shape for weight in teacher.parameters()):
+        return Found("none")  # of images or sound, or of characters
     special = set(_named_tokens(teacher)) & set(range(size))
     others = [token for token in range(size) if token not in special]
     gone = min(size // 2, len(others) - 2)

@@ -264,7 +264,7 @@ class _Scale:
         if _is_list_of_ints(new):
             if name in ("depths", "num_blocks", "depth") or name.endswith("_block_repeats"):
                 # Cvt has a `depth`, and no model where a stage has fewer layers than there are stages before it.
-                new = [min(entry, at + 1 if name == "depth" else self.least // 2) for at, entry in enumerate(new)]
+                new = [min(entry, self.least // 2 + (at if name == "depth" else 0)) for at, entry in enumerate(new)]
             elif name == "image_size":
                 new = [min(entry, 64) for entry in new]
             elif "window" in name:

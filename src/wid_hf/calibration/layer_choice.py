@@ -139,12 +139,15 @@ def _without(
     wanted: Sequence[Any],
     precision: Precision,
 ) -> Iterator[_Place]:
-    """Yield the layers with divergence and measure, some of least influence at a time, the least divergence first."""
+    """Yield the layers that can go with divergence and measure, some of least influence at a time, the least first."""
     for at in range(0, len(places), TRIED):
         found: list[tuple[float, str, _Place]] = []
         for place in places[at : at + TRIED]:
-            with bypassed(teacher, [*gone, *stacks[place.stack].names[place.layer]]):
-                found.append((*output_divergence(wanted, _outputs(teacher, batches, precision), batches), place))
+            try:
+                with bypassed(teacher, [*gone, *stacks[place.stack].names[place.layer]]):
+                    found.append((*output_divergence(wanted, _outputs(teacher, batches, precision), batches), place))
+            except PlanError:  # it makes another stream than it is given, as the first one of a stage: it must stay
+                continue
         for score, measure, place in sorted(found, key=lambda each: each[0]):
             yield replace(place, divergence=score, measure=measure)
 

@@ -18,8 +18,8 @@ from ...coupling.trace import saved_tensors
 from ...errors import PlanError
 from ..empty_student import empty_student
 from ..same_function import is_same_function
-from .shallow_config import shallow_config
-from .stacks import Stack, skeleton
+from .shallow_config import WAYS, Way, shallow_config
+from .stacks import Stack, skeleton, source
 
 
 def shallow_teacher(teacher: PreTrainedModel, stacks: Sequence[Stack], example: Example) -> PreTrainedModel:
@@ -35,8 +35,8 @@ def shallow_teacher(teacher: PreTrainedModel, stacks: Sequence[Stack], example: 
             without the other layers.
     """
     refused: PlanError | None = None
-    for renumbered in (True, False):
-        config = _config(teacher.config, stacks, renumbered)
+    for way in WAYS:
+        config = _config(teacher.config, stacks, way)
         try:
             made = _on_tensors(teacher, config, stacks)
             if not any(stack.lists for stack in stacks):  # one layer runs fewer times: nothing passes it by
@@ -83,9 +83,9 @@ def fits(teacher: PreTrainedModel, stacks: Sequence[Stack], example: Example) ->
     return True
 
 
-def _config(config: PretrainedConfig, stacks: Sequence[Stack], renumbered: bool) -> PretrainedConfig:
+def _config(config: PretrainedConfig, stacks: Sequence[Stack], way: Way) -> PretrainedConfig:
     for stack in stacks:
-        config = shallow_config(config, stack.entry, stack.kept or range(stack.new), renumbered=renumbered)
+        config = shallow_config(config, stack.entry, stack.kept or range(stack.new), way)
     return config
 
 
@@ -144,16 +144,6 @@ def _refuse_no_change(
 
 def _is_dropped(name: str, stacks: Sequence[Stack]) -> bool:
     return any(name.startswith(f"{layer}.") for layer in dropped_layers(stacks))
-
-
-def source(name: str, stacks: Sequence[Stack]) -> str:
-    """Return the teacher's name of a weight, or module, of the shallow model."""
-    for stack in stacks:
-        for each in stack.lists:
-            place, dot, rest = name.removeprefix(f"{each}.").partition(".")
-            if name.startswith(f"{each}.") and place.isdigit() and stack.kept is not None:
-                return f"{each}.{stack.kept[int(place)]}{dot}{rest}"
-    return name
 
 
 def _set(model: PreTrainedModel, name: str, tensor: Tensor | torch.nn.Parameter) -> None:
