@@ -30,6 +30,8 @@ from transformers import (
     PreTrainedModel,
     ResNetConfig,
     ResNetModel,
+    SqueezeBertConfig,
+    SqueezeBertModel,
     SwinConfig,
     SwinModel,
     T5Config,
@@ -92,6 +94,10 @@ MAKERS: dict[str, tuple[Callable[[], PreTrainedModel], dict[str, Any]]] = {
     ),
     "modernbert": (
         lambda: ModernBertForMaskedLM(ModernBertConfig(num_hidden_layers=5, pad_token_id=0, **COMMON)),
+        {"num_hidden_layers": 3},
+    ),
+    "squeezebert": (  # calls the forward of its layers, not the layers
+        lambda: SqueezeBertModel(SqueezeBertConfig(num_hidden_layers=4, embedding_size=24, **COMMON)),
         {"num_hidden_layers": 3},
     ),
     "longformer": (longformer, {"num_hidden_layers": 2}),

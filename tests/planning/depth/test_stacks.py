@@ -15,6 +15,7 @@ FOUND = {
     "bert": [("num_hidden_layers", ("bert.encoder.layer",), 4, 2)],
     "albert": [("num_hidden_layers", (), 4, 2)],
     "distilbert": [("n_layers", ("transformer.layer",), 4, 3)],
+    "squeezebert": [("num_hidden_layers", ("encoder.layers",), 4, 3)],
     "longformer": [("num_hidden_layers", ("encoder.layer",), 4, 2)],
     "gpt2": [("n_layer", ("transformer.h",), 4, 3)],
     "gemma3": [("num_hidden_layers", ("model.layers",), 6, 4)],
