@@ -29,6 +29,7 @@ from wid_hf.planning.depth.shallow_config import Entry, count_of, shallow_config
 from wid_hf.planning.depth.shallow_teacher import dropped_layers
 from wid_hf.planning.depth.stacks import LISTS, skeleton
 from wid_hf.planning.sizes.config_names import is_size, own_name
+from wid_hf.planning.sizes.student_config import with_sizes
 from wid_hf.planning.tracing import accepted_example
 from wid_hf.vocabulary import with_fewer_tokens
 from wid_hf.vocabulary.token_ids import NAMED
@@ -146,7 +147,7 @@ def _counts(teacher: PreTrainedModel) -> tuple[list[Entry], list[str]]:
     unseen: list[str] = []
     for entry, value in _numbers(teacher.config):
         name = next(word for word in reversed(entry) if isinstance(word, str))
-        is_named = name.endswith(WORDS_OF_DEPTH) and "every" not in name
+        is_named = name.endswith(WORDS_OF_DEPTH)
         if value not in lengths and not is_named:
             continue
         reason = "it is not seen to count layers"
@@ -180,15 +181,16 @@ _OTHERS = {"hidden_size", "intermediate_size", "num_attention_heads", "num_key_v
 
 
 def _matters(teacher: PreTrainedModel, entry: Entry) -> bool:
-    """Return whether the class makes another model, or none, with a smaller number."""
-    try:
-        small = skeleton(
-            type(teacher), shallow_config(teacher.config, entry, range(count_of(teacher.config, entry) - 1))
-        )
-    except Exception:  # each class checks its config in its own way
-        return True
-    before, after = ({name: t.shape for name, t in saved_tensors(model).items()} for model in (teacher, small))
-    return before != after
+    """Return whether the class makes a model with fewer weights of a smaller number, or refuses it in any case."""
+    request = asked(teacher.config, [entry])
+    plain = with_sizes(teacher.config, request.get("overrides") or {own_name(teacher.config, COUNT): request[COUNT]})
+    followed = shallow_config(teacher.config, entry, range(count_of(teacher.config, entry) - 1))
+    for config in (plain, followed):
+        try:
+            return not saved_tensors(teacher).keys() <= saved_tensors(skeleton(type(teacher), config)).keys()
+        except Exception:  # each class checks its config in its own way
+            continue
+    return True
 
 
 def _one_layer_fewer(teacher: PreTrainedModel, request: Asked) -> None:
