@@ -3,6 +3,10 @@
 `python benchmarks/architectures` takes a quarter of an hour on two cores. Results are kept under .cache as they come,
 so that an interrupted run goes on where it stopped as long as no code has changed; `--task` and `--family` restrict a
 run, which then writes a page only to a file given with `--output`.
+
+With `--fewer` students have fewer layers, and fewer tokens, instead of less width: a section of its own. Their results
+are kept in benchmarks/records/coverage. What works is not tried again by later versions of the library, what does not
+is; `--anew` tries everything.
 """
 
 from __future__ import annotations
@@ -14,26 +18,34 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.append(str(Path(__file__).parents[1] / "shared"))
 
 import torch
 import transformers
 import typer
 from check import Verdict, be_quiet, check
+from fewer import Fewer, check_fewer
+from fewer_page import MARK, cell, fewer_lines, is_settled, read_fewer, shares
+from page import write_between
 from rich.console import Console
 from rich.progress import track
+from store import library_version
 from tiny import TASKS, families
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "coverage.md"
+RECORDS = ROOT / "benchmarks" / "records"
 STATUSES = ("works", "partly", "refused", "not built", "wrong")
+
+Job = tuple[str, str, str]  # family, task, model class
 
 
 def main(
@@ -41,13 +53,18 @@ def main(
     family: Annotated[list[str] | None, typer.Option(help="Only these families.")] = None,
     workers: Annotated[int, typer.Option(help="Processes.")] = 2,
     output: Annotated[Path | None, typer.Option(help="Page to write; docs/coverage.md after a full run.")] = None,
+    fewer: Annotated[bool, typer.Option("--fewer", help="Fewer layers and tokens instead of less width.")] = False,
+    anew: Annotated[bool, typer.Option("--anew", help="With --fewer: try again what is recorded as well.")] = False,
 ) -> None:
     """Check families, print what is not yet well, and write the page."""
+    if fewer:
+        main_of_fewer(task or list(TASKS), family, workers, output, anew)
+        return
     started = time.time()
     verdicts = list(run(task or list(TASKS), family, workers))
     full = not task and not family
     if output or full:
-        (output or PAGE).write_text(page(verdicts), encoding="utf-8")
+        write_page(output or PAGE, page(verdicts))
     if not full:
         for found in verdicts:
             print(found)
@@ -57,30 +74,73 @@ def main(
     sys.exit(any(found.status == "wrong" for found in verdicts))
 
 
-def run(tasks: list[str], only: list[str] | None, workers: int) -> Iterator[Verdict]:
-    """Yield a verdict for each family of each task, in the order of the mappings; known ones are read back."""
-    jobs = [
+def main_of_fewer(tasks: list[str], family: list[str] | None, workers: int, output: Path | None, anew: bool) -> None:
+    """Check fewer layers and tokens, print what is not yet well, and write their section of the page."""
+    found = run_fewer(tasks, family, workers, anew)
+    if output or len(found) == len(jobs_of([*TASKS], None)):
+        write_between(output or PAGE, "# Coverage\n", MARK, fewer_lines(found, [*TASKS]))
+    for each in found:
+        if family or not is_settled(each):
+            print(each)
+    print("\n".join(shares(found)))
+    sys.exit(any(check.status == "wrong" for each in found for check in (each.layers, each.tokens)))
+
+
+def run_fewer(tasks: list[str], only: list[str] | None, workers: int, anew: bool) -> list[Fewer]:
+    """Return what is recorded or found now for each family of each task, in the order of the mappings."""
+    store = RECORDS / "coverage" / "fewer.jsonl"
+    library = library_version()
+    known = {}
+    for line in store.read_text(encoding="utf-8").splitlines() if store.exists() else []:
+        each, of = read_fewer(line)
+        known[each.family, each.task] = each, of
+    jobs = jobs_of(tasks, only)
+    missing = [
+        job
+        for job in jobs
+        if anew or (job[:2] not in known) or not (is_settled(known[job[:2]][0]) or known[job[:2]][1] == library)
+    ]
+    store.parent.mkdir(parents=True, exist_ok=True)
+    with store.open("a", encoding="utf-8") as record:
+        for each in results(check_fewer, missing, workers):
+            known[each.family, each.task] = each, library
+            record.write(json.dumps({**asdict(each), "library": library}) + "\n")
+            record.flush()
+    return [known[job[:2]][0] for job in jobs]
+
+
+def jobs_of(tasks: list[str], only: list[str] | None) -> list[Job]:
+    """Return the families of these tasks, in the order of the mappings."""
+    return [
         (name, kind, class_name)
         for kind in tasks
         for name, class_name in families(kind).items()
         if not only or name in only
     ]
+
+
+def run(tasks: list[str], only: list[str] | None, workers: int) -> Iterator[Verdict]:
+    """Yield a verdict for each family of each task, in the order of the mappings; known ones are read back."""
+    jobs = jobs_of(tasks, only)
     store = ROOT / ".cache" / "coverage" / f"{_fingerprint()}.jsonl"
     store.parent.mkdir(parents=True, exist_ok=True)
     lines = store.read_text(encoding="utf-8").splitlines() if store.exists() else []
     known = {(found.family, found.task): found for found in map(_read, lines)}
-    missing = [job for job in jobs if job[:2] not in known]
-    with (
-        store.open("a", encoding="utf-8") as record,
-        ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=be_quiet) as pool,
-    ):
-        waiting = as_completed([pool.submit(check, *job) for job in missing])
-        for future in track(waiting, "Checking", total=len(missing), console=Console(stderr=True)):
-            found = future.result()
+    with store.open("a", encoding="utf-8") as record:
+        for found in results(check, [job for job in jobs if job[:2] not in known], workers):
             known[found.family, found.task] = found
             record.write(json.dumps(asdict(found)) + "\n")
             record.flush()
     yield from (known[job[:2]] for job in jobs)
+
+
+def results(work: Callable[..., Any], jobs: Sequence[Job], workers: int) -> Iterator[Any]:
+    """Yield what `work` finds for each job, as it comes."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=be_quiet) as pool:
+        waiting = as_completed([pool.submit(work, *job) for job in jobs])
+        for future in track(waiting, "Checking", total=len(jobs), console=Console(stderr=True)):
+            yield future.result()
 
 
 def summary(task: str, rows: list[Verdict]) -> str:
@@ -109,6 +169,13 @@ def _fingerprint() -> str:
     return code.hexdigest()[:16]
 
 
+def write_page(file: Path, text: str) -> None:
+    """Write the page; what stands in it between the marks of fewer layers and tokens stays."""
+    before = file.read_text(encoding="utf-8") if file.exists() else ""
+    _, mark, fewer = before.partition(f"<!-- begin {MARK} -->\n")
+    file.write_text(text.rstrip("\n") + "\n" + (f"\n{mark}{fewer}" if mark else ""), encoding="utf-8")
+
+
 def page(verdicts: list[Verdict]) -> str:
     """Return the page: a summary and one table per task."""
     tasks = {task: [v for v in verdicts if v.task == task] for task in dict.fromkeys(v.task for v in verdicts)}
@@ -133,16 +200,12 @@ def page(verdicts: list[Verdict]) -> str:
             "| --- | --- | --- | --- | --- | --- | --- |",
             *(
                 f"| {v.family} | {v.status} | {'shrinks' if v.hidden else ''} | {v.default} | {', '.join(v.widths)} "
-                f"| {', '.join(v.strategies)} | {_cell(v.reason)} |"
+                f"| {', '.join(v.strategies)} | {cell(v.reason)} |"
                 for v in rows
             ),
             "",
         ]
     return "\n".join(lines)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
 
 
 if __name__ == "__main__":

@@ -10,9 +10,10 @@ import logging
 import signal
 import tempfile
 import warnings
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
@@ -31,6 +32,8 @@ from wid_hf.planning.student_plan import Settled, check_teacher, trace_student, 
 
 Further = list[tuple[str, str]]
 LIMIT = 60  # seconds of processor time
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -71,12 +74,21 @@ class Wrong(Exception):
 
 def check(family: str, task: str, class_name: str) -> Verdict:
     """Run one family through everything, within `LIMIT` seconds."""
+
+    def too_slow(reason: str) -> Verdict:
+        return Verdict(family, task, class_name, "not built", reason=reason)
+
+    return limited(lambda: verdict(family, task, class_name), too_slow)
+
+
+def limited(work: Callable[[], T], too_slow: Callable[[str], T]) -> T:
+    """Return what `work` finds within `LIMIT` seconds, or what is made of the reason why it found nothing."""
     signal.signal(signal.SIGPROF, _too_long)
     signal.setitimer(signal.ITIMER_PROF, LIMIT)
     try:
-        return verdict(family, task, class_name)
+        return work()
     except TooSlow as cause:
-        return Verdict(family, task, class_name, "not built", reason=f"the tiny model is too slow: {cause}")
+        return too_slow(f"the tiny model is too slow: {cause}")
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
 
@@ -94,11 +106,11 @@ def verdict(family: str, task: str, class_name: str) -> Verdict:
         if not all(torch.isfinite(t).all() for t in outputs if t.is_floating_point()):
             raise ValueError("the tiny model's outputs are not finite")
     except Exception as cause:  # whatever another library's constructor or forward raises
-        return Verdict(family, task, class_name, "not built", reason=_line(cause))
+        return Verdict(family, task, class_name, "not built", reason=line_of(cause))
     try:
         return _checked(family, task, class_name, teacher, inputs)
     except Exception as cause:
-        return Verdict(family, task, class_name, "wrong", reason=f"{type(cause).__name__}: {_line(cause)}")
+        return Verdict(family, task, class_name, "wrong", reason=f"{type(cause).__name__}: {line_of(cause)}")
 
 
 def be_quiet() -> None:
@@ -119,7 +131,7 @@ def _checked(family: str, task: str, class_name: str, teacher: PreTrainedModel, 
         _prove(teacher, seen)
         _same_at_full_size(teacher, seen, further)
     except WidError as refusal:
-        return Verdict(family, task, class_name, "refused", reason=_line(refusal))
+        return Verdict(family, task, class_name, "refused", reason=line_of(refusal))
     passed: list[tuple[str, tuple[str, ...]]] = []
     reasons: list[str] = []
     for strategy in ("dim", "head") if has_heads(teacher.config) else ("dim",):
@@ -144,7 +156,7 @@ def _checked(family: str, task: str, class_name: str, teacher: PreTrainedModel, 
     strategies = tuple(strategy for strategy, _ in passed) if has_heads(teacher.config) else ()
     status = "works" if widths and wanted(teacher.config) <= set(widths) else "partly" if widths else "refused"
     hidden = any(is_hidden(teacher.config, name) for name in widths)
-    reason = "" if status == "works" and default else _line(reasons[0]) if reasons else ""
+    reason = "" if status == "works" and default else line_of(reasons[0]) if reasons else ""
     return Verdict(family, task, class_name, status, widths, strategies, hidden, reason, default)
 
 
@@ -165,7 +177,7 @@ def _same_at_full_size(teacher: PreTrainedModel, seen: Trace, further: Further) 
     plan = make_plan(seen, shapes, trace_student(student, None, further))
     teacher = deepcopy(teacher)  # some keep what their last forward computed, with its gradients
     install(student, seen.weights, seen.aliases, plan, first_indices(plan))
-    if plan.scales or not _equal(_outputs(student, further), _outputs(teacher, further)):
+    if plan.scales or not equal(_outputs(student, further), _outputs(teacher, further)):
         raise Wrong("a student of the teacher's own sizes is not the teacher")
 
 
@@ -184,7 +196,7 @@ def _narrow(teacher: PreTrainedModel, further: Further, sizes: dict[str, Any], s
     model.eval()
     student = model.merge_and_unload()
     trained, merged = _outputs(model.base_model.model, further), _outputs(student, further)
-    if not _equal(trained, merged):
+    if not equal(trained, merged):
         raise Wrong(f"merging changed the outputs ({sizes}, {strategy})")
     with tempfile.TemporaryDirectory() as folder:
         student.save_pretrained(folder)
@@ -193,7 +205,7 @@ def _narrow(teacher: PreTrainedModel, further: Further, sizes: dict[str, Any], s
     if saved.keys() != read.keys() or not all(torch.equal(saved[name], read[name]) for name in saved):
         raise Wrong(f"reloading changed a weight ({sizes}, {strategy})")
     # Files are mapped at other alignments than memory is allocated at, which moves the last bits of some kernels.
-    if not _equal(merged, _outputs(loaded, further), tolerance=1e-5):
+    if not equal(merged, _outputs(loaded, further), tolerance=1e-5):
         raise Wrong(f"reloading changed the outputs ({sizes}, {strategy})")
     return model.base_model.settled
 
@@ -207,7 +219,8 @@ def _outputs(model: PreTrainedModel, further: Further) -> list[Tensor]:
     return [tensor.detach() for tensors in outputs for tensor in tensors]
 
 
-def _equal(a: list[Tensor], b: list[Tensor], tolerance: float = 0.0) -> bool:
+def equal(a: list[Tensor], b: list[Tensor], tolerance: float = 0.0) -> bool:
+    """Return whether tensors are equal, or as near as that."""
     return len(a) == len(b) and all(torch.allclose(x, y, tolerance, tolerance) for x, y in zip(a, b, strict=True))
 
 
@@ -215,7 +228,8 @@ def _loss(outputs: list[Tensor]) -> Tensor:
     return torch.stack([t.float().square().mean() for t in outputs if t.is_floating_point() and t.requires_grad]).sum()
 
 
-def _line(cause: object) -> str:
+def line_of(cause: object) -> str:
+    """Return the first line of an error that says something."""
     lines = [line.strip("- ") for line in str(cause).strip().splitlines() if line.strip()]
     headings = ("cannot become a student", "No student of", "With narrower heads:", "With heads as they are:")
     useful = [line for line in lines if not any(heading in line for heading in headings)]

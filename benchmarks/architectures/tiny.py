@@ -147,13 +147,15 @@ def families(task: str) -> dict[str, str]:
     return {family: name if isinstance(name, str) else name[0] for family, name in names.items()}
 
 
-def tiny_model(family: str, class_name: str, seed: int = 0) -> PreTrainedModel:
+def tiny_model(family: str, class_name: str, seed: int = 0, layers: int = LAYERS) -> PreTrainedModel:
     """Return a tiny model of `class_name` whose weights are all random, in evaluation mode.
+
+    It has one layer of each kind, and `layers` at least; half as many in each of several stages.
 
     Raises whatever the family's own classes raise: then no tiny model can be made this way.
     """
     model_class = getattr(transformers, class_name)
-    config = tiny_config(model_class.config_class, class_name)
+    config = tiny_config(model_class.config_class, class_name, layers)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = model_class(config)
@@ -164,19 +166,19 @@ def tiny_model(family: str, class_name: str, seed: int = 0) -> PreTrainedModel:
     return model.eval()
 
 
-def tiny_config(config_class: type[PretrainedConfig], class_name: str = "") -> PretrainedConfig:
+def tiny_config(config_class: type[PretrainedConfig], class_name: str = "", layers: int = LAYERS) -> PretrainedConfig:
     """Return the default config of `config_class` scaled down, parts of composite configs included."""
     given = FAMILY_VALUES.get(config_class.model_type, {}) | FAMILY_VALUES.get(class_name, {})
-    return _tiny(config_class(**given), {})
+    return _tiny(config_class(**given), {}, layers)
 
 
-def _tiny(default: PretrainedConfig, others: Mapping[int, int]) -> PretrainedConfig:
+def _tiny(default: PretrainedConfig, others: Mapping[int, int], layers: int) -> PretrainedConfig:
     """Scale `default`; `others` maps the old hidden sizes of the parts around it to the new ones."""
     parts = {name: _completed(part) for name, part in vars(default).items() if isinstance(part, PretrainedConfig)}
-    scale = _Scale(default)
-    hidden = {**others, **{size: new for part in parts.values() for size, new in _Scale(part).hidden.items()}}
+    scale = _Scale(default, layers)
+    hidden = {**others, **{size: new for part in parts.values() for size, new in _Scale(part, layers).hidden.items()}}
     hidden |= scale.hidden
-    values: dict[str, Any] = {name: _tiny(part, hidden).to_dict() for name, part in parts.items()}
+    values: dict[str, Any] = {name: _tiny(part, hidden, layers).to_dict() for name, part in parts.items()}
     usual = _usual(type(default))
     for name, value in default.to_dict().items():
         if name not in values and name not in ("model_type", "transformers_version"):
@@ -205,11 +207,12 @@ class _Scale:
     Attributes:
         width: divisor of all widths.
         heads: divisor of the numbers of heads; `width // heads` is that of the widths of heads.
+        least: how many layers remain at least, where there are as many.
         layers: the layers to keep, one of each kind.
         hidden: the old hidden size with the new one.
     """
 
-    def __init__(self, default: PretrainedConfig) -> None:
+    def __init__(self, default: PretrainedConfig, layers: int) -> None:
         own = default.to_dict()
         names = ("hidden_size", "d_model", "n_embd", "embed_dim")
         sizes = [own[n] for name in names for n in (default.attribute_map.get(name, name),) if n in own]
@@ -236,7 +239,8 @@ class _Scale:
         self.heads = min(self.heads, self.width)
         self.hidden = {hidden: hidden // self.width} if hidden and not lists else {}
         self.name = next((n for name in names if (n := default.attribute_map.get(name, name)) in own), "")
-        self.depth, self.layers = _kept_layers(own)
+        self.least = layers
+        self.depth, self.layers = _kept_layers(own, layers)
 
     def value(self, name: str, value: Any, others: Mapping[int, int]) -> Any:
         """Return the new value of one entry of a config."""
@@ -260,7 +264,7 @@ class _Scale:
         if _is_list_of_ints(new):
             if name in ("depths", "num_blocks", "depth") or name.endswith("_block_repeats"):
                 # Cvt has a `depth`, and no model where a stage has fewer layers than there are stages before it.
-                new = [min(entry, at + 1 if name == "depth" else 1) for at, entry in enumerate(new)]
+                new = [min(entry, self.least // 2 + (at if name == "depth" else 0)) for at, entry in enumerate(new)]
             elif name == "image_size":
                 new = [min(entry, 64) for entry in new]
             elif "window" in name:
@@ -275,7 +279,7 @@ class _Scale:
         if name.endswith(("token_id", "token_index")):
             return value if value < VOCABULARY else _token(name)
         if name.endswith(WORDS_OF_DEPTH) and name != "num_feat_extract_layers":
-            return len(self.layers) if value == self.depth else min(value, LAYERS)
+            return len(self.layers) if value == self.depth else min(value, self.least)
         for names, most in MOST:
             if re.search(names, name):
                 return min(value, most)
@@ -307,8 +311,8 @@ def _is_list_of_ints(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and bool(value) and all(type(entry) is int for entry in value)
 
 
-def _kept_layers(own: Mapping[str, Any]) -> tuple[int, list[int]]:
-    """Return how many layers there are and which of them to keep: one of each kind, at least `LAYERS`."""
+def _kept_layers(own: Mapping[str, Any], least: int) -> tuple[int, list[int]]:
+    """Return how many layers there are and which of them to keep: one of each kind, at least `least`."""
     depth = next(
         (own[name] for name in ("num_hidden_layers", "num_layers", "n_layer") if type(own.get(name)) is int), 0
     )
@@ -323,5 +327,5 @@ def _kept_layers(own: Mapping[str, Any]) -> tuple[int, list[int]]:
     if depth <= WHOLE:
         return depth, list(range(depth))
     kept = list(kinds.values())
-    kept += [at for at in range(depth) if at not in kept][: max(LAYERS - len(kept), 0)]
+    kept += [at for at in range(depth) if at not in kept][: max(least - len(kept), 0)]
     return depth, sorted(kept)

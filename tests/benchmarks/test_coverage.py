@@ -9,6 +9,7 @@ import pytest
 from ask import asks, is_hidden, wanted
 from benchmark_command import load_command
 from check import TooSlow, Verdict, check, verdict
+from fewer import Fewer, Found, asked, fewer_verdict
 from tiny import TASKS, families, tiny_config
 from transformers import CLIPConfig, LlamaConfig, Mamba2Config, ResNetConfig, SwinConfig
 
@@ -26,6 +27,7 @@ SAMPLE = [
     ("image classification", "vit"),
     ("question answering", "roberta"),
 ]
+FEWER = [("masked LM", "bert", "num_hidden_layers"), ("image classification", "swin", "depths.3")]
 QUICK = {"bert", "llama", "vit"}
 
 
@@ -33,9 +35,12 @@ def found_for(task: str, family: str) -> Verdict:
     return verdict(family, task, families(task)[family])
 
 
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "architectures"  # of modules that import those of `shared`
+
+
 @pytest.fixture(scope="module")
 def harness() -> ModuleType:
-    return load_command(Path(__file__).parents[2] / "benchmarks" / "architectures")
+    return load_command(FOLDER)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +68,7 @@ def test_a_family_with_an_operation_that_has_no_rule_is_refused_by_name() -> Non
 
 def test_a_merge_that_changed_an_output_would_be_called_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter([True, False])  # a student of full size is the teacher; merging changes what it computes
-    monkeypatch.setattr("check._equal", lambda *_, **__: next(answers))
+    monkeypatch.setattr("check.equal", lambda *_, **__: next(answers))
     found = found_for("masked LM", "bert")
     assert found.status == "wrong"
     assert "merging changed the outputs" in found.reason
@@ -160,3 +165,72 @@ def test_nearly_every_family_that_can_be_built_shrinks_its_hidden_size_and_none_
         assert by_default >= {"masked LM": 0.95, "causal LM": 0.9}.get(task, 0.7) * len(built), task
     for found in verdicts:
         assert found.reason or (found.status == "works" and found.default), found
+
+
+@pytest.mark.parametrize(("task", "family", "entry"), FEWER)
+def test_a_tiny_model_loses_a_layer_and_half_of_its_tokens(task: str, family: str, entry: str) -> None:
+    found = fewer_verdict(family, task, families(task)[family])
+
+    assert found.layers.status == "works", found
+    assert entry in found.layers.entries
+    assert found.tokens.status == ("works" if task == "masked LM" else "none")
+
+
+def test_a_student_that_computes_something_else_without_a_layer_would_be_called_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fewer.dropped_layers", lambda stacks: [])
+
+    found = fewer_verdict("bert", "masked LM", "BertForMaskedLM")
+
+    assert (found.layers.status, found.tokens.status) == ("wrong", "works")
+    assert "not the teacher past the other layers" in found.layers.reason
+
+
+def test_one_layer_fewer_is_asked_for_where_the_config_counts_them() -> None:
+    config = SwinConfig(depths=[2, 6])
+    assert asked(config, [("depths", 0), ("depths", 1)]) == {"overrides": {"depths": [1, 5]}}
+    assert asked(LlamaConfig(num_hidden_layers=3), [("num_hidden_layers",)]) == {"num_hidden_layers": 2}
+    parts = [("text_config", "num_hidden_layers"), ("vision_config", "num_hidden_layers")]
+    assert asked(CLIPConfig(), parts) == {
+        "overrides": {"text_config": {"num_hidden_layers": 11}, "vision_config": {"num_hidden_layers": 11}}
+    }
+
+
+def test_shares_leave_out_what_counts_no_layers_and_the_section_stays_when_the_page_is_written(
+    harness: ModuleType, tmp_path: Path
+) -> None:
+    from fewer_page import MARK, fewer_lines, shares
+    from page import write_between
+
+    none, works = Found("none"), Found("works", entries=("num_hidden_layers",))
+    rows = [
+        Fewer("a", "t", "A", works, works),
+        Fewer("b", "t", "B", Found("refused", "no | layer"), none),
+        Fewer("c", "t", "C", none, Found("not built")),
+    ]
+    assert shares(rows)[0] == (
+        "fewer layers: works for 1 of 2 whose config counts layers (50 %); 0 partly, 1 refused, 0 wrong; all built"
+    )
+    page = tmp_path / "coverage.md"
+    page.write_text("# Coverage\nold\n")
+    write_between(page, "", MARK, fewer_lines(rows, ["t"]))
+    harness.write_page(page, "# Coverage\nnew\n")
+    assert page.read_text().startswith("# Coverage\nnew\n")
+    assert "| b | refused |  |  | no \\| layer |" in page.read_text()
+
+
+@pytest.mark.slow
+def test_what_is_not_settled_is_tried_again_by_another_version(
+    harness: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(harness, "RECORDS", tmp_path)
+    monkeypatch.setattr(harness, "library_version", lambda: "first")
+    (first,) = harness.run_fewer(["masked LM"], ["bert"], 1, anew=False)
+    assert first.layers.status == "works"
+    store = tmp_path / "coverage" / "fewer.jsonl"
+    store.write_text(store.read_text().replace('"works"', '"refused"'))
+
+    assert harness.run_fewer(["masked LM"], ["bert"], 1, anew=False)[0].layers.status == "refused"
+    monkeypatch.setattr(harness, "library_version", lambda: "second")
+    assert harness.run_fewer(["masked LM"], ["bert"], 1, anew=False)[0] == first

@@ -13,6 +13,8 @@ from transformers import (
     BartForConditionalGeneration,
     BertConfig,
     BertForMaskedLM,
+    Dinov2Config,
+    Dinov2Model,
     DistilBertConfig,
     DistilBertModel,
     Gemma3ForCausalLM,
@@ -21,9 +23,15 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    LongformerConfig,
+    LongformerModel,
     ModernBertConfig,
     ModernBertForMaskedLM,
     PreTrainedModel,
+    ResNetConfig,
+    ResNetModel,
+    SqueezeBertConfig,
+    SqueezeBertModel,
     SwinConfig,
     SwinModel,
     T5Config,
@@ -64,6 +72,16 @@ def swin() -> SwinModel:
     return SwinModel(SwinConfig(image_size=32, patch_size=2, embed_dim=16, window_size=4, **stages))
 
 
+def dinov2() -> Dinov2Model:
+    sizes = {"hidden_size": 24, "num_attention_heads": 4, "mlp_ratio": 2, "image_size": 32, "patch_size": 8}
+    return Dinov2Model(Dinov2Config(num_hidden_layers=4, out_indices=[0, 2, 4], **sizes))
+
+
+def longformer() -> LongformerModel:
+    windows = {"attention_window": [4, 8, 4, 8], "max_position_embeddings": 32}
+    return LongformerModel(LongformerConfig(num_hidden_layers=4, pad_token_id=1, **windows, **COMMON))
+
+
 MAKERS: dict[str, tuple[Callable[[], PreTrainedModel], dict[str, Any]]] = {
     "bert": (bert, {"num_hidden_layers": 2}),
     "albert": (
@@ -78,6 +96,11 @@ MAKERS: dict[str, tuple[Callable[[], PreTrainedModel], dict[str, Any]]] = {
         lambda: ModernBertForMaskedLM(ModernBertConfig(num_hidden_layers=5, pad_token_id=0, **COMMON)),
         {"num_hidden_layers": 3},
     ),
+    "squeezebert": (  # calls the forward of its layers, not the layers
+        lambda: SqueezeBertModel(SqueezeBertConfig(num_hidden_layers=4, embedding_size=24, **COMMON)),
+        {"num_hidden_layers": 3},
+    ),
+    "longformer": (longformer, {"num_hidden_layers": 2}),
     "gpt2": (gpt2, {"num_hidden_layers": 3}),
     "llama": (
         lambda: LlamaForCausalLM(LlamaConfig(num_hidden_layers=4, num_key_value_heads=2, **COMMON)),
@@ -87,6 +110,11 @@ MAKERS: dict[str, tuple[Callable[[], PreTrainedModel], dict[str, Any]]] = {
     "t5": (t5, {"num_hidden_layers": 2, "overrides": {"num_decoder_layers": 2}}),
     "bart": (bart, {"overrides": {"decoder_layers": 2}}),
     "swin": (swin, {"overrides": {"depths": [1, 2]}}),
+    "resnet": (
+        lambda: ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[16, 24], depths=[2, 2], layer_type="basic")),
+        {"overrides": {"depths": [1, 2]}},
+    ),
+    "dinov2": (dinov2, {"num_hidden_layers": 3}),
 }
 
 

@@ -19,15 +19,33 @@ from ..errors import PlanError
 def bypassed(model: nn.Module, layers: Iterable[str]) -> Iterator[None]:
     """Let forwards of `model` pass by the layers of these names: each returns the stream that it was given.
 
-    A layer is called as always, and the first tensor of what it returns is replaced.
+    A layer is called as always, and the first tensor of what it returns is replaced: behind its `forward`, which some
+    models call without its hooks.
 
     Raises:
         PlanError: in a forward, if a layer returns nothing that has the shape of something it was given.
     """
-    with ExitStack() as hooks:
+    with ExitStack() as layers_passed:
         for name in layers:
-            hooks.callback(model.get_submodule(name).register_forward_hook(_pass_by, with_kwargs=True).remove)
+            layers_passed.enter_context(_passed_by(model.get_submodule(name)))
         yield
+
+
+@contextmanager
+def _passed_by(layer: nn.Module) -> Iterator[None]:
+    own, forward = vars(layer).get("forward"), layer.forward
+
+    def passing(*args: Any, **kwargs: Any) -> Any:
+        return _without(layer, args, kwargs, forward(*args, **kwargs))
+
+    layer.forward = passing
+    try:
+        yield
+    finally:
+        if own is None:
+            del layer.forward
+        else:
+            layer.forward = own
 
 
 def stream_given(args: Any, kwargs: Any, output: Any) -> Tensor | None:
@@ -51,7 +69,7 @@ def with_stream(output: Any, stream: Tensor | None) -> Any:
     return tree_unflatten([*parts[:first], stream, *parts[first + 1 :]], spec)
 
 
-def _pass_by(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+def _without(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
     stream = stream_given(args, kwargs, output)
     if stream is None:
         raise PlanError(f"- {type(layer).__name__} does not return a stream like the one it is given: it cannot go")

@@ -149,9 +149,12 @@ class _Trials:
         return self._known.get((place.stack, place.layer), inf)
 
     def _tried(self, place: _Place) -> _Place:
-        with bypassed(self._teacher, [*self._gone, *self._stacks[place.stack].names[place.layer]]):
-            outputs = _outputs(self._teacher, self._batches, self._precision)
-        score, measure = output_divergence(self._wanted, outputs, self._batches)
+        try:
+            with bypassed(self._teacher, [*self._gone, *self._stacks[place.stack].names[place.layer]]):
+                outputs = _outputs(self._teacher, self._batches, self._precision)
+            score, measure = output_divergence(self._wanted, outputs, self._batches)
+        except PlanError:  # it makes another stream than it is given, as the first one of a stage: it must stay
+            score, measure = inf, ""
         self._known[place.stack, place.layer] = score
         return replace(place, divergence=score, measure=measure)
 

@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 from layered_models import KINDS, MAKERS, batches_for, gemma3, t5, teacher_of
-from transformers import PreTrainedModel
+from transformers import LlamaConfig, PreTrainedModel
 
 from wid_hf import PlanError, WidConfig
 from wid_hf.calibration.bypass import bypassed
 from wid_hf.planning.depth import requested_stacks, shallow_teacher
+from wid_hf.planning.depth.shallow_config import shallow_config
 from wid_hf.planning.depth.shallow_teacher import dropped_layers
 from wid_hf.planning.student_plan import planned_teacher, settled_stacks, small_forward
 
@@ -54,6 +55,27 @@ def test_lists_with_an_entry_for_each_layer_follow_the_layers_that_stay() -> Non
     assert shallow.config.layer_types == [KINDS[at] for at in (0, 2, 4, 5)]
 
 
+def test_a_list_as_long_as_there_are_layers_follows_whatever_it_is_called() -> None:
+    shallow = planned_teacher(teacher_of("longformer"), WidConfig(layers=[0, 1, 3]))
+
+    assert shallow.config.attention_window == [4, 8, 8]
+
+
+def test_sizes_of_single_layers_follow_their_layers() -> None:
+    config = LlamaConfig(num_hidden_layers=4, per_layer_config={3: {"attention_dropout": 0.5}})
+
+    shallow = shallow_config(config, ("num_hidden_layers",), (0, 3))
+
+    assert [layer.attention_dropout for layer in shallow.per_layer_config] == [0.0, 0.5]
+
+
+def test_a_backbone_returns_what_comes_out_of_the_layers_that_stay() -> None:
+    shallow = planned_teacher(teacher_of("dinov2"), WidConfig(layers=[0, 2, 3]))
+
+    assert shallow.config.out_indices == [0, 1, 3]
+    assert shallow.config.out_features == ["stem", "stage1", "stage3"]
+
+
 def test_a_layer_with_other_weights_than_its_new_place_is_refused() -> None:
     teacher = t5().eval()  # the first block has the table of relative positions
 
@@ -77,3 +99,10 @@ def test_one_layer_that_runs_fewer_times_needs_no_choice() -> None:
     names = dict(teacher.named_parameters())
     assert all(parameter is names[name] for name, parameter in shallow.named_parameters())
     assert len(shallow(**batches_for(teacher, 1)[0], output_hidden_states=True).hidden_states) == 2
+
+
+def test_a_number_that_changes_nothing_is_no_number_of_layers() -> None:
+    teacher = teacher_of("swin")  # its `num_layers` says how many stages there are, which the class never asks
+
+    with pytest.raises(PlanError, match=r"num_layers counts no layers of Swin"):
+        planned_teacher(teacher, WidConfig(num_hidden_layers=1))

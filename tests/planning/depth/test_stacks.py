@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from layered_models import MAKERS, bert, teacher_of
+from layered_models import MAKERS, bert, gemma3, teacher_of
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from wid_hf import ConfigError, WidConfig
 from wid_hf.planning.depth import requested_stacks
@@ -14,10 +15,14 @@ FOUND = {
     "bert": [("num_hidden_layers", ("bert.encoder.layer",), 4, 2)],
     "albert": [("num_hidden_layers", (), 4, 2)],
     "distilbert": [("n_layers", ("transformer.layer",), 4, 3)],
+    "squeezebert": [("num_hidden_layers", ("encoder.layers",), 4, 3)],
+    "longformer": [("num_hidden_layers", ("encoder.layer",), 4, 2)],
     "gpt2": [("n_layer", ("transformer.h",), 4, 3)],
     "gemma3": [("num_hidden_layers", ("model.layers",), 6, 4)],
     "t5": [("num_layers", ("encoder.block",), 4, 2), ("num_decoder_layers", ("decoder.block",), 3, 2)],
     "bart": [("decoder_layers", ("model.decoder.layers",), 4, 2)],
+    "resnet": [("depths.0", ("encoder.stages.0.layers",), 2, 1)],
+    "dinov2": [("num_hidden_layers", ("encoder.layer",), 4, 3)],
     "swin": [("depths.0", ("encoder.layers.0.blocks",), 2, 1)],
 }
 
@@ -27,6 +32,23 @@ def test_the_layers_that_an_entry_counts_are_found_in_the_model(family: str) -> 
     stacks = requested_stacks(teacher_of(family), WidConfig(**MAKERS[family][1]))
 
     assert [(each.title, each.lists, each.old, each.new) for each in stacks] == FOUND[family]
+
+
+class EndsWithFullAttention(Gemma3ForCausalLM):
+    """A class that checks its config, as some do."""
+
+    def __init__(self, config: Gemma3TextConfig) -> None:
+        super().__init__(config)
+        if config.layer_types[-1] != "full_attention":
+            raise ValueError("the last layer must attend to everything")
+
+
+def test_layers_are_found_where_the_class_refuses_to_do_without_the_last_one() -> None:
+    teacher = EndsWithFullAttention(gemma3().config)
+
+    (stack,) = requested_stacks(teacher, WidConfig(num_hidden_layers=5))
+
+    assert (stack.lists, stack.old, stack.new) == (("model.layers",), 6, 5)
 
 
 def test_sizes_in_overrides_are_not_taken_for_counts_of_layers() -> None:

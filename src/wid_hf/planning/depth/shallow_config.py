@@ -6,7 +6,7 @@ Takes a config, the entry that counts layers and which of them stay; gives anoth
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PretrainedConfig
 
@@ -20,31 +20,44 @@ OF_LAYERS = ("layer", "block", "type")  # in names of lists with an entry for ea
 NUMBERS = ("layer", "block", "idx", "indic", "index")  # in names of lists of some layers' numbers
 
 
-def shallow_config(
-    config: PretrainedConfig, entry: Entry, kept: Sequence[int], *, renumbered: bool = True
-) -> PretrainedConfig:
+class Way(NamedTuple):
+    """What lists of a config mean, which their names do not tell; the model does.
+
+    Attributes:
+        renumbered: whether lists of some layers' numbers mean the layers that had these numbers.
+        every: whether all lists as long as there are layers have an entry for each, whatever they are called.
+    """
+
+    renumbered: bool = True
+    every: bool = False
+
+
+WAYS = (Way(), Way(renumbered=False), Way(every=True), Way(renumbered=False, every=True))
+"""Usual ones first."""
+
+
+def shallow_config(config: PretrainedConfig, entry: Entry, kept: Sequence[int], way: Way = WAYS[0]) -> PretrainedConfig:
     """Return a copy of `config` for a model that keeps these layers.
 
     Args:
         config: of the model with all layers.
         entry: what counts them.
         kept: numbers of layers, ascending.
-        renumbered: whether lists of some layers' numbers mean the layers that had these numbers. Their names do not
-            tell; the model does.
+        way: what lists mean.
     """
     names, place = split(entry)
     part = config
     for name in names[:-1]:
         part = getattr(part, name)
-    sizes = dict(_followed(part, names[-1], place, kept, renumbered))
+    sizes = dict(_followed(part, names[-1], place, kept, way))
     for name in reversed(names[:-1]):
         sizes = {name: sizes}
     made = with_sizes(config, sizes)
-    if place is None and vars(part).get(LAYERS):
+    own = {int(layer): each for layer, each in (part.to_dict().get(LAYERS) or {}).items()}  # no plain attribute
+    if place is None and own:
         inside = made
         for name in names[:-1]:
             inside = getattr(inside, name)
-        own = {int(layer): each for layer, each in part.to_dict()[LAYERS].items()}
         inside.per_layer_config = {new: own[old] for new, old in enumerate(kept) if old in own}
     return made
 
@@ -65,7 +78,7 @@ def count_of(config: PretrainedConfig, entry: Entry) -> Any:
 
 
 def _followed(
-    part: PretrainedConfig, name: str, place: int | None, kept: Sequence[int], renumbered: bool
+    part: PretrainedConfig, name: str, place: int | None, kept: Sequence[int], way: Way
 ) -> Iterator[tuple[str, Any]]:
     """Yield the count and the lists of one config that follow it."""
     old = stated(part, name)
@@ -73,17 +86,32 @@ def _followed(
         yield name, [*old[:place], len(kept), *old[place + 1 :]]
         return
     yield name, len(kept)
+    yield from _outputs_of_backbone(part, old, kept)
     for other, value in _lists(part, besides=own_name(part, name)):
-        if len(value) == old and any(word in other for word in OF_LAYERS):
+        if len(value) == old and (way.every or any(word in other for word in OF_LAYERS)):
             yield other, [value[layer] for layer in kept]
-        elif renumbered and _are_layers(other, value, old):
+        elif way.renumbered and _are_layers(other, value, old):
             yield other, [kept.index(layer) for layer in value if layer in kept]
 
 
 def _lists(part: PretrainedConfig, besides: str) -> Iterator[tuple[str, Sequence[Any]]]:
     for name, value in vars(part).items():
-        if isinstance(value, (list, tuple)) and name != besides:
+        if isinstance(value, (list, tuple)) and name != besides and not name.startswith("_"):
             yield name, value
+
+
+def _outputs_of_backbone(part: PretrainedConfig, old: int, kept: Sequence[int]) -> Iterator[tuple[str, Any]]:
+    """Yield the names of a backbone's stages, if these are its layers, and which of them it returns.
+
+    What was returned behind a layer that goes is what comes out of the layers before it that stay. Without this the
+    class refuses to load the saved config.
+    """
+    stages = vars(part).get("stage_names") or ()
+    if len(stages) == old + 1 and vars(part).get("_out_indices"):
+        indices = sorted({sum(layer < index for layer in kept) for index in part.out_indices})
+        yield "stage_names", stages[: len(kept) + 1]
+        yield "_out_indices", indices
+        yield "_out_features", [stages[index] for index in indices]
 
 
 def _are_layers(name: str, value: Sequence[Any], count: int) -> bool:

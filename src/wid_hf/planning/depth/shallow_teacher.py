@@ -18,8 +18,8 @@ from ...coupling.trace import saved_tensors
 from ...errors import PlanError
 from ..empty_student import empty_student
 from ..same_function import is_same_function
-from .shallow_config import shallow_config
-from .stacks import Stack, skeleton
+from .shallow_config import WAYS, Way, shallow_config
+from .stacks import Stack, skeleton, source
 
 
 def shallow_teacher(teacher: PreTrainedModel, stacks: Sequence[Stack], example: Example) -> PreTrainedModel:
@@ -35,12 +35,13 @@ def shallow_teacher(teacher: PreTrainedModel, stacks: Sequence[Stack], example: 
             without the other layers.
     """
     refused: PlanError | None = None
-    for renumbered in (True, False):
-        config = _config(teacher.config, stacks, renumbered)
+    for way in WAYS:
+        config = _config(teacher.config, stacks, way)
         try:
             made = _on_tensors(teacher, config, stacks)
-            if not any(stack.lists for stack in stacks):
-                return made  # one layer runs fewer times: nothing passes it by
+            if not any(stack.lists for stack in stacks):  # one layer runs fewer times: nothing passes it by
+                _refuse_no_change(teacher, made, stacks, example)
+                return made
             with bypassed(teacher, dropped_layers(stacks)):
                 same = is_same_function(teacher, made, example)
         except PlanError as problem:
@@ -82,9 +83,9 @@ def fits(teacher: PreTrainedModel, stacks: Sequence[Stack], example: Example) ->
     return True
 
 
-def _config(config: PretrainedConfig, stacks: Sequence[Stack], renumbered: bool) -> PretrainedConfig:
+def _config(config: PretrainedConfig, stacks: Sequence[Stack], way: Way) -> PretrainedConfig:
     for stack in stacks:
-        config = shallow_config(config, stack.entry, stack.kept or range(stack.new), renumbered=renumbered)
+        config = shallow_config(config, stack.entry, stack.kept or range(stack.new), way)
     return config
 
 
@@ -126,18 +127,23 @@ def _refuse_unfit(teacher: PreTrainedModel, small: PreTrainedModel, stacks: Sequ
         raise PlanError("- some layers have weights that layers at their new places do not have")
 
 
+def _refuse_no_change(
+    teacher: PreTrainedModel, made: PreTrainedModel, stacks: Sequence[Stack], example: Example
+) -> None:
+    """Raise if a model whose layer should run fewer times computes what the teacher does.
+
+    Raises:
+        PlanError: it does.
+    """
+    if is_same_function(teacher, made, example):
+        raise PlanError(
+            f"- {' and '.join(stack.title for stack in stacks)} counts no layers of {type(teacher).__name__}, which "
+            "computes the same with a smaller number there. Name the entry of its config that counts them, in overrides"
+        )
+
+
 def _is_dropped(name: str, stacks: Sequence[Stack]) -> bool:
     return any(name.startswith(f"{layer}.") for layer in dropped_layers(stacks))
-
-
-def source(name: str, stacks: Sequence[Stack]) -> str:
-    """Return the teacher's name of a weight, or module, of the shallow model."""
-    for stack in stacks:
-        for each in stack.lists:
-            place, dot, rest = name.removeprefix(f"{each}.").partition(".")
-            if name.startswith(f"{each}.") and place.isdigit() and stack.kept is not None:
-                return f"{each}.{stack.kept[int(place)]}{dot}{rest}"
-    return name
 
 
 def _set(model: PreTrainedModel, name: str, tensor: Tensor | torch.nn.Parameter) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from ...config import COUNT, SIZES, WidConfig
 from ...coupling.trace import saved_tensors
 from ...errors import ConfigError
 from ..sizes.config_names import LAYERS, is_size, own_name
-from .shallow_config import Entry, count_of, shallow_config
+from .shallow_config import WAYS, Entry, count_of, shallow_config
 
 LISTS = (nn.ModuleList, nn.Sequential)
 
@@ -131,21 +132,34 @@ def _stack(teacher: PreTrainedModel, entry: Entry, new: int, kept: tuple[int, ..
     old = count_of(teacher.config, entry)
     if not is_size(old) or new >= old:
         return None
-    try:
-        small = skeleton(type(teacher), shallow_config(teacher.config, entry, range(new)))
-    except Exception:  # each class checks its config in its own way; what it refuses is no number of layers
-        return None
-    lists = tuple(_shortened(teacher, small, old, new))
-    return (
-        Stack(entry, lists, old, new, kept, given=kept is not None) if _lacks_members(teacher, small, lists) else None
-    )
+    tried = [(*range(new),), (*range(old - new, old),), Stack(entry, (), old, new).spread, *([kept] if kept else [])]
+    for some, way in product(tried, WAYS):
+        try:
+            small = skeleton(type(teacher), shallow_config(teacher.config, entry, some, way))
+        except Exception:  # each class checks its config in its own way: it may want other layers, or none less
+            continue
+        found = Stack(entry, tuple(_shortened(teacher, small, old, new)), old, new, kept, given=kept is not None)
+        return found if _is_part(teacher, small, replace(found, kept=some)) else None
+    return None
 
 
-def _lacks_members(teacher: PreTrainedModel, small: PreTrainedModel, lists: Sequence[str]) -> bool:
-    """Return whether a skeleton is the teacher without weights of some members of these lists."""
+def _is_part(teacher: PreTrainedModel, small: PreTrainedModel, stack: Stack) -> bool:
+    """Return whether a skeleton has the weights of the layers that stay, and all others of the teacher."""
     whole, part = ({name: t.shape for name, t in saved_tensors(model).items()} for model in (teacher, small))
-    are_members = all(name in part or name.startswith(tuple(f"{each}." for each in lists)) for name in whole)
-    return are_members and all(whole.get(name) == shape for name, shape in part.items())
+    taken = {source(name, [stack]): shape for name, shape in part.items()}
+    gone = [name for name in whole if name not in taken]
+    are_members = all(any(name.startswith(f"{each}.") for each in stack.lists) for name in gone)
+    return are_members and all(whole.get(name) == shape for name, shape in taken.items())
+
+
+def source(name: str, stacks: Sequence[Stack]) -> str:
+    """Return the teacher's name of a weight, or module, of the shallow model."""
+    for stack in stacks:
+        for each in stack.lists:
+            place, dot, rest = name.removeprefix(f"{each}.").partition(".")
+            if name.startswith(f"{each}.") and place.isdigit() and stack.kept is not None:
+                return f"{each}.{stack.kept[int(place)]}{dot}{rest}"
+    return name
 
 
 def skeleton(model_class: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
