@@ -12,6 +12,7 @@ from typing import Any
 
 from ..config import WidConfig
 from .front import Candidate, Front
+from .layer_order import LayerOrder
 from .shapes import Shape, words_of
 
 HEADER = ("", "parameters", "divergence", "texts", "seconds", "sizes")
@@ -51,6 +52,7 @@ class SearchResult:
         measure: what a divergence is, in words.
         spent: seconds by what was done in them.
         seconds: that the search was allowed to take.
+        order: in which layers go as candidates become shallower; None if none is.
     """
 
     front: Front
@@ -60,6 +62,7 @@ class SearchResult:
     measure: str
     spent: Mapping[str, float]
     seconds: float
+    order: LayerOrder | None = None
 
     @property
     def winner(self) -> Shape:
@@ -69,7 +72,7 @@ class SearchResult:
     @property
     def config(self) -> WidConfig:
         """The request for the winner."""
-        return self.front.space.config(self.winner)
+        return self.front.space.config(self.winner, self.order)
 
     @property
     def reason(self) -> str:
@@ -110,6 +113,8 @@ class SearchResult:
             "teacher": dict(self.front.teacher),
             "round_to": self.front.space.step,
             "winner": dict(self.winner),
+            "layers": self.config.layers,
+            "order": {"gone": list(self.order.gone), "by": self.order.by} if self.order is not None else None,
             "reason": self.reason,
             "measure": self.measure,
             "texts": list(self.texts),

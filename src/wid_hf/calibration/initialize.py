@@ -64,6 +64,7 @@ def initialize(
     reconstruction: bool = True,
     ridge: float = 1e-4,
     output: str = "auto",
+    tries: bool = True,
     whole: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Start:
     """Set the compactors of `student` to their start.
@@ -80,6 +81,8 @@ def initialize(
         reconstruction: whether to fit every weight input to the teacher's.
         ridge: ridge strength of these fits, relative to the mean variance of the input.
         output: `"coordinates"` keeps indices in every stream that callers of the model see.
+        tries: whether the ways in which streams may start are tried on a part of the batches; otherwise the first is
+            taken.
         whole: inside, the teacher computes what the student is to follow, with layers that its student lacks.
 
     Raises:
@@ -113,6 +116,7 @@ def initialize(
 
         # Column subset selection by pivoted Cholesky, head SVD and PCA of streams.
         candidates = _candidates(subsets.index_sets(index_sets), head_rotation, stream_rotation, streams)
+        candidates = candidates if tries else candidates[:1]
 
         def start(candidate: Candidate, some: Sequence[Batch], measured: bool = False) -> list[InputReconstruction]:
             """Set the compactors, then fit them by layer-wise least squares in the order of the forward."""
