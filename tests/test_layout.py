@@ -51,6 +51,9 @@ FLOW = (
     "tools.training_data",
     "tools.compression",
     "tools.as_is",
+    "tools.find_sizes",
+    "tools.forecast",
+    "tools.plan_report",
     "tools.compress",
     "tools.one_call",
 )

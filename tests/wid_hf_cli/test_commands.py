@@ -78,7 +78,7 @@ def test_plan_finds_sizes_for_a_target(masked_teacher: Path) -> None:
 
 
 def test_plan_refuses_sizes_beside_a_target_and_amounts_that_are_none(masked_teacher: Path) -> None:
-    with pytest.raises(ConfigError, match="Sizes and a target are given"):
+    with pytest.raises(ConfigError, match=r"Sizes \(hidden_size\) and a target are given"):
         invoke("plan", str(masked_teacher), "--params", "50%", "--hidden-size", "12")
     with pytest.raises(ConfigError, match="latency_ms='fast' is no amount above 0"):
         invoke("plan", str(masked_teacher), "--latency-ms", "fast")

@@ -22,7 +22,7 @@ from ..calibration.batches import NOTHING_BUT_PADDING, Batch, prepared
 from ..calibration.candidates import HELD_OUT, SCORED
 from ..calibration.divergence import divergence, seen_by_callers
 from ..calibration.division import parted, spread, texts_in
-from ..config import COUNT, CalibrationConfig, LayerChoice
+from ..config import COUNT, CalibrationConfig
 from ..coupling.trace import quiet_forward
 from ..errors import ConfigError, DataError, PlanError
 from ..planning.tracing import plain_attention
@@ -46,7 +46,12 @@ Clock = Callable[[], float]
 
 
 def search(
-    front: Front, batches: Iterable[Batch], *, seconds: float = SECONDS, clock: Clock = time.monotonic
+    front: Front,
+    batches: Iterable[Batch],
+    *,
+    seconds: float = SECONDS,
+    calibration: CalibrationConfig | None = None,
+    clock: Clock = time.monotonic,
 ) -> SearchResult:
     """Find the candidate whose calibrated start follows the teacher best, by successive halving.
 
@@ -61,6 +66,7 @@ def search(
             32, is held out.
         seconds: that it may take; the candidate that is tried when they are over is finished. The first rung may take
             half of them.
+        calibration: how starts are made, by default as `CalibrationConfig()` says; no layer is refined.
         clock: gives seconds.
 
     Raises:
@@ -70,15 +76,19 @@ def search(
     """
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
         raise ConfigError(f"seconds={seconds!r} is not a number above 0. Leave it out for {SECONDS:.0f} s.")
-    return _Search(front, spread([*batches]), seconds, clock).run()
+    made = replace(calibration or CalibrationConfig(), refine=0)
+    return _Search(front, spread([*batches]), seconds, made, clock).run()
 
 
 class _Search:
     """One search: its data, its clock and what it has found so far."""
 
-    def __init__(self, front: Front, batches: Sequence[Batch], seconds: float, clock: Clock) -> None:
+    def __init__(
+        self, front: Front, batches: Sequence[Batch], seconds: float, calibration: CalibrationConfig, clock: Clock
+    ) -> None:
         self._front, self._teacher = front, front.space.teacher
         self._clock, self._began, self._seconds = clock, clock(), seconds
+        self._calibration = calibration
         self._spent: dict[str, float] = dict.fromkeys((FOLLOWING, ORDERING, PLANNING, CALIBRATING, SCORING), 0.0)
         self._order: LayerOrder | None = None
         self._fixed = ""  # why no student may have fewer layers
@@ -146,11 +156,12 @@ class _Search:
         depths = [each.shape[COUNT] for each in self._front.candidates if space.is_shallow(each.shape)]
         if not depths:
             return
+        by = self._calibration.layer_choice
         forward = self._spent[FOLLOWING] / sum(map(texts_in, self._held_out))
-        greedy = forward * texts_of_greedy(max(space.layers), min(depths)) <= ORDER_SHARE * self._seconds
+        if forward * texts_of_greedy(max(space.layers), min(depths)) > ORDER_SHARE * self._seconds:
+            by = "influence"
         try:
             with plain_attention(self._teacher):
-                by: LayerChoice = "greedy" if greedy else "influence"
                 self._order = layer_order(self._teacher, min(depths), self._given, by)
         except PlanError as refusal:
             self._fixed = str(refusal)
@@ -161,7 +172,7 @@ class _Search:
             raise PlanError(self._fixed)
         left = self._began + self._seconds - self._clock()
         config = space.config(candidate.shape, self._order)
-        config.calibration_config = CalibrationConfig(refine_seconds=max(left / FINALISTS, LEAST_SECONDS))
+        config.calibration_config = replace(self._calibration, refine_seconds=max(left / FINALISTS, LEAST_SECONDS))
         with self._spending(PLANNING), exact_sizes():
             tuner = get_wid_model(self._teacher, config).base_model
         with self._spending(CALIBRATING):
