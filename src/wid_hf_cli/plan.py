@@ -155,7 +155,9 @@ def _tell(report: PlanReport, console: Console) -> None:
 def _table(rows: list[tuple[str, ...]], title: str) -> Table:
     """Return a table of texts, the first row above the others."""
     header, *others = rows
-    table = Table(*header, title=title)
+    table = Table(title=title)
+    for name in header:
+        table.add_column(name, overflow="fold")
     for row in others:
         table.add_row(*row)
     return table

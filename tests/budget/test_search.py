@@ -129,6 +129,15 @@ def test_time_is_exceeded_by_no_more_than_one_candidate(front: Front) -> None:
     assert found.rows()[2][2] == "not tried"
 
 
+def test_the_last_two_see_all_texts_at_once(front: Front) -> None:
+    candidates = (*front.candidates, *front.candidates, *front.candidates[:1])
+    found = search(replace(front, candidates=candidates), batches(16), seconds=40.0, clock=Clock())
+    assert found.texts == (12, 24, 48, 96)
+    assert found.scored[0].texts in ((12, 96), (12, 24, 96))
+    assert found.scored[0].texts == found.scored[1].texts
+    assert "after calibration on 96" in found.reason
+
+
 def test_two_are_compared_on_equal_texts_even_if_the_time_of_a_rung_is_over(
     front: Front, monkeypatch: pytest.MonkeyPatch
 ) -> None:

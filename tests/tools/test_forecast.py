@@ -48,5 +48,7 @@ def test_a_larger_batch_needs_more_memory(masked_teacher: Path, tmp_path: Path) 
         for size in (4, 32)
     )
     assert few.memory < many.memory
-    assert f"Training with 32 rows of up to 12 tokens a step: {1000 * many.step_seconds / 60:,.1f} minutes" in many.words
+    assert (
+        f"Training with 32 rows of up to 12 tokens a step: {1000 * many.step_seconds / 60:,.1f} minutes" in many.words
+    )
     assert many.to_dict()["seconds_per_1000_steps"] == 1000 * many.step_seconds

@@ -57,7 +57,7 @@ def search(
 
     Every start is scored on held-out texts by the objective's own divergence, as `calibrate` scores its trials: first
     all of them after calibration on few texts, then the better half after calibration on more, until two are left that
-    have seen all. Only these are made as `calibrate` makes a start; before, streams are turned without a trial, and
+    see all. Only these are made as `calibrate` makes a start; before, streams are turned without a trial, and
     heads that only gradient steps can fit, of masked language models, stay at their closed form.
 
     Args:
@@ -109,24 +109,30 @@ class _Search:
         scored = [Scored(candidate) for candidate in self._front.candidates]
         texts = self._texts(len(scored))
         alive = [*range(len(scored))]
-        for rung, count in enumerate(texts):
+        rung = 0
+        while alive:
             self._last = rung == len(texts) - 1
-            self._try_all(alive, scored, count, self._began + self._seconds * self._share(rung, len(texts)))
-            reached = sorted((at for at in alive if len(scored[at].scores) > rung), key=lambda at: scored[at].rank)
-            alive = reached[: max(ceil(len(reached) / 2), FINALISTS)]
-            if len(alive) < FINALISTS or self._clock() > self._began + self._seconds:
+            deadline = self._began + self._seconds * self._share(rung, len(texts))
+            reached = self._try_all(alive, scored, texts[rung], deadline)
+            alive = sorted(reached, key=lambda at: scored[at].rank)[: max(ceil(len(reached) / 2), FINALISTS)]
+            if self._last or len(alive) < FINALISTS or self._clock() > self._began + self._seconds:
                 break
+            rung = len(texts) - 1 if len(alive) == FINALISTS else rung + 1
         return self._result(scored, texts)
 
-    def _try_all(self, alive: Sequence[int], scored: list[Scored], texts: int, deadline: float) -> None:
-        """Give those that are alive one more score, as far as there is time."""
+    def _try_all(self, alive: Sequence[int], scored: list[Scored], texts: int, deadline: float) -> list[int]:
+        """Give those that are alive one more score, as far as there is time; return those that got one."""
         some = parted(self._given, texts)[0] or self._given[:1]
+        reached = []
         for place, at in enumerate(progress_bar(alive, f"Searching, {texts} texts")):
             # Two are compared on equal texts even if the rung's own time is over.
             end = deadline if place >= FINALISTS else self._began + self._seconds
             if place and self._clock() > end:
                 break
-            scored[at] = self._tried(scored[at], some)
+            scored[at] = self._tried(scored[at], some, texts)
+            if texts in scored[at].texts[-1:]:
+                reached.append(at)
+        return reached
 
     def _texts(self, candidates: int) -> tuple[int, ...]:
         """Return on how many texts starts are calibrated at each rung, twice as many each time."""
@@ -139,7 +145,7 @@ class _Search:
         """Return the share of the time that may be over at the end of a rung."""
         return 1.0 if rungs == 1 else FIRST_SHARE + (1 - FIRST_SHARE) * rung / (rungs - 1)
 
-    def _tried(self, scored: Scored, batches: Sequence[Batch]) -> Scored:
+    def _tried(self, scored: Scored, batches: Sequence[Batch], texts: int) -> Scored:
         """Return `scored` with one more score, or with the reason why there is none."""
         began = self._clock()
         try:
@@ -148,7 +154,7 @@ class _Search:
             note = f"refused: {str(refusal).splitlines()[-1]}"
             return replace(scored, seconds=scored.seconds + self._clock() - began, note=note)
         seconds = scored.seconds + self._clock() - began
-        return replace(scored, scores=(*scored.scores, score), seconds=seconds)
+        return replace(scored, scores=(*scored.scores, score), texts=(*scored.texts, texts), seconds=seconds)
 
     def _order_layers(self) -> None:
         """Find in which order layers go, if a candidate has fewer than the teacher."""
