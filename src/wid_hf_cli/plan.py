@@ -63,8 +63,10 @@ def plan(
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
     """Show the coupled dimensions of a teacher and the sizes of the student, given or found for a target."""
-    from wid_hf import CalibrationConfig
+    from wid_hf import CalibrationConfig, ConfigError
+    from wid_hf.hub.paths import expanded
     from wid_hf.objectives.registry import may_be_headless
+    from wid_hf.plots.front import draw_front
     from wid_hf.tools.plan_report import plan_report
     from wid_hf.tools.recipe import CompressSettings
     from wid_hf.tools.teachers import Teacher
@@ -103,30 +105,21 @@ def plan(
         validation_texts=validation_texts,
         seed=seed,
     )
+    if picture is not None and (target is None or not train or not seconds):
+        raise ConfigError(
+            "--picture draws the candidates of a search. Give a target such as --params 25%, and --train."
+        )
     subject = Teacher(
         teacher, revision=revision, trust_remote_code=trust_remote_code, headless=may_be_headless(task.value)
     )
     with Console(stderr=True).status("Planning"):
         report = plan_report(subject, asked, train=train, settings=settings, proof=verify)
-    if picture is not None:
-        _draw(report, picture)
+    if picture is not None and report.found is not None and report.found.result is not None:
+        draw_front(report.found.result, Path(expanded(picture)))
     if as_json:
         typer.echo(json.dumps(report.to_dict(), indent=2))
     else:
         _tell(report, Console())
-
-
-def _draw(report: PlanReport, picture: Path) -> None:
-    """Draw the candidates of a search."""
-    from wid_hf import ConfigError
-    from wid_hf.hub.paths import expanded
-    from wid_hf.plots.front import draw_front
-
-    if report.found is None or report.found.result is None:
-        raise ConfigError(
-            "--picture draws the candidates of a search. Give a target such as --params 25%, and --train."
-        )
-    draw_front(report.found.result, Path(expanded(picture)))
 
 
 def _tell(report: PlanReport, console: Console) -> None:

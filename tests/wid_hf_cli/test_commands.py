@@ -84,6 +84,17 @@ def test_plan_refuses_sizes_beside_a_target_and_amounts_that_are_none(masked_tea
         invoke("plan", str(masked_teacher), "--latency-ms", "fast")
 
 
+def test_compress_takes_a_target_in_the_place_of_sizes(masked_teacher: Path, tmp_path: Path) -> None:
+    train = write_texts(tmp_path / "t.txt")
+    words = "--params 50% --round-to 2 --search-seconds 0 --steps 0 --max-length 12 --validation-texts 8".split()
+    out = invoke("compress", str(masked_teacher), "--train", str(train), "--output", str(tmp_path / "s"), *words)
+    assert "a guess, without a search." in out
+    report = json.loads((tmp_path / "s" / "wid_report.json").read_text())
+    assert report["search"]["asked"]["target"] == {"params": "50%"}
+    assert report["sizes"]["student"]["total"] <= report["sizes"]["teacher"]["total"] / 2
+    assert report["run"]["params"] == "50%"
+
+
 @pytest.mark.slow
 def test_compress_prints_teacher_start_and_student_side_by_side(masked_teacher: Path, tmp_path: Path) -> None:
     out = compress(masked_teacher, tmp_path, "--steps 2 --batch-size 8 --max-length 12 --validation-texts 8")
