@@ -86,7 +86,8 @@ def test_plan_refuses_sizes_beside_a_target_and_amounts_that_are_none(masked_tea
 
 def test_compress_takes_a_target_in_the_place_of_sizes(masked_teacher: Path, tmp_path: Path) -> None:
     train = write_texts(tmp_path / "t.txt")
-    words = "--params 50% --round-to 2 --search-seconds 0 --steps 0 --max-length 12 --validation-texts 8".split()
+    target = ["--params", "50%", "--round-to", "2", "--search-seconds", "0"]
+    words = [*target, "--steps", "0", "--max-length", "12", "--validation-texts", "8"]
     out = invoke("compress", str(masked_teacher), "--train", str(train), "--output", str(tmp_path / "s"), *words)
     assert "a guess, without a search." in out
     report = json.loads((tmp_path / "s" / "wid_report.json").read_text())

@@ -56,5 +56,5 @@ def test_json_of_given_sizes_has_layers_parameters_and_proof(masked_teacher: Pat
 
 
 def test_a_picture_needs_a_search(masked_teacher: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--picture draws the candidates of a search. Give a target"):
+    with pytest.raises(ConfigError, match="--picture draws the candidates of a search"):
         plan(masked_teacher, *HALF, "--picture", str(tmp_path / "front.png"))

@@ -115,8 +115,7 @@ def initialize(
             positions = gather_moments(teacher, trace, plan, batches, precision, gatherers)
 
         # Column subset selection by pivoted Cholesky, head SVD and PCA of streams.
-        candidates = _candidates(subsets.index_sets(index_sets), head_rotation, stream_rotation, streams)
-        candidates = candidates if tries else candidates[:1]
+        candidates = _candidates(subsets.index_sets(index_sets), head_rotation, stream_rotation, streams, tries)
 
         def start(candidate: Candidate, some: Sequence[Batch], measured: bool = False) -> list[InputReconstruction]:
             """Set the compactors, then fit them by layer-wise least squares in the order of the forward."""
@@ -156,13 +155,14 @@ def _candidates(
     head_rotation: HeadRotation,
     stream_rotation: StreamRotation,
     streams: Sequence[Stream],
+    tries: bool,
 ) -> list[Candidate]:
-    """Return the starts to choose from: turned streams first, if there are any."""
+    """Return the starts to choose from: turned streams first, if there are any; only the first if none is tried."""
     selected = Candidate(SELECTED, index_sets, head_rotation.maps(index_sets, {}))
     if not streams:
         return [selected]
     turned = [(TURNED, stream_rotation.turned())]
-    if stream_rotation.has_outliers:
+    if tries and stream_rotation.has_outliers:
         turned.append((OUTLIERS_KEPT, stream_rotation.turned(keep_outliers=True)))
     inside_heads = head_rotation.maps(index_sets, turned[0][1].rotations)  # outlying indices make no difference to them
     found = []
@@ -170,4 +170,4 @@ def _candidates(
         rotations = {**inside_heads, **parts.rotations}
         maps = [(stream, parts.maps[stream.leaf]) for stream in streams]
         found.append(Candidate(name, {**index_sets, **parts.index_sets}, rotations, parts.vectors, maps))
-    return [*found, selected]
+    return [*found, selected] if tries else found
