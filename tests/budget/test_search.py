@@ -129,6 +129,28 @@ def test_time_is_exceeded_by_no_more_than_one_candidate(front: Front) -> None:
     assert found.rows()[2][2] == "not tried"
 
 
+def test_short_texts_are_enough_even_at_the_first_rung(tiny_bert: BertForMaskedLM) -> None:
+    generator = torch.Generator().manual_seed(0)
+    short = [{"input_ids": torch.randint(5, 60, (8, 3), generator=generator)} for _ in range(16)]
+    front = propose(made_strong(tiny_bert), Target(params="50%"), round_to=2, most=4)
+    widest = max(each.shape["intermediate_size"] for each in front.candidates)
+    found = search(front, short)
+    assert found.texts[0] * 3 >= 2.5 * widest
+    assert found.texts[-1] == 96
+
+
+def test_a_rung_that_has_too_few_texts_is_left_out(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    def needs_many(self: Any, candidate: Any, some: Any) -> float:
+        if sum(len(batch["input_ids"]) for batch in some) < 48:
+            raise DataError("too few")
+        return 1.0
+
+    monkeypatch.setattr("wid_hf.budget.halving._Search._score", needs_many)
+    assert [each.texts for each in search(front, batches()).scored] == [(48,)] * 4
+    with pytest.raises(DataError, match="too few"):
+        search(front, batches(4))
+
+
 def test_the_last_two_see_all_texts_at_once(front: Front) -> None:
     candidates = (*front.candidates, *front.candidates, *front.candidates[:1])
     found = search(replace(front, candidates=candidates), batches(16), seconds=40.0, clock=Clock())

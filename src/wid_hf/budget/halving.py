@@ -19,9 +19,9 @@ from transformers import PreTrainedModel
 
 from ..adapter.get_wid_model import get_wid_model
 from ..calibration.batches import NOTHING_BUT_PADDING, Batch, prepared
-from ..calibration.candidates import HELD_OUT, SCORED
+from ..calibration.candidates import ENOUGH, HELD_OUT, SCORED
 from ..calibration.divergence import divergence, seen_by_callers
-from ..calibration.division import parted, spread, texts_in
+from ..calibration.division import parted, spread, texts_in, tokens_in
 from ..config import COUNT, CalibrationConfig
 from ..coupling.trace import quiet_forward
 from ..errors import ConfigError, DataError, PlanError
@@ -113,7 +113,13 @@ class _Search:
         while alive:
             self._last = rung == len(texts) - 1
             deadline = self._began + self._seconds * self._share(rung, len(texts))
-            reached = self._try_all(alive, scored, texts[rung], deadline)
+            try:
+                reached = self._try_all(alive, scored, texts[rung], deadline)
+            except DataError:  # too few texts, of which only those with tokens are counted before
+                if self._last:
+                    raise
+                rung += 1
+                continue
             alive = sorted(reached, key=lambda at: scored[at].rank)[: max(ceil(len(reached) / 2), FINALISTS)]
             if self._last or len(alive) < FINALISTS or self._clock() > self._began + self._seconds:
                 break
@@ -138,7 +144,11 @@ class _Search:
         """Return on how many texts starts are calibrated at each rung, twice as many each time."""
         rungs = max(1, ceil(log2(max(candidates, 1) / FINALISTS)) + 1)
         every = sum(map(texts_in, self._given))
-        counts = [min(max(every >> (rungs - 1 - rung), LEAST_TEXTS), every) for rung in range(rungs)]
+        # Fits on fewer positions are of another kind, and of too few they are refused.
+        widest = max(max(each.shape.values()) for each in self._front.candidates)
+        tokens = tokens_in([prepared(self._teacher, batch) for batch in self._given])
+        least = ceil(ENOUGH * widest * every / tokens) if tokens else LEAST_TEXTS
+        counts = [min(max(every >> (rungs - 1 - rung), LEAST_TEXTS, least), every) for rung in range(rungs)]
         return tuple(dict.fromkeys(counts))
 
     def _share(self, rung: int, rungs: int) -> float:

@@ -39,7 +39,7 @@ class Scored:
     @property
     def rank(self) -> tuple[int, float]:
         """The sort key that puts the best first: those that came further, then those that are nearer."""
-        return -len(self.scores), self.scores[-1] if self.scores else float("inf")
+        return (-self.texts[-1], self.scores[-1]) if self.texts else (0, float("inf"))
 
 
 @dataclass(frozen=True)

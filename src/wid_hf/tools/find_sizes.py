@@ -87,14 +87,15 @@ def find_sizes(
         DataError: the rows cannot be used.
         PlanError: no size of the teacher may shrink, or none of the shapes that were tried can be planned.
     """
-    front = propose(teacher.model, asked.target, round_to=asked.round_to)
     if not asked.seconds or train is None:
+        front = propose(teacher.model, asked.target, round_to=asked.round_to)
         return FoundSizes(asked, sizes_of(front.space.config(front.planned_guess().shape)), front)
     objective = find_task(teacher.model, teacher.processor, settings.task)
     settings = replace(settings, steps=0, max_length=fitting_length(objective, settings.max_length))
-    first = FoundSizes(asked, sizes_of(front.space.config(front.guess.shape)), front)
-    calibration = objective.configured(first.config).calibration_config
-    data = load_training_data(train, objective, settings, calibration.samples, held_out)
+    any_size = asked.config({"num_hidden_layers": 1})  # what an objective needs of a start has nothing to do with sizes
+    calibration = objective.configured(any_size).calibration_config
+    data = load_training_data(train, objective, settings, calibration.samples, held_out)  # before the work: it may fail
+    front = propose(teacher.model, asked.target, round_to=asked.round_to)
     batches = drawn_batches(data.train, objective.collator, calibration, settings.seed)
     result = search(front, batches, seconds=asked.seconds, calibration=calibration)
     return FoundSizes(asked, sizes_of(result.config), front, result)
