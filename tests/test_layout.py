@@ -52,6 +52,9 @@ FLOW = (
     "tools.smaller_vocabulary",
     "tools.compression",
     "tools.as_is",
+    "tools.find_sizes",
+    "tools.forecast",
+    "tools.plan_report",
     "tools.compress",
     "tools.one_call",
 )

@@ -38,6 +38,15 @@ def compress(
     vocabulary: options.Vocabulary = None,
     overrides: options.Overrides = None,
     tie_word_embeddings: options.TieWordEmbeddings = None,
+    params: options.Params = None,
+    encoder_params: options.EncoderParams = None,
+    bytes_on_disk: options.Bytes = None,
+    latency_ms: options.LatencyMs = None,
+    memory: options.Memory = None,
+    target_batch: options.TargetBatch = 1,
+    target_length: options.TargetLength = 128,
+    round_to: options.RoundTo = None,
+    search_seconds: options.SearchSeconds = 900.0,
     init: Annotated[
         options.Init | None,
         typer.Option(
@@ -47,8 +56,8 @@ def compress(
     selection: Annotated[
         options.Selection | None, typer.Option(help="Which of the teacher's indices the start keeps.")
     ] = None,
-    calibration_samples: Annotated[int, typer.Option(min=1, help="Texts to calibrate on.")] = 256,
-    calibration_batch_size: Annotated[int, typer.Option(min=1, help="Texts per batch of calibration.")] = 32,
+    calibration_samples: options.CalibrationSamples = 256,
+    calibration_batch_size: options.CalibrationBatchSize = 32,
     ridge: Annotated[
         float,
         typer.Option(
@@ -78,9 +87,7 @@ def compress(
         options.Schedule,
         typer.Option(help="Narrow from the first step, or from full width by the paper's proportions or step counts."),
     ] = options.Schedule.narrow,
-    task: Annotated[
-        options.Task, typer.Option(help="What the teacher is for; auto finds it from its class.")
-    ] = options.Task.auto,
+    task: options.OfTask = options.Task.auto,
     train_weights: Annotated[
         options.TrainWeights,
         typer.Option(
@@ -89,8 +96,8 @@ def compress(
         ),
     ] = options.TrainWeights.auto,
     steps: Annotated[int, typer.Option(min=0, help="Optimizer steps; 0 leaves the student at its start.")] = 1000,
-    batch_size: Annotated[int, typer.Option(min=1, help="Texts per step.")] = 32,
-    max_length: Annotated[int, typer.Option(min=3, help="Tokens per text.")] = 128,
+    batch_size: options.BatchSize = 32,
+    max_length: options.MaxLength = 128,
     learning_rate: Annotated[
         float | None, typer.Option(min=0, help="Of the student's own weights (--train-weights merged).")
     ] = None,
@@ -113,22 +120,15 @@ def compress(
             help="Share of the loss on labels beside that from the teacher; by default 0.5 if there are labels.",
         ),
     ] = None,
-    column: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="ROLE=NAME", help="Column of a role such as text, text_pair or label; a NAME alone is the text's."
-        ),
-    ] = None,
-    split: Annotated[str, typer.Option(help="Split of --train, where it is a dataset or a folder.")] = "train",
+    column: options.Column = None,
+    split: options.Split = "train",
     streaming: Annotated[
         bool, typer.Option("--streaming", help="Read rows while training: no table of them is made before.")
     ] = False,
-    validation: Annotated[
-        list[str] | None, typer.Option(help="Held-out rows, named as for --train; by default part of those.")
-    ] = None,
-    validation_split: Annotated[str, typer.Option(help="Split of --validation.")] = "validation",
-    validation_texts: Annotated[int, typer.Option(min=1, help="How many.")] = 512,
-    seed: Annotated[int, typer.Option(help="Of data order, masking and held-out texts.")] = 0,
+    validation: options.Validation = None,
+    validation_split: options.ValidationSplit = "validation",
+    validation_texts: options.ValidationTexts = 512,
+    seed: options.Seed = 0,
     training: Annotated[
         list[str] | None,
         typer.Option(
@@ -158,6 +158,15 @@ def compress(
     from wid_hf.tools.compress import CompressSettings
     from wid_hf.tools.compress import compress as compress_teacher
 
+    target = options.target(
+        params=params,
+        encoder_params=encoder_params,
+        bytes=bytes_on_disk,
+        latency_ms=latency_ms,
+        memory=memory,
+        batch=target_batch,
+        length=target_length,
+    )
     config = options.wid_config(
         hidden_size,
         intermediate_size,
@@ -168,6 +177,7 @@ def compress(
         overrides,
         num_hidden_layers,
         layers,
+        target=options.size_search(target, search_seconds, round_to),
         tie_word_embeddings=tie_word_embeddings,
         vocabulary=options.vocabulary(vocabulary),
         init=init.value if init is not None else None,

@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +17,7 @@ from .run_file import with_those_of_file
 
 if TYPE_CHECKING:
     from wid_hf import WidConfig, WidSchedule
-    from wid_hf.budget import Target
+    from wid_hf.budget import SizeSearch, Target
 
 
 LOSSES = ("logits", "hidden", "relations")  # of --distillation
@@ -150,6 +151,27 @@ RoundTo = Annotated[
     int | None,
     typer.Option(min=1, help="What sizes found for a target are multiples of; by default 8 on a CPU, 64 elsewhere."),
 ]
+Column = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="ROLE=NAME", help="Column of a role such as text, text_pair or label; a NAME alone is the text's."
+    ),
+]
+OfTask = Annotated[Task, typer.Option("--task", help="What the teacher is for; auto finds it from its class.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Texts per step.")]
+MaxLength = Annotated[int, typer.Option(min=3, help="Tokens per text.")]
+Split = Annotated[str, typer.Option(help="Split of --train, where it is a dataset or a folder.")]
+Validation = Annotated[
+    list[str] | None, typer.Option(help="Held-out rows, named as for --train; by default part of those.")
+]
+ValidationSplit = Annotated[str, typer.Option(help="Split of --validation.")]
+ValidationTexts = Annotated[int, typer.Option(min=1, help="How many.")]
+Seed = Annotated[int, typer.Option(help="Of data order, masking and held-out texts.")]
+CalibrationSamples = Annotated[int, typer.Option(min=1, help="Texts to calibrate on.")]
+CalibrationBatchSize = Annotated[int, typer.Option(min=1, help="Texts per batch of calibration.")]
+SearchSeconds = Annotated[
+    float, typer.Option(min=0, help="Time of the search for sizes that fill a target; 0 takes a guess.")
+]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the teacher on the Hub.")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run model code from the Hub.")]
 
@@ -164,23 +186,40 @@ def wid_config(
     overrides: list[str] | None,
     num_hidden_layers: int | None = None,
     layers: str | None = None,
+    *,
+    target: SizeSearch | None = None,
     **start: Any,
-) -> WidConfig:
-    """Return the `WidConfig` that the options describe; `start` has its other fields by name."""
+) -> WidConfig | SizeSearch:
+    """Return the `WidConfig` that the options describe, or with a target the search for its sizes.
+
+    `start` has its other fields by name.
+
+    Raises:
+        ConfigError: sizes are given beside a target.
+    """
     from wid_hf import WidConfig
 
-    return WidConfig(
-        hidden_size=hidden_size,
-        intermediate_size=intermediate_size,
-        num_attention_heads=heads,
-        num_key_value_heads=key_value_heads,
-        head_dim=head_dim,
-        head_strategy=strategy.value,
-        overrides=_nested(overrides or []),
-        num_hidden_layers=num_hidden_layers,
-        layers=list(numbers("--layers", layers, int)) if layers is not None else None,
-        **start,
-    )
+    sizes: dict[str, Any] = {
+        "hidden_size": hidden_size,
+        "intermediate_size": intermediate_size,
+        "num_attention_heads": heads,
+        "num_key_value_heads": key_value_heads,
+        "head_dim": head_dim,
+        "overrides": _nested(overrides or []),
+        "num_hidden_layers": num_hidden_layers,
+        "layers": list(numbers("--layers", layers, int)) if layers is not None else None,
+    }
+    others: dict[str, Any] = {"head_strategy": strategy.value, **start}
+    if target is None:
+        return WidConfig(**sizes, **others)
+    return replace(target, others={name: value for name, value in sizes.items() if value} | others)
+
+
+def size_search(target: Target | None, seconds: float, round_to: int | None) -> SizeSearch | None:
+    """Return the search for a target; None without one."""
+    from wid_hf.budget import SizeSearch
+
+    return SizeSearch(target, seconds, round_to) if target is not None else None
 
 
 def target(**given: Any) -> Target | None:

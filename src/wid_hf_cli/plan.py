@@ -1,15 +1,21 @@
-"""`wid-hf plan`: what would shrink, and how small it would get."""
+"""`wid-hf plan`: what would shrink, how small it would get, how good and how long."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Annotated
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from . import options
+
+if TYPE_CHECKING:
+    from wid_hf.tools.plan_report import PlanReport
+
+PLAIN: dict[str, Any] = {"soft_wrap": True, "markup": False, "highlight": False}
 
 
 def plan(
@@ -29,21 +35,41 @@ def plan(
     bytes_on_disk: options.Bytes = None,
     latency_ms: options.LatencyMs = None,
     memory: options.Memory = None,
-    batch: options.TargetBatch = 1,
-    length: options.TargetLength = 128,
+    target_batch: options.TargetBatch = 1,
+    target_length: options.TargetLength = 128,
     round_to: options.RoundTo = None,
+    train: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Rows, as compress takes them: a target is searched for on them, and a training is measured."
+        ),
+    ] = None,
+    seconds: options.SearchSeconds = 900.0,
+    task: options.OfTask = options.Task.auto,
+    column: options.Column = None,
+    split: options.Split = "train",
+    validation: options.Validation = None,
+    validation_split: options.ValidationSplit = "validation",
+    validation_texts: options.ValidationTexts = 256,
+    batch_size: options.BatchSize = 32,
+    max_length: options.MaxLength = 128,
+    calibration_samples: options.CalibrationSamples = 256,
+    calibration_batch_size: options.CalibrationBatchSize = 32,
+    seed: options.Seed = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")] = False,
+    picture: Annotated[Path | None, typer.Option(help="Draw the candidates of the search to this PNG.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Prove the coupled dimensions by permutation.")] = False,
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
     """Show the coupled dimensions of a teacher and the sizes of the student, given or found for a target."""
-    from wid_hf import ConfigError, plan_student
-    from wid_hf.budget import propose
-    from wid_hf.budget.shapes import words_of
-    from wid_hf.hub.model_size import model_size, size_rows
-    from wid_hf.planning.empty_student import empty_student
-    from wid_hf.tools.plan_table import plan_table
-    from wid_hf.tools.teachers import load_teacher
+    from wid_hf import CalibrationConfig, ConfigError
+    from wid_hf.hub.paths import expanded
+    from wid_hf.objectives.registry import may_be_headless
+    from wid_hf.plots.front import draw_front
+    from wid_hf.tools.plan_report import plan_report
+    from wid_hf.tools.recipe import CompressSettings
+    from wid_hf.tools.teachers import Teacher
 
     target = options.target(
         params=params,
@@ -51,55 +77,80 @@ def plan(
         bytes=bytes_on_disk,
         latency_ms=latency_ms,
         memory=memory,
-        batch=batch,
-        length=length,
+        batch=target_batch,
+        length=target_length,
     )
-    sizes_given = (
+    asked = options.wid_config(
         hidden_size,
         intermediate_size,
         heads,
         key_value_heads,
         head_dim,
+        head_strategy,
+        overrides,
         num_hidden_layers,
         layers,
-        overrides,
+        target=options.size_search(target, seconds, round_to),
+        tie_word_embeddings=tie_word_embeddings,
+        calibration_config=CalibrationConfig(calibration_samples, calibration_batch_size),
     )
-    if target is not None and any(sizes_given):
-        raise ConfigError("Sizes and a target are given. Give the sizes, or the target that they shall be found for.")
-    config = None
-    if target is None:
-        config = options.wid_config(
-            hidden_size,
-            intermediate_size,
-            heads,
-            key_value_heads,
-            head_dim,
-            head_strategy,
-            overrides,
-            num_hidden_layers,
-            layers,
-            tie_word_embeddings=tie_word_embeddings,
+    settings = CompressSettings(
+        task=task.value,
+        batch_size=batch_size,
+        max_length=max_length,
+        column=tuple(column or ()),
+        split=split,
+        validation=validation,
+        validation_split=validation_split,
+        validation_texts=validation_texts,
+        seed=seed,
+    )
+    if picture is not None and (target is None or not train or not seconds):
+        raise ConfigError(
+            "--picture draws the candidates of a search. Give a target such as --params 25%, and --train."
         )
-    model = load_teacher(teacher, revision=revision, trust_remote_code=trust_remote_code)
-    console = Console()
-    if target is not None:
-        front = propose(model, target, round_to=round_to)
-        guess = front.planned_guess()
-        console.print(str(front), markup=False, highlight=False)
-        console.print(f"Without a search: {words_of(guess.shape)}", markup=False, highlight=False)
-        config = replace(front.space.config(guess.shape), tie_word_embeddings=tie_word_embeddings)
-    assert config is not None
-    with console.status("Tracing and planning"):
-        planned = plan_student(model, config, proof=verify)
+    subject = Teacher(
+        teacher, revision=revision, trust_remote_code=trust_remote_code, headless=may_be_headless(task.value)
+    )
+    with Console(stderr=True).status("Planning"):
+        report = plan_report(subject, asked, train=train, settings=settings, proof=verify)
+    if picture is not None and report.found is not None and report.found.result is not None:
+        draw_front(report.found.result, Path(expanded(picture)))
+    if as_json:
+        typer.echo(json.dumps(report.to_dict(), indent=2))
+    else:
+        _tell(report, Console())
+
+
+def _tell(report: PlanReport, console: Console) -> None:
+    """Print what would become of the teacher."""
+    from wid_hf.hub.model_size import size_rows
+    from wid_hf.tools.plan_table import plan_table
+
+    planned, found = report.planned, report.found
+    if found is not None:
+        if found.result is not None:
+            console.print(_table(found.result.rows(), title="Candidates"))
+        console.print(found.words, **PLAIN)
     for stack in planned.stacks:
         console.print(str(stack), markup=False)
     console.print(plan_table(planned.plan))
     for note in planned.plan.notes:
         console.print(note, markup=False)
-    sizes = {"teacher": model_size(model), "student": model_size(empty_student(model, planned.config))}
-    table = Table("", *sizes, title="Sizes")
-    for row in size_rows(sizes, list(sizes)):
-        table.add_row(*row)
-    console.print(table)
-    if verify:
+    console.print(_table([("", *report.sizes), *size_rows(report.sizes, list(report.sizes))], title="Sizes"))
+    if report.forecast is not None:
+        console.print(_table(report.forecast.rows(), title=f"Expected on {report.forecast.held_out} held-out rows"))
+        console.print(report.forecast.words, **PLAIN)
+    if report.proved:
         console.print("Proved by permutation: every coupled dimension above.")
+
+
+def _table(rows: list[tuple[str, ...]], title: str) -> Table:
+    """Return a table of texts, the first row above the others."""
+    header, *others = rows
+    table = Table(title=title)
+    for name in header:
+        table.add_column(name, overflow="fold")
+    for row in others:
+        table.add_row(*row)
+    return table

@@ -13,10 +13,13 @@ from imitations import made_strong
 from matplotlib import image
 from matplotlib.figure import Figure
 from torch import Tensor
-from transformers import BertForMaskedLM
+from transformers import BertConfig, BertForMaskedLM
 
-from wid_hf import ConfigError, DataError, PlanError, get_wid_model
+from wid_hf import ConfigError, DataError, PlanError, WidConfig, get_wid_model
+from wid_hf.adapter import layers_kept
 from wid_hf.budget import Front, Target, propose, search
+from wid_hf.calibration.divergence import divergence
+from wid_hf.calibration.division import parted, spread
 from wid_hf.plots.front import draw_front
 
 
@@ -69,6 +72,55 @@ def test_a_search_is_the_same_each_time_and_leaves_the_teacher_alone(front: Fron
     assert all(torch.equal(before[name], weight) for name, weight in front.space.teacher.named_parameters())
 
 
+def test_layers_are_chosen_once_for_all_candidates_as_calibrate_chooses_them(
+    tiny_bert: BertForMaskedLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {**tiny_bert.config.to_dict(), "num_hidden_layers": 4}
+    teacher = made_strong(BertForMaskedLM(BertConfig(**sizes)).eval())
+    front = propose(teacher, Target(params="60%"), round_to=8, layers=(4,))
+    shapes = [{"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": depth} for depth in (1, 2, 3)]
+    calls: list[int] = []
+    choose = layers_kept.choose_layers
+    monkeypatch.setattr(layers_kept, "choose_layers", lambda *a, **k: (calls.append(1), choose(*a, **k))[1])
+    found = search(replace(front, candidates=tuple(replace(front.guess, shape=each) for each in shapes)), batches())
+    assert calls == [1]
+    assert found.order is not None and len(found.order.gone) == 3
+    count = found.winner["num_hidden_layers"]
+    assert found.config.layers == found.order.kept(count)
+    alone = get_wid_model(teacher, WidConfig(num_hidden_layers=count))
+    alone.base_model.calibrate(parted(spread(batches()), 48)[0])
+    assert found.config.layers == [*alone.base_model.stacks[0].kept]
+
+
+def test_depth_alone_is_a_candidate_and_is_scored_as_calibrate_makes_it(tiny_bert: BertForMaskedLM) -> None:
+    teacher = made_strong(tiny_bert)
+    front = propose(teacher, Target(params="99%"), round_to=8)
+    one = next(
+        each
+        for each in front.candidates
+        if (each.shape["hidden_size"], each.shape["intermediate_size"], each.shape["num_hidden_layers"]) == (24, 48, 1)
+    )
+    found = search(replace(front, candidates=(one,)), batches())
+    given, held_out = parted(spread(batches()), 48)
+    model = get_wid_model(teacher, found.config, calibration_data=given)
+    with torch.no_grad():
+        outputs = [[[seen(**batch).logits] for batch in held_out] for seen in (teacher, model)]
+    assert found.scored[0].scores[0] == pytest.approx(divergence(*outputs, held_out)[0], rel=1e-4)
+
+
+def test_layers_of_other_kinds_lose_with_the_reason_and_the_others_go_on(
+    front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PlanError("- layers of this model differ in kind")
+
+    monkeypatch.setattr(layers_kept, "choose_layers", refuse)
+    found = search(front, batches(4))
+    for each in found.scored:
+        is_shallow = each.candidate.shape["num_hidden_layers"] < 2
+        assert (each.note == "refused: - layers of this model differ in kind") == is_shallow != bool(each.scores)
+
+
 def test_time_is_exceeded_by_no_more_than_one_candidate(front: Front) -> None:
     found = search(front, batches(4), seconds=1.0, clock=Clock())
     assert [len(each.scores) for each in found.scored] == [1, 0, 0, 0]
@@ -77,13 +129,44 @@ def test_time_is_exceeded_by_no_more_than_one_candidate(front: Front) -> None:
     assert found.rows()[2][2] == "not tried"
 
 
+def test_short_texts_are_enough_even_at_the_first_rung(tiny_bert: BertForMaskedLM) -> None:
+    generator = torch.Generator().manual_seed(0)
+    short = [{"input_ids": torch.randint(5, 60, (8, 3), generator=generator)} for _ in range(16)]
+    front = propose(made_strong(tiny_bert), Target(params="50%"), round_to=2, most=4)
+    widest = max(each.shape["intermediate_size"] for each in front.candidates)
+    found = search(front, short)
+    assert found.texts[0] * 3 >= 2.5 * widest
+    assert found.texts[-1] == 96
+
+
+def test_a_rung_that_has_too_few_texts_is_left_out(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    def needs_many(self: Any, candidate: Any, some: Any) -> float:
+        if sum(len(batch["input_ids"]) for batch in some) < 48:
+            raise DataError("too few")
+        return 1.0
+
+    monkeypatch.setattr("wid_hf.budget.halving._Search._score", needs_many)
+    assert [each.texts for each in search(front, batches()).scored] == [(48,)] * 4
+    with pytest.raises(DataError, match="too few"):
+        search(front, batches(4))
+
+
+def test_the_last_two_see_all_texts_at_once(front: Front) -> None:
+    candidates = (*front.candidates, *front.candidates, *front.candidates[:1])
+    found = search(replace(front, candidates=candidates), batches(16), seconds=40.0, clock=Clock())
+    assert found.texts == (12, 24, 48, 96)
+    assert found.scored[0].texts in ((12, 96), (12, 24, 96))
+    assert found.scored[0].texts == found.scored[1].texts
+    assert "after calibration on 96" in found.reason
+
+
 def test_two_are_compared_on_equal_texts_even_if_the_time_of_a_rung_is_over(
     front: Front, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
     tried: list[int] = []
 
-    def tenths(self: Any, plan: Any, some: Any) -> float:
+    def tenths(self: Any, candidate: Any, some: Any) -> float:
         """Take a tenth of the time; later ones are nearer."""
         clock.now += 100.0
         tried.append(sum(len(batch["input_ids"]) for batch in some))

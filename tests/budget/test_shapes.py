@@ -8,10 +8,11 @@ import pytest
 import torch
 from architectures import ARCHITECTURES
 from encoder_decoders import bart
-from transformers import BertForMaskedLM, PreTrainedModel
+from transformers import BertForMaskedLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from wid_hf import ConfigError, PlanError
 from wid_hf.budget import Space
+from wid_hf.budget.layer_order import LayerOrder
 from wid_hf.budget.shapes import Mix, skeleton
 from wid_hf.hub.model_size import model_size
 from wid_hf.planning.student_plan import empty_student
@@ -43,7 +44,7 @@ def test_sizes_are_found_and_a_shape_is_counted_as_it_is_planned(
 
 
 def test_heads_stay_many_or_become_few(tiny_bert: BertForMaskedLM) -> None:
-    space = Space.of(tiny_bert, round_to=2)
+    space = Space.of(tiny_bert, round_to=2, layers=(2,))
     many, few = (space.shape(Mix(EVEN, manner), 0.5) for manner in ("narrower", "fewer"))
     assert many == {"hidden_size": 12, "num_attention_heads": 4, "intermediate_size": 24, "num_hidden_layers": 2}
     assert few == {**many, "num_attention_heads": 2}
@@ -58,7 +59,7 @@ def test_a_width_that_does_not_divide_into_heads_goes_down_by_steps(tiny_bert: B
 
 def test_free_heads_shrink_by_groups() -> None:
     space = Space.of(ARCHITECTURES["llama"].build(), round_to=4)
-    assert space.axes == ("width", "inner", "heads")
+    assert space.axes == ("width", "inner", "heads", "depth")
     shape = space.shape(Mix({"heads": 1.0}, "fewer"), 0.5)
     assert (shape["hidden_size"], shape["intermediate_size"]) == (48, 96)
     assert (shape["num_attention_heads"], shape["num_key_value_heads"], shape["head_dim"]) == (2, 1, 12)
@@ -78,6 +79,33 @@ def test_layers_are_one_more_axis_and_are_counted(tiny_bert: BertForMaskedLM) ->
     assert shape == {"hidden_size": 24, "num_attention_heads": 4, "intermediate_size": 48, "num_hidden_layers": 1}
     layer = sum(weight.numel() for weight in tiny_bert.bert.encoder.layer[0].parameters())
     assert model_size(tiny_bert).total - model_size(space.skeleton(shape)).total == layer
+
+
+def test_by_default_every_number_of_layers_is_allowed_that_the_config_counts() -> None:
+    deep = ARCHITECTURES["bert"].build()
+    assert Space.of(deep).layers == tuple(range(1, deep.config.num_hidden_layers + 1))
+    assert Space.of(bart(0)).layers == (bart(0).config.num_hidden_layers,)
+
+
+def test_lists_with_an_entry_for_each_layer_follow_the_number_of_layers() -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
+    teacher = Qwen2ForCausalLM(Qwen2Config(vocab_size=50, num_hidden_layers=3, **sizes)).eval()
+    count = teacher.config.num_hidden_layers
+    assert len(teacher.config.layer_types) == count
+    space = Space.of(teacher, round_to=4)
+    shape = {**space.shape(Mix({}, "fewer"), 1.0), "num_hidden_layers": count - 1}
+    config = space.student_config(shape)
+    assert (config.num_hidden_layers, len(config.layer_types)) == (count - 1, count - 1)
+    assert model_size(space.skeleton(shape)) == model_size(empty_student(teacher, space.plan(shape).config))
+
+
+def test_a_request_names_the_layers_that_an_order_leaves(tiny_bert: BertForMaskedLM) -> None:
+    space = Space.of(tiny_bert, round_to=4)
+    shape = {"hidden_size": 24, "num_hidden_layers": 1}
+    assert space.config(shape).requested == shape
+    order = LayerOrder(2, (0,), "greedy")
+    assert space.config(shape, order).requested == {"hidden_size": 24, "layers": [1]}
+    assert space.config({"hidden_size": 12, "num_hidden_layers": 2}, order).requested == {"hidden_size": 12}
 
 
 def test_encoder_decoders_shrink_by_one_scale() -> None:
@@ -122,4 +150,5 @@ def test_a_teacher_without_sizes_that_may_shrink_is_refused(
 
     monkeypatch.setattr("wid_hf.budget.shapes.plan_student", refuse)
     with pytest.raises(PlanError, match="No size of this BertForMaskedLM may shrink"):
-        Space.of(tiny_bert)
+        Space.of(tiny_bert, layers=(2,))
+    assert Space.of(tiny_bert).axes == ("depth",)  # fewer layers need no width that shrinks

@@ -78,10 +78,22 @@ def test_plan_finds_sizes_for_a_target(masked_teacher: Path) -> None:
 
 
 def test_plan_refuses_sizes_beside_a_target_and_amounts_that_are_none(masked_teacher: Path) -> None:
-    with pytest.raises(ConfigError, match="Sizes and a target are given"):
+    with pytest.raises(ConfigError, match=r"Sizes \(hidden_size\) and a target are given"):
         invoke("plan", str(masked_teacher), "--params", "50%", "--hidden-size", "12")
     with pytest.raises(ConfigError, match="latency_ms='fast' is no amount above 0"):
         invoke("plan", str(masked_teacher), "--latency-ms", "fast")
+
+
+def test_compress_takes_a_target_in_the_place_of_sizes(masked_teacher: Path, tmp_path: Path) -> None:
+    train = write_texts(tmp_path / "t.txt")
+    target = ["--params", "50%", "--round-to", "2", "--search-seconds", "0"]
+    words = [*target, "--steps", "0", "--max-length", "12", "--validation-texts", "8"]
+    out = invoke("compress", str(masked_teacher), "--train", str(train), "--output", str(tmp_path / "s"), *words)
+    assert "a guess, without a search." in out
+    report = json.loads((tmp_path / "s" / "wid_report.json").read_text())
+    assert report["search"]["asked"]["target"] == {"params": "50%"}
+    assert report["sizes"]["student"]["total"] <= report["sizes"]["teacher"]["total"] / 2
+    assert report["run"]["params"] == "50%"
 
 
 @pytest.mark.slow

@@ -6,13 +6,14 @@ is nearest to the teacher.
 Modules, from the bottom up: `amounts` (numbers with units), `targets` (what may be asked), `head_layouts`, `shapes`
 (which sizes a teacher's students may have), `stock_models` (students with random weights, and their inputs), `memory`
 and `latency` (what these need), `costs` (how much of a target a shape takes), `front` (the shapes that fill a target),
-`result` and `halving` (which of them is best).
+`layer_order` (which layers go), `result` and `halving` (which shape is best), `size_search` (a target in a request).
 """
 
 from .front import Front, propose
 from .halving import search
 from .result import SearchResult
 from .shapes import Shape, Space
+from .size_search import SizeSearch
 from .targets import Target
 
-__all__ = ["Front", "SearchResult", "Shape", "Space", "Target", "propose", "search"]
+__all__ = ["Front", "SearchResult", "Shape", "SizeSearch", "Space", "Target", "propose", "search"]

@@ -105,7 +105,7 @@ def propose(
     target: Target,
     *,
     round_to: int | None = None,
-    layers: Sequence[int] = (),
+    layers: Sequence[int] | None = None,
     most: int = MOST,
     timer: Timer | None = None,
 ) -> Front:
@@ -115,7 +115,7 @@ def propose(
         teacher: a stock transformers model with real weights.
         target: the most that a student may need.
         round_to: what sizes are multiples of; see `Space.of`.
-        layers: numbers of layers that students may have; by default the teacher's alone.
+        layers: numbers of layers that students may have; see `Space.of`.
         most: candidates.
         timer: measures latency; by default on the teacher's device.
 

@@ -1,8 +1,8 @@
 """Which of the shapes that fill a target is best: successive halving by their calibrated starts, without training.
 
-Takes a `Front` and calibration data; gives a `SearchResult`. The teacher's outputs on held-out texts are computed once
-for all candidates. Moments of its activations are not shared: which of them a start needs depends on its plan, and all
-of a BERT-base would take more than a gigabyte.
+Takes a `Front` and calibration data; gives a `SearchResult`. The teacher is surveyed once for all candidates: its
+outputs on held-out texts, and the order in which layers go. Moments of its activations are not shared: which of them a
+start needs depends on its plan, and all of a BERT-base would take more than a gigabyte.
 """
 
 from __future__ import annotations
@@ -17,37 +17,48 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..calibration import initialize
+from ..adapter.get_wid_model import get_wid_model
 from ..calibration.batches import NOTHING_BUT_PADDING, Batch, prepared
-from ..calibration.candidates import HELD_OUT, SCORED
+from ..calibration.candidates import ENOUGH, HELD_OUT, SCORED
 from ..calibration.divergence import divergence, seen_by_callers
-from ..calibration.division import parted, spread, texts_in
+from ..calibration.division import parted, spread, texts_in, tokens_in
+from ..config import COUNT, CalibrationConfig
 from ..coupling.trace import quiet_forward
 from ..errors import ConfigError, DataError, PlanError
-from ..layers import first_indices, install
-from ..planning.student_plan import StudentPlan, empty_student
 from ..planning.tracing import plain_attention
 from ..progress_bar import progress_bar
 from .front import Candidate, Front
+from .layer_order import LayerOrder, layer_order, texts_of_greedy
 from .result import Scored, SearchResult
+from .shapes import exact_sizes
 
 SECONDS = 900.0
 LEAST_TEXTS = 8  # to calibrate on at the first rung
 FINALISTS = 2  # candidates at the last rung
+LEAST_SECONDS = 1.0  # for the head of a finalist
 FIRST_SHARE = 0.5  # of the time, for the first rung: all later ones have fewer candidates
-PLANNING, CALIBRATING, SCORING, FOLLOWING = "planning", "calibrating", "scoring", "the teacher's outputs"
+ORDER_SHARE = 0.2  # of the time, for the order of layers: greedy choice of many layers takes longer
+FOLLOWING, ORDERING, PLANNING, CALIBRATING, SCORING = (
+    "the teacher's outputs", "the order of layers", "planning", "calibrating", "scoring",
+)  # fmt: skip
 
 Clock = Callable[[], float]
 
 
 def search(
-    front: Front, batches: Iterable[Batch], *, seconds: float = SECONDS, clock: Clock = time.monotonic
+    front: Front,
+    batches: Iterable[Batch],
+    *,
+    seconds: float = SECONDS,
+    calibration: CalibrationConfig | None = None,
+    clock: Clock = time.monotonic,
 ) -> SearchResult:
     """Find the candidate whose calibrated start follows the teacher best, by successive halving.
 
     Every start is scored on held-out texts by the objective's own divergence, as `calibrate` scores its trials: first
     all of them after calibration on few texts, then the better half after calibration on more, until two are left that
-    have seen all. Heads that only gradient steps can fit, of masked language models, stay at their closed form.
+    see all. Only these are made as `calibrate` makes a start; before, streams are turned without a trial, and
+    heads that only gradient steps can fit, of masked language models, stay at their closed form.
 
     Args:
         front: the candidates, from `propose`.
@@ -55,6 +66,7 @@ def search(
             32, is held out.
         seconds: that it may take; the candidate that is tried when they are over is finished. The first rung may take
             half of them.
+        calibration: how starts are made, by default as `CalibrationConfig()` says; no layer is refined.
         clock: gives seconds.
 
     Raises:
@@ -64,18 +76,23 @@ def search(
     """
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
         raise ConfigError(f"seconds={seconds!r} is not a number above 0. Leave it out for {SECONDS:.0f} s.")
-    return _Search(front, spread([*batches]), seconds, clock).run()
+    made = replace(calibration or CalibrationConfig(), refine=0)
+    return _Search(front, spread([*batches]), seconds, made, clock).run()
 
 
 class _Search:
     """One search: its data, its clock and what it has found so far."""
 
-    def __init__(self, front: Front, batches: Sequence[Batch], seconds: float, clock: Clock) -> None:
+    def __init__(
+        self, front: Front, batches: Sequence[Batch], seconds: float, calibration: CalibrationConfig, clock: Clock
+    ) -> None:
         self._front, self._teacher = front, front.space.teacher
         self._clock, self._began, self._seconds = clock, clock(), seconds
-        self._spent: dict[str, float] = dict.fromkeys((FOLLOWING, PLANNING, CALIBRATING, SCORING), 0.0)
-        self._plans: dict[int, StudentPlan] = {}
-        self._measure = ""
+        self._calibration = calibration
+        self._spent: dict[str, float] = dict.fromkeys((FOLLOWING, ORDERING, PLANNING, CALIBRATING, SCORING), 0.0)
+        self._order: LayerOrder | None = None
+        self._fixed = ""  # why no student may have fewer layers
+        self._measure, self._last = "", False
         texts = sum(map(texts_in, batches))
         if texts < 2:
             raise DataError(f"{NOTHING_BUT_PADDING} A search needs two texts or more: one to score on.")
@@ -87,63 +104,97 @@ class _Search:
         """Return what was found."""
         with self._spending(FOLLOWING), plain_attention(self._teacher):
             self._wanted = self._outputs(self._teacher)
+        with self._spending(ORDERING):
+            self._order_layers()
         scored = [Scored(candidate) for candidate in self._front.candidates]
         texts = self._texts(len(scored))
         alive = [*range(len(scored))]
-        for rung, count in enumerate(texts):
-            self._try_all(alive, scored, count, self._began + self._seconds * self._share(rung, len(texts)))
-            reached = sorted((at for at in alive if len(scored[at].scores) > rung), key=lambda at: scored[at].rank)
-            alive = reached[: max(ceil(len(reached) / 2), FINALISTS)]
-            if len(alive) < FINALISTS or self._clock() > self._began + self._seconds:
+        rung = 0
+        while alive:
+            self._last = rung == len(texts) - 1
+            deadline = self._began + self._seconds * self._share(rung, len(texts))
+            try:
+                reached = self._try_all(alive, scored, texts[rung], deadline)
+            except DataError:  # too few texts, of which only those with tokens are counted before
+                if self._last:
+                    raise
+                rung += 1
+                continue
+            alive = sorted(reached, key=lambda at: scored[at].rank)[: max(ceil(len(reached) / 2), FINALISTS)]
+            if self._last or len(alive) < FINALISTS or self._clock() > self._began + self._seconds:
                 break
+            rung = len(texts) - 1 if len(alive) == FINALISTS else rung + 1
         return self._result(scored, texts)
 
-    def _try_all(self, alive: Sequence[int], scored: list[Scored], texts: int, deadline: float) -> None:
-        """Give those that are alive one more score, as far as there is time."""
+    def _try_all(self, alive: Sequence[int], scored: list[Scored], texts: int, deadline: float) -> list[int]:
+        """Give those that are alive one more score, as far as there is time; return those that got one."""
         some = parted(self._given, texts)[0] or self._given[:1]
+        reached = []
         for place, at in enumerate(progress_bar(alive, f"Searching, {texts} texts")):
             # Two are compared on equal texts even if the rung's own time is over.
             end = deadline if place >= FINALISTS else self._began + self._seconds
             if place and self._clock() > end:
                 break
-            scored[at] = self._tried(at, scored[at], some)
+            scored[at] = self._tried(scored[at], some, texts)
+            if texts in scored[at].texts[-1:]:
+                reached.append(at)
+        return reached
 
     def _texts(self, candidates: int) -> tuple[int, ...]:
         """Return on how many texts starts are calibrated at each rung, twice as many each time."""
         rungs = max(1, ceil(log2(max(candidates, 1) / FINALISTS)) + 1)
         every = sum(map(texts_in, self._given))
-        counts = [min(max(every >> (rungs - 1 - rung), LEAST_TEXTS), every) for rung in range(rungs)]
+        # Fits on fewer positions are of another kind, and of too few they are refused.
+        widest = max(max(each.shape.values()) for each in self._front.candidates)
+        tokens = tokens_in([prepared(self._teacher, batch) for batch in self._given])
+        least = ceil(ENOUGH * widest * every / tokens) if tokens else LEAST_TEXTS
+        counts = [min(max(every >> (rungs - 1 - rung), LEAST_TEXTS, least), every) for rung in range(rungs)]
         return tuple(dict.fromkeys(counts))
 
     def _share(self, rung: int, rungs: int) -> float:
         """Return the share of the time that may be over at the end of a rung."""
         return 1.0 if rungs == 1 else FIRST_SHARE + (1 - FIRST_SHARE) * rung / (rungs - 1)
 
-    def _tried(self, at: int, scored: Scored, batches: Sequence[Batch]) -> Scored:
+    def _tried(self, scored: Scored, batches: Sequence[Batch], texts: int) -> Scored:
         """Return `scored` with one more score, or with the reason why there is none."""
         began = self._clock()
         try:
-            score = self._score(self._plan(at, scored.candidate), batches)
+            score = self._score(scored.candidate, batches)
         except PlanError as refusal:
             note = f"refused: {str(refusal).splitlines()[-1]}"
             return replace(scored, seconds=scored.seconds + self._clock() - began, note=note)
         seconds = scored.seconds + self._clock() - began
-        return replace(scored, scores=(*scored.scores, score), seconds=seconds)
+        return replace(scored, scores=(*scored.scores, score), texts=(*scored.texts, texts), seconds=seconds)
 
-    def _plan(self, at: int, candidate: Candidate) -> StudentPlan:
-        if at not in self._plans:
-            with self._spending(PLANNING):
-                self._plans[at] = self._front.space.plan(candidate.shape)
-        return self._plans[at]
+    def _order_layers(self) -> None:
+        """Find in which order layers go, if a candidate has fewer than the teacher."""
+        space = self._front.space
+        depths = [each.shape[COUNT] for each in self._front.candidates if space.is_shallow(each.shape)]
+        if not depths:
+            return
+        by = self._calibration.layer_choice
+        forward = self._spent[FOLLOWING] / sum(map(texts_in, self._held_out))
+        if forward * texts_of_greedy(max(space.layers), min(depths)) > ORDER_SHARE * self._seconds:
+            by = "influence"
+        try:
+            with plain_attention(self._teacher):
+                self._order = layer_order(self._teacher, min(depths), self._given, by)
+        except PlanError as refusal:
+            self._fixed = str(refusal)
 
-    def _score(self, plan: StudentPlan, batches: Sequence[Batch]) -> float:
-        with self._spending(CALIBRATING), plain_attention(self._teacher):
-            student = empty_student(self._teacher, plan.config).eval()
-            install(student, plan.trace.weights, plan.trace.aliases, plan.plan, first_indices(plan.plan), shifts=True)
-            with plain_attention(student):
-                initialize(self._teacher, student, plan.trace, plan.plan, batches)
-        with self._spending(SCORING):
-            score, self._measure = divergence(self._wanted, self._outputs(student), self._held_out)
+    def _score(self, candidate: Candidate, batches: Sequence[Batch]) -> float:
+        space = self._front.space
+        if self._fixed and space.is_shallow(candidate.shape):
+            raise PlanError(self._fixed)
+        left = self._began + self._seconds - self._clock()
+        config = space.config(candidate.shape, self._order)
+        config.calibration_config = replace(self._calibration, refine_seconds=max(left / FINALISTS, LEAST_SECONDS))
+        with self._spending(PLANNING), exact_sizes():
+            tuner = get_wid_model(self._teacher, config).base_model
+        with self._spending(CALIBRATING):
+            tuner.calibrate(batches, quick=not self._last)
+        with self._spending(SCORING), plain_attention(tuner.model):
+            score, self._measure = divergence(self._wanted, self._outputs(tuner.model), self._held_out)
         return score
 
     def _outputs(self, model: PreTrainedModel) -> list[list[Tensor]]:
@@ -164,4 +215,6 @@ class _Search:
             notes = "\n".join(dict.fromkeys(f"- {each.note}" for each in ordered if each.note))
             raise PlanError(f"None of the {len(ordered)} shapes that fill the target can be planned:\n{notes}")
         held_out = sum(map(texts_in, self._held_out))
-        return SearchResult(self._front, ordered, texts, held_out, self._measure, self._spent, self._seconds)
+        return SearchResult(
+            self._front, ordered, texts, held_out, self._measure, self._spent, self._seconds, self._order
+        )

@@ -21,14 +21,22 @@ from .stock_models import forward
 def peak_memory(model: PreTrainedModel, inputs: Mapping[str, Any]) -> int:
     """Return the bytes of the weights and buffers of `model`, of `inputs`, and of the most activations at one time."""
     held = [*model.parameters(), *model.buffers(), *(t for t in tree_leaves(dict(inputs)) if isinstance(t, Tensor))]
-    alive = _Alive(held)
+    alive = Alive(held)
     with alive:
         forward(model, inputs)
     return alive.most
 
 
-class _Alive(TorchDispatchMode):
-    """Adds up the bytes of all storages that are alive, and remembers the most."""
+class Alive(TorchDispatchMode):
+    """Adds up the bytes of all storages that are alive, and remembers the most.
+
+    Args:
+        held: tensors that exist already.
+
+    Attributes:
+        now: bytes.
+        most: bytes at one time.
+    """
 
     def __init__(self, held: Sequence[Tensor]) -> None:
         super().__init__()

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..config import WidConfig
 from .front import Candidate, Front
+from .layer_order import LayerOrder
 from .shapes import Shape, words_of
 
 HEADER = ("", "parameters", "divergence", "texts", "seconds", "sizes")
@@ -24,19 +25,21 @@ class Scored:
     Attributes:
         candidate: its shape, and what it needs.
         scores: the divergence of its calibrated start at each rung that it reached; infinite if it has no number.
+        texts: on how many texts each of these starts was calibrated.
         seconds: wall time that it took in all.
         note: why it was not tried to the end, or empty.
     """
 
     candidate: Candidate
     scores: tuple[float, ...] = ()
+    texts: tuple[int, ...] = ()
     seconds: float = 0.0
     note: str = ""
 
     @property
     def rank(self) -> tuple[int, float]:
         """The sort key that puts the best first: those that came further, then those that are nearer."""
-        return -len(self.scores), self.scores[-1] if self.scores else float("inf")
+        return (-self.texts[-1], self.scores[-1]) if self.texts else (0, float("inf"))
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class SearchResult:
         measure: what a divergence is, in words.
         spent: seconds by what was done in them.
         seconds: that the search was allowed to take.
+        order: in which layers go as candidates become shallower; None if none is.
     """
 
     front: Front
@@ -60,6 +64,7 @@ class SearchResult:
     measure: str
     spent: Mapping[str, float]
     seconds: float
+    order: LayerOrder | None = None
 
     @property
     def winner(self) -> Shape:
@@ -69,21 +74,21 @@ class SearchResult:
     @property
     def config(self) -> WidConfig:
         """The request for the winner."""
-        return self.front.space.config(self.winner)
+        return self.front.space.config(self.winner, self.order)
 
     @property
     def reason(self) -> str:
         """Why the winner won, in words."""
-        best, rung = self.scored[0], len(self.scored[0].scores)
+        best = self.scored[0]
         tried = [each for each in self.scored if each.scores]
         won = (
             f"{words_of(best.candidate.shape)}: divergence {best.scores[-1]:.3g} ({self.measure}) on {self.held_out} "
-            f"held-out texts after calibration on {self.texts[rung - 1]}"
+            f"held-out texts after calibration on {best.texts[-1]}"
         )
         if len(tried) == 1:
             return f"{won}. It is the only candidate that could be tried in {self.seconds:.0f} s."
         second = tried[1]
-        last = f"{second.scores[-1]:.3g} on {self.texts[len(second.scores) - 1]}"
+        last = f"{second.scores[-1]:.3g} on {second.texts[-1]}"
         return (
             f"{won}, the least of {len(tried)} shapes that were tried; the next has {last} "
             f"({words_of(second.candidate.shape)})."
@@ -95,7 +100,8 @@ class SearchResult:
         parts = ", ".join(f"{what} {seconds:.0f} s" for what, seconds in self.spent.items())
         untried = sum(1 for each in self.scored if not each.scores)
         rest = f" {untried} candidates were not tried." if untried else ""
-        return f"{sum(self.spent.values()):.0f} s of {self.seconds:.0f} s: {parts}.{rest}"
+        before = f" The shapes took {self.front.seconds:.0f} s before that."
+        return f"{sum(self.spent.values()):.0f} s of {self.seconds:.0f} s: {parts}.{rest}{before}"
 
     def rows(self) -> list[tuple[str, ...]]:
         """Return the candidates as text after a header, with latency if it was asked for."""
@@ -110,16 +116,19 @@ class SearchResult:
             "teacher": dict(self.front.teacher),
             "round_to": self.front.space.step,
             "winner": dict(self.winner),
+            "layers": self.config.layers,
+            "order": {"gone": list(self.order.gone), "by": self.order.by} if self.order is not None else None,
             "reason": self.reason,
             "measure": self.measure,
             "texts": list(self.texts),
             "held_out": self.held_out,
-            "spent": dict(self.spent),
+            "spent": {"the shapes": self.front.seconds, **self.spent},
             "candidates": [
                 {
                     "shape": dict(each.candidate.shape),
                     "needs": dict(each.candidate.needs),
                     "scores": [score if isfinite(score) else None for score in each.scores],
+                    "texts": list(each.texts),
                     "seconds": each.seconds,
                     "note": each.note,
                 }
@@ -135,7 +144,7 @@ class SearchResult:
             f"{needs['params']:,.0f}",
             *((f"{needs['latency_ms']:.2f}",) if timed else ()),
             told,
-            str(self.texts[len(scores) - 1]) if scores else "",
+            str(scored.texts[-1]) if scores else "",
             f"{scored.seconds:.0f}",
             words_of(scored.candidate.shape),
         )

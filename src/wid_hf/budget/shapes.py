@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
 from math import lcm
@@ -18,20 +19,22 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from ..config import SIZES, WidConfig
+from ..config import COUNT, SIZES, WidConfig
 from ..errors import ConfigError, PlanError
+from ..planning.depth import requested_stacks
+from ..planning.depth.shallow_config import shallow_config
 from ..planning.sizes import Request
 from ..planning.sizes.config_names import own_name, stated
 from ..planning.sizes.following import WORDS_OF_WIDTHS
 from ..planning.sizes.student_config import with_sizes
-from ..planning.student_plan import StudentPlan, check_teacher, plan_student
+from ..planning.student_plan import MOVED, StudentPlan, check_teacher, plan_student
 from .head_layouts import MANNERS, HeadLayouts, Manner
+from .layer_order import LayerOrder
 
 Shape = Mapping[str, int]
 """Sizes by the names of the teacher's config, with dots before those of its parts: `text_config.hidden_size`."""
 
 HIDDEN, INNER, HEADS, DEPTH = "width", "inner", "heads", "depth"
-LAYERS = "num_hidden_layers"
 WORDS_OF_INNER_WIDTHS = (*WORDS_OF_WIDTHS, "inner")
 TIMES = (4, 2, 3, 1, 8)  # what an inner width that a config leaves out may be of the hidden size
 STEPS = {"cpu": 8}  # by device: what sizes are multiples of, where the teacher is wide enough
@@ -75,14 +78,15 @@ class Space:
     one_scale: bool
 
     @classmethod
-    def of(cls, teacher: PreTrainedModel, *, round_to: int | None = None, layers: Sequence[int] = ()) -> Space:
+    def of(cls, teacher: PreTrainedModel, *, round_to: int | None = None, layers: Sequence[int] | None = None) -> Space:
         """Find the sizes of a teacher that may shrink, by planning a student with each of them halved.
 
         Args:
             teacher: a stock transformers model with real weights.
             round_to: what sizes are multiples of. By default 8 on a CPU, and 64 on other devices if the teacher's
                 hidden size is 512 or more.
-            layers: numbers of layers that students may have; by default the teacher's alone.
+            layers: numbers of layers that students may have; by default all up to the teacher's, where
+                `num_hidden_layers` counts layers of a model of one stack.
 
         Raises:
             TeacherError: the teacher cannot be planned with; see `plan_student`.
@@ -94,7 +98,7 @@ class Space:
         hidden = dict(_hidden_sizes(config))
         step = _step(teacher, min(hidden.values(), default=0), round_to)
         one_scale = len(hidden) > 1 or bool(getattr(config, "is_encoder_decoder", False)) or "hidden_size" not in hidden
-        found = cls(teacher, hidden, {}, _layers(config, layers), (), step, one_scale)
+        found = cls(teacher, hidden, {}, _layers(teacher, layers, one_scale), (), step, one_scale)
         found = found._with(inner={n: s for n, s in found._inner_sizes() if found._allows({n: found._half(s)})})
         found = found._with(manners=tuple(found._manners()))
         if not found.manners:
@@ -128,7 +132,7 @@ class Space:
         steps = self._steps
         hidden = {name: self._rounded(size, share(HIDDEN), steps[name]) for name, size in self.hidden.items()}
         inner = {name: self._rounded(size, share(INNER), self.step) for name, size in self.inner.items()}
-        depth = {LAYERS: self._depth(share(DEPTH))} if self.layers else {}
+        depth = {COUNT: self._depth(share(DEPTH))} if self.layers else {}
         return {**self._with_heads(hidden, share(HEADS), mix.manner), **inner, **depth}
 
     def grown(self, shape: Shape, name: str, manner: Manner) -> Shape | None:
@@ -142,16 +146,25 @@ class Space:
         heads = self.heads.sizes(larger[name], 1.0, manner)
         return {**larger, **heads} if heads is not None else None
 
-    def config(self, shape: Shape) -> WidConfig:
-        """Return the request for a shape."""
-        own = {*SIZES, LAYERS} & {field.name for field in fields(WidConfig)}
+    def config(self, shape: Shape, order: LayerOrder | None = None) -> WidConfig:
+        """Return the request for a shape.
+
+        Args:
+            shape: the sizes.
+            order: in which layers go; without it calibration data decides which stay.
+        """
         if self.one_scale:  # parts are refused where nothing of them is smaller
             shape = self._smaller(shape)
-        named: dict[str, Any] = {name: size for name, size in shape.items() if name in own}
-        others = {name: size for name, size in shape.items() if name not in own}
-        if others.get(LAYERS) == self._all_layers:
-            others.pop(LAYERS, None)
+        named: dict[str, Any] = {name: size for name, size in shape.items() if name in SIZES}
+        others = {name: size for name, size in shape.items() if name not in {*SIZES, COUNT}}
+        if self.is_shallow(shape):
+            depth = shape[COUNT]
+            named |= {COUNT: depth} if order is None else {"layers": order.kept(depth)}
         return WidConfig(**named, overrides=_nested(others))
+
+    def is_shallow(self, shape: Shape) -> bool:
+        """Return whether a shape has fewer layers than the teacher."""
+        return COUNT in shape and shape[COUNT] != self._all_layers
 
     def skeleton(self, shape: Shape) -> PreTrainedModel:
         """Return the student on the meta device: shapes without numbers, in the teacher's dtype.
@@ -163,14 +176,15 @@ class Space:
 
     def student_config(self, shape: Shape) -> PretrainedConfig:
         """Return the student's config, as the best meaning of the request has it."""
-        widths = {name: size for name, size in shape.items() if name != LAYERS}
+        widths = {name: size for name, size in shape.items() if name != COUNT}
         config: Any = self.teacher.config
         if self._smaller(widths):
             config = next(iter(Request(config, self.config(widths)).configs()))[1]
         if isinstance(config, PlanError):
             raise config
-        depth = shape.get(LAYERS, self._all_layers)
-        return config if depth == self._all_layers else with_sizes(config, {LAYERS: depth})
+        if not self.is_shallow(shape):
+            return config
+        return shallow_config(config, (own_name(config, COUNT),), range(shape[COUNT]))
 
     def plan(self, shape: Shape) -> StudentPlan:
         """Plan the student of a shape.
@@ -178,12 +192,8 @@ class Space:
         Raises:
             PlanError: there is no such student.
         """
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # of other sizes than those asked for
-            try:
-                return plan_student(self.teacher, self.config(shape))
-            except (UserWarning, ConfigError) as other:
-                raise PlanError(f"- {other}") from other
+        with exact_sizes():
+            return plan_student(self.teacher, self.config(shape))
 
     def _smaller(self, shape: Shape) -> Shape:
         """Return the sizes of a shape that are not the teacher's."""
@@ -192,7 +202,7 @@ class Space:
 
     @property
     def _all_layers(self) -> int | None:
-        return stated(self.teacher.config, LAYERS)
+        return stated(self.teacher.config, COUNT)
 
     def _with(self, **changed: Any) -> Space:
         return Space(**{**{each.name: getattr(self, each.name) for each in fields(self)}, **changed})
@@ -230,7 +240,7 @@ class Space:
         """Yield the manners of heads with which the plan lets streams shrink."""
         for manner in MANNERS[:1] if self.heads.heads is None else MANNERS:
             mix = Mix({HIDDEN: 1.0, HEADS: 1.0}, manner)
-            shape = {name: size for name, size in self.shape(mix, 0.5).items() if name not in {*self.inner, LAYERS}}
+            shape = {name: size for name, size in self.shape(mix, 0.5).items() if name not in {*self.inner, COUNT}}
             if self.hidden and self._allows(shape):
                 yield manner
 
@@ -264,6 +274,21 @@ class Space:
         return True
 
 
+@contextmanager
+def exact_sizes() -> Iterator[None]:
+    """Refuse students of other sizes than those asked for.
+
+    Raises:
+        PlanError: the teacher's config has no such sizes, or the nearest ones would be taken.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", MOVED, UserWarning)
+        try:
+            yield
+        except (UserWarning, ConfigError) as other:
+            raise PlanError(f"- {other}") from other
+
+
 def skeleton(teacher: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
     """Return `type(teacher)(config)` on the meta device, in the teacher's dtype.
 
@@ -293,15 +318,28 @@ def _step(teacher: PreTrainedModel, hidden: int, round_to: int | None) -> int:
     return round_to
 
 
-def _layers(config: PretrainedConfig, layers: Sequence[int]) -> tuple[int, ...]:
-    own = stated(config, LAYERS)
+def _layers(teacher: PreTrainedModel, layers: Sequence[int] | None, one_scale: bool) -> tuple[int, ...]:
+    own = stated(teacher.config, COUNT)
     if type(own) is not int:
         if layers:
-            raise ConfigError(f"layers={[*layers]}: {type(config).__name__} does not count its layers. Leave them out.")
+            raise ConfigError(
+                f"layers={[*layers]}: {type(teacher.config).__name__} does not count its layers. Leave them out."
+            )
         return ()
-    if wrong := [each for each in layers if type(each) is not int or not 0 < each <= own]:
-        raise ConfigError(f"layers={[*layers]}: the teacher has {own} layers, so {wrong[0]!r} is none of 1 to {own}.")
-    return tuple(sorted(layers)) or (own,)
+    asked = [*(layers or ())]
+    if wrong := [each for each in asked if type(each) is not int or not 0 < each <= own]:
+        raise ConfigError(f"layers={asked}: the teacher has {own} layers, so {wrong[0]!r} is none of 1 to {own}.")
+    if layers is None and not one_scale and _counts_layers(teacher, own):
+        return tuple(range(1, own + 1))
+    return tuple(sorted(asked)) or (own,)
+
+
+def _counts_layers(teacher: PreTrainedModel, own: int) -> bool:
+    """Return whether a smaller number there gives the same model with fewer layers."""
+    try:
+        return own > 1 and bool(requested_stacks(teacher, WidConfig(num_hidden_layers=own - 1)))
+    except ConfigError:
+        return False
 
 
 def _parts(config: PretrainedConfig, prefix: str = "") -> Iterator[tuple[str, PretrainedConfig]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import ConfigError
 from .amounts import BYTES, COUNTS, MILLISECONDS, Amount, amount
@@ -80,6 +81,13 @@ class Target:
         """Each amount that is given, by name."""
         found = {name: self._amount(name) for name in NAMES if getattr(self, name) is not None}
         return {name: each for name, each in found.items() if each is not None}
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """Every amount as it was given, by name, and the forward where a target is about one."""
+        forward = {"latency_ms", "memory"} & {*self.amounts}
+        names = (*self.amounts, *(("batch", "length") if forward else ()))
+        return {name: getattr(self, name) for name in names}
 
     def limits(self, teacher: Mapping[str, float]) -> dict[str, float]:
         """Return the most that a student may need, by name.

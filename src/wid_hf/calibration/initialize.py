@@ -64,6 +64,7 @@ def initialize(
     reconstruction: bool = True,
     ridge: float = 1e-4,
     output: str = "auto",
+    tries: bool = True,
     whole: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Start:
     """Set the compactors of `student` to their start.
@@ -80,6 +81,8 @@ def initialize(
         reconstruction: whether to fit every weight input to the teacher's.
         ridge: ridge strength of these fits, relative to the mean variance of the input.
         output: `"coordinates"` keeps indices in every stream that callers of the model see.
+        tries: whether the ways in which streams may start are tried on a part of the batches; otherwise the first is
+            taken.
         whole: inside, the teacher computes what the student is to follow, with layers that its student lacks.
 
     Raises:
@@ -112,7 +115,7 @@ def initialize(
             positions = gather_moments(teacher, trace, plan, batches, precision, gatherers)
 
         # Column subset selection by pivoted Cholesky, head SVD and PCA of streams.
-        candidates = _candidates(subsets.index_sets(index_sets), head_rotation, stream_rotation, streams)
+        candidates = _candidates(subsets.index_sets(index_sets), head_rotation, stream_rotation, streams, tries)
 
         def start(candidate: Candidate, some: Sequence[Batch], measured: bool = False) -> list[InputReconstruction]:
             """Set the compactors, then fit them by layer-wise least squares in the order of the forward."""
@@ -152,13 +155,14 @@ def _candidates(
     head_rotation: HeadRotation,
     stream_rotation: StreamRotation,
     streams: Sequence[Stream],
+    tries: bool,
 ) -> list[Candidate]:
-    """Return the starts to choose from: turned streams first, if there are any."""
+    """Return the starts to choose from: turned streams first, if there are any; only the first if none is tried."""
     selected = Candidate(SELECTED, index_sets, head_rotation.maps(index_sets, {}))
     if not streams:
         return [selected]
     turned = [(TURNED, stream_rotation.turned())]
-    if stream_rotation.has_outliers:
+    if tries and stream_rotation.has_outliers:
         turned.append((OUTLIERS_KEPT, stream_rotation.turned(keep_outliers=True)))
     inside_heads = head_rotation.maps(index_sets, turned[0][1].rotations)  # outlying indices make no difference to them
     found = []
@@ -166,4 +170,4 @@ def _candidates(
         rotations = {**inside_heads, **parts.rotations}
         maps = [(stream, parts.maps[stream.leaf]) for stream in streams]
         found.append(Candidate(name, {**index_sets, **parts.index_sets}, rotations, parts.vectors, maps))
-    return [*found, selected]
+    return [*found, selected] if tries else found

@@ -92,6 +92,7 @@ def _student_card(folder: Path, report: dict[str, Any], config: PretrainedConfig
         requested=report["requested"],
         heads=report["head_strategy"],
         settled=report.get("settled"),
+        search=report.get("search"),
         output_map=f'load_output_map("{name}")' if report.get("outputs") == "turned" else None,
         report=report,
         picture=CALIBRATION_PICTURE if (folder / CALIBRATION_PICTURE).is_file() else None,
@@ -196,6 +197,8 @@ def hub_id(name: str | None) -> str | None:
 def _card(data: ModelCardData, *, sizes: dict[str, ModelSize], usage: list[str], **values: Any) -> ModelCard:
     report = values["report"]
     values["heads"] = {"dim": "as many, each narrower", "head": "fewer, as wide"}[values["heads"]]
+    if search := values.get("search"):
+        values["target"] = ", ".join(f"`{name}={most}`" for name, most in search["asked"]["target"].items())
     values["requested"] = ", ".join(f"`{name}={size}`" for name, size in values["requested"].items())
     if report:
         values |= {"scores": _scores(report), "held_out": _held_out(report), "recipe": list(_recipe(report))}

@@ -31,6 +31,8 @@ from .sizes import Meaning, Request, Sizes, Strategy, Way
 from .teacher_check import PARAMETRIZED, check_teacher
 from .tracing import accepted_example, plain_attention, trace_student, trace_teacher
 
+MOVED = "NOT the size requested"  # begins the warning of a student of other sizes
+
 
 @dataclass(frozen=True)
 class Settled:
@@ -295,7 +297,7 @@ def _settled(request: Request, meaning: Meaning, student: PretrainedConfig, agai
         first = "narrower heads are possible" if strategy == "dim" else "that number of heads was requested"
         why = f"these are not possible: {'; '.join(better)}" if better else first
         reason = f'The head strategy "auto" chose "{strategy}", because {why}.'
-    sentences = [f"NOT the size requested: {', '.join(moved)}."] if moved else []
+    sentences = [f"{MOVED}: {', '.join(moved)}."] if moved else []
     sentences += [f"{'; '.join(changes)}.", reason] if changes else []
     return Settled(strategy, request.pinned(meaning, student), config.settled or " ".join(sentences), tuple(moved))
 

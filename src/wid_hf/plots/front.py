@@ -29,11 +29,11 @@ def draw_front(result: SearchResult, path: Path) -> None:
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    for rung, texts in enumerate(result.texts, start=1):
+    for texts in result.texts:
         points = [
             (each.candidate.needs["params"] / 1e6, each.scores[-1])
             for each in result.scored
-            if len(each.scores) == rung and isfinite(each.scores[-1])
+            if texts in each.texts[-1:] and isfinite(each.scores[-1])
         ]
         if points:
             x, y = zip(*points, strict=True)

@@ -21,6 +21,7 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, TrainerCallback
 
 from ..atomic_write import atomic_write
+from ..budget import SizeSearch
 from ..config import WidConfig
 from ..errors import OutputError, Stopped, TrainingError, WidWarning
 from ..hub.cards import CARD_NAME, student_card
@@ -29,6 +30,7 @@ from ..objectives.registry import may_be_headless
 from ..rows.source import local_paths, source_names
 from ..sentence_models import save_sentence_modules
 from .compression import Compression, training_arguments
+from .find_sizes import settled
 from .output_folder import OutputFolder, Place, Staging
 from .recipe import CompressSettings, Recipe
 from .reports.wid_report import Report
@@ -46,7 +48,7 @@ def compress(
     teacher: str,
     train: str | Sequence[str],
     output: str | Path,
-    config: WidConfig,
+    config: WidConfig | SizeSearch,
     settings: CompressSettings,
     *,
     recipe: Recipe | None = None,
@@ -69,7 +71,7 @@ def compress(
         teacher: folder or Hub id.
         train: files, a folder or the name of a dataset, as for `rows.load_rows`.
         output: folder for the student, its tokenizer, its card and `wid_report.json`; apart from teacher and texts.
-        config: the student's sizes and its start.
+        config: the student's sizes and its start, or a target that sizes are found for on rows of `train`.
         settings: how to train.
         recipe: another way to make a student than WID, which decides the start itself.
         revision: of the teacher on the Hub.
@@ -101,7 +103,7 @@ def write_student(
     teacher: Teacher,
     train: Source,
     output: str | Path,
-    config: WidConfig,
+    config: WidConfig | SizeSearch,
     settings: CompressSettings,
     *,
     held_out: Source | None = None,
@@ -123,7 +125,7 @@ def write_student(
         teacher: the teacher.
         train: rows, or their name.
         output: folder for the student, its tokenizer, its card and `wid_report.json`; apart from teacher and texts.
-        config: the student's sizes and its start.
+        config: the student's sizes and its start, or a target; a run that goes on has the sizes that were found before.
         settings: how to train.
         held_out: held-out rows, if `settings` do not name any.
         recipe: another way to make a student than WID, which decides the start itself.
@@ -153,8 +155,12 @@ def write_student(
         sources = {"the teacher": [Path(teacher.name)]} | {what: _paths(source) for what, source in rows.items()}
         folder = OutputFolder(output, overwrite=overwrite, why_not_ours=why_not_ours, sources=sources, resume=resume)
         work = WorkFolder(folder.work, resume=resume, overwrite=overwrite)
-    job = Compression(teacher, config, settings, recipe, train=train, held_out=held_out)
-    job.report = replace(job.report, **(told or {}))
+    known = work.search(config) if work is not None and isinstance(config, SizeSearch) else None
+    request, search = settled(teacher, config, train, settings, held_out, leads=work is not None, known=known)
+    if search is not None and work is not None:
+        tell(search["reason"])
+    job = Compression(teacher, request, settings, recipe, train=train, held_out=held_out)
+    job.report = replace(job.report, search=search, **(told or {}))
     if folder is not None:
         folder.check_space(job.bytes_to_write)
         tell(job.words())
@@ -194,6 +200,8 @@ def _lead(job: Compression, folder: OutputFolder, work: WorkFolder, processes: i
         report.save(at)
 
     with Stops() as stops, folder.staging() as staging, work.opened(job.decides | {"processes": processes}):
+        if job.report.search is not None:
+            work.keep_search(job.report.search)
         start = work.start
         checkpoint = work.checkpoint(processes) if start is not None else None
         before = work.seconds_until(checkpoint)

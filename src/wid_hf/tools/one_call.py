@@ -6,7 +6,7 @@ command writes.
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,11 +14,13 @@ from typing import Any
 
 from transformers import PreTrainedModel, TrainingArguments
 
+from ..budget import SizeSearch, Target
 from ..config import WidConfig
 from ..errors import ConfigError
 from ..objectives.registry import may_be_headless
 from .compress import write_student
 from .compression import Compression, training_arguments
+from .find_sizes import settled
 from .recipe import CompressSettings
 from .reports.wid_report import Report
 from .teachers import Teacher
@@ -32,7 +34,7 @@ OTHERWISE = {"max_steps": "steps", "per_device_train_batch_size": "batch_size"} 
 def compress(
     teacher: str | PreTrainedModel,
     data: Source,
-    config: WidConfig,
+    config: WidConfig | Target | SizeSearch,
     *,
     args: TrainingArguments | None = None,
     processing_class: Any = None,
@@ -49,7 +51,8 @@ def compress(
     Args:
         teacher: folder, Hub id or a model; a model stays as it is.
         data: rows to train on: a `datasets.Dataset`, also a streamed one, or the name of files, a folder or a dataset.
-        config: the student's sizes and its start.
+        config: the student's sizes and its start. Or a target, such as `wid_hf.budget.Target(params="25%")`, for which
+            sizes are found on rows of `data` within 15 minutes; `wid_hf.budget.SizeSearch` sets the time and the start.
         args: of the training. Batch size and seed are taken from there; other fields are where they are not at their
             defaults, and go before the defaults of `compress`. Training lasts `max_steps`; `output_dir` is not used.
         processing_class: the tokenizer; by default the one in the teacher's folder or repository.
@@ -69,6 +72,7 @@ def compress(
         WidError: one of its subclasses: something that was given is wrong, or the loss became NaN.
     """
     chosen = _settings(args, settings)
+    asked = SizeSearch(config) if isinstance(config, Target) else config
     if isinstance(teacher, str):
         subject = Teacher(
             teacher,
@@ -80,21 +84,23 @@ def compress(
     else:
         subject = Teacher.of(teacher, processing_class)
     if output is None:
-        student, report = _in_memory(subject, data, validation, config, chosen)
+        student, report = _in_memory(subject, data, validation, asked, chosen)
     else:
         student, report = write_student(
-            subject, data, output, config, chosen, held_out=validation, resume=resume, overwrite=overwrite
+            subject, data, output, asked, chosen, held_out=validation, resume=resume, overwrite=overwrite
         )
     return student.eval(), report
 
 
 def _in_memory(
-    teacher: Teacher, data: Source, held_out: Source | None, config: WidConfig, settings: CompressSettings
+    teacher: Teacher, data: Source, held_out: Source | None, asked: WidConfig | SizeSearch, settings: CompressSettings
 ) -> tuple[PreTrainedModel, Report]:
     """Return student and report of a run that leaves nothing on disk."""
     with TemporaryDirectory(prefix="wid_hf-") as scratch:
         process = checked(training_arguments(settings, Path(scratch)))
+        config, search = settled(teacher, asked, data, settings, held_out, leads=process.process_index == 0)
         job = Compression(teacher, config, settings, train=data, held_out=held_out)
+        job.report = replace(job.report, search=search)
         job.read()
         job.begin(Path(scratch), saves=False)
         if process.process_index == 0:

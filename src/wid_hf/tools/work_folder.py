@@ -23,6 +23,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..atomic_write import atomic_write
+from ..budget import SizeSearch
 from ..errors import OutputError, WidError, WidWarning
 from ..format_version import KEY, refuse_newer
 from ..plots.widths import WIDTHS_PICTURE
@@ -101,6 +102,27 @@ class WorkFolder:
             raise OutputError(f"The start cannot be written to {self.path / START}: {error}.") from error
         self._write(self._run | {"start": found})
 
+    def search(self, asked: SizeSearch) -> dict[str, Any] | None:
+        """Return how an earlier run found its sizes, with which this one goes on; None if there is none.
+
+        Raises:
+            OutputError: they were found for something else.
+        """
+        if not (self._resume and (self.path / RUN).is_file()):
+            return None
+        found: dict[str, Any] | None = self._read().get("search")
+        now = json.loads(json.dumps(asked.asked))
+        if found is not None and (differences := [*_differences(found["asked"], now)]):
+            raise OutputError(
+                f"{self.path} holds a run whose sizes were found for something else: {'; '.join(differences)}. Repeat "
+                "that, pass overwrite=True instead of resume=True, or name another output."
+            )
+        return found
+
+    def keep_search(self, found: Mapping[str, Any]) -> None:
+        """Remember how the sizes of this run were found, as plain values for JSON."""
+        self._write(self._run | {"search": found})
+
     def checkpoint(self, processes: int = 1) -> Path | None:
         """Return the last whole checkpoint, None without one; a warning names those that are torn.
 
@@ -136,7 +158,9 @@ class WorkFolder:
     @property
     def _is_of_use(self) -> bool:
         """Whether a later run could go on here."""
-        return self.start is not None or any((self.path / REFINEMENT).glob("*"))
+        search = self._run.get("search")
+        took_time = search is not None and bool(search["asked"]["seconds"])
+        return self.start is not None or took_time or any((self.path / REFINEMENT).glob("*"))
 
     def _refuse_others(self) -> None:
         """Refuse a file, a folder of somebody else, or that of an earlier run which may not be touched."""

@@ -6,7 +6,7 @@ before the first step, and so by `WidTrainer`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -19,6 +19,7 @@ from transformers import TrainingArguments
 from transformers.trainer_pt_utils import IterableDatasetShard as TrainersIterableDatasetShard
 
 from ..calibration.batches import prepared
+from ..config import CalibrationConfig
 from ..coupling.trace import quiet_forward
 from ..errors import DataError
 from .collation import random_state
@@ -57,18 +58,35 @@ def calibration_batches(model: PeftModel, loader: DataLoader | None, args: Train
     """
     loader = _with_data(loader)
     config = model.peft_config[model.active_adapter].calibration_config
-    with random_state(args.seed):
-        rows = _rows(loader.dataset, config.samples, args.seed)
+    made = drawn_batches(loader.dataset, loader.collate_fn, config, args.seed)
+    # A dataset may be divided among processes already; with different starts they would train different students.
+    return broadcast_object_list(made) if args.world_size > 1 else made
+
+
+def drawn_batches(
+    dataset: Any, collate: Callable[[list[Any]], Any], config: CalibrationConfig, seed: int
+) -> list[dict[str, Any]]:
+    """Return batches of some rows of a dataset; random states are restored.
+
+    Args:
+        dataset: of features.
+        collate: puts rows together.
+        config: how many rows, and of how many a batch is.
+        seed: decides which rows are taken; of a dataset without a length they are the first ones.
+
+    Raises:
+        DataError: batches are not dictionaries.
+    """
+    with random_state(seed):
+        rows = _rows(dataset, config.samples, seed)
         chunks = iter(lambda: list(islice(rows, config.batch_size)), [])
-        batches = [loader.collate_fn(chunk) for chunk in chunks]
+        batches = [collate(chunk) for chunk in chunks]
     if strange := [batch for batch in batches if not isinstance(batch, Mapping)]:
         raise DataError(
             f"The data collator returns a {type(strange[0]).__name__}, not a dictionary of arguments for the model's "
             f"forward, so the training data cannot calibrate: {BY_HAND}."
         )
-    made = [dict(batch) for batch in batches]
-    # A dataset may be divided among processes already; with different starts they would train different students.
-    return broadcast_object_list(made) if args.world_size > 1 else made
+    return [dict(batch) for batch in batches]
 
 
 def _with_data(loader: DataLoader | None) -> DataLoader:

@@ -64,6 +64,7 @@ class Report:
     Attributes:
         teacher: name or folder of the teacher.
         requested: the requested sizes.
+        search: for which target they were found and how, with all candidates; None where they were given.
         head_strategy: `dim` or `head`: as requested, or as `auto` decided.
         method: how the student was made: `wid`, `wid-progressive`, `wid-kd`, or that of another recipe.
         start: how it started, such as `calibrated, pivots` or `random weights`.
@@ -131,6 +132,7 @@ class Report:
     run: Mapping[str, Any] | None = None
     stopped: str | None = None
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    search: dict[str, Any] | None = None
     hardware: str = field(default_factory=hardware_name)
     versions: dict[str, str] = field(default_factory=package_versions)
 

@@ -1,0 +1,133 @@
+"""From a target and the rows of a run to the sizes of its student.
+
+Takes a teacher, a `SizeSearch` and rows; gives a `WidConfig`, and a record of how its sizes were found for reports.
+Called by `compress` and `wid-hf plan`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+
+from ..budget import Front, SearchResult, SizeSearch, propose, search
+from ..budget.shapes import words_of
+from ..budget.size_search import sizes_of
+from ..config import WidConfig
+from ..training.calibrating import drawn_batches
+from .compression import find_task, fitting_length
+from .recipe import CompressSettings
+from .teachers import Teacher
+from .training_data import Source, load_training_data
+
+
+@dataclass(frozen=True)
+class FoundSizes:
+    """Sizes that fill a target.
+
+    Attributes:
+        asked: what they were found for.
+        sizes: fields of `WidConfig` by name, as plain values for JSON.
+        front: the shapes that fill the target.
+        result: of the search; None if the sizes are a guess.
+    """
+
+    asked: SizeSearch
+    sizes: dict[str, Any]
+    front: Front
+    result: SearchResult | None = None
+
+    @property
+    def config(self) -> WidConfig:
+        """The request for the sizes."""
+        return self.asked.config(self.sizes)
+
+    @property
+    def words(self) -> str:
+        """How the sizes were found."""
+        if self.result is None:
+            return f"{self.front}\nWithout a search: {words_of(self.front.planned_guess().shape)}"
+        return f"{self.front}\n{self.result.reason}\n{self.result.time_in_words}"
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What was asked for and found, as plain values for JSON."""
+        told = {"asked": self.asked.asked, "sizes": self.sizes}
+        if self.result is not None:
+            return told | self.result.to_dict()
+        guess = self.front.planned_guess()
+        return told | {
+            "limits": dict(self.front.limits),
+            "teacher": dict(self.front.teacher),
+            "round_to": self.front.space.step,
+            "winner": dict(guess.shape),
+            "reason": f"{words_of(guess.shape)}: a guess, without a search.",
+        }
+
+
+def find_sizes(
+    teacher: Teacher,
+    asked: SizeSearch,
+    train: Source | None,
+    settings: CompressSettings,
+    held_out: Source | None = None,
+) -> FoundSizes:
+    """Find sizes that fill a target: those whose calibrated start follows the teacher best on rows of `train`.
+
+    Args:
+        teacher: the teacher.
+        asked: the target, and how long the search may take.
+        train: rows to calibrate on, or their name; None for a guess.
+        settings: how rows are read and cut.
+        held_out: rows that are kept out of the search; by default those that `settings` name, or a part of `train`.
+
+    Raises:
+        ConfigError: the target cannot be filled; see `propose`.
+        DataError: the rows cannot be used.
+        PlanError: no size of the teacher may shrink, or none of the shapes that were tried can be planned.
+    """
+    if not asked.seconds or train is None:
+        front = propose(teacher.model, asked.target, round_to=asked.round_to)
+        return FoundSizes(asked, sizes_of(front.space.config(front.planned_guess().shape)), front)
+    objective = find_task(teacher.model, teacher.processor, settings.task)
+    settings = replace(settings, steps=0, max_length=fitting_length(objective, settings.max_length))
+    any_size = asked.config({"num_hidden_layers": 1})  # what an objective needs of a start has nothing to do with sizes
+    calibration = objective.configured(any_size).calibration_config
+    data = load_training_data(train, objective, settings, calibration.samples, held_out)  # before the work: it may fail
+    front = propose(teacher.model, asked.target, round_to=asked.round_to)
+    batches = drawn_batches(data.train, objective.collator, calibration, settings.seed)
+    result = search(front, batches, seconds=asked.seconds, calibration=calibration)
+    return FoundSizes(asked, sizes_of(result.config), front, result)
+
+
+def settled(
+    teacher: Teacher,
+    asked: WidConfig | SizeSearch,
+    train: Source,
+    settings: CompressSettings,
+    held_out: Source | None = None,
+    *,
+    leads: bool = True,
+    known: dict[str, Any] | None = None,
+) -> tuple[WidConfig, dict[str, Any] | None]:
+    """Return a request with sizes, and the record of how they were found; None where they were given.
+
+    Args:
+        teacher: the teacher.
+        asked: sizes, or a target.
+        train: see `find_sizes`.
+        settings: see `find_sizes`.
+        held_out: see `find_sizes`.
+        leads: whether this process searches; the others of a run get what it finds.
+        known: the record of an earlier search for the same.
+
+    Raises:
+        WidError: see `find_sizes`.
+    """
+    if isinstance(asked, WidConfig):
+        return asked, None
+    if leads and known is None:
+        known = find_sizes(teacher, asked, train, settings, held_out).record
+    (record,) = broadcast_object_list([known])
+    return asked.config(record["sizes"]), record
