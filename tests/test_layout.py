@@ -56,6 +56,7 @@ FLOW = (
     "tools.forecast",
     "tools.plan_report",
     "tools.compress",
+    "tools.many_sizes",
     "tools.one_call",
 )
 MATHEMATICS = {"coupling", "layers", "calibration", "progressive"}

@@ -47,6 +47,17 @@ def compress(
     target_length: options.TargetLength = 128,
     round_to: options.RoundTo = None,
     search_seconds: options.SearchSeconds = 900.0,
+    sizes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="75%,50%,25%",
+            help="Students of several numbers or shares of parameters, each in a folder of its own below --output, and "
+            "a page that compares them.",
+        ),
+    ] = None,
+    chain: Annotated[
+        bool, typer.Option("--chain", help="With --sizes: make each student from the next larger one.")
+    ] = False,
     init: Annotated[
         options.Init | None,
         typer.Option(
@@ -152,14 +163,21 @@ def compress(
     if print_config:
         typer.echo(run_file.as_yaml(run), nl=False)
         return
-    from wid_hf import CalibrationConfig
+    from wid_hf import CalibrationConfig, ConfigError
+    from wid_hf.budget import SizeSearch
     from wid_hf.errors import Stopped
     from wid_hf.hub.paths import expanded
     from wid_hf.tools.compress import CompressSettings
     from wid_hf.tools.compress import compress as compress_teacher
+    from wid_hf.tools.many_sizes import compress_sizes
 
+    several = options.words(sizes) if sizes is not None else ()
+    if several and any((params, encoder_params, bytes_on_disk, latency_ms, memory)):
+        raise ConfigError("--sizes and another target are given. Give one target for one student, --sizes for several.")
+    if chain and not several:
+        raise ConfigError("--chain is for --sizes: each student is made from the next larger one.")
     target = options.target(
-        params=params,
+        params=several[0] if several else params,
         encoder_params=encoder_params,
         bytes=bytes_on_disk,
         latency_ms=latency_ms,
@@ -215,28 +233,32 @@ def compress(
         training=options.pairs("--set", training or []),
     )
     console = Console()
+    common: dict[str, Any] = {
+        "revision": revision,
+        "trust_remote_code": trust_remote_code,
+        "overwrite": overwrite,
+        "resume": resume,
+        "tell": lambda words: console.print(words, **PLAIN),
+    }
+    told = {"command": options.command_line(), "run": run}
     try:
-        report = compress_teacher(
-            teacher,
-            train,
-            output,
-            config,
-            settings,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            overwrite=overwrite,
-            resume=resume,
-            command=options.command_line(),
-            tell=lambda words: console.print(words, **PLAIN),
-            run=run,
-        )
+        if several:
+            assert isinstance(config, SizeSearch)
+            reports, page = compress_sizes(
+                teacher, train, output, several, config, settings, chain=chain, told=told, **common
+            )
+        else:
+            reports, page = {"": compress_teacher(teacher, train, output, config, settings, **told, **common)}, None
     except Stopped as stop:
         if options.leads():
             said = as_options(str(stop), ctx.find_root().command)
             Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print(said)
         raise typer.Exit(128 + stop.signal) from None
     if options.leads():
-        _tell(report, Path(expanded(output)), console, streaming=streaming)
+        for name, report in reports.items():
+            _tell(report, Path(expanded(output)) / name, console, streaming=streaming)
+        if page is not None:
+            console.print(f"All students on one page: {page}", **PLAIN)
 
 
 def _tell(report: Report, output: Path, console: Console, *, streaming: bool) -> None:

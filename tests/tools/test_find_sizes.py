@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from datasets import Dataset
-from toys import texts, write_texts
+from toys import WORDS, texts, write_texts
 from transformers import AutoModelForMaskedLM
 
 import wid_hf
@@ -18,6 +19,8 @@ from wid_hf.errors import Stopped
 from wid_hf.tools import compress as compressing
 from wid_hf.tools import find_sizes as finding
 from wid_hf.tools.compress import CompressSettings, compress
+from wid_hf.tools.find_sizes import find_sizes
+from wid_hf.tools.teachers import Teacher
 from wid_hf.tools.work_folder import RUN
 
 HALF = Target(params="50%")
@@ -89,3 +92,19 @@ def test_a_resumed_run_does_not_search_again(
 def test_sizes_beside_a_target_and_negative_times_are_refused(given: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         SizeSearch(HALF, **given)
+
+
+def test_a_share_is_of_the_whole_teacher_also_where_tokens_go(masked_teacher: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.txt"
+    rows.write_text("\n".join([" ".join(WORDS[:5])] * 60))
+    asked = SizeSearch(HALF, 0, 2, {"init": "identity", "vocabulary": "corpus"})
+
+    report = compress(str(masked_teacher), str(rows), tmp_path / "s", asked, replace(SETTINGS, steps=0))
+
+    assert 0.35 * parameters(masked_teacher) < parameters(tmp_path / "s") <= parameters(masked_teacher) / 2
+    assert report.vocabulary is not None and report.search is not None
+
+
+def test_tokens_of_rows_without_rows_are_refused(masked_teacher: Path) -> None:
+    with pytest.raises(ConfigError, match="needs rows whose tokens are counted"):
+        find_sizes(Teacher(str(masked_teacher)), SizeSearch(HALF, 0, 2, {"vocabulary": "corpus"}), None, SETTINGS)

@@ -6,10 +6,11 @@ Takes what a user asks for; checks what can be checked without a model. `costs` 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import ConfigError
+from ..hub.model_size import ModelSize
 from .amounts import BYTES, COUNTS, MILLISECONDS, Amount, amount
 
 NAMES = ("params", "encoder_params", "bytes", "latency_ms", "memory")
@@ -88,6 +89,16 @@ class Target:
         forward = {"latency_ms", "memory"} & {*self.amounts}
         names = (*self.amounts, *(("batch", "length") if forward else ()))
         return {name: getattr(self, name) for name in names}
+
+    def counted(self, teacher: ModelSize) -> Target:
+        """Return the same target with numbers in the place of shares of parameters and bytes.
+
+        Args:
+            teacher: the size of the model that shares are of.
+        """
+        whole = {"params": teacher.total, "encoder_params": teacher.encoder, "bytes": teacher.bytes}
+        shares = {name: each for name, each in self.amounts.items() if each.is_share and name in whole}
+        return replace(self, **{name: int(each.of(whole[name])) for name, each in shares.items()})
 
     def limits(self, teacher: Mapping[str, float]) -> dict[str, float]:
         """Return the most that a student may need, by name.

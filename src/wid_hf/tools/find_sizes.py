@@ -11,13 +11,17 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 
-from ..budget import Front, SearchResult, SizeSearch, propose, search
+from ..budget import Front, SearchResult, SizeSearch, Target, propose, search
 from ..budget.shapes import words_of
 from ..budget.size_search import sizes_of
 from ..config import WidConfig
+from ..errors import ConfigError
+from ..hub.model_size import model_size
+from ..planning.fewer_tokens import with_fewer_tokens
 from ..training.calibrating import drawn_batches
 from .compression import find_task, fitting_length
 from .recipe import CompressSettings
+from .smaller_vocabulary import smaller_vocabulary
 from .teachers import Teacher
 from .training_data import Source, load_training_data
 
@@ -87,18 +91,39 @@ def find_sizes(
         DataError: the rows cannot be used.
         PlanError: no size of the teacher may shrink, or none of the shapes that were tried can be planned.
     """
+    teacher, target = _with_its_tokens(teacher, asked, train, settings)
     if not asked.seconds or train is None:
-        front = propose(teacher.model, asked.target, round_to=asked.round_to)
+        front = propose(teacher.model, target, round_to=asked.round_to)
         return FoundSizes(asked, sizes_of(front.space.config(front.planned_guess().shape)), front)
     objective = find_task(teacher.model, teacher.processor, settings.task)
     settings = replace(settings, steps=0, max_length=fitting_length(objective, settings.max_length))
     any_size = asked.config({"num_hidden_layers": 1})  # what an objective needs of a start has nothing to do with sizes
     calibration = objective.configured(any_size).calibration_config
     data = load_training_data(train, objective, settings, calibration.samples, held_out)  # before the work: it may fail
-    front = propose(teacher.model, asked.target, round_to=asked.round_to)
+    front = propose(teacher.model, target, round_to=asked.round_to)
     batches = drawn_batches(data.train, objective.collator, calibration, settings.seed)
     result = search(front, batches, seconds=asked.seconds, calibration=calibration)
     return FoundSizes(asked, sizes_of(result.config), front, result)
+
+
+def _with_its_tokens(
+    teacher: Teacher, asked: SizeSearch, train: Source | None, settings: CompressSettings
+) -> tuple[Teacher, Target]:
+    """Return the teacher with the tokens that the student will have, and the target in numbers: shares are of all.
+
+    Raises:
+        ConfigError: the tokens are those of rows, and there are none.
+    """
+    wanted = asked.others.get("vocabulary")
+    if wanted is None:
+        return teacher, asked.target
+    if train is None:
+        raise ConfigError(f"vocabulary={wanted!r} needs rows whose tokens are counted. Give some (--train).")
+    found = smaller_vocabulary(
+        teacher, find_task(teacher.model, teacher.processor, settings.task), wanted, train, settings
+    )
+    smaller = teacher.replaced(with_fewer_tokens(teacher.model, found.kept), found.tokenizer)
+    return smaller, asked.target.counted(model_size(teacher.model))
 
 
 def settled(
