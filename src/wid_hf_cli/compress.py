@@ -240,7 +240,7 @@ def compress(
         "resume": resume,
         "tell": lambda words: console.print(words, **PLAIN),
     }
-    told = {"command": options.command_line(), "run": run}
+    told: dict[str, Any] = {"command": options.command_line(), "run": run}
     try:
         if several:
             assert isinstance(config, SizeSearch)

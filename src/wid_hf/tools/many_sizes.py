@@ -18,6 +18,7 @@ from ..hub.own_files import FILE_NAME
 from ..hub.paths import expanded
 from ..objectives.registry import may_be_headless
 from .compress import Tell, write_student
+from .output_folder import WORK
 from .recipe import CompressSettings
 from .reports.html_report import write_html_report
 from .reports.wid_report import Report
@@ -83,7 +84,8 @@ def compress_sizes(
         else:
             tell(f"{place}:")
             search = replace(asked, target=target, seconds=asked.seconds / len(counted))
-            rest: dict[str, Any] = {"overwrite": overwrite, "resume": resume, "told": told, "tell": tell}
+            stopped = resume and (folder / f"{place}{WORK}").exists()
+            rest: dict[str, Any] = {"overwrite": overwrite, "resume": stopped, "told": told, "tell": tell}
             # Each run gets a copy on the same weights: training may change a teacher's.
             own = subject.replaced(subject.model, subject.processor)
             _, made[place] = write_student(own, train, folder / place, search, settings, **rest)
