@@ -27,6 +27,7 @@ BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.S)
 
 # The documents name models and datasets of the Hub; tests have no network and little time.
 SMALLER = {
+    "google-bert/bert-base-uncased --params 50% --train": "classifier --params 50% --train",  # a few texts must do
     "google-bert/bert-base-uncased": "teacher",
     "distilbert/distilbert-base-uncased-finetuned-sst-2-english": "classifier",
     "sst2-half": "classifier",
