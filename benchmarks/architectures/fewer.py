@@ -28,7 +28,7 @@ from wid_hf.planning.depth import Stack, fits, requested_stacks, spread_layers
 from wid_hf.planning.depth.shallow_config import Entry, count_of, shallow_config
 from wid_hf.planning.depth.shallow_teacher import dropped_layers
 from wid_hf.planning.depth.stacks import LISTS, skeleton
-from wid_hf.planning.sizes.config_names import is_size, own_name
+from wid_hf.planning.sizes.config_names import is_list, is_size, own_name
 from wid_hf.planning.sizes.student_config import with_sizes
 from wid_hf.planning.tracing import accepted_example
 from wid_hf.vocabulary import with_fewer_tokens
@@ -174,8 +174,8 @@ def _numbers(config: PretrainedConfig, path: Entry = ()) -> Iterator[tuple[Entry
             continue
         if isinstance(value, PretrainedConfig):
             yield from _numbers(value, (*path, name))
-        elif isinstance(value, (list, tuple)):
-            yield from (((*path, name, at), each) for at, each in enumerate(value) if is_size(each) and each > 1)
+        elif is_list(value):  # with a 0 it holds layers' numbers
+            yield from (((*path, name, at), each) for at, each in enumerate(value) if each > 1)
         elif is_size(value) and value > 1:
             yield (*path, name), value
 
@@ -183,11 +183,11 @@ def _numbers(config: PretrainedConfig, path: Entry = ()) -> Iterator[tuple[Entry
 def _matters(teacher: PreTrainedModel, entry: Entry) -> bool:
     """Return whether the class makes a model with fewer weights of a smaller number, or refuses it in any case."""
     request = asked(teacher.config, [entry])
-    plain = with_sizes(teacher.config, request.get("overrides") or {own_name(teacher.config, COUNT): request[COUNT]})
-    followed = shallow_config(teacher.config, entry, range(count_of(teacher.config, entry) - 1))
-    for config in (plain, followed):
+    sizes = request.get("overrides") or {own_name(teacher.config, COUNT): request[COUNT]}
+    fewer = range(count_of(teacher.config, entry) - 1)
+    for make in (lambda: with_sizes(teacher.config, sizes), lambda: shallow_config(teacher.config, entry, fewer)):
         try:
-            return not saved_tensors(teacher).keys() <= saved_tensors(skeleton(type(teacher), config)).keys()
+            return not saved_tensors(teacher).keys() <= saved_tensors(skeleton(type(teacher), make())).keys()
         except Exception:  # each class checks its config in its own way
             continue
     return True
