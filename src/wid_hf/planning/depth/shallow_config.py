@@ -112,12 +112,18 @@ def _followed(
     yield name, len(kept)
     yield from _outputs_of_backbone(part, old, kept)
     for other, value in vars(part).items():
-        if other.startswith("_") or other == own_name(part, name) or not isinstance(value, (list, tuple)):
-            continue
-        if len(value) == old and (way.every or any(word in other for word in OF_LAYERS)):
-            yield other, [value[layer] for layer in kept]
-        elif way.renumbered and _are_layers(other, value, old):
-            yield other, [kept.index(layer) for layer in value if layer in kept]
+        if not other.startswith("_") and other != own_name(part, name) and isinstance(value, (list, tuple)):
+            yield from _followed_list(other, value, old, kept, way)
+
+
+def _followed_list(
+    name: str, value: Sequence[Any], old: int, kept: Sequence[int], way: Way
+) -> Iterator[tuple[str, list[Any]]]:
+    """Yield a list as it is with the layers that stay, if it has to do with layers."""
+    if len(value) == old and (way.every or any(word in name for word in OF_LAYERS)):
+        yield name, [value[layer] for layer in kept]
+    elif way.renumbered and _are_layers(name, value, old):
+        yield name, [kept.index(layer) for layer in value if layer in kept]
 
 
 def _outputs_of_backbone(part: PretrainedConfig, old: int, kept: Sequence[int]) -> Iterator[tuple[str, Any]]:

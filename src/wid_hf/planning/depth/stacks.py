@@ -79,12 +79,7 @@ def requested_stacks(teacher: PreTrainedModel, config: WidConfig) -> tuple[Stack
     Raises:
         ConfigError: an entry that counts no layers, more layers than there are, or layers out of order or range.
     """
-    layers = {COUNT: config.layers} if isinstance(config.layers, list) else config.layers or {}
-    named: dict[Entry, tuple[int, ...] | None] = {
-        _entry(teacher.config, title): tuple(kept) for title, kept in layers.items()
-    }
-    if config.num_hidden_layers is not None:
-        named.setdefault(_entry(teacher.config, COUNT), None)
+    named = _named_entries(teacher.config, config)
     problems: list[str] = []
     stacks = []
     for entry, kept in named.items():
@@ -97,6 +92,15 @@ def requested_stacks(teacher: PreTrainedModel, config: WidConfig) -> tuple[Stack
         if entry not in named and (stack := _stack(teacher, entry, new)) is not None and stack.lists:
             stacks.append(stack)
     return tuple(stack for stack in stacks if stack is not None and stack.new < stack.old)
+
+
+def _named_entries(own: PretrainedConfig, config: WidConfig) -> dict[Entry, tuple[int, ...] | None]:
+    """Return the entries that a request says count layers, with the layers that stay if it names them."""
+    layers = {COUNT: config.layers} if isinstance(config.layers, list) else config.layers or {}
+    named: dict[Entry, tuple[int, ...] | None] = {_entry(own, title): tuple(kept) for title, kept in layers.items()}
+    if config.num_hidden_layers is not None:
+        named.setdefault(_entry(own, COUNT), None)
+    return named
 
 
 def _named_stack(
