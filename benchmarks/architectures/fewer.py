@@ -22,20 +22,23 @@ from wid_hf.vocabulary.token_ids import NAMED
 
 from wid_hf import ConfigError, WidConfig, WidError, get_wid_model
 from wid_hf.calibration.bypass import bypassed
-from wid_hf.config import COUNT
+from wid_hf.config import COUNT, SIZES
 from wid_hf.coupling import Example
 from wid_hf.coupling.trace import output_tensors, quiet_forward, saved_tensors
 from wid_hf.planning.depth import Stack, fits, requested_stacks, spread_layers
 from wid_hf.planning.depth.shallow_config import Entry, count_of, shallow_config
 from wid_hf.planning.depth.shallow_teacher import dropped_layers
 from wid_hf.planning.depth.stacks import LISTS, skeleton
-from wid_hf.planning.sizes.config_names import is_size, own_name
+from wid_hf.planning.sizes.config_names import is_list, is_size, own_name
 from wid_hf.planning.sizes.student_config import with_sizes
 from wid_hf.planning.tracing import accepted_example
 from wid_hf.vocabulary import with_fewer_tokens
 
 LAYERS = 4  # enough for two of a kind where kinds take turns
 ROUNDING = 1e-5  # of files, which are mapped at other alignments than memory is allocated at
+
+# Sizes that `WidConfig` has fields for; layers that shorten sound, each in its own way, before there is a stream.
+OTHERS = {*SIZES, "num_feat_extract_layers"}
 
 Asked = dict[str, Any]  # of a `WidConfig`
 
@@ -167,27 +170,24 @@ def _counts(teacher: PreTrainedModel) -> tuple[list[Entry], list[str]]:
 def _numbers(config: PretrainedConfig, path: Entry = ()) -> Iterator[tuple[Entry, int]]:
     """Yield all numbers above 1 of a config, those of its parts and those in lists, with their places."""
     for name, value in vars(config).items():
-        if name.startswith("_") or name in _OTHERS:
+        if name.startswith("_") or name in OTHERS:
             continue
         if isinstance(value, PretrainedConfig):
             yield from _numbers(value, (*path, name))
-        elif isinstance(value, (list, tuple)):
-            yield from (((*path, name, at), each) for at, each in enumerate(value) if is_size(each) and each > 1)
+        elif is_list(value):  # with a 0 it holds layers' numbers
+            yield from (((*path, name, at), each) for at, each in enumerate(value) if each > 1)
         elif is_size(value) and value > 1:
             yield (*path, name), value
-
-
-_OTHERS = {"hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim"}
 
 
 def _matters(teacher: PreTrainedModel, entry: Entry) -> bool:
     """Return whether the class makes a model with fewer weights of a smaller number, or refuses it in any case."""
     request = asked(teacher.config, [entry])
-    plain = with_sizes(teacher.config, request.get("overrides") or {own_name(teacher.config, COUNT): request[COUNT]})
-    followed = shallow_config(teacher.config, entry, range(count_of(teacher.config, entry) - 1))
-    for config in (plain, followed):
+    sizes = request.get("overrides") or {own_name(teacher.config, COUNT): request[COUNT]}
+    fewer = range(count_of(teacher.config, entry) - 1)
+    for make in (lambda: with_sizes(teacher.config, sizes), lambda: shallow_config(teacher.config, entry, fewer)):
         try:
-            return not saved_tensors(teacher).keys() <= saved_tensors(skeleton(type(teacher), config)).keys()
+            return not saved_tensors(teacher).keys() <= saved_tensors(skeleton(type(teacher), make())).keys()
         except Exception:  # each class checks its config in its own way
             continue
     return True
@@ -224,8 +224,8 @@ def _one_layer_fewer(teacher: PreTrainedModel, request: Asked) -> None:
 def fewer_tokens(teacher: PreTrainedModel) -> Found:
     """Take every other token that the config does not name."""
     size = getattr(teacher.config.get_text_config(decoder=True), "vocab_size", None)
-    if not any(size in weight.shape for weight in teacher.parameters()):
-        return Found("none")  # of images or sound, or of characters
+    if not isinstance(size, int) or not _reads_tokens(teacher):
+        return Found("none")
     special = set(_named_tokens(teacher)) & set(range(size))
     others = [token for token in range(size) if token not in special]
     gone = min(size // 2, len(others) - 2)
@@ -241,6 +241,13 @@ def fewer_tokens(teacher: PreTrainedModel) -> Found:
         raise Wrong("outputs differ for the same tokens")
     _save_and_load(smaller, example)
     return Found("works")
+
+
+def _reads_tokens(model: PreTrainedModel) -> bool:
+    try:
+        return isinstance(model.get_input_embeddings(), nn.Embedding)
+    except NotImplementedError:  # of images, sound or characters
+        return False
 
 
 def _named_tokens(model: PreTrainedModel) -> Iterator[int]:

@@ -107,7 +107,7 @@ FAMILY_VALUES: dict[str, dict[str, Any]] = {
     "gpt_oss": {"hidden_size": 2048, "intermediate_size": 2048},  # half of 2880 / 16 is no multiple of 16 bytes
     "granite_speech": GRANITE_SPEECH,
     "granite_speech_plus": GRANITE_SPEECH,
-    "granitemoehybrid": {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]},
+    "granitemoehybrid": {"num_hidden_layers": 4, "layer_types": ["linear_attention", "full_attention"] * 2},
     "hgnet_v2": {  # so wide that a sixteenth can be halved
         "stem_channels": [3, 256, 512],
         "stage_in_channels": [512, 256, 512, 1024],

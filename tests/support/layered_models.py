@@ -21,6 +21,8 @@ from transformers import (
     Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoXJapaneseConfig,
+    GPTNeoXJapaneseModel,
     LlamaConfig,
     LlamaForCausalLM,
     LongformerConfig,
@@ -102,6 +104,10 @@ MAKERS: dict[str, tuple[Callable[[], PreTrainedModel], dict[str, Any]]] = {
     ),
     "longformer": (longformer, {"num_hidden_layers": 2}),
     "gpt2": (gpt2, {"num_hidden_layers": 3}),
+    "gpt_neox_japanese": (  # the last layer alone has a bias
+        lambda: GPTNeoXJapaneseModel(GPTNeoXJapaneseConfig(num_hidden_layers=4, **COMMON)),
+        {"num_hidden_layers": 3},
+    ),
     "llama": (
         lambda: LlamaForCausalLM(LlamaConfig(num_hidden_layers=4, num_key_value_heads=2, **COMMON)),
         {"num_hidden_layers": 2},

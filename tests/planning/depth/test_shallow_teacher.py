@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from layered_models import KINDS, MAKERS, batches_for, gemma3, t5, teacher_of
-from transformers import LlamaConfig, PreTrainedModel
+from transformers import Gemma3TextConfig, GPT2LMHeadModel, LlamaConfig, PreTrainedModel
 
 from wid_hf import PlanError, WidConfig
 from wid_hf.calibration.bypass import bypassed
@@ -99,6 +100,41 @@ def test_one_layer_that_runs_fewer_times_needs_no_choice() -> None:
     names = dict(teacher.named_parameters())
     assert all(parameter is names[name] for name, parameter in shallow.named_parameters())
     assert len(shallow(**batches_for(teacher, 1)[0], output_hidden_states=True).hidden_states) == 2
+
+
+class LastIsFull(Gemma3TextConfig):
+    """A config whose class completes it when it is loaded, as Gemma 4's does."""
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        config = super().from_dict(config_dict, **kwargs)
+        config.layer_types = [*config.layer_types[:-1], "full_attention"]
+        return config
+
+
+def test_layers_that_a_saved_config_would_turn_into_another_kind_are_refused() -> None:
+    config = LastIsFull(num_hidden_layers=6, layer_types=KINDS)
+
+    with pytest.raises(PlanError, match="its layers have kinds by place"):
+        shallow_config(config, ("num_hidden_layers",), (0, 1, 2, 3))
+
+    assert shallow_config(config, ("num_hidden_layers",), (0, 5)).layer_types == [KINDS[0], KINDS[5]]
+
+
+class NeedsFourLayers(GPT2LMHeadModel):
+    """A model that does not run without a kind of layer, as Granite 4 without attention."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self.config.n_layer < 4:
+            raise ValueError("no attention layer to ask")
+        return super().forward(*args, **kwargs)
+
+
+def test_a_model_that_does_not_run_with_the_layers_that_stay_is_refused() -> None:
+    teacher = NeedsFourLayers(teacher_of("gpt2").config).eval()
+
+    with pytest.raises(PlanError, match="does not run with these layers alone: no attention layer to ask"):
+        planned_teacher(teacher, WidConfig(layers=[0, 1, 3]))
 
 
 def test_a_number_that_changes_nothing_is_no_number_of_layers() -> None:

@@ -18,6 +18,7 @@ FOUND = {
     "squeezebert": [("num_hidden_layers", ("encoder.layers",), 4, 3)],
     "longformer": [("num_hidden_layers", ("encoder.layer",), 4, 2)],
     "gpt2": [("n_layer", ("transformer.h",), 4, 3)],
+    "gpt_neox_japanese": [("num_hidden_layers", ("layers",), 4, 3)],
     "gemma3": [("num_hidden_layers", ("model.layers",), 6, 4)],
     "t5": [("num_layers", ("encoder.block",), 4, 2), ("num_decoder_layers", ("decoder.block",), 3, 2)],
     "bart": [("decoder_layers", ("model.decoder.layers",), 4, 2)],

@@ -5,11 +5,12 @@ Takes a config, the entry that counts layers and which of them stay; gives anoth
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from transformers import PretrainedConfig
 
+from ...errors import PlanError
 from ..sizes.config_names import LAYERS, own_name, stated
 from ..sizes.student_config import with_sizes
 
@@ -44,22 +45,45 @@ def shallow_config(config: PretrainedConfig, entry: Entry, kept: Sequence[int], 
         entry: what counts them.
         kept: numbers of layers, ascending.
         way: what lists mean.
+
+    Raises:
+        PlanError: saved and loaded, the config would mean another model, or its class refuses it.
     """
     names, place = split(entry)
-    part = config
-    for name in names[:-1]:
-        part = getattr(part, name)
-    sizes = dict(_followed(part, names[-1], place, kept, way))
+    part = _inside(config, names)
+    sizes = nested = dict(_followed(part, names[-1], place, kept, way))
     for name in reversed(names[:-1]):
-        sizes = {name: sizes}
-    made = with_sizes(config, sizes)
+        nested = {name: nested}
+    made = with_sizes(config, nested)
     own = {int(layer): each for layer, each in (part.to_dict().get(LAYERS) or {}).items()}  # no plain attribute
     if place is None and own:
-        inside = made
-        for name in names[:-1]:
-            inside = getattr(inside, name)
-        inside.per_layer_config = {new: own[old] for new, old in enumerate(kept) if old in own}
+        _inside(made, names).per_layer_config = {new: own[old] for new, old in enumerate(kept) if old in own}
+    _refuse_unstable(made, names, sizes)
     return made
+
+
+def _inside(config: PretrainedConfig, names: Sequence[str]) -> PretrainedConfig:
+    """Return the part that states the last of these names."""
+    for name in names[:-1]:
+        config = getattr(config, name)
+    return config
+
+
+def _refuse_unstable(made: PretrainedConfig, names: Sequence[str], sizes: Mapping[str, Any]) -> None:
+    """Raise if a class that completes its config would change these entries on loading, as one whose last layer is of
+    one kind.
+
+    Raises:
+        PlanError: it would, or it refuses the config.
+    """
+    try:
+        loaded = type(made).from_dict(made.to_dict())
+    except Exception as refusal:  # each class checks its config in its own way
+        raise PlanError(f"- {type(made).__name__} itself refuses this config once it is saved: {refusal}") from refusal
+    for name, size in sizes.items():
+        read = stated(_inside(loaded, names), name)
+        if (list(read) if isinstance(read, (list, tuple)) else read) != size:
+            raise PlanError(f"- {type(made).__name__} reads {name}={size} as {read}: its layers have kinds by place")
 
 
 def split(entry: Entry) -> tuple[list[str], int | None]:
@@ -87,17 +111,19 @@ def _followed(
         return
     yield name, len(kept)
     yield from _outputs_of_backbone(part, old, kept)
-    for other, value in _lists(part, besides=own_name(part, name)):
-        if len(value) == old and (way.every or any(word in other for word in OF_LAYERS)):
-            yield other, [value[layer] for layer in kept]
-        elif way.renumbered and _are_layers(other, value, old):
-            yield other, [kept.index(layer) for layer in value if layer in kept]
+    for other, value in vars(part).items():
+        if not other.startswith("_") and other != own_name(part, name) and isinstance(value, (list, tuple)):
+            yield from _followed_list(other, value, old, kept, way)
 
 
-def _lists(part: PretrainedConfig, besides: str) -> Iterator[tuple[str, Sequence[Any]]]:
-    for name, value in vars(part).items():
-        if isinstance(value, (list, tuple)) and name != besides and not name.startswith("_"):
-            yield name, value
+def _followed_list(
+    name: str, value: Sequence[Any], old: int, kept: Sequence[int], way: Way
+) -> Iterator[tuple[str, list[Any]]]:
+    """Yield a list as it is with the layers that stay, if it has to do with layers."""
+    if len(value) == old and (way.every or any(word in name for word in OF_LAYERS)):
+        yield name, [value[layer] for layer in kept]
+    elif way.renumbered and _are_layers(name, value, old):
+        yield name, [kept.index(layer) for layer in value if layer in kept]
 
 
 def _outputs_of_backbone(part: PretrainedConfig, old: int, kept: Sequence[int]) -> Iterator[tuple[str, Any]]:

@@ -36,8 +36,8 @@ def shallow_teacher(teacher: PreTrainedModel, stacks: Sequence[Stack], example: 
     """
     refused: PlanError | None = None
     for way in WAYS:
-        config = _config(teacher.config, stacks, way)
         try:
+            config = _config(teacher.config, stacks, way)
             made = _on_tensors(teacher, config, stacks)
             if not any(stack.lists for stack in stacks):  # one layer runs fewer times: nothing passes it by
                 _refuse_no_change(teacher, made, stacks, example)
@@ -46,6 +46,9 @@ def shallow_teacher(teacher: PreTrainedModel, stacks: Sequence[Stack], example: 
                 same = is_same_function(teacher, made, example)
         except PlanError as problem:
             refused = refused or problem
+            continue
+        except Exception as cause:  # a forward may raise anything where a kind of layer is missing
+            refused = refused or PlanError(f"- {type(teacher).__name__} does not run with these layers alone: {cause}")
             continue
         if same:
             return made

@@ -139,7 +139,10 @@ def _stack(teacher: PreTrainedModel, entry: Entry, new: int, kept: tuple[int, ..
         except Exception:  # each class checks its config in its own way: it may want other layers, or none less
             continue
         found = Stack(entry, tuple(_shortened(teacher, small, old, new)), old, new, kept, given=kept is not None)
-        return found if _is_part(teacher, small, replace(found, kept=some)) else None
+        if _is_part(teacher, small, replace(found, kept=some)):
+            return found
+        if not found.lists:  # no layers: a size
+            return None
     return None
 
 
