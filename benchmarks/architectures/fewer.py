@@ -18,7 +18,6 @@ from check import Wrong, equal, limited, line_of
 from tiny import WORDS_OF_DEPTH, tiny_model
 from torch import Tensor, nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
-from wid_hf.vocabulary.token_ids import NAMED
 
 from wid_hf import ConfigError, WidConfig, WidError, get_wid_model
 from wid_hf.calibration.bypass import bypassed
@@ -29,6 +28,7 @@ from wid_hf.planning.depth import Stack, fits, requested_stacks, spread_layers
 from wid_hf.planning.depth.shallow_config import Entry, count_of, shallow_config
 from wid_hf.planning.depth.shallow_teacher import dropped_layers
 from wid_hf.planning.depth.stacks import LISTS, skeleton
+from wid_hf.planning.fewer_tokens.token_ids import NAMED
 from wid_hf.planning.sizes.config_names import is_list, is_size, own_name
 from wid_hf.planning.sizes.student_config import with_sizes
 from wid_hf.planning.tracing import accepted_example

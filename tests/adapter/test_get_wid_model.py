@@ -44,9 +44,9 @@ def test_another_methods_config_is_refused(tiny_bert: BertForMaskedLM) -> None:
 def test_a_student_is_planned_once_and_its_config_holds_what_is_declared(
     tiny_bert: BertForMaskedLM, monkeypatch: pytest.MonkeyPatch, schedule: Any
 ) -> None:
-    plan, planned = wid_hf.adapter.tuner.plan_student, []
+    plan, planned = wid_hf.adapter.tuner.plan_sizes, []
     monkeypatch.setattr(
-        wid_hf.adapter.tuner, "plan_student", lambda *given: planned.append(plan(*given)) or planned[-1]
+        wid_hf.adapter.tuner, "plan_sizes", lambda *given, **more: planned.append(plan(*given, **more)) or planned[-1]
     )
     wid = get_wid_model(tiny_bert, WidConfig(hidden_size=12, schedule=schedule), example_inputs=IDS)
     assert [wid.base_model.student_plan] == planned

@@ -143,11 +143,10 @@ def test_rows_that_are_looked_up_are_refused_with_the_reason(name: str, size: in
     assert f"cannot become {size}, because it is looked up by number (aten.embedding.default" in message
 
 
-@no_allocation
-def test_fewer_layers_are_refused() -> None:
-    message = refused("bert", PlanError, overrides={"num_hidden_layers": 1})
-    assert "`bert.encoder.layer.1.attention.self.query.weight` of the teacher has no counterpart" in message
-    assert "- and 10 more like these" in message
+def test_a_number_of_layers_in_overrides_is_one_of_layers() -> None:
+    planned = plan_student(ARCHITECTURES["bert"].build(), WidConfig(overrides={"num_hidden_layers": 1}))
+    assert planned.config.num_hidden_layers == 1
+    assert [stack.kept for stack in planned.stacks] == [(0,)]
 
 
 def test_a_size_that_no_weight_depends_on_makes_no_student() -> None:
@@ -216,7 +215,7 @@ def test_a_model_class_that_refuses_its_config_is_quoted(tiny_bert: BertForMaske
             {"hidden_size": 24, "overrides": {"hidden_size": 12}},
             "hidden_size is 24 and, in overrides, 12; give it once",
         ),
-        ({}, "no size is given; set hidden_size, intermediate_size or another size to shrink"),
+        ({}, "no size is given; set hidden_size, intermediate_size, num_hidden_layers or another size to shrink"),
     ],
 )
 def test_a_config_refuses_words_and_sizes_it_does_not_know(words: dict, message: str) -> None:
