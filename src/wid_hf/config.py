@@ -226,6 +226,8 @@ class WidConfig(PeftConfig):
         self.peft_type = PeftType.WID
         if self.format_version is None:
             self.format_version = 1 if is_saved else FORMAT_VERSION
+        if isinstance(self.layers, tuple):
+            self.layers = list(self.layers)
         if not isinstance(self.overrides, dict):
             raise ConfigError(f"WidConfig: overrides={self.overrides!r} is not a dictionary of sizes by name")
         self._restore()
@@ -314,7 +316,9 @@ class WidConfig(PeftConfig):
         given = self.layers if isinstance(self.layers, dict) else {COUNT: self.layers}
         for name, layers in given.items() if self.layers is not None else ():
             title = "layers" if name == COUNT else f"layers[{name!r}]"
-            if not (isinstance(layers, (list, tuple)) and layers and all(map(_is_number, layers))):
+            if not isinstance(name, str):
+                yield f"layers={self.layers!r}: give layers by the name of the entry that counts them"
+            elif not (isinstance(layers, (list, tuple)) and layers and all(map(_is_number, layers))):
                 yield f"{title}={layers!r} is not a list of layers' numbers, from 0"
             elif list(layers) != sorted(set(layers)):
                 yield f"{title}={list(layers)}: give each number once, in ascending order"

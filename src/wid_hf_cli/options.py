@@ -212,7 +212,7 @@ def wid_config(
     others: dict[str, Any] = {"head_strategy": strategy.value, **start}
     if target is None:
         return WidConfig(**sizes, **others)
-    return replace(target, others={name: value for name, value in sizes.items() if value} | others)
+    return replace(target, others={name: value for name, value in sizes.items() if value not in (None, {})} | others)
 
 
 def size_search(target: Target | None, seconds: float, round_to: int | None) -> SizeSearch | None:

@@ -133,6 +133,13 @@ class WidModel(OneAdapterTuner):
     def _make_student(self, teacher: PreTrainedModel, student_plan: StudentPlan) -> None:
         """Make the student at its start, with its guards."""
         config, trace, plan = self._config, student_plan.trace, student_plan.plan
+        if isinstance(config.schedule, WidSchedule) and all(
+            plan.shape(name) == tuple(weight.shape) for name, weight in trace.weights.items()
+        ):
+            raise ConfigError(
+                "A progressive schedule makes widths smaller, and no width of this student is: it has only fewer "
+                "layers or tokens. Leave the schedule out, or give a size such as hidden_size."
+            )
         self.student_plan = student_plan
         self._teacher = (teacher,)  # a tuple keeps it out of the module tree: its parameters are there already
         self.calibration: Calibration | None = None
@@ -188,6 +195,11 @@ class WidModel(OneAdapterTuner):
     def whole_teacher(self) -> PreTrainedModel:
         """The teacher with all of its layers, on the same tensors; `teacher` itself where the student has them all."""
         return self._given[1] if self.stacks else self.teacher
+
+    @property
+    def waits_for_layers(self) -> bool:
+        """Whether calibration has still to choose the layers that stay, and will make the student anew from these."""
+        return self._config.needs_data and not self._is_calibrated() and any(each.is_choice for each in self.stacks)
 
     def teacher_place(self, name: str) -> str:
         """Return the name that the whole teacher has for a module of the student."""

@@ -37,7 +37,7 @@ class SizeSearch:
     others: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if given := [name for name in SIZED if self.others.get(name)]:
+        if given := [name for name in SIZED if self.others.get(name) not in (None, {})]:
             raise ConfigError(
                 f"Sizes ({', '.join(given)}) and a target are given. Give the sizes, or the target that they shall be "
                 "found for."

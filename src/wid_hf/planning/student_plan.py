@@ -210,7 +210,16 @@ def planned_teacher(
         stacks = settled_stacks(teacher, config, inputs=inputs)
     inputs = _inputs(teacher, config) if inputs is None else inputs
     teacher = with_own_head(teacher, config.tie_word_embeddings, inputs)
-    return shallow_teacher(teacher, stacks, small_forward(teacher, config, inputs)) if stacks else teacher
+    if not stacks:
+        return teacher
+    try:
+        return shallow_teacher(teacher, stacks, small_forward(teacher, config, inputs))
+    except PlanError as refusal:
+        raise PlanError(
+            f"{type(teacher).__name__} cannot keep these layers alone, {'; '.join(map(str, stacks))}\n{refusal}\nKeep "
+            "layers whose kinds come in the teacher's order (its first layer often differs from the others), or give a "
+            "number of layers, so that calibration chooses among those that can stay."
+        ) from refusal
 
 
 def settled_stacks(

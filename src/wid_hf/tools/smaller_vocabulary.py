@@ -96,7 +96,10 @@ def _kept(tokenizer: PreTrainedTokenizerBase, teacher: Teacher, wanted: Vocabula
     if wanted == CORPUS:
         return kept_tokens(tokenizer, texts=texts, tokens=named)
     if isinstance(wanted, int):
-        return kept_tokens(tokenizer, texts=texts, tokens=named, size=wanted)
+        try:
+            return kept_tokens(tokenizer, texts=texts, tokens=named, size=wanted)
+        except ConfigError as refusal:
+            raise ConfigError(f"vocabulary={wanted}: {refusal}") from refusal
     raise ConfigError(f"vocabulary={wanted!r} is neither {CORPUS!r} nor a number of tokens.")
 
 

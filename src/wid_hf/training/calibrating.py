@@ -24,6 +24,10 @@ from ..coupling.trace import quiet_forward
 from ..errors import DataError
 from .collation import random_state
 
+LAYERS_FIRST = (
+    "The layers that stay are chosen by calibration, which makes the student anew, with parameters that the optimizer "
+    "does not have. Call model.base_model.calibrate(batches) before the optimizer is made, or use WidTrainer."
+)
 BY_HAND = "call model.calibrate(batches) before training, or pass calibration_data to get_wid_model"
 
 

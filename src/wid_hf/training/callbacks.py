@@ -14,10 +14,10 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..adapter.tuner import WidModel
-from ..errors import WidError, WidWarning
+from ..errors import TrainingError, WidError, WidWarning
 from ..plots.widths import WIDTHS_PICTURE, draw_widths
 from ..progressive.history import narrow_from, widths_over_steps
-from .calibrating import calibrate_first
+from .calibrating import LAYERS_FIRST, calibrate_first
 from .rates import refuse_untrainable
 
 
@@ -38,7 +38,8 @@ class WidCallback(TrainerCallback):
     Raises:
         WidError: when training begins, if the model is not a wid model, or several processes train a progressive model
             without `trainer`.
-        TrainingError: when training begins, if no weight of the model may change.
+        TrainingError: when training begins, if no weight of the model may change, or its layers are still to be
+            chosen.
         DataError: when training begins, if the model is not calibrated and the training data cannot calibrate it.
     """
 
@@ -53,6 +54,8 @@ class WidCallback(TrainerCallback):
         """Calibrate, and fix the schedule for `max_steps`; a checkpoint to resume from is loaded already."""
         tuner = _tuner(kwargs["model"])
         refuse_untrainable(kwargs["model"])
+        if tuner.waits_for_layers:
+            raise TrainingError(LAYERS_FIRST)
         calibrate_first(kwargs["model"], kwargs.get("train_dataloader"), args)
         self._clock = time.perf_counter(), int(state.num_input_tokens_seen)
         if tuner.progress is None or not tuner.is_wide:

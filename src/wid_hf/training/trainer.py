@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
@@ -22,7 +23,7 @@ from ..adapter.tuner import WidModel
 from ..errors import TrainingError, WidError
 from ..hub.cards import CARD_NAME, adapter_card
 from ..layers import FoldCache, FoldPolicy
-from .calibrating import calibration_batches
+from .calibrating import LAYERS_FIRST, calibrate_first, calibration_batches
 from .callbacks import WidCallback
 from .checkpoints import last_whole_checkpoint, refuse_torn_checkpoint
 from .half import full_eval_dtype, restored_values
@@ -176,15 +177,24 @@ class WidTrainer(Imitating):
         Raises:
             DataError: there is no training set.
         """
-        loader = None if self.train_dataset is None else self.get_train_dataloader()
-        return calibration_batches(self.model, loader, self.args)
+        return calibration_batches(self.model, self._loader(), self.args)
+
+    def _loader(self) -> DataLoader | None:
+        return None if self.train_dataset is None else self.get_train_dataloader()
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Let `Trainer` make the optimizer, then split its groups by learning rate.
 
         Raises:
-            TrainingError: nothing would train.
+            TrainingError: nothing would train, or an optimizer was given for layers that are still to be chosen.
+            DataError: layers are to be chosen, and the training data cannot calibrate the model.
         """
+        if self.model.base_model.waits_for_layers:
+            if self.optimizer is not None:
+                raise TrainingError(LAYERS_FIRST)
+            calibrate_first(self.model, self._loader(), self.args)  # makes the student anew, with other parameters
+            self._distillation = None
+            self._bind()
         freeze_by_rate(self.model, self.args)  # a hyperparameter search changes the arguments
         refuse_untrainable(self.model)
         warn_of_rate_without_effect(self.model, self.args)

@@ -65,6 +65,8 @@ def test_sizes_in_overrides_are_not_taken_for_counts_of_layers() -> None:
         ({"layers": [1, 4]}, "numbers from 0 to 3, each once and in ascending order"),
         ({"layers": {"decoder_layers": [0]}}, "BertConfig counts no layers as decoder_layers"),
         ({"layers": {"hidden_size": [0, 1]}}, "does not simply have fewer layers"),
+        ({"num_hidden_layers": 3, "overrides": {"num_hidden_layers": 2}}, "is 3 and, in overrides, 2; give it once"),
+        ({"layers": [1], "overrides": {"num_hidden_layers": 2}}, "is 1 and, in overrides, 2; give it once"),
     ],
 )
 def test_layers_that_the_teacher_does_not_have_are_refused(asked: dict[str, Any], said: str) -> None:
@@ -80,9 +82,19 @@ def test_layers_that_the_teacher_does_not_have_are_refused(asked: dict[str, Any]
         ({"layers": [2, 1]}, "each number once, in ascending order"),
         ({"layers": [1, 1]}, "each number once, in ascending order"),
         ({"layers": [-1, 1]}, "is not a list of layers' numbers"),
+        ({"layers": {0: [1]}}, "by the name of the entry that counts them"),
         ({"layers": [0, 1], "num_hidden_layers": 3}, "names 2 layers, and num_hidden_layers is 3"),
     ],
 )
 def test_layers_that_make_no_sense_are_refused_without_a_model(asked: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         WidConfig(**asked)
+
+
+def test_layers_may_be_a_tuple() -> None:
+    assert [stack.kept for stack in requested_stacks(bert(), WidConfig(layers=(0, 2)))] == [(0, 2)]
+
+
+def test_counts_in_a_list_are_named_by_their_place() -> None:
+    with pytest.raises(ConfigError, match=r"counts no layers as depths; its parts are depths\.0 to depths\.1"):
+        requested_stacks(teacher_of("swin"), WidConfig(layers={"depths": [0]}))

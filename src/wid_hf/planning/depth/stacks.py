@@ -21,7 +21,7 @@ from transformers.initialization import no_init_weights
 from ...config import COUNT, SIZES, WidConfig
 from ...coupling.trace import saved_tensors
 from ...errors import ConfigError
-from ..sizes.config_names import LAYERS, is_size, own_name
+from ..sizes.config_names import LAYERS, is_list, is_size, own_name
 from .shallow_config import WAYS, Entry, count_of, shallow_config
 
 LISTS = (nn.ModuleList, nn.Sequential)
@@ -82,6 +82,9 @@ def requested_stacks(teacher: PreTrainedModel, config: WidConfig) -> tuple[Stack
     named = _named_entries(teacher, config)
     problems: list[str] = []
     stacks = [_named_stack(teacher, entry, *asked, problems) for entry, asked in named.items()]
+    for entry, new in _counts(config.overrides):
+        if entry in named and named[entry][0] != new:
+            problems.append(f"{'.'.join(map(str, entry))} is {named[entry][0]} and, in overrides, {new}; give it once")
     if problems:
         raise ConfigError("WidConfig: " + "; ".join(problems))
     for entry, new in _counts(config.overrides):
@@ -108,7 +111,8 @@ def _named_stack(
     title, old = ".".join(map(str, entry)), count_of(teacher.config, entry)
     name = type(teacher).__name__
     if not is_size(old):
-        problems.append(f"{type(teacher.config).__name__} counts no layers as {title}")
+        places = f"; its parts are {title}.0 to {title}.{len(old) - 1}" if is_list(old) else ""
+        problems.append(f"{type(teacher.config).__name__} counts no layers as {title}{places}")
     elif kept is not None and (list(kept) != sorted(set(kept)) or kept[-1] >= old):
         problems.append(
             f"layers={list(kept)}: give numbers from 0 to {old - 1}, each once and in ascending order; {name} has "
