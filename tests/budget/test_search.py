@@ -13,12 +13,12 @@ from imitations import made_strong
 from matplotlib import image
 from matplotlib.figure import Figure
 from torch import Tensor
-from transformers import BertConfig, BertForMaskedLM
+from transformers import BertConfig, BertForMaskedLM, BertModel
 
 from wid_hf import ConfigError, DataError, PlanError, WidConfig, get_wid_model
 from wid_hf.adapter import layers_kept
 from wid_hf.budget import Front, Target, propose, search
-from wid_hf.calibration.divergence import divergence
+from wid_hf.calibration.divergence import divergence, output_divergence
 from wid_hf.calibration.division import parted, spread
 from wid_hf.plots.front import draw_front
 
@@ -53,6 +53,27 @@ def test_the_winner_has_seen_most_texts_and_is_nearest(front: Front) -> None:
     assert max(first[:2]) <= min(first[2:])
     assert found.measure == "KL of the scores, nats"
     assert found.winner == found.scored[0].candidate.shape
+
+
+def test_candidates_of_an_encoder_are_compared_in_one_measure_whatever_their_width(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 60, "hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 3}
+    encoder = made_strong(BertModel(BertConfig(**sizes, num_attention_heads=4)).eval())
+    widths: dict[int, str] = {}
+
+    def noted(teacher: Any, student: Any, held_out: Any) -> tuple[float, str]:
+        found = output_divergence(teacher, student, held_out)
+        widths[student[0].last_hidden_state.shape[-1]] = found[1]
+        return found
+
+    monkeypatch.setattr("wid_hf.budget.halving.output_divergence", noted)
+
+    search(propose(encoder, Target(params="60%"), round_to=2, most=8), batches(4))
+
+    assert 24 in widths and len(widths) > 1
+    assert set(widths.values()) == {"1 - correlation of cosines"}
 
 
 def test_the_winners_config_makes_the_student(front: Front) -> None:

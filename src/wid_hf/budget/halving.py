@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from math import ceil, log2
+from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..adapter.get_wid_model import get_wid_model
 from ..calibration.batches import NOTHING_BUT_PADDING, Batch, prepared
 from ..calibration.candidates import ENOUGH, HELD_OUT, SCORED
-from ..calibration.divergence import divergence, seen_by_callers
+from ..calibration.divergence import output_divergence
 from ..calibration.division import parted, spread, texts_in, tokens_in
 from ..config import COUNT, CalibrationConfig
 from ..coupling.trace import quiet_forward
@@ -194,12 +194,12 @@ class _Search:
         with self._spending(CALIBRATING):
             tuner.calibrate(batches, quick=not self._last)
         with self._spending(SCORING), plain_attention(tuner.model):
-            score, self._measure = divergence(self._wanted, self._outputs(tuner.model), self._held_out)
+            score, self._measure = output_divergence(self._wanted, self._outputs(tuner.model), self._held_out)
         return score
 
-    def _outputs(self, model: PreTrainedModel) -> list[list[Tensor]]:
+    def _outputs(self, model: PreTrainedModel) -> list[Any]:
         with torch.no_grad(), quiet_forward(model):
-            return [seen_by_callers(model(**prepared(model, batch))) for batch in self._held_out]
+            return [model(**prepared(model, batch)) for batch in self._held_out]
 
     @contextmanager
     def _spending(self, what: str) -> Iterator[None]:
