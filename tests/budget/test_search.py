@@ -76,6 +76,19 @@ def test_candidates_of_an_encoder_are_compared_in_one_measure_whatever_their_wid
     assert set(widths.values()) == {"1 - correlation of cosines"}
 
 
+def test_the_guess_is_compared_on_all_texts_however_few_texts_judge_it(
+    front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = {id(each): 1.0 + at for at, each in enumerate(reversed(front.candidates))}  # the guess is the worst
+    monkeypatch.setattr("wid_hf.budget.halving._Search._score", lambda self, each, some: scores[id(each)])
+
+    found = search(front, batches())
+
+    finalists = [each.candidate for each in found.scored if each.texts[-1:] == (found.texts[-1],)]
+    assert front.guess in finalists and len(finalists) == 2
+    assert found.winner == front.candidates[-1].shape
+
+
 def test_the_winners_config_makes_the_student(front: Front) -> None:
     found = search(front, batches(4))
     student = get_wid_model(front.space.teacher, found.config).base_model.model

@@ -82,15 +82,20 @@ def requested_stacks(teacher: PreTrainedModel, config: WidConfig) -> tuple[Stack
     named = _named_entries(teacher, config)
     problems: list[str] = []
     stacks = [_named_stack(teacher, entry, *asked, problems) for entry, asked in named.items()]
-    for entry, new in _counts(config.overrides):
-        if entry in named and named[entry][0] != new:
-            problems.append(f"{'.'.join(map(str, entry))} is {named[entry][0]} and, in overrides, {new}; give it once")
+    problems += _given_twice(named, config.overrides)
     if problems:
         raise ConfigError("WidConfig: " + "; ".join(problems))
     for entry, new in _counts(config.overrides):
         found = _stack(teacher, entry, new) if entry not in named else None
         stacks.append(found if found is not None and found.lists else None)
     return tuple(stack for stack in stacks if stack is not None and stack.new < stack.old)
+
+
+def _given_twice(named: Mapping[Entry, tuple[int, Any]], overrides: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong where overrides give another number to an entry that is named otherwise too."""
+    for entry, new in _counts(overrides):
+        if entry in named and named[entry][0] != new:
+            yield f"{'.'.join(map(str, entry))} is {named[entry][0]} and, in overrides, {new}; give it once"
 
 
 def _named_entries(teacher: PreTrainedModel, config: WidConfig) -> dict[Entry, tuple[int, tuple[int, ...] | None]]:
