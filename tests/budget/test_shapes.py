@@ -13,7 +13,7 @@ from transformers import BertForMaskedLM, PreTrainedModel, Qwen2Config, Qwen2For
 from wid_hf import ConfigError, PlanError
 from wid_hf.budget import Space
 from wid_hf.budget.layer_order import LayerOrder
-from wid_hf.budget.shapes import Mix, skeleton
+from wid_hf.budget.shapes import Mix, student_skeleton
 from wid_hf.hub.model_size import model_size
 from wid_hf.planning.student_plan import empty_student
 
@@ -124,7 +124,7 @@ def test_encoder_decoders_shrink_by_one_scale() -> None:
 
 def test_a_skeleton_has_no_tensors_and_the_teachers_dtype(tiny_bert: BertForMaskedLM) -> None:
     half = tiny_bert.half()
-    found = skeleton(half, half.config)
+    found = student_skeleton(half, half.config)
     assert all(weight.is_meta and weight.dtype == torch.float16 for weight in found.parameters())
     assert model_size(found) == model_size(half)
 

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.initialization import no_init_weights
 
 from ..config import COUNT, SIZES, WidConfig
 from ..errors import ConfigError, PlanError
@@ -27,6 +26,7 @@ from ..planning.sizes import Request
 from ..planning.sizes.config_names import own_name, stated
 from ..planning.sizes.following import WORDS_OF_WIDTHS
 from ..planning.sizes.student_config import with_sizes
+from ..planning.skeleton import skeleton
 from ..planning.student_plan import MOVED, StudentPlan, check_teacher, plan_student
 from .head_layouts import MANNERS, HeadLayouts, Manner
 from .layer_order import LayerOrder
@@ -172,7 +172,7 @@ class Space:
         Raises:
             PlanError: the teacher's class cannot be made at these sizes.
         """
-        return skeleton(self.teacher, self.student_config(shape))
+        return student_skeleton(self.teacher, self.student_config(shape))
 
     def student_config(self, shape: Shape) -> PretrainedConfig:
         """Return the student's config, as the best meaning of the request has it."""
@@ -247,7 +247,7 @@ class Space:
     def _inner_sizes(self) -> Iterator[tuple[str, int]]:
         """Yield the entries that change shapes of weights, but neither their number nor any table's rows."""
         config = self.teacher.config
-        whole = _shapes(skeleton(self.teacher, config))
+        whole = _shapes(student_skeleton(self.teacher, config))
         for name, size in _widths(config, self.hidden):
             for now in [size] if size is not None else self._computed(name, whole):
                 with_half = self._shapes_with({name: self._half(now)})
@@ -262,7 +262,7 @@ class Space:
 
     def _shapes_with(self, sizes: Shape) -> dict[str, tuple[bool, torch.Size]] | None:
         try:
-            return _shapes(skeleton(self.teacher, with_sizes(self.teacher.config, _nested(sizes))))
+            return _shapes(student_skeleton(self.teacher, with_sizes(self.teacher.config, _nested(sizes))))
         except Exception:  # each class checks its config in its own way, and raises other errors
             return None
 
@@ -289,19 +289,16 @@ def exact_sizes() -> Iterator[None]:
             raise PlanError(f"- {other}") from other
 
 
-def skeleton(teacher: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
+def student_skeleton(teacher: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
     """Return `type(teacher)(config)` on the meta device, in the teacher's dtype.
 
     Raises:
         PlanError: the class cannot be made of this config.
     """
     try:
-        with no_init_weights(), torch.device("meta"):
-            model = type(teacher)(config)
-        model.tie_weights()  # skipped together with the initialisation
+        return skeleton(type(teacher), config).to(teacher.dtype)
     except Exception as cause:  # each class checks its config in its own way, and raises other errors
         raise PlanError(f"- {type(teacher).__name__} cannot be made at these sizes: {cause}") from cause
-    return model.to(teacher.dtype)
 
 
 def words_of(shape: Shape) -> str:

@@ -12,15 +12,14 @@ from itertools import chain
 from math import prod
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.initialization import no_init_weights
 
 from ..coupling import Plan, Trace
 from ..coupling.trace import aliases, saved_tensors
 from ..errors import ConfigError
 from .same_function import is_same_function
+from .skeleton import skeleton
 from .tracing import accepted_example
 
 
@@ -149,7 +148,4 @@ def _is_head_alone(head: str, names: Mapping[str, str], tied: Mapping[str, str])
 def _names_when_loaded(model: PreTrainedModel) -> dict[str, str]:
     """Return the ties that the model's class makes from its config as it would be read from a file."""
     config = type(model.config).from_dict(model.config.to_dict())
-    with no_init_weights(), torch.device("meta"):
-        skeleton = type(model)(config)
-    skeleton.tie_weights()
-    return aliases(skeleton)
+    return aliases(skeleton(type(model), config))

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.initialization import no_init_weights
 
 from ..config import SIZES, WidConfig
 from ..coupling import Example, Plan, Trace, make_plan, verify
@@ -28,6 +25,7 @@ from .example_inputs import on_device
 from .fewer_tokens import with_fewer_tokens
 from .own_head import offered_head, with_own_head
 from .sizes import Meaning, Request, Sizes, Strategy, Way
+from .skeleton import skeleton
 from .teacher_check import PARAMETRIZED, check_teacher
 from .tracing import accepted_example, plain_attention, trace_student, trace_teacher
 
@@ -337,11 +335,10 @@ def _weight_shapes(
     try:
         if (check := getattr(config, "validate", None)) is not None:  # a config checks itself again when it is saved
             check()
-        with no_init_weights(), torch.device("meta"):
-            skeleton = model_class(deepcopy(config))
+        empty = skeleton(model_class, config)
     except Exception as refusal:  # each class checks its config in its own way, and raises other errors
         raise PlanError(f"- {model_class.__name__} itself refuses this config: {_line(refusal)}") from refusal
-    saved = saved_tensors(skeleton)
+    saved = saved_tensors(empty)
     if any(".parametrizations." in name and name not in saved for name in teacher.weights):
         raise TeacherError(PARAMETRIZED)
     return {name: tuple(t.shape) for name, t in saved.items() if teacher.aliases.get(name, name) == name}

@@ -18,8 +18,9 @@ from ...coupling.trace import saved_tensors
 from ...errors import PlanError
 from ..empty_student import empty_student
 from ..same_function import is_same_function
+from ..skeleton import skeleton
 from .shallow_config import WAYS, Way, shallow_config
-from .stacks import Stack, skeleton, source
+from .stacks import Stack, source
 
 
 def shallow_teacher(teacher: PreTrainedModel, stacks: Sequence[Stack], example: Example) -> PreTrainedModel:

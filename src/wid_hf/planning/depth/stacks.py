@@ -8,20 +8,18 @@ no weight has another shape. No model is named, and no entry but transformers' c
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.initialization import no_init_weights
 
 from ...config import COUNT, SIZES, WidConfig
 from ...coupling.trace import saved_tensors
 from ...errors import ConfigError
 from ..sizes.config_names import LAYERS, is_list, is_size, own_name
+from ..skeleton import skeleton
 from .shallow_config import WAYS, Entry, count_of, shallow_config
 
 LISTS = (nn.ModuleList, nn.Sequential)
@@ -172,14 +170,6 @@ def source(name: str, stacks: Sequence[Stack]) -> str:
             if name.startswith(f"{each}.") and place.isdigit() and stack.kept is not None:
                 return f"{each}.{stack.kept[int(place)]}{dot}{rest}"
     return name
-
-
-def skeleton(model_class: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
-    """Return a model of this config without memory for its weights."""
-    with no_init_weights(), torch.device("meta"):
-        model = model_class(deepcopy(config))
-    model.tie_weights()
-    return model
 
 
 def _shortened(teacher: PreTrainedModel, small: PreTrainedModel, old: int, new: int) -> Iterator[str]:

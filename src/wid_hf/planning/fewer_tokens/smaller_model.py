@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.initialization import no_init_weights
 
 from ...coupling import Example
 from ...errors import ConfigError, PlanError
 from ..same_function import example_outputs
+from ..skeleton import skeleton
 from ..teacher_check import check_teacher
 from ..tracing import accepted_example
 from .token_ids import Numbers, numbers_in
@@ -108,8 +108,7 @@ def _configs(model: PreTrainedModel) -> list[PretrainedConfig]:
 def _empty(model_class: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
     """Return a model without memory for its weights, or refuse if its class refuses the config."""
     try:
-        with no_init_weights(), torch.device("meta"):
-            return model_class(deepcopy(config))
+        return skeleton(model_class, config)
     except Exception as refusal:  # each class checks its config in its own way, and raises other errors
         size = config.get_text_config(decoder=True).vocab_size
         raise PlanError(f"{model_class.__name__} cannot be made with {size:,} tokens: {refusal}") from refusal
