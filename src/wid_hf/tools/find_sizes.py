@@ -12,7 +12,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 
 from ..budget import Front, SearchResult, SizeSearch, Target, propose, search
-from ..budget.shapes import words_of
+from ..budget.shapes import Shape, words_of
 from ..budget.size_search import sizes_of
 from ..config import WidConfig
 from ..errors import ConfigError
@@ -33,12 +33,14 @@ class FoundSizes:
     Attributes:
         asked: what they were found for.
         sizes: fields of `WidConfig` by name, as plain values for JSON.
+        shape: the same as the shape that won, or that was guessed.
         front: the shapes that fill the target.
         result: of the search; None if the sizes are a guess.
     """
 
     asked: SizeSearch
     sizes: dict[str, Any]
+    shape: Shape
     front: Front
     result: SearchResult | None = None
 
@@ -51,7 +53,7 @@ class FoundSizes:
     def words(self) -> str:
         """How the sizes were found."""
         if self.result is None:
-            return f"{self.front}\nWithout a search: {words_of(self.front.planned_guess().shape)}"
+            return f"{self.front}\nWithout a search: {words_of(self.shape)}"
         return f"{self.front}\n{self.result.reason}\n{self.result.time_in_words}"
 
     @property
@@ -60,13 +62,12 @@ class FoundSizes:
         told = {"asked": self.asked.asked, "sizes": self.sizes}
         if self.result is not None:
             return told | self.result.to_dict()
-        guess = self.front.planned_guess()
         return told | {
             "limits": dict(self.front.limits),
             "teacher": dict(self.front.teacher),
             "round_to": self.front.space.step,
-            "winner": dict(guess.shape),
-            "reason": f"{words_of(guess.shape)}: a guess, without a search.",
+            "winner": dict(self.shape),
+            "reason": f"{words_of(self.shape)}: a guess, without a search.",
         }
 
 
@@ -94,7 +95,8 @@ def find_sizes(
     teacher, target = _with_its_tokens(teacher, asked, train, settings)
     if not asked.seconds or train is None:
         front = propose(teacher.model, target, round_to=asked.round_to)
-        return FoundSizes(asked, sizes_of(front.space.config(front.planned_guess().shape)), front)
+        guess = front.planned_guess().shape
+        return FoundSizes(asked, sizes_of(front.space.config(guess)), guess, front)
     objective = find_task(teacher.model, teacher.processor, settings.task)
     settings = replace(settings, steps=0, max_length=fitting_length(objective, settings.max_length))
     any_size = asked.config({"num_hidden_layers": 1})  # what an objective needs of a start has nothing to do with sizes
@@ -103,7 +105,7 @@ def find_sizes(
     front = propose(teacher.model, target, round_to=asked.round_to)
     batches = drawn_batches(data.train, objective.collator, calibration, settings.seed)
     result = search(front, batches, seconds=asked.seconds, calibration=calibration)
-    return FoundSizes(asked, sizes_of(result.config), front, result)
+    return FoundSizes(asked, sizes_of(result.config), result.winner, front, result)
 
 
 def _with_its_tokens(
