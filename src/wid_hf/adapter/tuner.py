@@ -133,9 +133,7 @@ class WidModel(OneAdapterTuner):
     def _make_student(self, teacher: PreTrainedModel, student_plan: StudentPlan) -> None:
         """Make the student at its start, with its guards."""
         config, trace, plan = self._config, student_plan.trace, student_plan.plan
-        if isinstance(config.schedule, WidSchedule) and all(
-            plan.shape(name) == tuple(weight.shape) for name, weight in trace.weights.items()
-        ):
+        if isinstance(config.schedule, WidSchedule) and not student_plan.narrows:
             raise ConfigError(
                 "A progressive schedule makes widths smaller, and no width of this student is: it has only fewer "
                 "layers or tokens. Leave the schedule out, or give a size such as hidden_size."

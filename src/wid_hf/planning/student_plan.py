@@ -87,6 +87,11 @@ class StudentPlan:
     settled: Settled
     stacks: tuple[Stack, ...] = ()
 
+    @property
+    def narrows(self) -> bool:
+        """Whether any weight of the student is smaller than the teacher's that it is computed from."""
+        return _narrows(self.plan, self.trace)
+
 
 def plan_student(
     teacher: PreTrainedModel,
@@ -154,8 +159,8 @@ def plan_sizes(
             break
         try:
             plan, student = _planned(teacher, candidate, trace, partial(trace_student, inputs=inputs, further=further))
-            if not is_smaller:
-                _refuse_unchanged(plan, trace)
+            if not is_smaller and not _narrows(plan, trace):
+                raise PlanError("- no weight of the student would be smaller than the teacher's")
         except PlanError as refusal:
             refused.setdefault(meaning.way, refusal)
             continue
@@ -230,7 +235,9 @@ def settled_stacks(
         TeacherError: no small forward works.
     """
     stacks = requested_stacks(teacher, config)
-    return spread_layers(teacher, stacks, small_forward(teacher, config, inputs)) if stacks else ()
+    if all(stack.kept is not None for stack in stacks):  # `planned_teacher` says whether they can stay
+        return stacks
+    return spread_layers(teacher, stacks, small_forward(teacher, config, inputs))
 
 
 def small_forward(teacher: PreTrainedModel, config: WidConfig, inputs: Mapping[str, Any] | None = None) -> Example:
@@ -287,9 +294,8 @@ def _planned(
     return make_plan(trace, shapes, trace_student(student)), student.config
 
 
-def _refuse_unchanged(plan: Plan, trace: Trace) -> None:
-    if all(plan.shape(name) == tuple(weight.shape) for name, weight in trace.weights.items()):
-        raise PlanError("- no weight of the student would be smaller than the teacher's")
+def _narrows(plan: Plan, trace: Trace) -> bool:
+    return any(plan.shape(name) != tuple(weight.shape) for name, weight in trace.weights.items())
 
 
 def _settled(request: Request, meaning: Meaning, student: PretrainedConfig, against: Mapping[Way, str]) -> Settled:
