@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from ..adapter.layers_kept import chosen_stacks
 from ..calibration.batches import Batch
-from ..calibration.layer_choice import SCORED, TRIED
+from ..calibration.layer_choice import AGAIN, SCORED, TRIED
 from ..config import CalibrationConfig, LayerChoice, WidConfig
 from ..planning.depth import requested_stacks
 
@@ -58,5 +58,5 @@ def layer_order(teacher: PreTrainedModel, least: int, batches: Sequence[Batch], 
 
 
 def texts_of_greedy(count: int, least: int) -> int:
-    """Return how many texts run through the teacher at most while layers go one after the other, greedily."""
-    return SCORED * (1 + sum(min(left, TRIED) for left in range(least + 1, count + 1)))
+    """Return about how many texts run through the teacher while layers go one after the other, greedily."""
+    return SCORED * (1 + min(count, TRIED) + AGAIN * (count - least - 1))

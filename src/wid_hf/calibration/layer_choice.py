@@ -56,6 +56,11 @@ class _Place:
     divergence: float | None = None
     measure: str = ""
 
+    @property
+    def key(self) -> tuple[int, int]:
+        """Which layer it is."""
+        return self.stack, self.layer
+
 
 def choose_layers(
     teacher: nn.Module,
@@ -134,9 +139,8 @@ class _Trials:
         Args:
             places: layers that may go, that of least influence first.
         """
-        waiting = sorted(places, key=lambda place: self._known.get((place.stack, place.layer), inf))
-        new = [place for place in places if (place.stack, place.layer) not in self._known]
-        known = [place for place in waiting if place not in new]
+        new = [place for place in places if place.key not in self._known]
+        known = sorted((place for place in places if place.key in self._known), key=self._least)
         count = max(TRIED - len(known), 0)
         now, later = [*known[:AGAIN], *new[:count]], [*known[AGAIN:], *new[count:]]
         tried = sorted(map(self._tried, now), key=_divergence)
@@ -146,7 +150,7 @@ class _Trials:
             yield tried.pop(0)
 
     def _least(self, place: _Place) -> float:
-        return self._known.get((place.stack, place.layer), inf)
+        return self._known.get(place.key, inf)
 
     def _tried(self, place: _Place) -> _Place:
         try:
@@ -155,7 +159,7 @@ class _Trials:
             score, measure = output_divergence(self._wanted, outputs, self._batches)
         except PlanError:  # it makes another stream than it is given, as the first one of a stage: it must stay
             score, measure = inf, ""
-        self._known[place.stack, place.layer] = score
+        self._known[place.key] = score
         return replace(place, divergence=score, measure=measure)
 
 
@@ -199,9 +203,7 @@ def _first_fitting(
         PlanError: there is none.
     """
     for place in places:
-        if fits(
-            [tuple(each for each in own if (at, each) != (place.stack, place.layer)) for at, own in enumerate(kept)]
-        ):
+        if fits([tuple(each for each in own if (at, each) != place.key) for at, own in enumerate(kept)]):
             return place
     raise PlanError(
         "- layers of this model differ in kind, and without any one of them others stand in wrong places. Give "
