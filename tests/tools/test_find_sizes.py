@@ -103,6 +103,7 @@ def test_a_share_is_of_the_whole_teacher_also_where_tokens_go(masked_teacher: Pa
 
     assert 0.35 * parameters(masked_teacher) < parameters(tmp_path / "s") <= parameters(masked_teacher) / 2
     assert report.vocabulary is not None and report.search is not None
+    assert report.search["limits"] == {"params": parameters(masked_teacher) // 2}
 
 
 def test_tokens_of_rows_without_rows_are_refused(masked_teacher: Path) -> None:
