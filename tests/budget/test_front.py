@@ -121,6 +121,10 @@ def test_the_cost_of_rounding_is_told(tiny_bert: BertForMaskedLM) -> None:
     front = propose(tiny_bert, Target(params="50%"), round_to=8)
     unused = [1 - each.filled for each in front.candidates]
     assert f"multiples of 8, which leaves {min(unused):.1%} to {max(unused):.1%} of the target unused" in str(front)
+    widths = {each.shape["hidden_size"] // each.shape["num_attention_heads"] for each in front.candidates}
+    others = ", ".join(map(str, sorted(widths - {6})))
+    assert others
+    assert f"Heads are as wide as the teacher's, 6, or multiples of 2 ({others})." in str(front)
 
 
 def test_a_candidate_that_was_measured_in_a_slow_moment_goes(tiny_bert: BertForMaskedLM) -> None:

@@ -93,11 +93,12 @@ class Front:
         """Return what was asked for, how many shapes fill it, and what rounding costs."""
         asked = " and ".join(in_words(name, most) for name, most in self.limits.items())
         unused = [1 - each.filled for each in self.candidates]
-        scale = " All sizes shrink by one scale, for the model has several parts." if self.space.one_scale else ""
+        heads = self.space.heads.in_words([each.shape for each in self.candidates])
+        more = "All sizes shrink by one scale, for the model has several parts." if self.space.one_scale else heads
         return (
             f"At most {asked}: {len(self.candidates)} shapes of {self.tried} mixes. Sizes are multiples of "
-            f"{self.space.step}, which leaves {min(unused):.1%} to {max(unused):.1%} of the target unused.{scale}"
-        )
+            f"{self.space.step}, which leaves {min(unused):.1%} to {max(unused):.1%} of the target unused. {more}"
+        ).strip()
 
 
 def propose(

@@ -28,7 +28,7 @@ from ..planning.sizes.following import WORDS_OF_WIDTHS
 from ..planning.sizes.student_config import with_sizes
 from ..planning.skeleton import skeleton
 from ..planning.student_plan import MOVED, StudentPlan, check_teacher, plan_student
-from .head_layouts import MANNERS, HeadLayouts, Manner
+from .head_layouts import MANNERS, PAIR, HeadLayouts, Manner
 from .layer_order import LayerOrder
 
 Shape = Mapping[str, int]
@@ -136,15 +136,14 @@ class Space:
         return {**self._with_heads(hidden, share(HEADS), mix.manner), **inner, **depth}
 
     def grown(self, shape: Shape, name: str, manner: Manner) -> Shape | None:
-        """Return `shape` with a width one step larger, and heads that fit it; None if the teacher's is reached."""
+        """Return `shape` with the next larger width, and heads that fit it; None if the teacher's is reached."""
         whole = {**self.hidden, **self.inner}[name]
-        larger = {**shape, name: min(shape[name] + self.step, whole)}
-        if shape[name] == whole:
-            return None
-        if name in self.inner or self.one_scale or self.heads.is_free:
-            return larger
-        heads = self.heads.sizes(larger[name], 1.0, manner)
-        return {**larger, **heads} if heads is not None else None
+        for size in [*range(shape[name] + self.step, whole, self.step), whole] if shape[name] < whole else []:
+            if name in self.inner or self.one_scale or self.heads.is_free:
+                return {**shape, name: size}
+            if (heads := self.heads.sizes(size, 1.0, manner, self.heads.grains[0])) is not None:
+                return {**shape, name: size, **heads}
+        return None
 
     def config(self, shape: Shape, order: LayerOrder | None = None) -> WidConfig:
         """Return the request for a shape.
@@ -226,14 +225,14 @@ class Space:
         return max((count for count in self.layers if count <= most), default=min(self.layers))
 
     def _with_heads(self, hidden: Shape, share: float, manner: Manner) -> Shape:
-        """Return widths of streams and heads; a width that does not divide into heads goes down by steps."""
-        if self.one_scale or not self.hidden:
-            whole = stated(self.teacher.config, "hidden_size") or 0
-            return {**hidden, **(self.heads.sizes(whole, share, manner) or {})}
-        ((name, width),) = hidden.items()
-        for lower in range(width, 0, -self.step):
-            if (heads := self.heads.sizes(lower, share, manner)) is not None:
-                return {name: lower, **heads}
+        """Return widths of streams and heads; a width that does not divide into friendly heads goes down by steps."""
+        name, width = next(iter(hidden.items()), ("hidden_size", stated(self.teacher.config, "hidden_size") or 0))
+        if self.one_scale:
+            return hidden
+        for grain in self.heads.grains:
+            for lower in range(width, 0, -self.step) if hidden else [width]:
+                if (heads := self.heads.sizes(lower, share, manner, grain)) is not None:
+                    return {**({name: lower} if hidden else {}), **heads}
         raise PlanError(f"- no {name} up to {width} in steps of {self.step} divides into heads")
 
     def _manners(self) -> Iterator[Manner]:
@@ -355,11 +354,11 @@ def _hidden_sizes(config: PretrainedConfig) -> Iterator[tuple[str, int]]:
 
 
 def _heads(parts: Mapping[str, PretrainedConfig], name: str, hidden: int) -> Iterator[int]:
-    """Yield the numbers of heads, of the part that states a hidden size, by which that can be divided."""
+    """Yield what must divide the hidden size of a part: its numbers of heads, twice each where heads are even."""
     prefix = name.removesuffix("hidden_size")
     for entry, count in vars(parts[prefix]).items() if prefix in parts else ():
         if entry.endswith("heads") and type(count) is int and count > 0 and hidden % count == 0:
-            yield count
+            yield count if hidden // count % PAIR else count * PAIR
 
 
 def _widths(config: PretrainedConfig, hidden: Iterable[str]) -> Iterator[tuple[str, int | None]]:
