@@ -68,7 +68,14 @@ def test_candidates_are_as_many_as_asked_for_and_far_apart(tiny_bert: BertForMas
 
 
 @pytest.mark.parametrize(
-    "target", [Target(encoder_params="30%"), Target(bytes="40%"), Target(params="70%", bytes=20_000)]
+    "target",
+    [
+        Target(encoder_params="30%"),
+        Target(bytes="40%"),
+        Target(params="70%", bytes=20_000),
+        Target(params="50%", encoder_params="30%"),
+        Target(params="40%", encoder_params="90%"),  # the encoder may have more than all together: it never decides
+    ],
 )
 def test_other_counts_are_targets_too_and_all_must_hold(tiny_bert: BertForMaskedLM, target: Target) -> None:
     front = propose(tiny_bert, target, round_to=2)
@@ -108,6 +115,11 @@ def test_too_small_a_target_is_refused_with_the_least_and_what_dominates(tiny_be
     assert f"has {least:,} parameters" in text
     assert "bert.embeddings.word_embeddings.weight 480" in text
     assert "cut what is largest" in text
+
+
+def test_of_several_targets_a_refusal_names_those_that_cannot_be_reached(tiny_bert: BertForMaskedLM) -> None:
+    with pytest.raises(ConfigError, match="Target: params=100 cannot be reached"):
+        propose(tiny_bert, Target(params=100, encoder_params="50%"), round_to=8)
 
 
 def test_encoder_decoders_have_one_candidate_and_are_told_why() -> None:

@@ -22,6 +22,7 @@ from ..config import WidConfig
 from ..errors import ConfigError
 from ..hub.model_size import model_size
 from ..planning.fewer_tokens import with_fewer_tokens
+from ..planning.own_head import with_own_head
 from ..training.calibrating import drawn_batches
 from .compression import find_task, fitting_length
 from .recipe import CompressSettings
@@ -116,7 +117,7 @@ def find_many_sizes(
         held_out: see `find_sizes`.
     """
     first = asked[0]
-    teacher, targets = _with_its_tokens(teacher, first, [each.target for each in asked], train, settings)
+    teacher, targets = _as_students_have_it(teacher, first, [each.target for each in asked], train, settings)
     if not first.seconds or train is None:
         return [_guessed(each, front) for each, front in zip(asked, _fronts(teacher, first, targets), strict=True)]
     objective = find_task(teacher.model, teacher.processor, settings.task)
@@ -146,25 +147,28 @@ def _guessed(asked: SizeSearch, front: Front) -> FoundSizes:
     return FoundSizes(asked, sizes_of(front.space.config(guess)), guess, front)
 
 
-def _with_its_tokens(
+def _as_students_have_it(
     teacher: Teacher, asked: SizeSearch, targets: Sequence[Target], train: Source | None, settings: CompressSettings
 ) -> tuple[Teacher, Sequence[Target]]:
-    """Return the teacher with the tokens that students will have, and targets in numbers: shares are of all.
+    """Return the teacher with the tokens and the head that students will have, and targets in numbers.
+
+    A student with a head of its own needs more than its sizes alone say; shares are of the teacher as it was given.
 
     Raises:
-        ConfigError: the tokens are those of rows, and there are none.
+        ConfigError: the tokens are those of rows, and there are none; or it cannot have a head of its own.
     """
-    wanted = asked.others.get("vocabulary")
-    if wanted is None:
+    wanted, tie = asked.others.get("vocabulary"), asked.others.get("tie_word_embeddings")
+    if wanted is None and tie is None:
         return teacher, targets
-    if train is None:
-        raise ConfigError(f"vocabulary={wanted!r} needs rows whose tokens are counted. Give some (--train).")
-    found = smaller_vocabulary(
-        teacher, find_task(teacher.model, teacher.processor, settings.task), wanted, train, settings
-    )
-    smaller = teacher.replaced(with_fewer_tokens(teacher.model, found.kept), found.tokenizer)
+    model, processor = teacher.model, teacher.processor
+    if wanted is not None:
+        if train is None:
+            raise ConfigError(f"vocabulary={wanted!r} needs rows whose tokens are counted. Give some (--train).")
+        objective = find_task(model, processor, settings.task)
+        found = smaller_vocabulary(teacher, objective, wanted, train, settings)
+        model, processor = with_fewer_tokens(model, found.kept), found.tokenizer
     whole = model_size(teacher.model)
-    return smaller, [target.counted(whole) for target in targets]
+    return teacher.replaced(with_own_head(model, tie, None), processor), [target.counted(whole) for target in targets]
 
 
 def settled(
