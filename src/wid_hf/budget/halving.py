@@ -16,11 +16,12 @@ from ..calibration.batches import Batch, prepared
 from ..calibration.candidates import ENOUGH
 from ..calibration.divergence import output_divergence
 from ..calibration.division import parted, texts_in, tokens_in
-from ..config import CalibrationConfig
+from ..config import CalibrationConfig, WidConfig
 from ..errors import ConfigError, DataError, PlanError
 from ..planning.tracing import plain_attention
 from ..progress_bar import progress_bar
 from .front import Candidate, Front
+from .per_layer import ScoredProfile, profiles
 from .result import Scored, SearchResult
 from .shapes import exact_sizes
 from .survey import Clock, Survey, outputs_of
@@ -122,7 +123,21 @@ class _Search:
             if self._last or len(alive) < FINALISTS or self._clock() > self._began + self._seconds:
                 break
             rung = len(texts) - 1 if len(alive) == FINALISTS else rung + 1
-        return self._result(scored, texts)
+        return self._result(scored, texts, self._profiles(min(scored, key=lambda each: each.rank), texts[-1]))
+
+    def _profiles(self, best: Scored, texts: int) -> list[ScoredProfile]:
+        """Try widths that differ from layer to layer, on what the winner has seen, as long as there is time."""
+        found: list[ScoredProfile] = []
+        shape, space = best.candidate.shape, self._front.space
+        for profile in profiles(space, shape) if best.texts[-1:] == (texts,) else ():
+            if self._clock() > self._began + self._seconds:
+                break
+            try:
+                config = space.config(shape, self._survey.order, profile.widths)
+                found.append(ScoredProfile(profile, self._score_of(config, parted(self._given, texts)[0])))
+            except PlanError:  # uniform widths stay
+                continue
+        return found
 
     def _try_all(self, alive: Sequence[int], scored: list[Scored], texts: int, deadline: float) -> list[int]:
         """Give those that are alive one more score, as far as there is time; return those that got one."""
@@ -168,8 +183,11 @@ class _Search:
         space, survey = self._front.space, self._survey
         if survey.fixed and space.is_shallow(candidate.shape):
             raise PlanError(survey.fixed)
+        return self._score_of(space.config(candidate.shape, survey.order), batches)
+
+    def _score_of(self, config: WidConfig, batches: Sequence[Batch]) -> float:
+        survey = self._survey
         left = self._began + self._seconds - self._clock()
-        config = space.config(candidate.shape, survey.order)
         config.calibration_config = replace(survey.calibration, refine_seconds=max(left / FINALISTS, LEAST_SECONDS))
         with self._spending(PLANNING), exact_sizes():
             tuner = get_wid_model(self._teacher, config).base_model
@@ -188,12 +206,20 @@ class _Search:
         finally:
             self._spent[what] += self._clock() - began
 
-    def _result(self, scored: Sequence[Scored], texts: tuple[int, ...]) -> SearchResult:
+    def _result(self, scored: Sequence[Scored], texts: tuple[int, ...], tried: Sequence[ScoredProfile]) -> SearchResult:
         ordered = tuple(sorted(scored, key=lambda each: each.rank))
         if not ordered[0].scores:
             notes = "\n".join(dict.fromkeys(f"- {each.note}" for each in ordered if each.note))
             raise PlanError(f"None of the {len(ordered)} shapes that fill the target can be planned:\n{notes}")
         held_out = sum(map(texts_in, self._held_out))
         return SearchResult(
-            self._front, ordered, texts, held_out, self._measure, self._spent, self._seconds, self._survey.order
+            self._front,
+            ordered,
+            texts,
+            held_out,
+            self._measure,
+            self._spent,
+            self._seconds,
+            self._survey.order,
+            tuple(tried),
         )

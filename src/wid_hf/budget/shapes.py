@@ -23,7 +23,7 @@ from ..errors import ConfigError, PlanError
 from ..planning.depth import requested_stacks
 from ..planning.depth.shallow_config import shallow_config
 from ..planning.sizes import Request
-from ..planning.sizes.config_names import own_name, stated
+from ..planning.sizes.config_names import is_list, own_name, stated
 from ..planning.sizes.following import WORDS_OF_WIDTHS
 from ..planning.sizes.student_config import with_sizes
 from ..planning.skeleton import skeleton
@@ -115,6 +115,12 @@ class Space:
         """The heads that students may have; those of one scale follow by the plan's own preference."""
         return HeadLayouts(None) if self.one_scale else HeadLayouts.of(self.teacher.config)
 
+    @cached_property
+    def lists(self) -> Mapping[str, int]:
+        """How many layers have an entry in each list of the config that states one size for all of them."""
+        config = self.teacher.config
+        return {name: len(value) for name, value in vars(config).items() if _is_size_by_layer(config, value)}
+
     @property
     def axes(self) -> tuple[str, ...]:
         """The axes along which sizes shrink independently of each other."""
@@ -145,17 +151,21 @@ class Space:
                 return {**shape, name: size, **heads}
         return None
 
-    def config(self, shape: Shape, order: LayerOrder | None = None) -> WidConfig:
+    def config(
+        self, shape: Shape, order: LayerOrder | None = None, widths: Mapping[str, Sequence[int]] | None = None
+    ) -> WidConfig:
         """Return the request for a shape.
 
         Args:
             shape: the sizes.
             order: in which layers go; without it calibration data decides which stay.
+            widths: of each layer, in place of inner widths that all have.
         """
         if self.one_scale:  # parts are refused where nothing of them is smaller
             shape = self._smaller(shape)
-        named: dict[str, Any] = {name: size for name, size in shape.items() if name in SIZES}
-        others = {name: size for name, size in shape.items() if name not in {*SIZES, COUNT}}
+        listed = self._listed(shape) | {name: list(each) for name, each in (widths or {}).items()}
+        named: dict[str, Any] = {n: size for n, size in shape.items() if n in SIZES and n not in listed}
+        others = {name: size for name, size in shape.items() if name not in {*SIZES, COUNT}} | listed
         if self.is_shallow(shape):
             depth = shape[COUNT]
             named |= {COUNT: depth} if order is None else {"layers": order.kept(depth)}
@@ -193,6 +203,10 @@ class Space:
         """
         with exact_sizes():
             return plan_student(self.teacher, self.config(shape))
+
+    def _listed(self, shape: Shape) -> dict[str, list[int]]:
+        """Return the sizes of a shape that the config states as lists, one entry for each layer."""
+        return {name: [shape[name]] * shape.get(COUNT, n) for name, n in self.lists.items() if name in shape}
 
     def _smaller(self, shape: Shape) -> Shape:
         """Return the sizes of a shape that are not the teacher's."""
@@ -261,7 +275,9 @@ class Space:
 
     def _shapes_with(self, sizes: Shape) -> dict[str, tuple[bool, torch.Size]] | None:
         try:
-            return _shapes(student_skeleton(self.teacher, with_sizes(self.teacher.config, _nested(sizes))))
+            config = self.teacher.config
+            written = {n: [s] * len(old) if is_list(old := stated(config, n)) else s for n, s in sizes.items()}
+            return _shapes(student_skeleton(self.teacher, with_sizes(config, _nested(written))))
         except Exception:  # each class checks its config in its own way, and raises other errors
             return None
 
@@ -367,8 +383,19 @@ def _widths(config: PretrainedConfig, hidden: Iterable[str]) -> Iterator[tuple[s
         taken = {own_name(part, name) for name in ("hidden_size", "head_dim", "num_attention_heads", "vocab_size")}
         for name, value in vars(part).items():
             is_width = any(word in name for word in WORDS_OF_INNER_WIDTHS) and not name.endswith("_id")
-            if is_width and name not in taken and (value is None or (type(value) is int and value > 1)):
-                yield f"{prefix}{name}", value
+            size = value if prefix else _one_size(part, value)
+            if is_width and name not in taken and (size is None or (type(size) is int and size > 1)):
+                yield f"{prefix}{name}", size
+
+
+def _one_size(config: PretrainedConfig, value: Any) -> Any:
+    """Return the size that a list states once for each layer; anything else as it is."""
+    return value[0] if _is_size_by_layer(config, value) else value
+
+
+def _is_size_by_layer(config: PretrainedConfig, value: object) -> bool:
+    """Return whether an entry states one size, once for each layer."""
+    return isinstance(value, (list, tuple)) and is_list(value) and [*value] == [value[0]] * (stated(config, COUNT) or 0)
 
 
 def _shapes(model: PreTrainedModel) -> dict[str, tuple[bool, torch.Size]]:
@@ -388,7 +415,7 @@ def _narrows(whole: Mapping[str, tuple[bool, torch.Size]], other: Mapping[str, t
     )
 
 
-def _nested(shape: Shape) -> dict[str, Any]:
+def _nested(shape: Mapping[str, Any]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for path, size in shape.items():
         *parents, name = path.split(".")
