@@ -69,7 +69,7 @@ class Compression:
         config: the same with the start that the recipe decides.
         settings: the same with rows no longer than the teacher takes.
         wid_model: the student, folded from its teacher.
-        teacher: the teacher, with a smaller vocabulary if there is one, and the tokenizer for it.
+        teacher: the teacher, with a smaller vocabulary if there is one, and the processor for it.
         vocabulary: what became of its tokens; None if they stay.
         report: what is known so far.
         data: rows to train and to score on, after `read`.
@@ -115,8 +115,8 @@ class Compression:
         self.teacher, self._model = teacher, whole
         if self.vocabulary is not None:
             self._model = self.wid_model.base_model.whole_teacher.eval()
-            self.teacher = teacher.replaced(self._model, self.vocabulary.tokenizer)
-            self.objective = _objective(kind, self._model, self.vocabulary.tokenizer)
+            self.teacher = teacher.replaced(self._model, self.vocabulary.processor)
+            self.objective = _objective(kind, self._model, self.vocabulary.processor)
         self._recipe = self._recipe.decided(kind, self.wid_model)
         self.report = self._planned(teacher)
 

@@ -124,7 +124,7 @@ def _with_its_tokens(
     found = smaller_vocabulary(
         teacher, find_task(teacher.model, teacher.processor, settings.task), wanted, train, settings
     )
-    smaller = teacher.replaced(with_fewer_tokens(teacher.model, found.kept), found.tokenizer)
+    smaller = teacher.replaced(with_fewer_tokens(teacher.model, found.kept), found.processor)
     return smaller, asked.target.counted(model_size(teacher.model))
 
 

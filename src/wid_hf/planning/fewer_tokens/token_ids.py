@@ -19,6 +19,7 @@ from ...errors import ConfigError
 NAMED = re.compile(
     r"(^|_)token_(ids?|index)$|^(bos|eos|pad|unk|sep|cls|mask)_(id|index|idx)$|_(start|end)_id$|_to_id$|^force_words_ids$"
 )
+NO_TIMESTAMPS = "no_timestamps_token_id"  # transformers counts timestamps from the row behind it
 SUPPRESSED = re.compile(r"suppress_tokens$|^bad_words_ids$")
 
 
@@ -29,7 +30,13 @@ def numbers_in(configs: Iterable[PretrainedConfig | GenerationConfig], size: int
         if getattr(config, "vocab_size", size) == size:
             entries += [value for name, value in vars(config).items() if NAMED.search(name)]
             entries += [token for _, token in getattr(config, "forced_decoder_ids", None) or []]
+            entries += _from_timestamps(getattr(config, NO_TIMESTAMPS, None), size)
     return {number for number in tree_leaves(entries) if type(number) is int and number in range(size)}
+
+
+def _from_timestamps(before: int | None, size: int) -> range:
+    """Return the numbers of the token before the timestamps, and of all of these; the tokenizer may not name them."""
+    return range(0) if before is None else range(before, size)
 
 
 class _GoneError(Exception):
@@ -82,6 +89,8 @@ class Numbers:
         """
         if "vocab_size" in name and value == self.size:
             return len(self.kept)
+        if name == NO_TIMESTAMPS:
+            return self._changed([*_from_timestamps(value, self.size)])[0]
         if NAMED.search(name):
             return self._changed(value)
         if name == "forced_decoder_ids":
