@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,7 +32,8 @@ def smaller_tokenizer(tokenizer: PreTrainedTokenizerBase, kept: Sequence[int]) -
 
     Returns:
         a tokenizer of the same class, as saving and loading gives it: with its special tokens, chat template, lengths
-        and sides.
+        and sides. Its file always says how `tokenizer` cuts and pads now: a file of transformers says how texts were
+        cut and padded in the last call before it was saved, and other programs go by that.
 
     Raises:
         ConfigError: a number that no token has; or a special or added token is left out.
@@ -57,14 +59,40 @@ def smaller_tokenizer(tokenizer: PreTrainedTokenizerBase, kept: Sequence[int]) -
         tokenizer.save_pretrained(folder)
         (Path(folder) / FILE).write_text(json.dumps(_smaller(backend, new), ensure_ascii=False), encoding="utf-8")
         smaller = type(tokenizer).from_pretrained(folder)
-    smaller.name_or_path = tokenizer.name_or_path
-    smaller.padding_side, smaller.truncation_side = tokenizer.padding_side, tokenizer.truncation_side
+    smaller.name_or_path = smaller.init_kwargs["name_or_path"] = tokenizer.name_or_path  # not the folder that has gone
+    for side in ("padding_side", "truncation_side"):
+        setattr(smaller, side, getattr(tokenizer, side))
+        smaller.init_kwargs[side] = getattr(tokenizer, side)  # of which only those that are there are saved
     if smaller.get_vocab() != new:
         raise TeacherError(
             f"{type(tokenizer).__name__} gives its tokens other numbers when it is loaded from a file, or adds "
             "some, so that none can go. Load the tokenizer as PreTrainedTokenizerFast, or keep all tokens."
         )
+    made: Any = smaller
+    made._at_rest = _cutting_and_padding(smaller)
+    made.save_pretrained = partial(save_pretrained, smaller)  # not a method, which pickle would look up in the class
     return smaller
+
+
+def save_pretrained(self: Any, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+    """Save a smaller tokenizer as its class does, cutting and padding as when it was made."""
+    now = _cutting_and_padding(self)
+    _set_cutting_and_padding(self, *self._at_rest)
+    try:
+        return type(self).save_pretrained(self, save_directory, *args, **kwargs)
+    finally:
+        _set_cutting_and_padding(self, *now)
+
+
+def _cutting_and_padding(tokenizer: Any) -> tuple[Any, Any]:
+    """Return what a call leaves behind in a tokenizer."""
+    return tokenizer.backend_tokenizer.truncation, tokenizer.backend_tokenizer.padding
+
+
+def _set_cutting_and_padding(tokenizer: Any, truncation: Any, padding: Any) -> None:
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation() if truncation is None else backend.enable_truncation(**truncation)
+    backend.no_padding() if padding is None else backend.enable_padding(**padding)
 
 
 def _smaller(backend: Mapping[str, Any], new: Mapping[str, int]) -> dict[str, Any]:

@@ -153,15 +153,21 @@ class Numbers:
             return self._changed([*_from_timestamps(value, self.size)])[0]
         if _is_named(config, name, self.size):
             return self._changed(value)
+        if _is_nested(name, value):
+            return {key: part if part is None else self._entry(config, key, part) for key, part in value.items()}
+        return self._rules(name, value)
+
+    def _rules(self, name: str, value: Any) -> Any:
+        """Return an entry that says which tokens generation must take, must not, or likes; others as they are.
+
+        Raises:
+            _GoneError: it needs a token that has gone.
+        """
         if name == FORCED:
             return [[position, self._changed(token)] for position, token in value]
         if SUPPRESSED.search(name):
             return [self._changed(tokens) for tokens in value if self._has(tokens)] or None
-        if name == "sequence_bias":
-            return self._biases(value)
-        if _is_nested(name, value):
-            return {key: part if part is None else self._entry(config, key, part) for key, part in value.items()}
-        return value
+        return self._biases(value) if name == "sequence_bias" else value
 
     def _biases(self, value: Any) -> Any:
         """Return what is added to the scores of sequences, without those that cannot occur any more."""
