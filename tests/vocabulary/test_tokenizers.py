@@ -175,6 +175,25 @@ def test_special_numbers_follow_in_every_kind_of_post_processor() -> None:
         assert maps_one_to_one(tokenizer, smaller, shifted, SENTENCES[0])
 
 
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("BPE with bytes", r"bytes and others .*: <0x00>, <0x01>, <0x02>, <0x03>, <0x04> and 251 more"),
+        ("byte-level BPE", r"bytes and others .*: !, "),
+        ("Unigram", r"bytes and others .*: \S+\. Add"),  # the least likely token, by which what is unknown is scored
+        ("WordPiece", r"special or added tokens: </s>, <added>, <mask>, <pad>, <s> and 1 more"),
+    ],
+)
+def test_numbers_without_tokens_that_every_text_may_need_are_refused_by_name(kind: str, said: str) -> None:
+    tokenizer = tiny_tokenizer(kind)
+    special = {tokenizer.convert_tokens_to_ids(name) for name in [*SPECIAL, "<added>"]}
+    always = {*kept_tokens(tokenizer, tokens=["<s>"], any_text=False)}
+    left_out = special if kind == "WordPiece" else always - special
+    kept = [number for number in kept_tokens(tokenizer, texts=SENTENCES) if number not in left_out]
+    with pytest.raises(ConfigError, match=said):
+        smaller_tokenizer(tokenizer, kept)
+
+
 def test_changed_texts_are_counted() -> None:
     tokenizer = tiny_tokenizer("WordPiece")
     kept, texts = kept_tokens(tokenizer, texts=["the cat"]), ["the cat", "the students", "the"]

@@ -17,9 +17,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import ConfigError, TeacherError
-from .pieces import read_backend, special_tokens
+from .pieces import Pieces, read_backend, special_tokens
 
 FILE = "tokenizer.json"
+NAMED = 5  # tokens in a message
 
 
 def smaller_tokenizer(tokenizer: PreTrainedTokenizerBase, kept: Sequence[int]) -> PreTrainedTokenizerBase:
@@ -36,7 +37,7 @@ def smaller_tokenizer(tokenizer: PreTrainedTokenizerBase, kept: Sequence[int]) -
         cut and padded in the last call before it was saved, and other programs go by that.
 
     Raises:
-        ConfigError: a number that no token has; or a special or added token is left out.
+        ConfigError: a number that no token has; or a special or added token, or a byte, is left out.
         TeacherError: a slow tokenizer, or one whose class does not load these tokens as they were saved.
     """
     backend = read_backend(tokenizer)
@@ -50,10 +51,12 @@ def smaller_tokenizer(tokenizer: PreTrainedTokenizerBase, kept: Sequence[int]) -
             "kept_tokens(tokenizer, ...) gives numbers that fit."
         )
     new = {names[number]: place for place, number in enumerate(kept)}
-    if missing := sorted(special_tokens(tokenizer, backend) & numbers.keys() - new.keys()):
+    if missing := {names[number] for number in Pieces(tokenizer).always} - new.keys():
+        special = missing & special_tokens(tokenizer, backend)
+        kind = "special or added tokens" if special else "bytes and others by which any text can be read"
         raise ConfigError(
-            f"kept leaves out special or added tokens: {', '.join(missing)}. Add their numbers; kept_tokens(tokenizer, "
-            "...) always has them."
+            f"kept leaves out {kind}: {_listed(sorted(special or missing))}. Add their numbers; "
+            "kept_tokens(tokenizer, ...) always has them."
         )
     with TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
@@ -72,6 +75,11 @@ def smaller_tokenizer(tokenizer: PreTrainedTokenizerBase, kept: Sequence[int]) -
     made._at_rest = _cutting_and_padding(smaller)
     made.save_pretrained = partial(save_pretrained, smaller)  # not a method, which pickle would look up in the class
     return smaller
+
+
+def _listed(tokens: Sequence[str]) -> str:
+    more = f" and {len(tokens) - NAMED} more" if tokens[NAMED:] else ""
+    return ", ".join(tokens[:NAMED]) + more
 
 
 def save_pretrained(self: Any, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
