@@ -9,16 +9,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..config import CORPUS, Vocabulary
+from ..config import CORPUS, Vocabulary, WidConfig
 from ..errors import ConfigError, DataError
 from ..objectives import Objective
-from ..planning.fewer_tokens import named_tokens
+from ..planning.fewer_tokens import named_tokens, vocabulary_size
 from ..rows import Prepared, Role
 from ..vocabulary import ChangedTexts, changed_texts, kept_tokens, smaller_processor, tokenizer_of
 from .recipe import CompressSettings
@@ -37,15 +37,34 @@ class SmallerVocabulary:
         processor: the teacher's with these alone: a tokenizer, or a processor that has one.
         before: how many there were, without rows of the table that stood for none.
         texts: how the first texts of the rows are divided into tokens before and after.
+        all_stay: whether no row of the teacher's tables goes.
     """
 
     kept: list[int]
     processor: Any
     before: int
     texts: ChangedTexts
+    all_stay: bool = False
+
+    def settled(self, config: WidConfig) -> WidConfig:
+        """Return a request with the numbers of the tokens, or without a vocabulary if all of them stay.
+
+        Raises:
+            ConfigError: nothing else is to become smaller.
+        """
+        if not self.all_stay:
+            return replace(config, vocabulary=self.kept)
+        if [*config.requested] == ["vocabulary"]:
+            raise ConfigError(
+                f"vocabulary={config.vocabulary!r}: no token can go, for all {self.before:,} are used or must stay, "
+                "and nothing else is to become smaller. Give a number of tokens that is smaller, or a size."
+            )
+        return replace(config, vocabulary=None)
 
     def __str__(self) -> str:
         """Return it in one sentence."""
+        if self.all_stay:
+            return f"Vocabulary: all {self.before:,} tokens stay, for they are used or must stay."
         return f"Vocabulary: {self.before:,} -> {len(self.kept):,} tokens; {self.texts}."
 
 
@@ -81,8 +100,9 @@ def smaller_vocabulary(
     smaller = smaller_processor(teacher.processor, named)
     after = tokenizer_of(smaller)
     assert after is not None
+    all_stay = len(kept) == vocabulary_size(teacher.model)
     found = changed_texts(tokenizer, after, kept, [*islice(texts, COUNTED)])
-    return SmallerVocabulary(kept, smaller, len(tokenizer) + len(kept) - len(named), found)
+    return SmallerVocabulary(kept, smaller, len(tokenizer) + len(kept) - len(named), found, all_stay)
 
 
 @contextmanager
