@@ -27,11 +27,17 @@ def names_look_like_a_row(rows: Dataset | IterableDataset, features: Mapping[str
         text: the column of texts.
     """
     kinds = {name: feature.dtype for name, feature in features.items() if isinstance(feature, Value)}
-    numbers = [name for name, dtype in kinds.items() if dtype.startswith(("int", "float")) and _is_number(name)]
-    if numbers and [*features] != [str(at) for at in range(len(features))]:  # pandas' names of columns without any
-        return True
-    if len(text.split()) >= WORDS:
-        return True
+    return len(text.split()) >= WORDS or _has_number(kinds) or _comes_again(rows, kinds)
+
+
+def _has_number(kinds: Mapping[str, str]) -> bool:
+    """Return whether a number stands above numbers, but for those that pandas writes above columns without names."""
+    if [*kinds] == [str(at) for at in range(len(kinds))]:
+        return False
+    return any(dtype.startswith(("int", "float")) and _is_number(name) for name, dtype in kinds.items())
+
+
+def _comes_again(rows: Dataset | IterableDataset, kinds: Mapping[str, str]) -> bool:
     strings = [name for name, dtype in kinds.items() if "string" in dtype]
     return any(row[name] == name for row in islice(rows.select_columns(strings), LOOKED_AT) for name in strings)
 

@@ -134,8 +134,8 @@ def find_columns(
             found |= table.pair(first, second)
     found |= _usual(free, found, table)
     only = _only_text(free, found, table)
-    if not found and only:
-        _refuse_row_as_names(rows, table, *next(iter(only.items())))
+    if not found:
+        _refuse_row_as_names(rows, table, only)
     found |= only
     for role in free:
         if role.name not in found:
@@ -234,14 +234,15 @@ def _only_text(roles: Sequence[Role], taken: Mapping[str, str], table: _Table) -
     return {main.name: left[0]} if main is not None and main.name not in taken and len(left) == 1 else {}
 
 
-def _refuse_row_as_names(rows: Dataset | IterableDataset, table: _Table, role: str, column: str) -> None:
+def _refuse_row_as_names(rows: Dataset | IterableDataset, table: _Table, only: Mapping[str, str]) -> None:
     """Raise DataError if a column that no usual name tells may be called after the first row of a file."""
-    if names_look_like_a_row(rows, table.features, column):
-        raise DataError(
-            f"The first line of {table.source} was taken for the names of its columns, and looks like a row: "
-            f"{', '.join(map(repr, table.features))}. If it is one, put a line of names before it, such as {role} or "
-            f"{role},{LABEL.name}. If these are names, say so by column='{role}={column}'."
-        )
+    for role, column in only.items():
+        if names_look_like_a_row(rows, table.features, column):
+            raise DataError(
+                f"The first line of {table.source} was taken for the names of its columns, and looks like a row: "
+                f"{', '.join(map(repr, table.features))}. If it is one, put a line of names before it, such as {role} "
+                f"or {role},{LABEL.name}. If these are names, say so by column='{role}={column}'."
+            )
 
 
 def features_of(rows: Dataset | IterableDataset) -> Features:

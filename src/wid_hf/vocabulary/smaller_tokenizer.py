@@ -51,13 +51,7 @@ def smaller_tokenizer(tokenizer: PreTrainedTokenizerBase, kept: Sequence[int]) -
             "kept_tokens(tokenizer, ...) gives numbers that fit."
         )
     new = {names[number]: place for place, number in enumerate(kept)}
-    if missing := {names[number] for number in Pieces(tokenizer).always} - new.keys():
-        special = missing & special_tokens(tokenizer, backend)
-        kind = "special or added tokens" if special else "bytes and others by which any text can be read"
-        raise ConfigError(
-            f"kept leaves out {kind}: {_listed(sorted(special or missing))}. Add their numbers; "
-            "kept_tokens(tokenizer, ...) always has them."
-        )
+    _refuse_lack(tokenizer, backend, {names[number] for number in Pieces(tokenizer).always} - new.keys())
     with TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         (Path(folder) / FILE).write_text(json.dumps(_smaller(backend, new), ensure_ascii=False), encoding="utf-8")
@@ -75,6 +69,18 @@ def smaller_tokenizer(tokenizer: PreTrainedTokenizerBase, kept: Sequence[int]) -
     made._at_rest = _cutting_and_padding(smaller)
     made.save_pretrained = partial(save_pretrained, smaller)  # not a method, which pickle would look up in the class
     return smaller
+
+
+def _refuse_lack(tokenizer: PreTrainedTokenizerBase, backend: Mapping[str, Any], missing: set[str]) -> None:
+    """Raise ConfigError if tokens that every text may need are missing."""
+    if not missing:
+        return
+    special = missing & special_tokens(tokenizer, backend)
+    kind = "special or added tokens" if special else "bytes and others by which any text can be read"
+    raise ConfigError(
+        f"kept leaves out {kind}: {_listed(sorted(special or missing))}. Add their numbers; kept_tokens(tokenizer, "
+        "...) always has them."
+    )
 
 
 def _listed(tokens: Sequence[str]) -> str:
