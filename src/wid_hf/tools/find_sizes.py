@@ -166,7 +166,7 @@ def _as_students_have_it(
             raise ConfigError(f"vocabulary={wanted!r} needs rows whose tokens are counted. Give some (--train).")
         objective = find_task(model, processor, settings.task)
         found = smaller_vocabulary(teacher, objective, wanted, train, settings)
-        model, processor = with_fewer_tokens(model, found.kept), found.tokenizer
+        model, processor = with_fewer_tokens(model, found.kept), found.processor
     whole = model_size(teacher.model)
     return teacher.replaced(with_own_head(model, tie, None), processor), [target.counted(whole) for target in targets]
 
