@@ -13,6 +13,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import modes
 import torch
 from datasets import Dataset
 from torch import nn
@@ -44,27 +45,31 @@ def main() -> None:
         learning_rate=3e-3,
         compactor_learning_rate=1e-2,
         logging_steps=1,
-        use_cpu=True,
+        use_cpu=not given.mode.startswith("zero"),  # DeepSpeed finds out itself that there is no GPU
         dataloader_pin_memory=False,
         report_to="none",
         disable_tqdm=True,
+        **modes.arguments(given.mode, given.model),
     )
     model = get_wid_model(teacher(given.model, given.dropout), WidConfig(**json.loads(given.config)))
-    trainer = WidTrainer(model=model, args=args, train_dataset=rows())
+    kind = modes.ShardedOnCpu if given.mode.startswith("fsdp2") else WidTrainer
+    trainer = kind(model=model, args=args, train_dataset=rows())
     start = Start()
-    trainer.add_callback(start)
+    if given.mode == "ddp":
+        trainer.add_callback(start)
     if given.file_limit:
         trainer.add_callback(Limit(given.file_limit, given.limit_after))
     trainer.train(resume_from_checkpoint=given.resume)
     found = {
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         "start": start.digest,
-        "end": digest(model),
+        "end": digest(model) if given.mode == "ddp" else "",
         "processes": args.world_size,
     }
     (given.output / f"rank-{args.process_index}.json").write_text(json.dumps(found))
+    student = model.merge_and_unload()  # in every process: each may have a part of the weights
     if trainer.is_world_process_zero():
-        model.merge_and_unload().save_pretrained(given.output / "student")
+        student.save_pretrained(given.output / "student")
 
 
 def parse() -> argparse.Namespace:
@@ -72,6 +77,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--config", default='{"hidden_size": 12, "intermediate_size": 24}', help="WidConfig as JSON")
     parser.add_argument("--model", choices=["bert", "llama"], default="bert")
+    parser.add_argument("--mode", choices=modes.MODES, default="ddp", help="how processes share the training")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--batch", type=int, default=4, help="rows per process and micro-batch")
     parser.add_argument("--accumulation", type=int, default=1)
@@ -114,6 +120,8 @@ def digest(model: nn.Module) -> str:
 
 class Start(TrainerCallback):
     """Notes the weights that training starts from; added last, it comes after the calibrated start."""
+
+    digest = ""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
         self.digest = digest(model)

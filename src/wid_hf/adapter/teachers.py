@@ -63,6 +63,11 @@ class Teachers:
         return self.given if self.is_smaller else self.planned
 
     @property
+    def models(self) -> tuple[PreTrainedModel, ...]:
+        """All of these models."""
+        return self.given, self._with_tokens, self.planned
+
+    @property
     def has_choice(self) -> bool:
         """Whether the config leaves to data which layers stay."""
         return any(stack.is_choice for stack in self.stacks)

@@ -180,6 +180,11 @@ class WidModel(MappedOutputs):
         return self._teachers.whole
 
     @property
+    def teachers(self) -> tuple[PreTrainedModel, ...]:
+        """Every model on the teacher's tensors: as it was given, with the tokens that stay, with the layers as well."""
+        return self._teachers.models
+
+    @property
     def waits_for_layers(self) -> bool:
         """Whether calibration has still to choose the layers that stay, and will make the student anew from these."""
         return self._config.needs_data and not self._is_calibrated() and self._teachers.has_choice
