@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,19 +69,17 @@ def run(launcher: list[str], folder: Path, *given: str) -> Run:
     return Run(found["losses"], load_file(folder / "student" / "model.safetensors"))
 
 
-def row(folder: Path, mode: str, ones: dict[str, Run], model: str) -> dict[str, str]:
-    """Return the cells of a mode."""
-    cells = {}
+def row(folder: Path, mode: str, ones: dict[str, Run], model: str) -> Iterator[tuple[str, str]]:
+    """Yield the cells of a mode, by what was tried."""
     for name, config in CONFIGS.items():
         place = folder / f"{mode}-{name}"
         words = ["--mode", mode, "--config", json.dumps(config), "--batch", "4", "--steps", "6", "--model", model]
         whole = run(TWO, place, *words, "--save-steps", "3")
-        cells[name] = whole.difference(ones[name])
+        yield name, whole.difference(ones[name])
         if not whole.error:
             shutil.rmtree(place / "checkpoint-6")
             shutil.rmtree(place / "student")
-            cells[f"{name}, resumed"] = run(TWO, place, *words, "--resume").difference(whole)
-    return cells
+            yield f"{name}, resumed", run(TWO, place, *words, "--save-steps", "3", "--resume").difference(whole)
 
 
 def main(folder: Path, modes: list[str]) -> None:
@@ -105,7 +104,7 @@ def main(folder: Path, modes: list[str]) -> None:
     for name, one in ones.items():
         print("one", name, one.error or one.losses, flush=True)
     for mode in modes:
-        for name, cell in row(folder, mode, ones, model).items():
+        for name, cell in row(folder, mode, ones, model):
             print(f"{mode:12} {name:24} {cell}", flush=True)
 
 

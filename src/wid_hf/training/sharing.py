@@ -86,30 +86,57 @@ def _refuse_tensor_parallel(accelerator: Any) -> None:
         )
 
 
-class OneUnit:
-    """Lets accelerate put all that is outside of layers into one unit of FSDP2, while it is open.
+class Units:
+    """Tells accelerate, while it is open, which modules of a wid model may be units of FSDP2: no two share a parameter.
 
-    Otherwise the input table is a unit of its own. But tables whose rows are summed share a compactor, and a tied
-    table is the head as well, and no two units may share a parameter.
+    By itself it would make a unit of the input table, and of every class that the model names as one that must not be
+    split. But tables whose rows are summed share a compactor, and a tied table is the head as well. So tables and
+    classes that share parameters with others are left to the unit of the whole model.
 
     Args:
         model: the wid model.
+        asked: names of classes that the caller wants as units; None for those that the model names.
+
+    Raises:
+        TrainingError: a class that was asked for shares parameters with modules outside of it.
     """
 
-    NAMES = ("get_input_embeddings", "get_output_embeddings")
+    TABLES = ("get_input_embeddings", "get_output_embeddings")
+    CLASSES = "_no_split_modules"
 
-    def __init__(self, model: PeftModel) -> None:
+    def __init__(self, model: PeftModel, asked: Iterable[str] | None = None) -> None:
         self._model = model
+        names = list(asked if asked is not None else getattr(model.base_model.model, self.CLASSES, None) or ())
+        self._apart = [name for name in names if _is_apart(model, name)]
+        if asked is not None and (others := sorted({*names} - {*self._apart})):
+            raise TrainingError(
+                f"transformer_layer_cls_to_wrap names {others[0]}, which shares weights or maps with modules outside "
+                f"of it, and FSDP2 cannot part these. Legal here: {', '.join(self._apart) or 'none of those named'}."
+            )
 
     def open(self) -> None:
-        """Let the model name no tables."""
-        for name in self.NAMES:
+        """Let the model name no tables, and only classes that stand apart."""
+        for name in self.TABLES:
             setattr(self._model, name, lambda: None)
+        setattr(self._model, self.CLASSES, self._apart)
 
     def close(self) -> None:
-        """Let the model name its tables again."""
-        for name in self.NAMES:
+        """Let the model name tables and classes as before."""
+        for name in (*self.TABLES, self.CLASSES):
             vars(self._model).pop(name, None)
+
+
+def _is_apart(model: nn.Module, class_name: str) -> bool:
+    """Return whether modules of a class, of which there is one at least, share no parameter with others."""
+    units = [module for module in model.modules() if type(module).__name__ == class_name]
+    return bool(units) and not any(_shares(model, unit) for unit in units)
+
+
+def _shares(model: nn.Module, unit: nn.Module) -> bool:
+    inside = {*unit.modules()}
+    mine = {id(p) for p in unit.parameters()}
+    outside = (p for module in model.modules() if module not in inside for p in module._parameters.values())
+    return any(id(p) in mine for p in outside)
 
 
 class Originals:

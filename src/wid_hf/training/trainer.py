@@ -33,7 +33,7 @@ from .labelled_positions import LabelledPositions
 from .losses.distillation import Distillation
 from .one_start import refuse_unequal_starts
 from .rates import freeze_by_rate, learning_rates, refuse_untrainable, warn_of_rate_without_effect
-from .sharing import OneUnit, Originals, refuse_sharing
+from .sharing import Originals, Units, refuse_sharing
 from .task import Task, TaskScorer
 
 
@@ -88,7 +88,7 @@ class WidTrainer(Imitating):
         self._labelled: LabelledPositions | None = None
         self._wants_loss_only = False
         self._distillation: Distillation | None = None
-        self._unit: OneUnit | None = None
+        self._units: Units | None = None
         self._originals: Originals | None = None
         self._bind()
 
@@ -250,20 +250,21 @@ class WidTrainer(Imitating):
                 if (params := [p for p in group["params"] if rates[p] == rate])
             ]
         if self.is_fsdp_enabled and not is_parted(self.model):
-            self._unit, self._originals = OneUnit(self.model), Originals(self.model)
-            self._unit.open()
+            asked = getattr(self.accelerator.state.fsdp_plugin, "transformer_cls_names_to_wrap", None)
+            self._units, self._originals = Units(self.model, asked), Originals(self.model)
+            self._units.open()
         return self.optimizer
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
         """Let `Trainer` make the scheduler; by now the model is sharded, if it shall be."""
-        if self._unit is not None and self._originals is not None:
-            self._unit.close()
+        if self._units is not None and self._originals is not None:
+            self._units.close()
             if self._distillation is None and self.imitation is None:  # or else the teacher runs, on whole weights
                 tuner = self.model.base_model
                 self._originals.follow(tuner.teachers, tuner.student_plan.trace.weights)
-            self._unit = self._originals = None
+            self._units = self._originals = None
         return super().create_scheduler(num_training_steps, optimizer)
 
     def compute_loss(
