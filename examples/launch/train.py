@@ -37,9 +37,11 @@ class Request:
 
 def main() -> None:
     """Train, merge and save."""
-    request, args = HfArgumentParser((Request, WidTrainingArguments)).parse_args_into_dataclasses()
-    set_seed(args.seed)  # every process must have the same teacher, also where a head is new
+    request, others = HfArgumentParser(Request).parse_args_into_dataclasses(return_remaining_strings=True)
+    set_seed(0)  # every process must have the same teacher, also where a head is new
     teacher = AutoModelForMaskedLM.from_pretrained(request.teacher)
+    # Made after the teacher: with ZeRO-3 they let everything that is loaded later be divided at once.
+    (args,) = HfArgumentParser(WidTrainingArguments).parse_args_into_dataclasses(others)
     tokenizer = AutoTokenizer.from_pretrained(request.teacher)
     with args.main_process_first():
         rows = load_dataset("text", data_files=request.texts, split="train").map(

@@ -37,6 +37,9 @@ def test_divided_weights_train_merge_and_resume_like_one_process(tmp_path: Path,
     both = [*given, "--batch", "4", "--mode", mode, "--save-steps", "2"]
     whole = run(TWO, tmp_path / "two", *both)
     assert_same(one, whole)
+    divided = mode in ("fsdp2", "fsdp2_full", "zero3")  # else only gradients and the optimizer's state are
+    shares = json.loads((tmp_path / "two" / "rank-0.json").read_text())["shares"]
+    assert all(0.4 < share < 0.6 if divided else share == 1 for share in shares), shares
     for name in ("checkpoint-4", "student"):
         shutil.rmtree(tmp_path / "two" / name)
     assert_same(whole, run(TWO, tmp_path / "two", *both, "--resume"))
@@ -48,3 +51,11 @@ def test_a_schedule_that_shrinks_divided_weights_is_refused_by_name(tmp_path: Pa
     given = ["--steps", "6", "--config", json.dumps(CONFIGS["progressive"]), "--mode", mode, "--batch", "4"]
     error = run(TWO, tmp_path / "two", *given).error
     assert "A progressive schedule" in error and {"fsdp2": "FSDP2", "zero1": "ZeRO-1"}[mode] in error
+
+
+@pytest.mark.parametrize("mode", ["fsdp2", "zero2"])
+def test_a_frozen_teacher_is_distilled_where_the_student_is_divided(tmp_path: Path, mode: str) -> None:
+    skip_without_deepspeed(mode)
+    given = ["--steps", "4", "--config", json.dumps(CONFIGS["narrow"]), "--distil"]
+    one = run(ALONE, tmp_path / "one", *given, "--batch", "8")
+    assert_same(one, run(TWO, tmp_path / "two", *given, "--batch", "4", "--mode", mode))

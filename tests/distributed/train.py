@@ -49,6 +49,7 @@ def main() -> None:
         dataloader_pin_memory=False,
         report_to="none",
         disable_tqdm=True,
+        **({"distillation": ["logits"], "teacher_learning_rate": 0} if given.distil else {}),
         **modes.arguments(given.mode, given.model),
     )
     model = get_wid_model(teacher(given.model, given.dropout), WidConfig(**json.loads(given.config)))
@@ -65,6 +66,7 @@ def main() -> None:
         "start": start.digest,
         "end": digest(model) if given.mode == "ddp" else "",
         "processes": args.world_size,
+        "shares": [share(model), share(model.base_model.teacher)],
     }
     (given.output / f"rank-{args.process_index}.json").write_text(json.dumps(found))
     student = model.merge_and_unload()  # in every process: each may have a part of the weights
@@ -84,6 +86,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
     parser.add_argument("--save-steps", type=int, default=0)
+    parser.add_argument("--distil", action="store_true", help="distil logits; the teacher is frozen")
     parser.add_argument("--resume", action="store_true", help="resume_from_checkpoint=True")
     parser.add_argument(
         "--file-limit", type=int, default=0, help="the kernel kills what writes a larger file, in bytes"
@@ -116,6 +119,16 @@ def digest(model: nn.Module) -> str:
     for name, tensor in model.state_dict().items():
         total.update(name.encode() + tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
+
+
+def share(model: nn.Module) -> float:
+    """Return the share of a model's numbers that this process holds."""
+    whole = here = 0
+    for parameter in model.parameters():
+        part: Any = parameter
+        whole += getattr(part, "ds_numel", part.numel())
+        here += part.ds_tensor.numel() if hasattr(part, "ds_id") else getattr(part, "to_local", part.detach)().numel()
+    return here / whole
 
 
 class Start(TrainerCallback):

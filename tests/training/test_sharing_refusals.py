@@ -75,7 +75,7 @@ def test_tables_have_no_name_only_while_the_model_is_divided() -> None:
 
 
 def test_a_unit_that_shares_a_table_is_refused_by_name() -> None:
-    with pytest.raises(TrainingError, match="BertEmbeddings, which shares.*Legal here: BertLayer"):
+    with pytest.raises(TrainingError, match=r"BertEmbeddings, which shares.*Legal here: BertLayer"):
         Units(wid_model(), ["BertLayer", "BertEmbeddings"])
 
 

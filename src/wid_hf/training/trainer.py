@@ -226,17 +226,8 @@ class WidTrainer(Imitating):
             TrainingError: nothing would train, or an optimizer was given for layers that are still to be chosen.
             DataError: layers are to be chosen, and the training data cannot calibrate the model.
         """
-        compares = bool(self._distillation is not None or self.imitation is not None)
-        refuse_sharing(self.accelerator, self.model, compares=compares)
-        waits = self.model.base_model.waits_for_layers
-        if waits and self.optimizer is not None:
-            raise TrainingError(LAYERS_FIRST)
-        if waits or self.args.world_size > 1:  # before the model is wrapped; with layers, it gets other parameters
-            calibrate_first(self.model, self._loader(), self.args)
-            refuse_unequal_starts(self.model, self.args)
-        if waits:
-            self._distillation = None
-            self._bind()
+        refuse_sharing(self.accelerator, self.model, compares=self._runs_teacher)
+        self._start_before_wrapping()
         freeze_by_rate(self.model, self.args)  # a hyperparameter search changes the arguments
         refuse_untrainable(self.model)
         warn_of_rate_without_effect(self.model, self.args)
@@ -255,13 +246,35 @@ class WidTrainer(Imitating):
             self._units.open()
         return self.optimizer
 
+    @property
+    def _runs_teacher(self) -> bool:
+        """Whether the loss runs the teacher."""
+        return self._distillation is not None or self.imitation is not None
+
+    def _start_before_wrapping(self) -> None:
+        """Make the start where it must not wait until the model is wrapped for several processes, or has an optimizer.
+
+        Raises:
+            TrainingError: an optimizer was given for layers that are still to be chosen, or processes differ.
+            DataError: the training data cannot calibrate the model.
+        """
+        waits = self.model.base_model.waits_for_layers
+        if waits and self.optimizer is not None:
+            raise TrainingError(LAYERS_FIRST)
+        if waits or self.args.world_size > 1:
+            calibrate_first(self.model, self._loader(), self.args)
+            refuse_unequal_starts(self.model, self.args)
+        if waits:  # the student was made anew, with other parameters
+            self._distillation = None
+            self._bind()
+
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
         """Let `Trainer` make the scheduler; by now the model is sharded, if it shall be."""
         if self._units is not None and self._originals is not None:
             self._units.close()
-            if self._distillation is None and self.imitation is None:  # or else the teacher runs, on whole weights
+            if not self._runs_teacher:  # or else it needs its weights whole
                 tuner = self.model.base_model
                 self._originals.follow(tuner.teachers, tuner.student_plan.trace.weights)
             self._units = self._originals = None
@@ -416,8 +429,18 @@ class WidTrainer(Imitating):
                 card.data[entry] = metadata[name]
         card.save(folder / CARD_NAME)
 
+    def _keep_weights(self) -> None:
+        if not self.is_deepspeed_enabled:  # whose parts are written over by its own copies
+            super()._keep_weights()
+
     def _go_back(self, loss: float) -> None:
         self._drop_folds()
+        if self.is_deepspeed_enabled:
+            raise TrainingError(
+                f"The loss became {loss} after {self.state.global_step} of {self.state.max_steps} steps, and training "
+                f"stopped. With DeepSpeed no copy of better weights is kept: go on from the last checkpoint in "
+                f"{self.args.output_dir}, and lower {self.rates}, or check the data for empty batches."
+            )
         super()._go_back(loss)
 
 
