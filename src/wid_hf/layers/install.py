@@ -21,6 +21,7 @@ from ..coupling.plan import key
 from .compactor import Compactor, IndexSelect
 from .fold_cache import FoldCache, FoldPolicy
 from .folded_weight import FoldedWeight, folded_weights
+from .whole_tensors import whole_weight
 
 
 def install(
@@ -101,9 +102,11 @@ def is_at_start(student: nn.Module, teacher_weights: Mapping[str, Tensor], plan:
 
 
 def student_weights(student: nn.Module, names: Mapping[str, str]) -> dict[str, Tensor]:
-    """Return the student's weights as training sees them, detached, each tensor once under its first name."""
-    with torch.no_grad():
-        return {first: getattr(*_owner(student, first)).detach().clone() for first in dict.fromkeys(names.values())}
+    """Return the student's weights as training sees them, detached, each tensor once under its first name.
+
+    Where processes share the student's tensors, all of them must call this.
+    """
+    return {first: whole_weight(*_owner(student, first)) for first in dict.fromkeys(names.values())}
 
 
 def compactor_axes(model: nn.Module, plan: Plan) -> Iterator[tuple[Compactor, Dim]]:
