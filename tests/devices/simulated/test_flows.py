@@ -66,7 +66,7 @@ def places(model: nn.Module) -> set[str]:
 
 def train(model: PeftModel, family: str, device: str, last: int, after: int = 0, of: int = 0) -> None:
     """Train from the step after `after` to step `last`, of `of` steps in all."""
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-4)
     model.train()
     model.wid_begin(of or last, optimizer)
     scale = outputs(model, family, device).abs().max().item()
@@ -89,7 +89,9 @@ def calibrated_flow(family: str, device: str, folder: Path) -> dict[str, Tensor]
     fresh = deepcopy(own)
     model = get_wid_model(own, WidConfig(**sizes(family)))
     model.to(device)
-    model.calibrate([rows(family, 50 + at) for at in range(3)], quick=family != "bert")
+    # Tiny turned streams of BERT amplify rounding; the trials and the head's steps run for two families.
+    settings = {"pca": family != "bert", "quick": family not in ("llama", "t5")}
+    model.calibrate([rows(family, 50 + at) for at in range(3)], **settings)
     found = {"start": outputs(model, family, device)}
     train(model, family, device, 2)
     found["trained"] = outputs(model, family, device)
@@ -128,7 +130,8 @@ def progressive_flow(family: str, device: str, folder: Path) -> dict[str, Tensor
 
 def assert_alike(there: dict[str, Tensor], here: dict[str, Tensor], tolerance: float) -> None:
     for name, expected in here.items():
-        assert (there[name] - expected).abs().max() <= tolerance * expected.abs().max(), name
+        off = float((there[name] - expected).abs().max() / expected.abs().max())
+        assert off <= tolerance, f"{name}: {off:.1e} of the largest output"
 
 
 def arithmetic(has_float64: bool) -> AbstractContextManager[None]:
