@@ -5,7 +5,7 @@ PEFT calls `inject_adapter`, whether by `get_wid_model`, by `peft.get_peft_model
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from copy import copy, deepcopy
 from dataclasses import replace
@@ -52,6 +52,7 @@ from .mapped_outputs import MappedOutputs
 from .merge import generation_config_of, prepare_saving, remember_map, stock_model
 from .module_settings import take_over_patches, take_over_training_settings
 from .one_adapter import ONE_ADAPTER
+from .placement import follow_student
 from .plain_call import as_if_called_plainly
 from .start_record import StartRecord
 from .status import Student
@@ -141,10 +142,10 @@ class WidModel(MappedOutputs):
         take_over_training_settings(teacher, self.model)
         take_over_patches(teacher, self.model)
         # Buffers, because a run that is resumed must know both.
-        self.register_buffer("calibrated", torch.tensor(not config.needs_data))
-        self.register_buffer("kept", self._kept(sets))
+        self.register_buffer("calibrated", torch.tensor(not config.needs_data, device=teacher.device))
+        self.register_buffer("kept", self._kept(sets).to(teacher.device))
         if self.stacks:
-            self.register_buffer("kept_layers", layer_numbers(self.stacks))
+            self.register_buffer("kept_layers", layer_numbers(self.stacks).to(teacher.device))
         self.turned = TurnedStreams(plan)
         matrices = [compactor.matrix for compactor, _ in compactor_axes(self.model, plan)]
         self.wrapper = Wrapper(self)
@@ -154,6 +155,18 @@ class WidModel(MappedOutputs):
         self.model.register_forward_pre_hook(self._before_forward)
         if config.inference_mode:  # loaded without is_trainable=True
             self.model.requires_grad_(False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WidModel:
+        """Move or cast this model as any module; what its teacher does not share with it follows to its device."""
+        super()._apply(fn, recurse)
+        self._follow_device()
+        return self
+
+    def _follow_device(self) -> None:
+        if hasattr(self, "student_plan"):
+            follow_student(self.model, self.teacher, dict.fromkeys(self._teachers.models), self.student_plan.trace)
+            if self.controller is not None:
+                self.controller.follow_device()
 
     @property
     def plan(self) -> Plan:
@@ -346,6 +359,7 @@ class WidModel(MappedOutputs):
                 'the model with schedule="narrow".'
             )
         refuse_unused_data(config)
+        self._follow_device()  # a wrapper may have moved the student's tensors one by one
         if not reset and not self._start.is_untouched(self._is_calibrated()):
             raise WidError(
                 "This model's weights are not those of its start: it was trained, loaded or cast since. calibrate() "

@@ -161,7 +161,8 @@ class FoldCache:
     def _keep_shared_in_forwards(self) -> None:
         everything = list(places(self.student))
         users = Counter(place.weight for place in everything)
-        spots = {place.weight: place.spot for place in reversed(everything) if users[place.weight] > 1}.values()
+        first = {place.weight: place.spot for place in reversed(everything) if users[place.weight] > 1}
+        spots = tuple(first.values())  # torch.compile cannot trace a view of a dictionary
 
         def shared(model: nn.Module) -> Iterator[FoldedWeight]:
             # Looked up at every forward: a model that shrinks gets new weights, and a copy of it has others.

@@ -307,6 +307,7 @@ class WidTrainer(Imitating):
             teacher = self._distillation.target(given)
         distilled = self._part(self._distillation.loss(student, teacher, given), given)
         loss = loss + self.distillation_weight * distilled
+        self._is_finite = False
         return (loss, student.output) if return_outputs else loss
 
     def _on_labels(self, inputs: dict[str, Any], *, together: bool = False) -> AbstractContextManager[Any]:
