@@ -101,8 +101,11 @@ def is_at_start(student: nn.Module, teacher_weights: Mapping[str, Tensor], plan:
 
 
 def student_weights(student: nn.Module, names: Mapping[str, str]) -> dict[str, Tensor]:
-    """Return the student's weights as training sees them, detached, each tensor once under its first name."""
-    with torch.no_grad():
+    """Return the student's weights as training sees them, detached, each tensor once under its first name.
+
+    They are folded as they are in a forward: together, which may round otherwise than one by one.
+    """
+    with torch.no_grad(), FoldCache(student).keeping(FoldPolicy.for_evaluation()):
         return {first: getattr(*_owner(student, first)).detach().clone() for first in dict.fromkeys(names.values())}
 
 
