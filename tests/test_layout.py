@@ -11,6 +11,7 @@ SOURCE = Path(wid_hf.__file__).parent
 # Each part may import those above it. A part is a folder or a file of src/wid_hf; those of tools/ count one by one.
 FLOW = (
     "errors",
+    "arithmetic",
     "deprecation",
     "extras",
     "format_version",

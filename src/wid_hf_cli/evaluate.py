@@ -108,8 +108,8 @@ def evaluate(
     settings = EvalSettings(
         places=DataPlaces(Path(data) if data else None, texts, tuple(column or ()), train_examples, eval_examples),
         fine_tuning=FineTuning(
-            learning_rates=options.numbers("--learning-rates", learning_rates, float),
-            seeds=options.numbers("--seeds", seeds, int),
+            learning_rates=options.each_once("--learning-rates", learning_rates, float),
+            seeds=options.each_once("--seeds", seeds, int),
             epochs=epochs,
             steps=steps,
             batch_size=batch_size,

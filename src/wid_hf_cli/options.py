@@ -262,14 +262,19 @@ def steps_or_auto(text: str | int) -> int | str:
 
 
 def numbers(option: str, text: str, kind: type[float] | type[int]) -> tuple[Any, ...]:
-    """Return the numbers in `text` with commas between them, each once."""
+    """Return the numbers in `text` with commas between them, as they are written."""
     from wid_hf import ConfigError
 
     try:
-        return tuple(dict.fromkeys(kind(part) for part in text.split(",")))
+        return tuple(kind(part) for part in text.split(","))
     except ValueError as error:
         example = "2e-5,5e-5" if kind is float else "0,1,2"
         raise ConfigError(f"{option} {text!r} is not a list of numbers such as {example}.") from error
+
+
+def each_once(option: str, text: str, kind: type[float] | type[int]) -> tuple[Any, ...]:
+    """Return the `numbers` in `text` without those that came before: to do the same twice would tell nothing."""
+    return tuple(dict.fromkeys(numbers(option, text, kind)))
 
 
 def words(text: str) -> tuple[str, ...]:

@@ -68,7 +68,14 @@ def test_candidates_are_as_many_as_asked_for_and_far_apart(tiny_bert: BertForMas
 
 
 @pytest.mark.parametrize(
-    "target", [Target(encoder_params="30%"), Target(bytes="40%"), Target(params="70%", bytes=20_000)]
+    "target",
+    [
+        Target(encoder_params="30%"),
+        Target(bytes="40%"),
+        Target(params="70%", bytes=20_000),
+        Target(params="50%", encoder_params="30%"),
+        Target(params="40%", encoder_params="90%"),  # the encoder may have more than all together: it never decides
+    ],
 )
 def test_other_counts_are_targets_too_and_all_must_hold(tiny_bert: BertForMaskedLM, target: Target) -> None:
     front = propose(tiny_bert, target, round_to=2)
@@ -110,6 +117,11 @@ def test_too_small_a_target_is_refused_with_the_least_and_what_dominates(tiny_be
     assert "cut what is largest" in text
 
 
+def test_of_several_targets_a_refusal_names_those_that_cannot_be_reached(tiny_bert: BertForMaskedLM) -> None:
+    with pytest.raises(ConfigError, match="Target: params=100 cannot be reached"):
+        propose(tiny_bert, Target(params=100, encoder_params="50%"), round_to=8)
+
+
 def test_encoder_decoders_have_one_candidate_and_are_told_why() -> None:
     front = propose(bart(0), Target(params="40%"), round_to=2)
     assert len(front.candidates) == 1
@@ -121,6 +133,10 @@ def test_the_cost_of_rounding_is_told(tiny_bert: BertForMaskedLM) -> None:
     front = propose(tiny_bert, Target(params="50%"), round_to=8)
     unused = [1 - each.filled for each in front.candidates]
     assert f"multiples of 8, which leaves {min(unused):.1%} to {max(unused):.1%} of the target unused" in str(front)
+    widths = {each.shape["hidden_size"] // each.shape["num_attention_heads"] for each in front.candidates}
+    others = ", ".join(map(str, sorted(widths - {6})))
+    assert others
+    assert f"Heads are as wide as the teacher's, 6, or multiples of 2 ({others})." in str(front)
 
 
 def test_a_candidate_that_was_measured_in_a_slow_moment_goes(tiny_bert: BertForMaskedLM) -> None:

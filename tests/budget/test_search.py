@@ -17,7 +17,10 @@ from transformers import BertConfig, BertForMaskedLM, BertModel
 
 from wid_hf import ConfigError, DataError, PlanError, WidConfig, get_wid_model
 from wid_hf.adapter import layers_kept
-from wid_hf.budget import Front, Target, propose, search
+from wid_hf.budget import Front, Space, Target, propose, search
+from wid_hf.budget.front import filled
+from wid_hf.budget.halving import halved
+from wid_hf.budget.survey import FOLLOWING, ORDERING, Survey
 from wid_hf.calibration.divergence import divergence, output_divergence
 from wid_hf.calibration.division import parted, spread
 from wid_hf.plots.front import draw_front
@@ -124,6 +127,32 @@ def test_layers_are_chosen_once_for_all_candidates_as_calibrate_chooses_them(
     alone = get_wid_model(teacher, WidConfig(num_hidden_layers=count))
     alone.base_model.calibrate(parted(spread(batches()), 48)[0])
     assert found.config.layers == [*alone.base_model.stacks[0].kept]
+
+
+def test_one_survey_serves_all_targets_and_decides_as_one_for_each(tiny_bert: BertForMaskedLM) -> None:
+    sizes = {**tiny_bert.config.to_dict(), "num_hidden_layers": 4}
+    teacher = made_strong(BertForMaskedLM(BertConfig(**sizes)).eval())
+    space = Space.of(teacher, round_to=8)
+    fronts = [filled(space, Target(params=share), most=3) for share in ("80%", "40%")]
+    forwards: list[int] = []
+    hook = teacher.register_forward_hook(lambda *_: forwards.append(1))
+    survey = Survey.of(fronts, batches(), seconds=900.0)
+    hook.remove()
+    assert forwards
+    depths = [each.shape["num_hidden_layers"] for front in fronts for each in front.candidates]
+    assert survey.order is not None and len(survey.order.gone) == 4 - min(depths) > 0
+    for front in fronts:
+        shared, alone = halved(front, survey), search(front, batches())
+        assert [each.scores for each in shared.scored] == [each.scores for each in alone.scored]
+        assert shared.config == alone.config
+        assert shared.spent[FOLLOWING] == survey.spent[FOLLOWING]
+
+
+def test_a_survey_counts_as_a_part_of_the_time_of_each_search(front: Front) -> None:
+    survey = Survey.of([front, front], batches(4), seconds=1.0, clock=Clock())
+    assert survey.spent == {FOLLOWING: 0.5, ORDERING: 0.5}
+    costly = replace(survey, spent={FOLLOWING: 7.0, ORDERING: 0.0})
+    assert [len(each.scores) for each in halved(front, costly, seconds=7.5, clock=Clock()).scored] == [1, 0, 0, 0]
 
 
 def test_depth_alone_is_a_candidate_and_is_scored_as_calibrate_makes_it(tiny_bert: BertForMaskedLM) -> None:

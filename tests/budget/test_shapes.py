@@ -8,10 +8,11 @@ import pytest
 import torch
 from architectures import ARCHITECTURES
 from encoder_decoders import bart
-from transformers import BertForMaskedLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import BertConfig, BertForMaskedLM, LlamaConfig, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from wid_hf import ConfigError, PlanError
 from wid_hf.budget import Space
+from wid_hf.budget.head_layouts import MANNERS, HeadLayouts
 from wid_hf.budget.layer_order import LayerOrder
 from wid_hf.budget.shapes import Mix, student_skeleton
 from wid_hf.hub.model_size import model_size
@@ -46,15 +47,56 @@ def test_sizes_are_found_and_a_shape_is_counted_as_it_is_planned(
 def test_heads_stay_many_or_become_few(tiny_bert: BertForMaskedLM) -> None:
     space = Space.of(tiny_bert, round_to=2, layers=(2,))
     many, few = (space.shape(Mix(EVEN, manner), 0.5) for manner in ("narrower", "fewer"))
-    assert many == {"hidden_size": 12, "num_attention_heads": 4, "intermediate_size": 24, "num_hidden_layers": 2}
+    assert many == {"hidden_size": 12, "num_attention_heads": 3, "intermediate_size": 24, "num_hidden_layers": 2}
     assert few == {**many, "num_attention_heads": 2}
 
 
-def test_a_width_that_does_not_divide_into_heads_goes_down_by_steps(tiny_bert: BertForMaskedLM) -> None:
+def test_a_width_that_does_not_divide_into_friendly_heads_goes_down_by_steps(tiny_bert: BertForMaskedLM) -> None:
     space = Space.of(tiny_bert, round_to=2)
-    shape = space.shape(Mix(EVEN, "narrower"), 22.9 / 24)  # 22 divides into 2 or 11 heads, none of 4 or 3
-    assert shape["hidden_size"] == 20
-    assert shape["num_attention_heads"] == 4
+    shape = space.shape(Mix(EVEN, "narrower"), 22.9 / 24)  # 22 and 20 divide into heads of 11 or 5, none of 2, 4 or 6
+    assert shape["hidden_size"] == 18
+    assert shape["num_attention_heads"] == 3
+    larger = space.grown(shape, "hidden_size", "narrower")
+    assert larger is not None
+    assert (larger["hidden_size"], larger["num_attention_heads"]) == (24, 4)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "step", "multiple"),
+    [
+        ({"hidden_size": 384, "num_attention_heads": 12}, 8, 8),  # heads of 32
+        ({"hidden_size": 768, "num_attention_heads": 12}, 8, 8),
+        ({"hidden_size": 64, "num_attention_heads": 4}, 8, 8),
+        ({"hidden_size": 32, "num_attention_heads": 4}, 4, 4),
+        ({"hidden_size": 32, "num_attention_heads": 2}, 8, 8),
+        ({"hidden_size": 30, "num_attention_heads": 3}, 2, 4),  # heads of 10, of 4 or of 8
+    ],
+)
+def test_heads_are_as_wide_as_the_teachers_or_multiples_that_kernels_like(
+    sizes: dict[str, int], step: int, multiple: int
+) -> None:
+    layouts = HeadLayouts.of(BertConfig(**sizes))
+    hidden, count = sizes["hidden_size"], sizes["num_attention_heads"]
+    for manner in MANNERS:
+        found = {n: layouts.sizes(n, 1.0, manner, layouts.grains[0]) for n in range(step, hidden + 1, step)}
+        widths = {n: n // heads["num_attention_heads"] for n, heads in found.items() if heads is not None}
+        assert len(widths) >= 3 and hidden in widths
+        assert all(width in (hidden // count, *range(multiple, hidden // count, multiple)) for width in widths.values())
+
+
+def test_half_of_a_width_has_as_many_narrow_heads_or_half_as_many_wide_ones() -> None:
+    layouts = HeadLayouts.of(BertConfig(hidden_size=384, num_attention_heads=12))
+    assert layouts.sizes(192, 1.0, "narrower", 8) == {"num_attention_heads": 12}
+    assert layouts.sizes(192, 1.0, "fewer", 8) == {"num_attention_heads": 6}
+    assert layouts.sizes(184, 1.0, "narrower", 8) is None  # 8 heads of 23
+
+
+@pytest.mark.parametrize(("share", "width"), [(1.0, 64), (0.9, 56), (0.5, 32), (0.1, 4), (0.05, 2), (0.01, 2)])
+def test_free_heads_become_narrower_by_multiples_of_eight_as_long_as_that_is_possible(share: float, width: int) -> None:
+    layouts = HeadLayouts.of(LlamaConfig(hidden_size=256, num_attention_heads=4, num_key_value_heads=2, head_dim=64))
+    assert layouts.is_free
+    found = (layouts.sizes(128, share, "narrower", grain) for grain in layouts.grains)
+    assert next(heads for heads in found if heads is not None)["head_dim"] == width
 
 
 def test_free_heads_shrink_by_groups() -> None:
@@ -115,7 +157,7 @@ def test_encoder_decoders_shrink_by_one_scale() -> None:
     assert space.axes == ("width",)
     shape = space.shape(Mix(EVEN, "narrower"), 0.5)
     assert {name: size for name, size in shape.items() if name != "num_hidden_layers"} == {
-        "hidden_size": 12,
+        "hidden_size": 8,  # of its 4 heads 12 would make odd ones
         "encoder_ffn_dim": 24,
         "decoder_ffn_dim": 24,
     }

@@ -66,6 +66,14 @@ def test_a_target_that_the_teacher_fulfils_is_refused() -> None:
     assert Target(params=1000, bytes=1000).limits(TEACHER) == {"params": 1000.0, "bytes": 1000.0}
 
 
-def test_a_part_that_may_be_larger_than_its_whole_is_refused() -> None:
-    with pytest.raises(ConfigError, match="encoder_params=500 is more than params=400, of which it is a part"):
-        Target(params=400, encoder_params=500).limits(TEACHER)
+@pytest.mark.parametrize(
+    "target",
+    [
+        Target(params="50%", encoder_params="90%"),  # 500 in all, and at most 540 of them in the encoder
+        Target(params=400, encoder_params=500),
+        Target(bytes="90%", memory="50%"),
+    ],
+)
+def test_targets_of_a_part_and_of_its_whole_hold_together(target: Target) -> None:
+    teacher = {**TEACHER, "memory": 5000.0}
+    assert target.limits(teacher) == {name: each.of(teacher[name]) for name, each in target.amounts.items()}

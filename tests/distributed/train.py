@@ -13,6 +13,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import modes
 import torch
 from datasets import Dataset
 from torch import nn
@@ -44,27 +45,33 @@ def main() -> None:
         learning_rate=3e-3,
         compactor_learning_rate=1e-2,
         logging_steps=1,
-        use_cpu=True,
+        use_cpu=not given.mode.startswith("zero"),  # DeepSpeed finds out itself that there is no GPU
         dataloader_pin_memory=False,
         report_to="none",
         disable_tqdm=True,
+        **({"distillation": ["logits"], "teacher_learning_rate": 0} if given.distil else {}),
+        **modes.arguments(given.mode, given.model),
     )
     model = get_wid_model(teacher(given.model, given.dropout), WidConfig(**json.loads(given.config)))
-    trainer = WidTrainer(model=model, args=args, train_dataset=rows())
+    kind = modes.ShardedOnCpu if given.mode.startswith("fsdp2") else WidTrainer
+    trainer = kind(model=model, args=args, train_dataset=rows())
     start = Start()
-    trainer.add_callback(start)
+    if given.mode == "ddp":
+        trainer.add_callback(start)
     if given.file_limit:
         trainer.add_callback(Limit(given.file_limit, given.limit_after))
     trainer.train(resume_from_checkpoint=given.resume)
     found = {
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         "start": start.digest,
-        "end": digest(model),
+        "end": digest(model) if given.mode == "ddp" else "",
         "processes": args.world_size,
+        "shares": [share(model), share(model.base_model.teacher)],
     }
     (given.output / f"rank-{args.process_index}.json").write_text(json.dumps(found))
+    student = model.merge_and_unload()  # in every process: each may have a part of the weights
     if trainer.is_world_process_zero():
-        model.merge_and_unload().save_pretrained(given.output / "student")
+        student.save_pretrained(given.output / "student")
 
 
 def parse() -> argparse.Namespace:
@@ -72,12 +79,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--config", default='{"hidden_size": 12, "intermediate_size": 24}', help="WidConfig as JSON")
     parser.add_argument("--model", choices=["bert", "llama"], default="bert")
+    parser.add_argument("--mode", choices=modes.MODES, default="ddp", help="how processes share the training")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--batch", type=int, default=4, help="rows per process and micro-batch")
     parser.add_argument("--accumulation", type=int, default=1)
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
     parser.add_argument("--save-steps", type=int, default=0)
+    parser.add_argument("--distil", action="store_true", help="distil logits; the teacher is frozen")
     parser.add_argument("--resume", action="store_true", help="resume_from_checkpoint=True")
     parser.add_argument(
         "--file-limit", type=int, default=0, help="the kernel kills what writes a larger file, in bytes"
@@ -112,8 +121,20 @@ def digest(model: nn.Module) -> str:
     return total.hexdigest()
 
 
+def share(model: nn.Module) -> float:
+    """Return the share of a model's numbers that this process holds."""
+    whole = here = 0
+    for parameter in model.parameters():
+        part: Any = parameter
+        whole += getattr(part, "ds_numel", part.numel())
+        here += part.ds_tensor.numel() if hasattr(part, "ds_id") else getattr(part, "to_local", part.detach)().numel()
+    return here / whole
+
+
 class Start(TrainerCallback):
     """Notes the weights that training starts from; added last, it comes after the calibrated start."""
+
+    digest = ""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
         self.digest = digest(model)

@@ -10,6 +10,7 @@ from imitations import made_strong
 from media import tone, write_wav
 from tokenizers import pre_tokenizers
 from transformers import (
+    AddedToken,
     PreTrainedModel,
     WhisperConfig,
     WhisperFeatureExtractor,
@@ -26,8 +27,23 @@ END, START, EMPTY = "<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>"
 OTHERS = ["<|en|>", "<|translate|>", "<|transcribe|>", "<|startoflm|>", "<|startofprev|>", "<|nospeech|>"]
 LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
 TOKENS = {token: number for number, token in enumerate([*LETTERS, END, START, EMPTY, *OTHERS])}
+STAMPS = [f"<|{at / 50:.2f}|>" for at in range(6)]
 SAID = ["ab a", "c", "ba cab", "b"]
 HALF_WHISPER = WidConfig(overrides={"d_model": 12, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24}, init="identity")
+
+
+@cache
+def reading_processor(named_timestamps: bool = True) -> WhisperProcessor:
+    """One with words of several letters, and with timestamps, which old tokenizers of Whisper do not name."""
+    merges = [("a", "b"), ("ab", "c"), ("Ġ", "c"), ("c", "d"), ("Ġ", "b")]
+    words = [*LETTERS, *("".join(pair) for pair in merges)]
+    special = [START, *OTHERS, EMPTY]
+    names = [*words, END, *special]
+    tokens = {token: number for number, token in enumerate(names)}
+    tokenizer = WhisperTokenizer(vocab=tokens, merges=merges, pad_token=END, additional_special_tokens=special)
+    if named_timestamps:
+        tokenizer.add_tokens([AddedToken(stamp, special=False, normalized=False) for stamp in STAMPS])
+    return WhisperProcessor(processor().feature_extractor, tokenizer)
 
 
 @cache
@@ -39,13 +55,14 @@ def processor() -> WhisperProcessor:
     return WhisperProcessor(extractor, tokenizer)
 
 
-def whisper(seed: int = 0) -> PreTrainedModel:
+def whisper(seed: int = 0, **settings: int) -> PreTrainedModel:
+    numbers = {"vocab_size": len(TOKENS), "decoder_start_token_id": TOKENS[START]}
+    numbers |= dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), TOKENS[END])
     config = WhisperConfig(
-        vocab_size=len(TOKENS), num_mel_bins=8, d_model=24, encoder_layers=1, decoder_layers=1,
+        num_mel_bins=8, d_model=24, encoder_layers=1, decoder_layers=1,
         encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48, dropout=0.0,
         max_source_positions=50, max_target_positions=32, suppress_tokens=[], begin_suppress_tokens=None,
-        pad_token_id=TOKENS[END], bos_token_id=TOKENS[END], eos_token_id=TOKENS[END],
-        decoder_start_token_id=TOKENS[START],
+        **(numbers | settings),
     )  # fmt: skip
     return made_strong(WhisperForConditionalGeneration(config).eval(), seed)
 

@@ -106,6 +106,20 @@ def test_a_share_is_of_the_whole_teacher_also_where_tokens_go(masked_teacher: Pa
     assert report.search["limits"] == {"params": parameters(masked_teacher) // 2}
 
 
+def test_a_head_of_its_own_is_counted_in_what_a_student_needs(masked_teacher: Path, tmp_path: Path) -> None:
+    rows = write_texts(tmp_path / "rows.txt")
+    others = {"init": "identity", "tie_word_embeddings": False}
+    asked = SizeSearch(HALF, 0, 2, others)
+
+    report = compress(str(masked_teacher), str(rows), tmp_path / "s", asked, replace(SETTINGS, steps=0))
+
+    student = AutoModelForMaskedLM.from_pretrained(tmp_path / "s")
+    assert not student.config.tie_word_embeddings
+    assert 0.4 * parameters(masked_teacher) < parameters(tmp_path / "s") <= parameters(masked_teacher) / 2
+    assert report.search is not None
+    assert report.search["limits"] == {"params": parameters(masked_teacher) // 2}
+
+
 def test_tokens_of_rows_without_rows_are_refused(masked_teacher: Path) -> None:
     with pytest.raises(ConfigError, match="needs rows whose tokens are counted"):
         find_sizes(Teacher(str(masked_teacher)), SizeSearch(HALF, 0, 2, {"vocabulary": "corpus"}), None, SETTINGS)

@@ -11,8 +11,10 @@ from toys import write_texts
 from transformers import AutoModelForMaskedLM
 from typer.testing import CliRunner
 
-from wid_hf import ConfigError
+from wid_hf import ConfigError, OutputError
 from wid_hf.budget import SizeSearch, Target
+from wid_hf.tools import find_sizes as finding
+from wid_hf.tools import many_sizes
 from wid_hf.tools.compress import CompressSettings
 from wid_hf.tools.many_sizes import compress_sizes
 from wid_hf_cli.app import app
@@ -47,6 +49,45 @@ def test_in_a_chain_each_student_is_made_from_the_next_larger_one(masked_teacher
 
     assert reports["50-percent"].teacher == str(tmp_path / "out" / "75-percent")
     assert parameters(tmp_path / "out" / "50-percent") <= 0.5 * parameters(masked_teacher)
+
+
+def test_all_sizes_share_one_survey_of_the_teacher_and_its_tokens(
+    masked_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def counted(owner: Any, name: str) -> None:
+        own = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, **k: (calls.append(name), own(*a, **k))[1])
+
+    counted(finding.Survey, "of")
+    counted(finding.Space, "of")
+    for name in ("smaller_vocabulary", "load_training_data", "halved"):
+        counted(finding, name)
+    rows, asked = write_texts(tmp_path / "rows.txt"), SizeSearch(Target(params="99%"), 20, 8, {"vocabulary": "corpus"})
+
+    reports, _ = compress_sizes(str(masked_teacher), str(rows), tmp_path / "out", ["50%", "75%"], asked, SETTINGS)
+
+    assert sorted(calls) == ["halved", "halved", "load_training_data", "of", "of", "smaller_vocabulary"]
+    whole = parameters(masked_teacher)
+    for name, share in (("75-percent", 0.75), ("50-percent", 0.5)):
+        search = reports[name].search
+        assert search is not None and search["asked"]["seconds"] == 10
+        assert search["limits"] == {"params": int(share * whole)}
+        assert parameters(tmp_path / "out" / name) <= share * whole
+
+
+def test_a_folder_that_may_not_be_replaced_is_refused_before_the_search(
+    masked_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("it searches")
+
+    monkeypatch.setattr(many_sizes, "find_many_sizes", refuse)
+    (tmp_path / "out" / "50-percent").mkdir(parents=True)
+    (tmp_path / "out" / "50-percent" / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match="50-percent"):
+        made(masked_teacher, tmp_path, ["75%", "50%"])
 
 
 def test_students_that_are_complete_stay_when_the_call_goes_on(masked_teacher: Path, tmp_path: Path) -> None:

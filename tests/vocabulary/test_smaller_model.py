@@ -35,7 +35,8 @@ from transformers import (
 from vocabularies import SENTENCES, tiny_tokenizer
 
 from wid_hf import WidConfig, get_wid_model
-from wid_hf.errors import ConfigError, PlanError
+from wid_hf.errors import ConfigError, PlanError, WidWarning
+from wid_hf.planning.fewer_tokens import named_tokens
 from wid_hf.vocabulary import kept_tokens, smaller_tokenizer, with_fewer_tokens
 
 SIZE = 90  # more than any other size of these models
@@ -173,6 +174,45 @@ def test_numbers_of_tokens_follow_in_all_configs() -> None:
     assert (config.inner.vocab_size, config.inner.eos_token_id) == (len(KEPT), 6)
     assert (config.other.vocab_size, config.other.eos_token_id) == (50, 9)
     assert (teacher.generation_config.eos_token_id, teacher.config.inner.eos_token_id) == ([3, 7], 10)
+
+
+def test_numbers_follow_in_settings_of_tasks_and_maps_but_not_those_of_other_vocabularies() -> None:
+    teacher = made(tiny_llama)
+    teacher.config.update(
+        {
+            "task_specific_params": {"summary": {"decoder_start_token_id": 10, "length": 10, "prefix": None}},
+            "vocabulary_map": {"<image>": 13, "a": 3},
+            "t2u_vocab_size": 40,
+            "t2u_pad_token_id": 10,
+            "image_token_id": 13,
+        }
+    )
+    teacher.generation_config.text_decoder_lang_to_code_id = {"deu": 16}
+    smaller = with_fewer_tokens(teacher, KEPT)
+    assert smaller.config.task_specific_params == {
+        "summary": {"decoder_start_token_id": KEPT.index(10), "length": 10, "prefix": None}
+    }
+    assert smaller.config.vocabulary_map == {"<image>": KEPT.index(13), "a": 3}
+    assert (smaller.config.t2u_pad_token_id, smaller.config.image_token_id) == (10, KEPT.index(13))
+    assert smaller.generation_config.text_decoder_lang_to_code_id == {"deu": KEPT.index(16)}
+    assert named_tokens(teacher) >= {10, 13, 16}
+    teacher.config.task_specific_params["summary"]["decoder_start_token_id"] = 11
+    with pytest.raises(ConfigError, match="names: task_specific_params="):
+        with_fewer_tokens(teacher, KEPT)
+
+
+def test_entries_that_may_be_numbers_of_tokens_are_told_and_left() -> None:
+    teacher = made(tiny_llama)
+    unsure = {"image_patch_id": 10, "codec_bos_id": 11}
+    teacher.config.update({**unsure, "first_layer_id": 10, "newline_id": 3, "ignore_index": 90, "use_task_id": True})
+    teacher.generation_config.vocoder_lang_code_to_id = {"deu": 16}
+    with pytest.warns(WidWarning) as told:
+        smaller = with_fewer_tokens(teacher, KEPT)
+    assert [str(each.message).partition(". ")[0] for each in told] == [
+        "The model's config has image_patch_id=10, codec_bos_id=11, vocoder_lang_code_to_id={'deu': 16}"
+    ]
+    assert {name: getattr(smaller.config, name) for name in unsure} == unsure
+    assert smaller.generation_config.vocoder_lang_code_to_id == {"deu": 16}
 
 
 def test_the_row_of_the_padding_follows() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -95,6 +98,25 @@ def test_a_smaller_tokenizer_survives_saving(kind: str, tmp_path: Path) -> None:
         assert padded.input_ids[0][0] == used.pad_token_id == names.index("<pad>")
 
 
+@pytest.mark.parametrize("again", [lambda used: used, deepcopy, lambda used: pickle.loads(pickle.dumps(used))])
+def test_a_file_of_a_smaller_tokenizer_cuts_and_pads_as_its_teachers_after_any_call(again: Any, tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer("WordPiece")
+    tokenizer.truncation_side, tokenizer.padding_side = "left", "right"
+    tokenizer.backend_tokenizer.enable_truncation(6, direction="left")
+    tokenizer.backend_tokenizer.enable_padding(length=9, pad_id=tokenizer.pad_token_id, pad_token="<pad>")
+    kept = kept_tokens(tokenizer, texts=SENTENCES[:2])
+    smaller = again(smaller_tokenizer(tokenizer, kept))
+    assert len(smaller(SENTENCES[:2], truncation=True, max_length=3, padding="longest").input_ids[0]) == 3
+    smaller.save_pretrained(tmp_path)
+    raw, loaded = Tokenizer.from_file(str(tmp_path / "tokenizer.json")), AutoTokenizer.from_pretrained(tmp_path)
+    for text in (SENTENCES[0], "the"):
+        found, wanted = raw.encode(text).tokens, tokenizer.backend_tokenizer.encode(text).tokens
+        assert found == wanted
+        assert len(found) == 9
+    assert (loaded.truncation_side, loaded.padding_side) == ("left", "right")
+    assert smaller.backend_tokenizer.truncation["max_length"] == 3  # as the call left it
+
+
 REACTIONS = ["CC(=O)O>>CCO", "c1ccccc1Br>>c1ccccc1", "[Na+].[Cl-]>O>[Na+]", "CC(=O)Cl.N>>CC(N)=O"]
 
 
@@ -151,6 +173,25 @@ def test_special_numbers_follow_in_every_kind_of_post_processor() -> None:
         shifted = sorted({*kept, 7}) if 7 not in kept else kept
         smaller = smaller_tokenizer(tokenizer, shifted)
         assert maps_one_to_one(tokenizer, smaller, shifted, SENTENCES[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("BPE with bytes", r"bytes and others .*: <0x00>, <0x01>, <0x02>, <0x03>, <0x04> and 251 more"),
+        ("byte-level BPE", r"bytes and others .*: !, "),
+        ("Unigram", r"bytes and others .*: \S+\. Add"),  # the least likely token, by which what is unknown is scored
+        ("WordPiece", r"special or added tokens: </s>, <added>, <mask>, <pad>, <s> and 1 more"),
+    ],
+)
+def test_numbers_without_tokens_that_every_text_may_need_are_refused_by_name(kind: str, said: str) -> None:
+    tokenizer = tiny_tokenizer(kind)
+    special = {tokenizer.convert_tokens_to_ids(name) for name in [*SPECIAL, "<added>"]}
+    always = {*kept_tokens(tokenizer, tokens=["<s>"], any_text=False)}
+    left_out = special if kind == "WordPiece" else always - special
+    kept = [number for number in kept_tokens(tokenizer, texts=SENTENCES) if number not in left_out]
+    with pytest.raises(ConfigError, match=said):
+        smaller_tokenizer(tokenizer, kept)
 
 
 def test_changed_texts_are_counted() -> None:

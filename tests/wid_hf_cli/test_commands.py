@@ -42,6 +42,20 @@ def test_reports_name_the_program_however_it_was_started(monkeypatch: pytest.Mon
         assert options.command_line() == "wid-hf compress 'a b'"
 
 
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        ("0,0", "layers=[0, 0]: give each number once, in ascending order"),
+        ("1,0", "layers=[1, 0]: give each number once, in ascending order"),
+        ("0,5", "give numbers from 0 to 1"),
+        ("", "--layers '' is not a list of numbers"),
+    ],
+)
+def test_layers_are_refused_as_they_are_written(masked_teacher: Path, layers: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        invoke("plan", str(masked_teacher), "--layers", layers)
+
+
 def test_plan_prints_coupled_dimensions_sizes_and_reasons(masked_teacher: Path, tmp_path: Path) -> None:
     out = invoke("plan", str(masked_teacher), *SIZES, "--verify")
     assert "4 x 6 = 24" in out

@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize
 
 from ..config import WidConfig
 from ..errors import TeacherError, WidError
+from ..layers import whole
 from .fingerprint import Fingerprint, digest
 
 STUDENT = "base_model.model."  # PEFT's prefix for the names of the model that runs
@@ -36,14 +37,36 @@ def saved_state(
         model: the `PeftModel`.
         config: of the adapter.
         teacher: the teacher before any training.
-        state: the state dict of `model`, complete (gathered from all processes).
+        state: the state dict of `model`, gathered from all processes; teacher's weights that it lacks are unchanged.
     """
     own, teachers = _keys(model, teacher.names)
     trains = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
-    moved = [key for key, name in teachers.items() if key in trains or teacher.changed(name, state[key])]
+    here = {key: name for key, name in teachers.items() if key in state}
+    moved = [key for key, name in here.items() if key in trains or teacher.changed(name, state[key])]
     saved = {key: state[key] for key in [*own, *moved]}
     rows = [*_origin(config, teacher), *(digest(key, tensor) for key, tensor in saved.items())]
     return saved | {DIGESTS: torch.tensor([list(row) for row in rows], dtype=torch.uint8)}
+
+
+def gathered_state(model: PeftModel, teacher: Fingerprint, *, keeps: bool) -> dict[str, Tensor]:
+    """Return what `saved_state` needs of a model whose tensors are shared by processes, one tensor after the other.
+
+    All processes must call this.
+
+    Args:
+        model: the `PeftModel`.
+        teacher: the teacher before any training.
+        keeps: whether this process saves; others only give their parts, and return nothing.
+    """
+    own, teachers = _keys(model, teacher.names)
+    trains = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
+    parts = model.state_dict(keep_vars=True)
+    found = {}
+    for key in [*own, *teachers]:
+        tensor = whole(parts[key]).detach()
+        if keeps and (key not in teachers or key in trains or teacher.changed(teachers[key], tensor)):
+            found[key] = tensor.cpu()
+    return found
 
 
 def proved_state(config: WidConfig, teacher: Fingerprint, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

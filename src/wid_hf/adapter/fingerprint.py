@@ -12,9 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..layers import whole
+
 
 def digest(name: str, tensor: Tensor) -> bytes:
-    """Return the SHA-256 of a tensor: its name, dtype, shape and bytes."""
+    """Return the SHA-256 of a tensor: its name, dtype, shape and bytes.
+
+    Where processes share the tensor, all of them must call this.
+    """
+    tensor = whole(tensor)
     sha = hashlib.sha256(f"{name}\n{tensor.dtype}\n{tuple(tensor.shape)}\n".encode())
     sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return sha.digest()

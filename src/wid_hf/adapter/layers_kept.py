@@ -17,6 +17,8 @@ from ..config import WidConfig
 from ..planning.depth import Stack, fits
 from ..planning.student_plan import small_forward
 
+KEPT_LAYERS = "base_model.kept_layers"  # the key in a saved adapter
+
 
 def chosen_stacks(
     teacher: PreTrainedModel, stacks: Sequence[Stack], batches: Sequence[Batch], config: WidConfig

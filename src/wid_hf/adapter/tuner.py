@@ -5,41 +5,35 @@ PEFT calls `inject_adapter`, whether by `get_wid_model`, by `peft.get_peft_model
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from copy import copy, deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ..calibration import Calibration, Start, initialize, refine
+from ..calibration import Calibration
 from ..calibration.batches import Batch
 from ..calibration.division import spread
-from ..calibration.precision import Precision
-from ..calibration.refinement.pieces import can_be_divided
 from ..calibration.report import Dropped
 from ..config import WidConfig
 from ..coupling import Dim, Plan
-from ..coupling.index_sets import IndexSets, axis_indices
-from ..coupling.trace import aliases, named_weights
+from ..coupling.index_sets import IndexSets
 from ..deprecation import renamed_arguments
 from ..errors import ConfigError, WidError
 from ..layers import compactor_axes, first_indices, install, student_weights
-from ..planning.depth import Stack, can_be_deepened, deepened, source
+from ..planning.depth import Stack, source
 from ..planning.empty_student import empty_student
 from ..planning.student_plan import (
     Settled,
     StudentPlan,
     check_teacher,
     plan_sizes,
-    planned_teacher,
-    settled_stacks,
-    with_kept_tokens,
 )
 from ..planning.tracing import plain_attention
 from ..progressive.controller import ProgressiveController
@@ -48,35 +42,35 @@ from ..progressive.schedule import WidSchedule
 from ..progressive.shrink import rewrite
 from ..stored_inputs import packed
 from .adapter_state import fitting_state, proved_state, refuse_other_teacher, saved_state
+from .calibrated_start import StartMaker, StartSteps
 from .calibration_data import checked_batches, refuse_unused_data
 from .calibration_guard import CalibrationGuard
 from .fingerprint import Fingerprint
 from .layer_guard import LayerGuard
-from .layers_kept import chosen_stacks, layer_numbers, named_layers, with_numbers
+from .layers_kept import layer_numbers
+from .mapped_outputs import MappedOutputs
 from .merge import generation_config_of, prepare_saving, remember_map, stock_model
 from .module_settings import take_over_patches, take_over_training_settings
-from .one_adapter import ONE_ADAPTER, OneAdapterTuner
+from .one_adapter import ONE_ADAPTER
+from .placement import follow_student
 from .plain_call import as_if_called_plainly
 from .start_record import StartRecord
 from .status import Student
-from .turned import TurnedStreams, turn
+from .teachers import Teachers
+from .turned import TurnedStreams
 from .wrapper import Wrapper
 
 PROGRESS = "base_model.progress."
 CALIBRATED = "base_model.calibrated"
 TURNED = "base_model.turned."
-KEPT_LAYERS = "base_model.kept_layers"
-
-Outputs = Literal["whole", "coordinates", "turned"]
 
 
-class WidModel(OneAdapterTuner):
+class WidModel(MappedOutputs):
     """A stock student whose weights are computed from the teacher's by compactors, until it is merged.
 
     Attributes:
         model: the student, an instance of the teacher's class; what trains and what `forward` runs.
         student_plan: the plan that the student was made from.
-        fingerprint: of the teacher's weights when the student was planned.
         calibration: the report of the last `calibrate`, or None.
         controller: runs the schedule of a progressive training; None with the narrow schedule.
         progress: the state of a progressive training; None with the narrow schedule.
@@ -87,7 +81,6 @@ class WidModel(OneAdapterTuner):
     """
 
     calibrated: Tensor
-    kept: Tensor
 
     def inject_adapter(
         self,
@@ -110,36 +103,29 @@ class WidModel(OneAdapterTuner):
                 "low_cpu_mem_usage=True saves no memory here: no weight of the teacher is copied. Leave it out."
             )
         check_teacher(model)
-        given = model
         config = copy(self.peft_config[adapter_name])  # the caller may use the same config for another student
-        with as_if_called_plainly(next(model.parameters()).device):
-            model = with_kept_tokens(model, config)
-            self._given = given, model  # a tuple keeps them out of the module tree: their parameters are there already
-            self.stacks = settled_stacks(model, config)
-            model = planned_teacher(model, config, stacks=self.stacks)
-        self.fingerprint = Fingerprint.of(named_weights(model), aliases(model))
+        self._teachers = Teachers(model, config)
         if config.teacher_fingerprint is not None:
             refuse_other_teacher(config.teacher_fingerprint, self.fingerprint)
-        with as_if_called_plainly(next(model.parameters()).device):
-            student_plan = plan_sizes(model, config, is_smaller=bool(self.stacks) or self._given[1] is not given)
+        with as_if_called_plainly(self.teacher.device):
+            student_plan = plan_sizes(self.teacher, config, is_smaller=self._teachers.is_smaller)
             config.teacher_fingerprint = self.fingerprint.value
             config.overrides = deepcopy(config.overrides)
             config.example_inputs = _savable(config.example_inputs)
             self._config = student_plan.settled.config(config)  # it leaves nothing open when it is loaded
             self.peft_config[adapter_name] = self._config
             self.student = Student(self, adapter_name)
-            self._make_student(model, student_plan)
+            self._make_student(student_plan)
 
-    def _make_student(self, teacher: PreTrainedModel, student_plan: StudentPlan) -> None:
+    def _make_student(self, student_plan: StudentPlan) -> None:
         """Make the student at its start, with its guards."""
-        config, trace, plan = self._config, student_plan.trace, student_plan.plan
+        config, teacher, trace, plan = self._config, self.teacher, student_plan.trace, student_plan.plan
         if isinstance(config.schedule, WidSchedule) and not student_plan.narrows:
             raise ConfigError(
                 "A progressive schedule makes widths smaller, and no width of this student is: it has only fewer "
                 "layers or tokens. Leave the schedule out, or give a size such as hidden_size."
             )
         self.student_plan = student_plan
-        self._teacher = (teacher,)  # a tuple keeps it out of the module tree: its parameters are there already
         self.calibration: Calibration | None = None
         self.controller: ProgressiveController | None = None
         self.progress: Progress | None = None
@@ -156,10 +142,10 @@ class WidModel(OneAdapterTuner):
         take_over_training_settings(teacher, self.model)
         take_over_patches(teacher, self.model)
         # Buffers, because a run that is resumed must know both.
-        self.register_buffer("calibrated", torch.tensor(not config.needs_data))
-        self.register_buffer("kept", self._kept(sets))
+        self.register_buffer("calibrated", torch.tensor(not config.needs_data, device=teacher.device))
+        self.register_buffer("kept", self._kept(sets).to(teacher.device))
         if self.stacks:
-            self.register_buffer("kept_layers", layer_numbers(self.stacks))
+            self.register_buffer("kept_layers", layer_numbers(self.stacks).to(teacher.device))
         self.turned = TurnedStreams(plan)
         matrices = [compactor.matrix for compactor, _ in compactor_axes(self.model, plan)]
         self.wrapper = Wrapper(self)
@@ -169,6 +155,18 @@ class WidModel(OneAdapterTuner):
         self.model.register_forward_pre_hook(self._before_forward)
         if config.inference_mode:  # loaded without is_trainable=True
             self.model.requires_grad_(False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WidModel:
+        """Move or cast this model as any module; what its teacher does not share with it follows to its device."""
+        super()._apply(fn, recurse)
+        self._follow_device()
+        return self
+
+    def _follow_device(self) -> None:
+        if hasattr(self, "student_plan"):
+            follow_student(self.model, self.teacher, dict.fromkeys(self._teachers.models), self.student_plan.trace)
+            if self.controller is not None:
+                self.controller.follow_device()
 
     @property
     def plan(self) -> Plan:
@@ -187,71 +185,41 @@ class WidModel(OneAdapterTuner):
         Where the student has fewer layers, or a head of its own, it is a model on the given one's tensors that has
         these layers and that head.
         """
-        return self._teacher[0]
+        return self._teachers.planned
 
     @property
     def whole_teacher(self) -> PreTrainedModel:
         """The teacher with all of its layers, on the same tensors; `teacher` itself where the student has them all."""
-        return self._given[1] if self.stacks else self.teacher
+        return self._teachers.whole
+
+    @property
+    def teachers(self) -> tuple[PreTrainedModel, ...]:
+        """Every model on the teacher's tensors: as it was given, with the tokens that stay, with the layers as well."""
+        return self._teachers.models
 
     @property
     def waits_for_layers(self) -> bool:
         """Whether calibration has still to choose the layers that stay, and will make the student anew from these."""
-        return self._config.needs_data and not self._is_calibrated() and any(each.is_choice for each in self.stacks)
+        return self._config.needs_data and not self._is_calibrated() and self._teachers.has_choice
 
     def teacher_place(self, name: str) -> str:
         """Return the name that the whole teacher has for a module of the student."""
         return source(name, self.stacks)
 
     @property
+    def stacks(self) -> tuple[Stack, ...]:
+        """The layers that stay, of each list of layers that becomes shorter; empty if all stay."""
+        return self._teachers.stacks
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """The fingerprint of the teacher's weights when the student was planned."""
+        return self._teachers.fingerprint
+
+    @property
     def is_wide(self) -> bool:
         """Whether a progressive training still has the teacher's widths."""
         return self.controller is not None and self.controller.is_wide
-
-    @property
-    def outputs(self) -> Outputs:
-        """What the last axis of the first output is: as wide as the teacher's, some of its coordinates, or turned."""
-        dim = self._output_dim
-        if dim is None or self.plan.size(dim) == dim.size:
-            return "whole"
-        return "turned" if self.turned.touches(dim) else "coordinates"
-
-    @property
-    def output_map(self) -> Tensor | None:
-        """The map `(n, k)` from the teacher's first outputs `(..., n)` to the student's: `y_s ~ y_t @ output_map`.
-
-        Where outputs are coordinates of the teacher's, it selects them: those kept now, with a progressive schedule.
-        A head with the weight `W (labels, n)` serves the student as `W @ output_map`. None where the outputs are as
-        wide as the teacher's. In float32, or float64 for a float64 teacher.
-        """
-        dim = self._output_dim
-        if dim is None or self.outputs == "whole":
-            return None
-        return self.turned.axis_map(dim, self._kept_now(), self._map_dtype)
-
-    def map_outputs(self, outputs: Tensor) -> Tensor:
-        """Return first outputs of the teacher `(..., n)` as the student has them: `outputs @ output_map`, `(..., k)`.
-
-        A model that is still wide has outputs as the teacher does: they are mapped as well before both are compared.
-        """
-        found = self.outputs
-        if found == "coordinates":
-            return outputs[..., self._kept_now().to(outputs.device)]
-        output_map = self.output_map
-        return outputs if output_map is None else turn(outputs, output_map.to(outputs.device))
-
-    def kept_outputs(self) -> list[int]:
-        """Return the index set of the first output's last axis, at the student's start or as it is now.
-
-        Raises:
-            WidError: the outputs are turned: they are combinations of the teacher's coordinates.
-        """
-        if self.outputs == "turned":
-            raise WidError(
-                "This student's outputs are turned: none of them is a coordinate of the teacher's. Use output_map, or "
-                'calibrate with CalibrationConfig(output="coordinates").'
-            )
-        return self._kept_now().tolist()
 
     def wid_begin(
         self,
@@ -341,8 +309,7 @@ class WidModel(OneAdapterTuner):
 
     def unload(self) -> PreTrainedModel:
         """Return the teacher, with all of its layers and tokens."""
-        given, with_tokens = self._given
-        return given if self.stacks or with_tokens is not given else self.teacher
+        return self._teachers.unchanged
 
     @renamed_arguments(lifts="reconstruction", spectra="head_svd", basis="pca")
     def calibrate(
@@ -392,6 +359,7 @@ class WidModel(OneAdapterTuner):
                 'the model with schedule="narrow".'
             )
         refuse_unused_data(config)
+        self._follow_device()  # a wrapper may have moved the student's tensors one by one
         if not reset and not self._start.is_untouched(self._is_calibrated()):
             raise WidError(
                 "This model's weights are not those of its start: it was trained, loaded or cast since. calibrate() "
@@ -399,93 +367,36 @@ class WidModel(OneAdapterTuner):
             )
         batches = spread(checked_batches(batches))
         dropped = self._choose_layers(batches)
-        teacher = self.teacher
-        solved = config.init == "calibrated"
-        assert config.selection is not None  # the config has filled it in
-        with plain_attention(teacher), plain_attention(self.model):
-            start = initialize(
-                teacher,
-                self.model,
-                self.student_plan.trace,
-                self.plan,
-                batches,
-                selection=config.selection,
-                head_svd=head_svd and solved,
-                pca=pca and solved,
-                reconstruction=reconstruction and solved,
-                ridge=config.calibration_config.ridge,
-                output=config.calibration_config.output,
-                tries=not quick,
-                whole=self._whole,
-            )
+        maker = StartMaker(self._teachers, self.model, self.student_plan, config, batches)
+        with plain_attention(self.teacher), plain_attention(self.model):
+            start = maker.closed_form(StartSteps(reconstruction, head_svd, pca, quick))
             self.kept.copy_(self._kept(start.index_sets))
             self._turn(start.maps)
             report = start.report
-            if not quick and self._is_refined(start, batches):
-                report = self._refined(start, batches, Path(folder) if folder is not None else None)
-        self.calibration = replace(report, dropped=dropped) if solved else None
+            if not quick:
+                sets, place = start.index_sets, Path(folder) if folder is not None else None
+                report = maker.refined(start, lambda dim: self._axis_map(dim, sets), place)
+        self.calibration = replace(report, dropped=dropped) if config.init == "calibrated" else None
         self.calibrated.fill_(True)
         self._calibration_guard.open()
         self._start.note()
 
     def _choose_layers(self, batches: Sequence[Batch]) -> tuple[Dropped, ...]:
         """Choose the layers that stay, if the request leaves that open, and make the student anew from these."""
-        if not any(stack.is_choice for stack in self.stacks):
+        if not self._teachers.has_choice:
             return ()
-        given = self.whole_teacher
-        with as_if_called_plainly(given.device), plain_attention(given):
-            stacks, dropped = chosen_stacks(given, self.stacks, batches, self._config)
+        stacks, dropped = self._teachers.chosen(batches, self._config)
         self._keep_layers(stacks)
         return dropped
 
     def _keep_layers(self, stacks: tuple[Stack, ...]) -> None:
         """Make the student anew from other layers of the teacher."""
-        given, config, around = self.whole_teacher, self._config, self.wrapper.known
-        with as_if_called_plainly(given.device), plain_attention(given):
-            self.stacks = stacks
-            teacher = planned_teacher(given, config, stacks=stacks)
-            self.fingerprint = Fingerprint.of(named_weights(teacher), aliases(teacher))
-            config.teacher_fingerprint = self.fingerprint.value
-            config.layers = named_layers(stacks)
-            self._make_student(teacher, plan_sizes(teacher, config, is_smaller=True))
+        around, whole = self.wrapper.known, self.whole_teacher
+        with as_if_called_plainly(whole.device), plain_attention(whole):
+            self._teachers.keep(stacks, self._config)
+            self._make_student(plan_sizes(self.teacher, self._config, is_smaller=True))
             if around is not None:
                 self.wrapper.remember(around)
-
-    def _whole(self) -> AbstractContextManager[None]:
-        """Let the teacher compute what the whole one does, where that is possible, so that the student makes up."""
-        given = self.whole_teacher
-        if not self.stacks or not can_be_deepened(
-            self.teacher, given, self.stacks, self.student_plan.trace.examples[0]
-        ):
-            return nullcontext()
-        return deepened(self.teacher, given, self.stacks)
-
-    def _is_refined(self, start: Start, batches: list[Batch]) -> bool:
-        """Return whether gradient steps follow: as many as asked for, or those of a head that has no closed form."""
-        return bool(self._config.calibration_config.refine) or (start.has_head and can_be_divided(batches))
-
-    def _refined(self, start: Start, batches: list[Batch], folder: Path | None) -> Calibration:
-        """Refine the start that was just made, and return its report with that of the refinement."""
-
-        def map_of(dim: Dim) -> Tensor:
-            indices = torch.tensor(axis_indices(self.plan, dim, start.index_sets), device=self.kept.device)
-            return self.turned.axis_map(dim, indices, self._map_dtype).T
-
-        with self._whole():
-            refinement = refine(
-                self.teacher,
-                self.model,
-                self.student_plan.trace,
-                self.plan,
-                batches,
-                maps=map_of,
-                steps=self._config.calibration_config.refine,
-                seconds=self._config.calibration_config.refine_seconds,
-                precision=Precision.of_caller(self.teacher.device),
-                folder=folder,
-            )
-        report = start.report
-        return replace(report, refined=refinement.parts, seconds=report.seconds + refinement.seconds)
 
     def _is_calibrated(self) -> bool:
         return bool(self.calibrated)
@@ -500,25 +411,6 @@ class WidModel(OneAdapterTuner):
     def _turn(self, maps: Mapping[Dim, Tensor]) -> None:
         """Note which leaves the start has turned, each with its map `(k, n)`; all others keep indices."""
         self.turned.replace({leaf: matrix.to(self.kept.device, self._map_dtype) for leaf, matrix in maps.items()})
-
-    @property
-    def _map_dtype(self) -> torch.dtype:
-        return torch.promote_types(self.teacher.dtype, torch.float32)
-
-    @property
-    def _output_dim(self) -> Dim | None:
-        # The first output may be a scalar: a loss of routers.
-        return next((dims[-1] for dims in self.student_plan.trace.output_dims if dims), None)
-
-    def _kept(self, sets: IndexSets) -> Tensor:
-        last = self._output_dim
-        return torch.tensor(axis_indices(self.plan, last, sets) if last is not None else [], dtype=torch.long)
-
-    def _kept_now(self) -> Tensor:
-        """Return the index set of the outputs, with a progressive schedule as it is now."""
-        if self.progress is not None and self.is_wide:
-            return self._kept(self.progress.index_sets()).to(self.kept.device)
-        return self.kept
 
     def _follow_phase(self) -> None:
         """Update everything that depends on the widths after a progressive model has changed them."""
@@ -556,7 +448,7 @@ class WidModel(OneAdapterTuner):
 
     def _follow_layers(self, state: Mapping[str, Tensor]) -> None:
         """Keep the layers that the adapter in `state` has, if they were chosen on data there and are open here."""
-        stacks = with_numbers(self.stacks, state[KEPT_LAYERS].tolist()) if KEPT_LAYERS in state else self.stacks
+        stacks = self._teachers.saved(state)
         if stacks != self.stacks:
             self._keep_layers(stacks)
 

@@ -56,7 +56,7 @@ class Front:
         teacher: what the teacher needs, by name.
         candidates: the guess first, then each as far from those before it as possible.
         tried: mixes that were filled.
-        seconds: wall time.
+        seconds: wall time of filling the target.
     """
 
     space: Space
@@ -93,11 +93,12 @@ class Front:
         """Return what was asked for, how many shapes fill it, and what rounding costs."""
         asked = " and ".join(in_words(name, most) for name, most in self.limits.items())
         unused = [1 - each.filled for each in self.candidates]
-        scale = " All sizes shrink by one scale, for the model has several parts." if self.space.one_scale else ""
+        heads = self.space.heads.in_words([each.shape for each in self.candidates])
+        more = "All sizes shrink by one scale, for the model has several parts." if self.space.one_scale else heads
         return (
             f"At most {asked}: {len(self.candidates)} shapes of {self.tried} mixes. Sizes are multiples of "
-            f"{self.space.step}, which leaves {min(unused):.1%} to {max(unused):.1%} of the target unused.{scale}"
-        )
+            f"{self.space.step}, which leaves {min(unused):.1%} to {max(unused):.1%} of the target unused. {more}"
+        ).strip()
 
 
 def propose(
@@ -120,14 +121,28 @@ def propose(
         timer: measures latency; by default on the teacher's device.
 
     Raises:
-        ConfigError: the target is below what the smallest student needs, or above what the teacher needs; an illegal
-            `round_to` or number of layers.
+        ConfigError: see `filled`; an illegal `round_to` or number of layers.
         PlanError: no size of the teacher may shrink.
         TeacherError: the teacher cannot be planned with.
         WidError: the machine is too noisy to measure a latency.
     """
+    return filled(Space.of(teacher, round_to=round_to, layers=layers), target, most=most, timer=timer)
+
+
+def filled(space: Space, target: Target, *, most: int = MOST, timer: Timer | None = None) -> Front:
+    """Return the shapes of a space that fill a target.
+
+    Args:
+        space: the sizes that students of the teacher may have.
+        target: the most that a student may need.
+        most: candidates.
+        timer: measures latency; by default on the teacher's device.
+
+    Raises:
+        ConfigError: the target is below what the smallest student needs, or above what the teacher needs.
+        WidError: the machine is too noisy to measure a latency.
+    """
     began = time.monotonic()
-    space = Space.of(teacher, round_to=round_to, layers=layers)
     costs = Costs(space, target, timer)
     mixes = _mixes(space)
     found: dict[tuple[tuple[str, int], ...], Candidate] = {}
@@ -167,7 +182,7 @@ def _largest(space: Space, costs: Costs, mix: Mix) -> Shape | None:
         if scale is None:
             return None
         shape = at(scale)
-        return shape if costs.measures else _filled(space, costs, mix, shape)
+        return shape if costs.measures else _widened(space, costs, mix, shape)
     except PlanError:  # the class has no model of these sizes
         return None
 
@@ -210,7 +225,7 @@ def _scale(ratio: Callable[[float], float], at: Callable[[float], Shape], slack:
     return low
 
 
-def _filled(space: Space, costs: Costs, mix: Mix, shape: Shape) -> Shape:
+def _widened(space: Space, costs: Costs, mix: Mix, shape: Shape) -> Shape:
     """Return `shape` with what still fits of steps of its widths."""
     axes = {**dict.fromkeys(space.hidden, HIDDEN), **dict.fromkeys(space.inner, INNER)}
     for name in [] if space.one_scale else [name for name, axis in axes.items() if mix.powers.get(axis)]:

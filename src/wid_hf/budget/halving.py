@@ -1,50 +1,38 @@
 """Which of the shapes that fill a target is best: successive halving by their calibrated starts, without training.
 
-Takes a `Front` and calibration data; gives a `SearchResult`. The teacher is surveyed once for all candidates: its
-outputs on held-out texts, and the order in which layers go. Moments of its activations are not shared: which of them a
-start needs depends on its plan, and all of a BERT-base would take more than a gigabyte.
+Takes a `Front` and a `Survey` of the teacher, or calibration data for one; gives a `SearchResult`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from math import ceil, log2
-from typing import Any
-
-import torch
-from transformers import PreTrainedModel
 
 from ..adapter.get_wid_model import get_wid_model
-from ..calibration.batches import NOTHING_BUT_PADDING, Batch, prepared
-from ..calibration.candidates import ENOUGH, HELD_OUT
+from ..calibration.batches import Batch, prepared
+from ..calibration.candidates import ENOUGH
 from ..calibration.divergence import output_divergence
-from ..calibration.division import parted, spread, texts_in, tokens_in
-from ..config import COUNT, CalibrationConfig
-from ..coupling.trace import quiet_forward
+from ..calibration.division import parted, texts_in, tokens_in
+from ..config import CalibrationConfig, WidConfig
 from ..errors import ConfigError, DataError, PlanError
 from ..planning.tracing import plain_attention
 from ..progress_bar import progress_bar
 from .front import Candidate, Front
-from .layer_order import LayerOrder, layer_order, texts_of_greedy
+from .per_layer import ScoredProfile, profiles
 from .result import Scored, SearchResult
 from .shapes import exact_sizes
+from .survey import Clock, Survey, outputs_of
 
 SECONDS = 900.0
 LEAST_TEXTS = 8  # to calibrate on at the first rung
 FINALISTS = 2  # candidates at the last rung
 GUESS = 0  # place of the candidate that shrinks in one proportion; it is among the finalists in any case
-SCORED = 128  # texts at most that judge candidates
 LEAST_SECONDS = 1.0  # for the head of a finalist
 FIRST_SHARE = 0.5  # of the time, for the first rung: all later ones have fewer candidates
-ORDER_SHARE = 0.2  # of the time, for the order of layers: greedy choice of many layers takes longer
-FOLLOWING, ORDERING, PLANNING, CALIBRATING, SCORING = (
-    "the teacher's outputs", "the order of layers", "planning", "calibrating", "scoring",
-)  # fmt: skip
-
-Clock = Callable[[], float]
+PLANNING, CALIBRATING, SCORING = "planning", "calibrating", "scoring"
 
 
 def search(
@@ -55,6 +43,26 @@ def search(
     calibration: CalibrationConfig | None = None,
     clock: Clock = time.monotonic,
 ) -> SearchResult:
+    """Find the candidate whose calibrated start follows the teacher best: `halved` on a survey of its own.
+
+    Args:
+        front: the candidates, from `propose`.
+        batches: see `Survey.of`.
+        seconds: that it may take, with the survey; see `halved`.
+        calibration: how starts are made, by default as `CalibrationConfig()` says; no layer is refined.
+        clock: gives seconds.
+
+    Raises:
+        ConfigError: `seconds` is no number above 0.
+        DataError: fewer than two texts, or batches that cannot be used.
+        PlanError: none of the candidates that were tried can be a student of this teacher; says why.
+    """
+    _check(seconds)
+    survey = Survey.of([front], batches, seconds=seconds, calibration=calibration, clock=clock)
+    return halved(front, survey, seconds=seconds, clock=clock)
+
+
+def halved(front: Front, survey: Survey, *, seconds: float = SECONDS, clock: Clock = time.monotonic) -> SearchResult:
     """Find the candidate whose calibrated start follows the teacher best, by successive halving.
 
     Every start is scored on held-out texts by the objective's own divergence, as `calibrate` scores its trials: first
@@ -64,50 +72,37 @@ def search(
 
     Args:
         front: the candidates, from `propose`.
-        batches: keyword dictionaries for the teacher's forward, as for `calibrate`; one text in four, but no more than
-            128, is held out.
-        seconds: that it may take; the candidate that is tried when they are over is finished. The first rung may take
-            half of them.
-        calibration: how starts are made, by default as `CalibrationConfig()` says; no layer is refined.
+        survey: of the teacher; it may be that of other fronts as well.
+        seconds: that it may take, with its share of the survey; the candidate that is tried when they are over is
+            finished. The first rung may take half of them.
         clock: gives seconds.
 
     Raises:
         ConfigError: `seconds` is no number above 0.
-        DataError: fewer than two texts, or batches that cannot be used.
+        DataError: the texts are too few to calibrate on.
         PlanError: none of the candidates that were tried can be a student of this teacher; says why.
     """
+    _check(seconds)
+    return _Search(front, survey, seconds, clock).run()
+
+
+def _check(seconds: float) -> None:
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
         raise ConfigError(f"seconds={seconds!r} is not a number above 0. Leave it out for {SECONDS:.0f} s.")
-    made = replace(calibration or CalibrationConfig(), refine=0)
-    return _Search(front, spread([*batches]), seconds, made, clock).run()
 
 
 class _Search:
-    """One search: its data, its clock and what it has found so far."""
+    """One search: its clock and what it has found so far."""
 
-    def __init__(
-        self, front: Front, batches: Sequence[Batch], seconds: float, calibration: CalibrationConfig, clock: Clock
-    ) -> None:
-        self._front, self._teacher = front, front.space.teacher
-        self._clock, self._began, self._seconds = clock, clock(), seconds
-        self._calibration = calibration
-        self._spent: dict[str, float] = dict.fromkeys((FOLLOWING, ORDERING, PLANNING, CALIBRATING, SCORING), 0.0)
-        self._order: LayerOrder | None = None
-        self._fixed = ""  # why no student may have fewer layers
+    def __init__(self, front: Front, survey: Survey, seconds: float, clock: Clock) -> None:
+        self._front, self._teacher, self._survey = front, front.space.teacher, survey
+        self._given, self._held_out = survey.given, survey.held_out
+        self._clock, self._began, self._seconds = clock, clock() - sum(survey.spent.values()), seconds
+        self._spent = {**survey.spent, **dict.fromkeys((PLANNING, CALIBRATING, SCORING), 0.0)}
         self._measure, self._last = "", False
-        texts = sum(map(texts_in, batches))
-        if texts < 2:
-            raise DataError(f"{NOTHING_BUT_PADDING} A search needs two texts or more: one to score on.")
-        self._given, self._held_out = parted(batches, texts - min(max(texts // HELD_OUT, 1), SCORED))
-        if not self._given or not self._held_out:
-            raise DataError("The calibration data is one batch that cannot be divided. Pass several smaller batches.")
 
     def run(self) -> SearchResult:
         """Return what was found."""
-        with self._spending(FOLLOWING), plain_attention(self._teacher):
-            self._wanted = self._outputs(self._teacher)
-        with self._spending(ORDERING):
-            self._order_layers()
         scored = [Scored(candidate) for candidate in self._front.candidates]
         texts = self._texts(len(scored))
         alive = [*range(len(scored))]
@@ -128,7 +123,21 @@ class _Search:
             if self._last or len(alive) < FINALISTS or self._clock() > self._began + self._seconds:
                 break
             rung = len(texts) - 1 if len(alive) == FINALISTS else rung + 1
-        return self._result(scored, texts)
+        return self._result(scored, texts, self._profiles(min(scored, key=lambda each: each.rank), texts[-1]))
+
+    def _profiles(self, best: Scored, texts: int) -> list[ScoredProfile]:
+        """Try widths that differ from layer to layer, on what the winner has seen, as long as there is time."""
+        found: list[ScoredProfile] = []
+        shape, space = best.candidate.shape, self._front.space
+        for profile in profiles(space, shape) if best.texts[-1:] == (texts,) else ():
+            if self._clock() > self._began + self._seconds:
+                break
+            try:
+                config = space.config(shape, self._survey.order, profile.widths)
+                found.append(ScoredProfile(profile, self._score_of(config, parted(self._given, texts)[0])))
+            except PlanError:  # uniform widths stay
+                continue
+        return found
 
     def _try_all(self, alive: Sequence[int], scored: list[Scored], texts: int, deadline: float) -> list[int]:
         """Give those that are alive one more score, as far as there is time; return those that got one."""
@@ -170,40 +179,24 @@ class _Search:
         seconds = scored.seconds + self._clock() - began
         return replace(scored, scores=(*scored.scores, score), texts=(*scored.texts, texts), seconds=seconds)
 
-    def _order_layers(self) -> None:
-        """Find in which order layers go, if a candidate has fewer than the teacher."""
-        space = self._front.space
-        depths = [each.shape[COUNT] for each in self._front.candidates if space.is_shallow(each.shape)]
-        if not depths:
-            return
-        by = self._calibration.layer_choice
-        forward = self._spent[FOLLOWING] / sum(map(texts_in, self._held_out))
-        if forward * texts_of_greedy(max(space.layers), min(depths)) > ORDER_SHARE * self._seconds:
-            by = "influence"
-        try:
-            with plain_attention(self._teacher):
-                self._order = layer_order(self._teacher, min(depths), self._given, by)
-        except PlanError as refusal:
-            self._fixed = str(refusal)
-
     def _score(self, candidate: Candidate, batches: Sequence[Batch]) -> float:
-        space = self._front.space
-        if self._fixed and space.is_shallow(candidate.shape):
-            raise PlanError(self._fixed)
+        space, survey = self._front.space, self._survey
+        if survey.fixed and space.is_shallow(candidate.shape):
+            raise PlanError(survey.fixed)
+        return self._score_of(space.config(candidate.shape, survey.order), batches)
+
+    def _score_of(self, config: WidConfig, batches: Sequence[Batch]) -> float:
+        survey = self._survey
         left = self._began + self._seconds - self._clock()
-        config = space.config(candidate.shape, self._order)
-        config.calibration_config = replace(self._calibration, refine_seconds=max(left / FINALISTS, LEAST_SECONDS))
+        config.calibration_config = replace(survey.calibration, refine_seconds=max(left / FINALISTS, LEAST_SECONDS))
         with self._spending(PLANNING), exact_sizes():
             tuner = get_wid_model(self._teacher, config).base_model
         with self._spending(CALIBRATING):
             tuner.calibrate(batches, quick=not self._last)
         with self._spending(SCORING), plain_attention(tuner.model):
-            score, self._measure = output_divergence(self._wanted, self._outputs(tuner.model), self._held_out)
+            found = outputs_of(tuner.model, self._held_out)
+            score, self._measure = output_divergence(survey.wanted, found, self._held_out)
         return score
-
-    def _outputs(self, model: PreTrainedModel) -> list[Any]:
-        with torch.no_grad(), quiet_forward(model):
-            return [model(**prepared(model, batch)) for batch in self._held_out]
 
     @contextmanager
     def _spending(self, what: str) -> Iterator[None]:
@@ -213,12 +206,20 @@ class _Search:
         finally:
             self._spent[what] += self._clock() - began
 
-    def _result(self, scored: Sequence[Scored], texts: tuple[int, ...]) -> SearchResult:
+    def _result(self, scored: Sequence[Scored], texts: tuple[int, ...], tried: Sequence[ScoredProfile]) -> SearchResult:
         ordered = tuple(sorted(scored, key=lambda each: each.rank))
         if not ordered[0].scores:
             notes = "\n".join(dict.fromkeys(f"- {each.note}" for each in ordered if each.note))
             raise PlanError(f"None of the {len(ordered)} shapes that fill the target can be planned:\n{notes}")
         held_out = sum(map(texts_in, self._held_out))
         return SearchResult(
-            self._front, ordered, texts, held_out, self._measure, self._spent, self._seconds, self._order
+            self._front,
+            ordered,
+            texts,
+            held_out,
+            self._measure,
+            self._spent,
+            self._seconds,
+            self._survey.order,
+            tuple(tried),
         )

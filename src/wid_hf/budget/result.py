@@ -13,6 +13,7 @@ from typing import Any
 from ..config import WidConfig
 from .front import Candidate, Front
 from .layer_order import LayerOrder
+from .per_layer import ScoredProfile
 from .shapes import Shape, words_of
 
 HEADER = ("", "parameters", "divergence", "texts", "seconds", "sizes")
@@ -55,6 +56,7 @@ class SearchResult:
         spent: seconds by what was done in them.
         seconds: that the search was allowed to take.
         order: in which layers go as candidates become shallower; None if none is.
+        profiles: widths that differ from layer to layer and were tried in place of the winner's inner widths.
     """
 
     front: Front
@@ -65,6 +67,13 @@ class SearchResult:
     spent: Mapping[str, float]
     seconds: float
     order: LayerOrder | None = None
+    profiles: tuple[ScoredProfile, ...] = ()
+
+    @property
+    def by_layer(self) -> ScoredProfile | None:
+        """The profile that is nearer to the teacher than the winner and all others; None if the winner is nearest."""
+        best = min(self.profiles, key=lambda each: each.score, default=None)
+        return best if best is not None and best.score < self.scored[0].scores[-1] else None
 
     @property
     def winner(self) -> Shape:
@@ -73,8 +82,9 @@ class SearchResult:
 
     @property
     def config(self) -> WidConfig:
-        """The request for the winner."""
-        return self.front.space.config(self.winner, self.order)
+        """The request for the winner, with the widths of each layer if a profile is nearer."""
+        widths = self.by_layer.profile.widths if self.by_layer is not None else None
+        return self.front.space.config(self.winner, self.order, widths)
 
     @property
     def reason(self) -> str:
@@ -86,12 +96,23 @@ class SearchResult:
             f"held-out texts after calibration on {best.texts[-1]}"
         )
         if len(tried) == 1:
-            return f"{won}. It is the only candidate that could be tried in {self.seconds:.0f} s."
+            return f"{won}. It is the only candidate that could be tried in {self.seconds:.0f} s.{self._layers}"
         second = tried[1]
         last = f"{second.scores[-1]:.3g} on {second.texts[-1]}"
         return (
             f"{won}, the least of {len(tried)} shapes that were tried; the next has {last} "
-            f"({words_of(second.candidate.shape)})."
+            f"({words_of(second.candidate.shape)}).{self._layers}"
+        )
+
+    @property
+    def _layers(self) -> str:
+        """What came of widths that differ from layer to layer, in words; empty if none was tried."""
+        if not self.profiles:
+            return ""
+        if self.by_layer is None:
+            return f" None of {len(self.profiles)} profiles of widths over the layers is nearer."
+        return (
+            f" Widths that differ from layer to layer are nearer, {self.by_layer.score:.3g}: {self.by_layer.profile}."
         )
 
     @property
@@ -118,6 +139,10 @@ class SearchResult:
             "winner": dict(self.winner),
             "layers": self.config.layers,
             "order": {"gone": list(self.order.gone), "by": self.order.by} if self.order is not None else None,
+            "profiles": [
+                {"name": each.profile.name, "widths": dict(each.profile.widths), "score": each.score}
+                for each in self.profiles
+            ],
             "reason": self.reason,
             "measure": self.measure,
             "texts": list(self.texts),

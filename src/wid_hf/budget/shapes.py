@@ -23,12 +23,12 @@ from ..errors import ConfigError, PlanError
 from ..planning.depth import requested_stacks
 from ..planning.depth.shallow_config import shallow_config
 from ..planning.sizes import Request
-from ..planning.sizes.config_names import own_name, stated
+from ..planning.sizes.config_names import is_list, own_name, stated
 from ..planning.sizes.following import WORDS_OF_WIDTHS
 from ..planning.sizes.student_config import with_sizes
 from ..planning.skeleton import skeleton
 from ..planning.student_plan import MOVED, StudentPlan, check_teacher, plan_student
-from .head_layouts import MANNERS, HeadLayouts, Manner
+from .head_layouts import MANNERS, PAIR, HeadLayouts, Manner
 from .layer_order import LayerOrder
 
 Shape = Mapping[str, int]
@@ -115,6 +115,12 @@ class Space:
         """The heads that students may have; those of one scale follow by the plan's own preference."""
         return HeadLayouts(None) if self.one_scale else HeadLayouts.of(self.teacher.config)
 
+    @cached_property
+    def lists(self) -> Mapping[str, int]:
+        """How many layers have an entry in each list of the config that states one size for all of them."""
+        config = self.teacher.config
+        return {name: len(value) for name, value in vars(config).items() if _is_size_by_layer(config, value)}
+
     @property
     def axes(self) -> tuple[str, ...]:
         """The axes along which sizes shrink independently of each other."""
@@ -136,27 +142,30 @@ class Space:
         return {**self._with_heads(hidden, share(HEADS), mix.manner), **inner, **depth}
 
     def grown(self, shape: Shape, name: str, manner: Manner) -> Shape | None:
-        """Return `shape` with a width one step larger, and heads that fit it; None if the teacher's is reached."""
+        """Return `shape` with the next larger width, and heads that fit it; None if the teacher's is reached."""
         whole = {**self.hidden, **self.inner}[name]
-        larger = {**shape, name: min(shape[name] + self.step, whole)}
-        if shape[name] == whole:
-            return None
-        if name in self.inner or self.one_scale or self.heads.is_free:
-            return larger
-        heads = self.heads.sizes(larger[name], 1.0, manner)
-        return {**larger, **heads} if heads is not None else None
+        for size in [*range(shape[name] + self.step, whole, self.step), whole] if shape[name] < whole else []:
+            if name in self.inner or self.one_scale or self.heads.is_free:
+                return {**shape, name: size}
+            if (heads := self.heads.sizes(size, 1.0, manner, self.heads.grains[0])) is not None:
+                return {**shape, name: size, **heads}
+        return None
 
-    def config(self, shape: Shape, order: LayerOrder | None = None) -> WidConfig:
+    def config(
+        self, shape: Shape, order: LayerOrder | None = None, widths: Mapping[str, Sequence[int]] | None = None
+    ) -> WidConfig:
         """Return the request for a shape.
 
         Args:
             shape: the sizes.
             order: in which layers go; without it calibration data decides which stay.
+            widths: of each layer, in place of inner widths that all have.
         """
         if self.one_scale:  # parts are refused where nothing of them is smaller
             shape = self._smaller(shape)
-        named: dict[str, Any] = {name: size for name, size in shape.items() if name in SIZES}
-        others = {name: size for name, size in shape.items() if name not in {*SIZES, COUNT}}
+        listed = self._listed(shape) | {name: list(each) for name, each in (widths or {}).items()}
+        named: dict[str, Any] = {n: size for n, size in shape.items() if n in SIZES and n not in listed}
+        others = {name: size for name, size in shape.items() if name not in {*SIZES, COUNT}} | listed
         if self.is_shallow(shape):
             depth = shape[COUNT]
             named |= {COUNT: depth} if order is None else {"layers": order.kept(depth)}
@@ -195,6 +204,10 @@ class Space:
         with exact_sizes():
             return plan_student(self.teacher, self.config(shape))
 
+    def _listed(self, shape: Shape) -> dict[str, list[int]]:
+        """Return the sizes of a shape that the config states as lists, one entry for each layer."""
+        return {name: [shape[name]] * shape.get(COUNT, n) for name, n in self.lists.items() if name in shape}
+
     def _smaller(self, shape: Shape) -> Shape:
         """Return the sizes of a shape that are not the teacher's."""
         whole = {**self.hidden, **self.inner}
@@ -226,14 +239,14 @@ class Space:
         return max((count for count in self.layers if count <= most), default=min(self.layers))
 
     def _with_heads(self, hidden: Shape, share: float, manner: Manner) -> Shape:
-        """Return widths of streams and heads; a width that does not divide into heads goes down by steps."""
-        if self.one_scale or not self.hidden:
-            whole = stated(self.teacher.config, "hidden_size") or 0
-            return {**hidden, **(self.heads.sizes(whole, share, manner) or {})}
-        ((name, width),) = hidden.items()
-        for lower in range(width, 0, -self.step):
-            if (heads := self.heads.sizes(lower, share, manner)) is not None:
-                return {name: lower, **heads}
+        """Return widths of streams and heads; a width that does not divide into friendly heads goes down by steps."""
+        name, width = next(iter(hidden.items()), ("hidden_size", stated(self.teacher.config, "hidden_size") or 0))
+        if self.one_scale:
+            return hidden
+        for grain in self.heads.grains:
+            for lower in range(width, 0, -self.step) if hidden else [width]:
+                if (heads := self.heads.sizes(lower, share, manner, grain)) is not None:
+                    return {**({name: lower} if hidden else {}), **heads}
         raise PlanError(f"- no {name} up to {width} in steps of {self.step} divides into heads")
 
     def _manners(self) -> Iterator[Manner]:
@@ -262,7 +275,9 @@ class Space:
 
     def _shapes_with(self, sizes: Shape) -> dict[str, tuple[bool, torch.Size]] | None:
         try:
-            return _shapes(student_skeleton(self.teacher, with_sizes(self.teacher.config, _nested(sizes))))
+            config = self.teacher.config
+            written = {n: [s] * len(old) if is_list(old := stated(config, n)) else s for n, s in sizes.items()}
+            return _shapes(student_skeleton(self.teacher, with_sizes(config, _nested(written))))
         except Exception:  # each class checks its config in its own way, and raises other errors
             return None
 
@@ -355,11 +370,11 @@ def _hidden_sizes(config: PretrainedConfig) -> Iterator[tuple[str, int]]:
 
 
 def _heads(parts: Mapping[str, PretrainedConfig], name: str, hidden: int) -> Iterator[int]:
-    """Yield the numbers of heads, of the part that states a hidden size, by which that can be divided."""
+    """Yield what must divide the hidden size of a part: its numbers of heads, twice each where heads are even."""
     prefix = name.removesuffix("hidden_size")
     for entry, count in vars(parts[prefix]).items() if prefix in parts else ():
         if entry.endswith("heads") and type(count) is int and count > 0 and hidden % count == 0:
-            yield count
+            yield count if hidden // count % PAIR else count * PAIR
 
 
 def _widths(config: PretrainedConfig, hidden: Iterable[str]) -> Iterator[tuple[str, int | None]]:
@@ -368,8 +383,19 @@ def _widths(config: PretrainedConfig, hidden: Iterable[str]) -> Iterator[tuple[s
         taken = {own_name(part, name) for name in ("hidden_size", "head_dim", "num_attention_heads", "vocab_size")}
         for name, value in vars(part).items():
             is_width = any(word in name for word in WORDS_OF_INNER_WIDTHS) and not name.endswith("_id")
-            if is_width and name not in taken and (value is None or (type(value) is int and value > 1)):
-                yield f"{prefix}{name}", value
+            size = value if prefix else _one_size(part, value)
+            if is_width and name not in taken and (size is None or (type(size) is int and size > 1)):
+                yield f"{prefix}{name}", size
+
+
+def _one_size(config: PretrainedConfig, value: Any) -> Any:
+    """Return the size that a list states once for each layer; anything else as it is."""
+    return value[0] if _is_size_by_layer(config, value) else value
+
+
+def _is_size_by_layer(config: PretrainedConfig, value: object) -> bool:
+    """Return whether an entry states one size, once for each layer."""
+    return isinstance(value, (list, tuple)) and is_list(value) and [*value] == [value[0]] * (stated(config, COUNT) or 0)
 
 
 def _shapes(model: PreTrainedModel) -> dict[str, tuple[bool, torch.Size]]:
@@ -389,7 +415,7 @@ def _narrows(whole: Mapping[str, tuple[bool, torch.Size]], other: Mapping[str, t
     )
 
 
-def _nested(shape: Shape) -> dict[str, Any]:
+def _nested(shape: Mapping[str, Any]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for path, size in shape.items():
         *parents, name = path.split(".")

@@ -51,7 +51,7 @@ class Target:
         length: tokens of each row; images and sounds are as long as the teacher's config says.
 
     Raises:
-        ConfigError: lists every target that is no amount, or that contradicts another; or there is none.
+        ConfigError: lists every target that is no amount; or there is none.
     """
 
     params: int | str | None = None
@@ -107,7 +107,8 @@ class Target:
             teacher: what the teacher needs, by name; of a share it must be there.
 
         Raises:
-            ConfigError: the teacher needs no more than that, or one target is more than another leaves room for.
+            ConfigError: the teacher needs no more than that. Targets cannot contradict each other: each is a most, and
+                one that another implies (parameters of the encoder beside few in all) only never decides.
         """
         limits = {name: each.of(teacher.get(name, 0.0)) for name, each in self.amounts.items()}
         if all(name in teacher and teacher[name] <= most for name, most in limits.items()):
@@ -115,12 +116,6 @@ class Target:
             raise ConfigError(
                 f"Target: the teacher itself has {has}: there is nothing to shrink. Give a smaller target."
             )
-        for inner, whole in (("encoder_params", "params"), ("bytes", "memory")):
-            if inner in limits and whole in limits and limits[inner] > limits[whole]:
-                raise ConfigError(
-                    f"Target: {inner}={getattr(self, inner)!r} is more than {whole}={getattr(self, whole)!r}, of which "
-                    f"it is a part. Leave {inner} out, or give less."
-                )
         return limits
 
     def _amount(self, name: str) -> Amount | None:

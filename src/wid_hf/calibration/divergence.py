@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..arithmetic import in_float64
 from ..coupling.trace import output_tensors
 from .batches import Batch
 from .padding import Padding
@@ -88,7 +89,7 @@ def _of_vectors(
     sides = []
     for side in (teacher, student):
         vectors = torch.cat([_mean_vectors(each[0], batch) for each, batch in zip(side, batches, strict=True)])
-        unit = functional.normalize(vectors[:TEXTS].double(), dim=-1)
+        unit = functional.normalize(in_float64(vectors[:TEXTS]), dim=-1)
         pairs = torch.triu_indices(len(unit), len(unit), 1, device=unit.device)
         sides.append((unit @ unit.T)[pairs[0], pairs[1]])
     if len(sides[0]) < 2:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor
 
+from ..arithmetic import in_float64
 from ..coupling.carrier import Carrier
 from ..coupling.dims import Dim
 from ..coupling.index_sets import IndexSets
@@ -21,7 +22,7 @@ from .axis_blocks import by_leaf, part_factors, spread
 from .head_products import HeadProducts, whole_axis
 from .head_svd import context_maps, logit_maps
 from .moment_pass import InputMoments
-from .moments import as_matrix, place_of
+from .moments import as_matrix
 
 
 class HeadRotation:
@@ -108,7 +109,7 @@ class HeadRotation:
         """Return the blocks of `leaf` in `W^T W` of the weight that a context is contracted with."""
         weight_input = self._plan.weight_inputs[at]
         original = self._trace.weights[weight_input.weight].detach()
-        weight = as_matrix(original, weight_input.axis).to(place_of(original.device), torch.float64)
+        weight = in_float64(as_matrix(original, weight_input.axis))
         outputs = Carrier(weight_input.weight, 1 - weight_input.axis, 0, len(weight))
         if (map_ := turned.get(outputs)) is not None:
             weight = map_.to(weight) @ weight

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..arithmetic import full_float32
 from ..coupling.dims import Dim
 from ..coupling.plan import Plan
 from ..coupling.trace import Trace
@@ -91,7 +92,7 @@ def initialize(
     began = time.monotonic()
     batches = list(batches)
     precision = Precision.of_caller(next(teacher.parameters()).device)
-    with torch.inference_mode(False), torch.no_grad(), precision.full(), ExitStack() as following:
+    with torch.inference_mode(False), torch.no_grad(), precision.full(), full_float32(), ExitStack() as following:
         # Simple rules choose index sets without knowing which weights the indices go into.
         index_sets = None
         if selection == "first":

@@ -12,12 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..arithmetic import place_of
+
 TINY = 1e-30
-
-
-def place_of(device: torch.device) -> torch.device:
-    """Return the device for float64 statistics of tensors on `device`: MPS has no float64."""
-    return torch.device("cpu") if device.type == "mps" else device
 
 
 def full(tensor: Tensor) -> Tensor:

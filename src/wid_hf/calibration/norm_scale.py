@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..arithmetic import in_float64
 from ..coupling.carrier import Carrier
 from ..coupling.dims import Dim
 from ..coupling.plan import Plan, key
@@ -20,7 +21,7 @@ from ..coupling.trace import Trace
 from ..coupling.weight_inputs import WeightInput
 from ..layers import Compactor, FoldCache, FoldedWeight, IndexSelect
 from .lockstep import Operands
-from .moments import as_matrix, place_of
+from .moments import as_matrix
 from .pairing import ENOUGH, paired_moments
 from .report import FEW, ROUTED, UNSCALED, InputReconstruction
 
@@ -96,7 +97,7 @@ class NormScale:
         table = as_matrix(self._weights[weight_input.weight], weight_input.axis)
         table = table.to(torch.promote_types(table.dtype, torch.float32))
         table = table - table.mean(0)
-        values, vectors = torch.linalg.eigh((table.T @ table).to(place_of(table.device), torch.float64))
+        values, vectors = torch.linalg.eigh(in_float64(table.T @ table))
         root = values.clamp(min=0).sqrt()[:, None] * vectors.T
         return root.to(table), root @ self._columns(weight_input).to(root)
 

@@ -43,12 +43,17 @@ class Padding:
 
     def rows(self, tensor: Tensor) -> Tensor:
         """Return `tensor (..., n)` as `(rows, n)`, padding left out."""
-        attended, rows = self.attended(tensor), tensor.reshape(-1, tensor.shape[-1])
+        attended, rows = self._attended(tensor), tensor.reshape(-1, tensor.shape[-1])
         # Indices copy whole rows; a mask in brackets takes twice as long.
-        return rows if attended is None else rows.index_select(0, attended.nonzero().squeeze(1))
+        return rows if attended is None else rows.index_select(0, attended.nonzero().squeeze(1).to(tensor.device))
 
     def attended(self, tensor: Tensor) -> Tensor | None:
         """Return which rows of `tensor (..., n)` count, flat `(rows,)`, or None if no mask belongs to it."""
+        found = self._attended(tensor)
+        return found.to(tensor.device) if found is not None else None
+
+    def _attended(self, tensor: Tensor) -> Tensor | None:
+        """Return the same on the device of the batch, which may be another."""
         shape = tensor.shape[:-1]
         for mask in self._masks:
             for each in (mask, mask.T):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..arithmetic import in_float64
 from ..coupling.weight_inputs import WeightInput
 from ..layers import Compactor, FoldedWeight
 from .moments import Regression, as_matrix
@@ -59,7 +60,7 @@ class Writer:
 
     def start(self) -> Tensor:
         """Return what is fitted as it is now `(k, width)`, float64."""
-        return self.matrix().double() if self.columns is not None else self.rows.matrix.double()
+        return in_float64(self.matrix() if self.columns is not None else self.rows.matrix)
 
     def matrix(self) -> Tensor:
         """Return the student's weight as `(k, inputs)`, float32 or more."""
@@ -79,8 +80,8 @@ class Writer:
         if self.columns is None:
             self.rows.matrix.copy_(found.to(self.rows.matrix))
             return
-        across = self.rows.matrix.double() @ self.original.double()
-        change = found.to(across) - across @ self.columns.matrix.double().T
+        across = in_float64(self.rows.matrix) @ in_float64(self.original)
+        change = found.to(across) - across @ in_float64(self.columns.matrix).T
         inverse = torch.linalg.pinv(across @ across.T, rtol=1e-10, hermitian=True)
         self.columns.matrix.add_((change.T @ inverse @ across).to(self.columns.matrix))
 
@@ -100,5 +101,5 @@ def write(writers: Sequence[Writer], regression: Regression, ridge: float) -> No
         writer.write(found)
     if holder is not None:
         assert holder.shift is not None
-        total = sum(each.factor * each.affine()[1].double() for each in writers)
+        total = sum(each.factor * in_float64(each.affine()[1]) for each in writers)
         holder.shift.add_(((fit.offset - total) / holder.factor).to(holder.shift))

@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..arithmetic import in_float64
 from .moments import LinearFit, Regression
 
 FOLDS = 4
@@ -40,12 +41,12 @@ class Known:
     def without_positions(self, intercept: bool) -> LinearFit:
         """Return the fit without the few positions."""
         if self.prior is None:
-            return LinearFit(self.start.double(), torch.zeros_like(self.start[:, 0], dtype=torch.float64))
+            return LinearFit(start := in_float64(self.start), torch.zeros_like(start[:, 0]))
         return self.prior.solve(self.start, self.ridge, intercept)
 
     def shifted(self, x: Tensor, y: Tensor, intercept: bool) -> LinearFit:
         """Return the start's columns with the constant that fits `x (p, n)` to `y (p, k)` best."""
-        columns = self.start.double()
+        columns = in_float64(self.start)
         means = x.mean(0).to(columns), y.mean(0).to(columns)
         offset = means[0] - columns @ means[1]
         return LinearFit(columns, offset if intercept else torch.zeros_like(offset))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ..arithmetic import place_of
 from ..coupling.dims import Dim, leaves
 from ..coupling.index_sets import leaf_sums
 from ..coupling.plan import Plan
@@ -22,7 +23,6 @@ from ..coupling.trace import Dims, Trace, quiet_forward
 from ..errors import DataError
 from ..progress_bar import progress_bar
 from .batches import NOT_FINITE, NOTHING_BUT_PADDING, Batch, prepared, refuse_batch
-from .moments import place_of
 from .padding import Padding
 from .precision import Precision
 

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..arithmetic import place_of
 from ..coupling.landmark_record import Scaling
 from ..coupling.trace import Trace
 from ..layers import FoldedWeight
 from .lockstep import Operands
-from .moments import full, place_of
+from .moments import full
 
 RIDGE = 1e-3  # of the mean variance, towards the diagonal of T diag(w) T^T times one common factor
 

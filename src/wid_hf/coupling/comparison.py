@@ -13,6 +13,7 @@ from math import isclose
 import torch
 from torch import Tensor
 
+from ..arithmetic import in_float64
 from .carrier import Carrier
 from .constraints import SizeConstraint
 from .dims import Dim, find, leaves
@@ -123,7 +124,7 @@ def matched_indices(teacher: Trace, student: Trace, targets: Mapping[Dim, int]) 
 
 def _nearest_rows(rows: Tensor, wanted: Tensor) -> Tensor:
     """Return for each of `wanted (k, m)` the nearest of `rows (n, m)` that is not taken yet, `(k,)`."""
-    distance = torch.cdist(wanted.double(), rows.double())
+    distance = torch.cdist(in_float64(wanted), in_float64(rows)).cpu()
     chosen = torch.empty(len(wanted), dtype=torch.long)
     for at in range(len(wanted)):
         chosen[at] = distance[at].argmin()

@@ -87,7 +87,8 @@ def _indices(plan: Plan, dim: Dim, sets: IndexSets, chosen: dict[Dim, int]) -> l
         return list(range(dim.size))
     indices = sets[dim]
     row = indices[chosen[plan.under[dim]]] if indices.ndim == 2 else indices
-    return [int(index) for index in row]
+    found: list[int] = row.tolist()
+    return found
 
 
 def _product_indices(plan: Plan, factors: list[Dim], sets: IndexSets, chosen: dict[Dim, int]) -> list[int]:

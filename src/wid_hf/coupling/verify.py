@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..arithmetic import full_float32, in_float64, place_of
 from ..errors import ProofError
 from .dims import Dim, describe, leaves
 from .index_sets import IndexSets, axis_indices
@@ -46,7 +47,8 @@ def verify(model: nn.Module, trace: Trace, seed: int = 0) -> int:
     if wrong and next(iter(weights.values())).dtype != torch.float64:
         # A deep model can amplify rounding beyond any tolerance; a real error is there in float64 too.
         wide = {name: _cast(weight, torch.float64) for name, weight in weights.items()}
-        wrong = _culprits(deepcopy(model).double(), plan, trace, wide, permutations)
+        copied = deepcopy(model).to(place_of(next(iter(weights.values())).device)).double()
+        wrong = _culprits(copied, plan, trace, wide, permutations)
     if wrong:
         raise ProofError(_refusal(model, plan, wrong))
     return len(permutations)
@@ -67,7 +69,7 @@ def _culprits(
     model: nn.Module, plan: Plan, trace: Trace, weights: Mapping[str, Tensor], permutations: IndexSets
 ) -> list[Dim]:
     """Return the leaves whose permutation changes the outputs; all of them if none does alone."""
-    with quiet_forward(model):
+    with quiet_forward(model), full_float32():
         before = outputs_with(model, plan, trace, weights, {})
         if not _changes(model, plan, trace, weights, permutations, before):
             return []
@@ -111,7 +113,7 @@ def outputs_with(
 ) -> list[Tensor]:
     """Return the outputs of all examples, with weights, tables and inputs permuted by `sets`.
 
-    In float64, computed tables and inputs are cast as well; other precisions leave them as they are.
+    In float64, computed tables and inputs are cast as well, where float64 is; other precisions leave them as they are.
     """
     dtype = next(weight.dtype for weight in weights.values() if weight.is_floating_point())
     tensors = {name: _permuted(plan, weight, plan.axes[name], sets) for name, weight in weights.items()}
@@ -130,9 +132,10 @@ def outputs_with(
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
-    """Return a floating-point tensor in float64, if that is `dtype`; anything else unchanged."""
-    is_number = isinstance(value, Tensor) and value.is_floating_point()
-    return value.double() if is_number and dtype == torch.float64 else value
+    """Return a tensor in float64 (integers as they are) on a device that has it, if that is `dtype`; else unchanged."""
+    if not isinstance(value, Tensor) or dtype != torch.float64:
+        return value
+    return in_float64(value) if value.is_floating_point() else value.to(place_of(value.device))
 
 
 def _changes(

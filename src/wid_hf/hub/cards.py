@@ -251,6 +251,11 @@ def _scores(report: Mapping[str, Any]) -> str | None:
     names = [name for name in SIDES if report["steps"] or name != "start"]
     figures = report["scores"]["student"]
     rows = [(figure.replace("_", " "), *(f"{report['scores'][n][figure]:.4f}" for n in names)) for figure in figures]
+    whole = report.get("teacher_with_all_tokens") or {}
+    rows += [
+        (f"{figure.replace('_', ' ')}, with all tokens", f"{value:.4f}", *[""] * len(names[1:]))
+        for figure, value in whole.items()
+    ]
     return _markdown(["", *names], rows)
 
 

@@ -12,6 +12,7 @@ from .install import (
     shrinking_leaves,
     student_weights,
 )
+from .whole_tensors import is_parted, whole
 
 __all__ = [
     "Compactor",
@@ -24,7 +25,9 @@ __all__ = [
     "folded_weights",
     "install",
     "is_at_start",
+    "is_parted",
     "restart",
     "shrinking_leaves",
     "student_weights",
+    "whole",
 ]

@@ -10,6 +10,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from ..adapter.tuner import WidModel
+from ..arithmetic import in_float64
 from ..inputs import Batch
 from ..rows.roles import LABEL, LABELS, Role
 from ..scores.figures import accuracy, f1, macro_f1, pearson, spearman
@@ -99,4 +100,4 @@ class Classification(Objective):
                 "squared_error_share": divergence / max(float(spread), torch.finfo(wanted.dtype).tiny),
             }
         same = (found > 0) == (wanted > 0) if self.problem == SEVERAL_LABELS else found.argmax(-1) == wanted.argmax(-1)
-        return {"agreement": float(same.double().mean()), "divergence": divergence}
+        return {"agreement": float(in_float64(same).mean()), "divergence": divergence}

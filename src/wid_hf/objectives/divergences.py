@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..arithmetic import in_float64
 from ..training.losses.counting import full
 from ..training.losses.logits import logits_loss
 
 
 def agreement(student: Tensor, teacher: Tensor) -> float:
     """Return the share of predictions `(n,)` that are the teacher's."""
-    return float((student == teacher).double().mean())
+    return float(in_float64(student == teacher).mean())
 
 
 def softmax_divergence(student: Tensor, teacher: Tensor) -> Tensor:

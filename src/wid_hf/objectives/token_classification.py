@@ -12,6 +12,7 @@ from transformers import DataCollatorForTokenClassification, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES
 
 from ..adapter.tuner import WidModel
+from ..arithmetic import in_float64
 from ..errors import TeacherError
 from ..inputs import Batch, Columns
 from ..rows.roles import TAGS, WORDS, Role
@@ -103,7 +104,7 @@ class TokenClassification(Objective):
         if wanted is None:
             return own
         classes = wanted.argmax(-1)
-        same = (classes == mine).double()
+        same = in_float64(classes == mine)
         others = same[classes != classes.mode().values]
         return own | {
             "agreement": float(same.mean()),

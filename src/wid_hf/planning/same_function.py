@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..arithmetic import full_float32
 from ..coupling import Example
 from ..coupling.trace import call, output_tensors, quiet_forward
 from .tracing import plain_attention
@@ -21,6 +22,6 @@ def is_same_function(first: PreTrainedModel, second: PreTrainedModel, example: E
 
 def example_outputs(model: PreTrainedModel, example: Example) -> list[Tensor]:
     """Return all tensors that `model` gives for `example`, in evaluation mode, always in the same order."""
-    with plain_attention(model), quiet_forward(model):
+    with plain_attention(model), quiet_forward(model), full_float32():
         torch.manual_seed(0)  # some models draw masks in evaluation as well
         return output_tensors(call(model, example.part, example.inputs, {}))

@@ -68,7 +68,7 @@ def _shared_among_processes(teacher: PreTrainedModel) -> str | None:
         if hasattr(tensor, "ds_id"):
             return (
                 f"The teacher's weights are partitioned by DeepSpeed ZeRO-3 (`{name}`). "
-                "Load it outside of the ZeRO-3 context, or use ZeRO-2."
+                "Load it outside of the ZeRO-3 context, before TrainingArguments are made, or use ZeRO-2."
             )
     if (getattr(teacher, "_tp_size", None) or 1) > 1:
         return (

@@ -155,6 +155,11 @@ class ProgressiveController:
             final = progress.final_index_sets(self.model)
         self._shrink(final)
 
+    def follow_device(self) -> None:
+        """Take statistics on the device to which the model was moved."""
+        if self._statistics is not None:
+            self._statistics.keep(self.progress.index_sets())
+
     def match(self, saved: Mapping[str, Tensor]) -> bool:
         """Take over a saved progress, in the phase that it was saved in; return whether the model's phase changed.
 

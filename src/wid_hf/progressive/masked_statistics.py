@@ -15,6 +15,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+from ..arithmetic import full_float32
 from ..coupling import Dim, Plan, Trace
 from ..coupling.index_sets import IndexSets, axis_indices
 from ..coupling.plan import key
@@ -108,7 +109,7 @@ def check_wide(
             kept[indices, indices] = 1
             square.matrix.copy_(kept)
         statistics.keep(sets)
-        with quiet_forward(wide), quiet_forward(narrow):
+        with quiet_forward(wide), quiet_forward(narrow), full_float32():
             of_wide = output_tensors(wide(**trace.examples[0].inputs))
             of_narrow = output_tensors(narrow(**trace.examples[0].inputs))
         statistics.keep({})

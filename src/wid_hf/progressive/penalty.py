@@ -1,6 +1,7 @@
 """How dropped rows of compactors are pulled to zero, in place on weights, gradients and Adam's moments.
 
-Takes compactor matrices with a factor for each row, or with the rows that are dropped; `Progress` knows which.
+Takes compactor matrices with a factor for each row, or with the rows that are dropped; `Progress` knows which. Factors
+come from the CPU, so that no matrix on an accelerator is waited for.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ from ..errors import ConfigError
 
 
 def fade(matrix: Tensor, factors: Tensor) -> None:
-    """Multiply the rows of `matrix (n, n)` by `factors (n,)`: decoupled from optimizer and gradient.
+    """Multiply the rows of `matrix (n, n)` by `factors (n,)`, from the CPU: decoupled from optimizer and gradient.
 
     A factor of 0 gives exactly 0, also for a row that is not finite.
     """
     rows = (factors != 1).nonzero()[:, 0]
     if rows.numel():
         with torch.no_grad():
-            faded = matrix[rows] * factors[rows, None].to(matrix)
-            matrix[rows] = torch.where(factors[rows, None] == 0, torch.zeros_like(faded), faded)
+            left = factors[rows, None].to(matrix)
+            places = rows.to(matrix.device)
+            faded = matrix[places] * left
+            matrix[places] = torch.where(left == 0, torch.zeros_like(faded), faded)
 
 
 def pull_by_moments(
@@ -37,7 +40,7 @@ def pull_by_moments(
 
     Args:
         optimizer: Adam, AdamW or a similar one with `exp_avg` in its state.
-        matrices: parameters `(n, n)`, each with a mask of its dropped rows, `(n,)` bool.
+        matrices: parameters `(n, n)`, each with the numbers of its dropped rows, `(dropped,)`.
         strength: lambda.
 
     Raises:
@@ -45,7 +48,7 @@ def pull_by_moments(
     """
     betas = {p: group.get("betas") for group in optimizer.param_groups for p in group["params"]}
     for matrix, dropped in matrices:
-        if matrix not in betas or matrix.grad is None or not dropped.any():
+        if matrix not in betas or matrix.grad is None or not len(dropped):
             continue
         state, own = optimizer.state[matrix], betas[matrix]
         if own is None or (state and "exp_avg" not in state):

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from ..arithmetic import in_float64, place_of
 from ..coupling import Dim, Plan
 from ..coupling.dims import leaves
 from ..coupling.index_sets import axis_factors, leaf_sums
@@ -139,13 +140,14 @@ class Progress(nn.Module):
         """
         figures: dict[str, float] = {}
         for at, name in enumerate(self.names):
-            kept = (self._dropped(at) == NOT_DROPPED).sum(-1).double().mean()
+            kept = (self._dropped(at) == NOT_DROPPED).sum(-1).cpu().double().mean()
             figures[f"wid/kept/{name}"] = float(kept)
-        fading = 0.0
+        fading = torch.zeros(())
         if wide is not None:
             for compactor, rows in self._dropped_rows(wide):
-                fading += float(compactor.matrix.detach()[rows].double().square().sum())
-        figures["wid/dropped_norm"] = fading**0.5
+                norm = in_float64(compactor.matrix.detach()[rows]).square().sum()
+                fading = fading.to(norm) + norm
+        figures["wid/dropped_norm"] = float(fading) ** 0.5
         if self.timeline is not None and self.schedule.penalty == "decoupled":
             last = max(int(self._dropped(at).max()) for at in range(len(self.leaves)))
             left = (
@@ -170,7 +172,7 @@ class Progress(nn.Module):
                 & (step - dropped >= self.timeline.decay)
                 & (self.schedule.penalty == "decoupled")
             )
-            lowest = _lowest(score.masked_fill(dead, -1.0), leaf.size - kept)
+            lowest = _lowest(score.masked_fill(dead.to(score.device), -1.0), leaf.size - kept).to(dropped.device)
             dropped.copy_(torch.where(lowest, torch.where(dropped == NOT_DROPPED, step, dropped), NOT_DROPPED))
 
     def _fade(self, wide: nn.Module, seen: int, step: int) -> None:
@@ -178,13 +180,13 @@ class Progress(nn.Module):
         assert self.timeline is not None
         if self.schedule.penalty == "adam_moment" and step < self.timeline.shrink_step:
             return
-        factors = {leaf: self._left(self._dropped(at), seen, step) for at, leaf in enumerate(self.leaves)}
+        factors = {leaf: self._left(self._dropped(at).cpu(), seen, step) for at, leaf in enumerate(self.leaves)}
         for compactor, left in self._rows(wide, factors):
             fade(compactor.matrix, left)
 
     def _left(self, dropped: Tensor, seen: int, step: int) -> Tensor:
         assert self.timeline is not None
-        left = torch.ones(dropped.shape, dtype=torch.float64, device=dropped.device)
+        left = torch.ones(dropped.shape, dtype=torch.float64)
         for when in dropped[dropped != NOT_DROPPED].unique().tolist():
             before = self.timeline.remaining(max(0, seen - when), self.schedule.strength)
             after = self.timeline.remaining(step - when, self.schedule.strength)
@@ -196,7 +198,7 @@ class Progress(nn.Module):
         """Return the score of every index of every leaf; the lowest are dropped."""
         if self.schedule.selection == "importance":
             return [self.get_buffer(f"importance_{at}") for at in range(len(self.leaves))]
-        rows = {c: c.matrix.detach().double().norm(dim=1) for c, _ in compactor_axes(wide, self.plan)}
+        rows = {c: in_float64(c.matrix.detach()).norm(dim=1) for c, _ in compactor_axes(wide, self.plan)}
         return self._sums(wide, rows)
 
     def _note_importance(self, wide: nn.Module) -> None:
@@ -205,12 +207,13 @@ class Progress(nn.Module):
         The estimate is that of Molchanov et al. 2019, arXiv 1906.10771.
         """
         products = {
-            c: (c.matrix.detach() * c.matrix.grad).double().sum(dim=1)
+            c: in_float64(c.matrix.detach() * c.matrix.grad).sum(dim=1)
             for c, _ in compactor_axes(wide, self.plan)
             if c.matrix.grad is not None
         }
         for at, score in enumerate(self._sums(wide, products)):
-            self.get_buffer(f"importance_{at}").add_(score.square())
+            importance = self.get_buffer(f"importance_{at}")
+            importance.add_(score.square().to(importance))
 
     def _sums(self, wide: nn.Module, rows: Mapping[Compactor, Tensor]) -> list[Tensor]:
         """Return, for each leaf, values of the rows of compactors summed over all rows that share an index."""
@@ -219,25 +222,25 @@ class Progress(nn.Module):
             if compactor in rows:
                 for leaf, values in leaf_sums(self.plan, dim, rows[compactor]):
                     sums[leaf] = sums[leaf].to(values.device) + values
+        shapes = [self._dropped(at).shape for at in range(len(self.leaves))]
         return [
-            sums[leaf].expand(self._dropped(at).shape).to(self._dropped(at).device)
-            for at, leaf in enumerate(self.leaves)
+            sums[leaf].expand(shape).to(place_of(self.steps.device))
+            for leaf, shape in zip(self.leaves, shapes, strict=True)
         ]
 
     def _rows(self, wide: nn.Module, factors: Mapping[Dim, Tensor]) -> Iterator[tuple[Compactor, Tensor]]:
-        """Yield every compactor with the product of the leaves' `factors` for each of its rows, `(n,)`."""
-        on_cpu = {leaf: tensor.cpu() for leaf, tensor in factors.items()}
+        """Yield every compactor with the product of the leaves' `factors` for each of its rows `(n,)`, on the CPU."""
         computed: dict[Key, Tensor] = {}  # most compactors of a model share a few dimensions
         for compactor, dim in compactor_axes(wide, self.plan):
             if key(dim) not in computed:
-                computed[key(dim)] = axis_factors(self.plan, dim, on_cpu)
-            yield compactor, computed[key(dim)].to(compactor.matrix.device)
+                computed[key(dim)] = axis_factors(self.plan, dim, factors)
+            yield compactor, computed[key(dim)]
 
     def _dropped_rows(self, wide: nn.Module) -> Iterator[tuple[Compactor, Tensor]]:
-        """Yield every compactor with a mask of its dropped rows, `(n,)` bool."""
-        kept = {leaf: (self._dropped(at) == NOT_DROPPED).double() for at, leaf in enumerate(self.leaves)}
+        """Yield every compactor with the numbers of its dropped rows, `(dropped,)`, on its device."""
+        kept = {leaf: (self._dropped(at).cpu() == NOT_DROPPED).double() for at, leaf in enumerate(self.leaves)}
         for compactor, share in self._rows(wide, kept):
-            yield compactor, share == 0
+            yield compactor, (share == 0).nonzero()[:, 0].to(compactor.matrix.device)
 
 
 def _lowest(score: Tensor, count: int) -> Tensor:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from datasets import Audio, ClassLabel, Dataset, Features, Image, IterableDataset, LargeList, List, Value
 
 from ..errors import DataError, WidWarning
+from .headers import names_look_like_a_row
 
 Kind = Literal["text", "texts", "words", "label", "labels", "several", "image", "audio", "answers"]
 HOLDING: dict[Kind, str] = {
@@ -121,9 +122,9 @@ def find_columns(
         source: where the rows come from, for errors.
 
     Raises:
-        DataError: a role is unknown, a column of `given` is not there or holds something else, a required role is
-            nowhere, or no column with a usual name of another role holds what it must. The message lists the columns
-            that there are.
+        DataError: the names of columns look like a row, a role is unknown, a column of `given` is not there or holds
+            something else, a required role is nowhere, or no column with a usual name of another role holds what it
+            must. The message lists the columns that there are.
     """
     table = _Table(features_of(rows), source)
     found = _given(roles, given, table)
@@ -132,7 +133,10 @@ def find_columns(
         if second.beside and first in free and second in free:
             found |= table.pair(first, second)
     found |= _usual(free, found, table)
-    found |= _only_text(free, found, table)
+    only = _only_text(free, found, table)
+    if not found:
+        _refuse_row_as_names(rows, table, only)
+    found |= only
     for role in free:
         if role.name not in found:
             table.refuse_lack(role, found.values())
@@ -228,6 +232,17 @@ def _only_text(roles: Sequence[Role], taken: Mapping[str, str], table: _Table) -
     left = [name for name, feature in table.features.items() if _is_text(feature) and name not in taken.values()]
     main = next((role for role in roles if role.required and role.holds in ("text", "words")), None)
     return {main.name: left[0]} if main is not None and main.name not in taken and len(left) == 1 else {}
+
+
+def _refuse_row_as_names(rows: Dataset | IterableDataset, table: _Table, only: Mapping[str, str]) -> None:
+    """Raise DataError if a column that no usual name tells may be called after the first row of a file."""
+    for role, column in only.items():
+        if names_look_like_a_row(rows, table.features, column):
+            raise DataError(
+                f"The first line of {table.source} was taken for the names of its columns, and looks like a row: "
+                f"{', '.join(map(repr, table.features))}. If it is one, put a line of names before it, such as {role} "
+                f"or {role},{LABEL.name}. If these are names, say so by column='{role}={column}'."
+            )
 
 
 def features_of(rows: Dataset | IterableDataset) -> Features:

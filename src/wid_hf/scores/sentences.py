@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..arithmetic import in_float64
 from ..errors import DataError, TeacherError
 from ..progress_bar import progress_bar
 from ..sentence_models.pooling import mean_pool
@@ -61,7 +62,7 @@ def similarity_correlation(a: Tensor, b: Tensor, similarity: Similarity = cosine
     `a` is `(n, h_a)`, `b` is `(n, h_b)` with n >= 3, else DataError. NaN where a set's similarities are all equal.
     """
     _check_same_texts(a, b)
-    return torch.corrcoef(torch.stack([of_pairs(similarity(vectors.double())) for vectors in (a, b)]))[0, 1].item()
+    return torch.corrcoef(torch.stack([of_pairs(similarity(in_float64(vectors))) for vectors in (a, b)]))[0, 1].item()
 
 
 def cosine_correlation(a: Tensor, b: Tensor) -> float:
@@ -75,8 +76,8 @@ def retrieval_agreement(a: Tensor, b: Tensor, similarity: Similarity = cosines) 
     n must be 3 or more, else DataError: with two texts every pair of encoders agrees.
     """
     _check_same_texts(a, b)
-    nearest = [similarity(vectors.double()).fill_diagonal_(-torch.inf).argmax(1) for vectors in (a, b)]
-    return (nearest[0] == nearest[1]).double().mean().item()
+    nearest = [similarity(in_float64(vectors)).fill_diagonal_(-torch.inf).argmax(1) for vectors in (a, b)]
+    return in_float64(nearest[0] == nearest[1]).mean().item()
 
 
 def sentence_score(teacher_vectors: Tensor, student_vectors: Tensor) -> SentenceScore:

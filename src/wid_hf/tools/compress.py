@@ -110,6 +110,7 @@ def write_student(
     recipe: Recipe | None = None,
     overwrite: bool = False,
     resume: bool = False,
+    found: dict[str, Any] | None = None,
     told: Mapping[str, Any] | None = None,
     tell: Tell = lambda words: None,
 ) -> tuple[PreTrainedModel, Report]:
@@ -132,6 +133,7 @@ def write_student(
         overwrite: replace an `output`, or a `<output>-last-good`, that holds only files of an earlier call, and begin
             again where `<output>-work` holds a run.
         resume: go on with the same run in `<output>-work`, if there is one.
+        found: the record of sizes that were found for this target already.
         told: `command` and `run` of the report.
         tell: is called with what a user should know before training begins.
 
@@ -148,15 +150,11 @@ def write_student(
     processes = checked(training_arguments(settings, Path(output)))
     folder = work = None
     if processes.process_index == 0:
-        rows = {
-            "the training rows": train,
-            "the validation rows": settings.validation if held_out is None else held_out,
-        }
-        sources = {"the teacher": [Path(teacher.name)]} | {what: _paths(source) for what, source in rows.items()}
-        folder = OutputFolder(output, overwrite=overwrite, why_not_ours=why_not_ours, sources=sources, resume=resume)
-        work = WorkFolder(folder.work, resume=resume, overwrite=overwrite)
-    known = work.search(config) if work is not None and isinstance(config, SizeSearch) else None
-    request, search = settled(teacher, config, train, settings, held_out, leads=work is not None, known=known)
+        more: dict[str, Any] = {"held_out": held_out, "overwrite": overwrite, "resume": resume}
+        folder, work = folders(teacher.name, train, output, settings, **more)
+        if isinstance(config, SizeSearch):
+            found = work.search(config) or found
+    request, search = settled(teacher, config, train, settings, held_out, leads=work is not None, known=found)
     if search is not None and work is not None:
         tell(search["reason"])
     job = Compression(teacher, request, settings, recipe, train=train, held_out=held_out)
@@ -171,6 +169,27 @@ def write_student(
         tell("\n".join(job.data.words()))
         student = _lead(job, folder, work, processes.world_size)
     return student, job.report
+
+
+def folders(
+    teacher: str,
+    train: Source,
+    output: str | Path,
+    settings: CompressSettings,
+    *,
+    held_out: Source | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+) -> tuple[OutputFolder, WorkFolder]:
+    """Return where a run writes, or refuse it; see `write_student`.
+
+    Raises:
+        OutputError: `output` cannot be written, or `<output>-work` holds another run.
+    """
+    rows = {"the training rows": train, "the validation rows": settings.validation if held_out is None else held_out}
+    sources = {"the teacher": [Path(teacher)]} | {what: _paths(source) for what, source in rows.items()}
+    folder = OutputFolder(output, overwrite=overwrite, why_not_ours=why_not_ours, sources=sources, resume=resume)
+    return folder, WorkFolder(folder.work, resume=resume, overwrite=overwrite)
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ from .reports.wid_report import Latency, Report
 from .smaller_vocabulary import SmallerVocabulary, no_warning_of_other_tables, smaller_vocabulary
 from .teachers import Teacher, longest_text, working_processor
 from .training_bar import TrainingBar
-from .training_data import Source, TrainingData, load_training_data, said
+from .training_data import Source, TrainingData, load_training_data, said, scored_features
 
 TIMED = 5  # forwards per model
 STATES = 3  # numbers for each weight that trains in a checkpoint: itself and two of AdamW
@@ -69,7 +69,7 @@ class Compression:
         config: the same with the start that the recipe decides.
         settings: the same with rows no longer than the teacher takes.
         wid_model: the student, folded from its teacher.
-        teacher: the teacher, with a smaller vocabulary if there is one, and the tokenizer for it.
+        teacher: the teacher, with a smaller vocabulary if there is one, and the processor for it.
         vocabulary: what became of its tokens; None if they stay.
         report: what is known so far.
         data: rows to train and to score on, after `read`.
@@ -110,13 +110,15 @@ class Compression:
         self.vocabulary: SmallerVocabulary | None = None
         if self.config.vocabulary is not None:
             self.vocabulary = smaller_vocabulary(teacher, self.objective, self.config.vocabulary, train, self.settings)
-            self.config = replace(self.config, vocabulary=self.vocabulary.kept)
+            self.config = self.vocabulary.settled(self.config)
         self.wid_model = get_wid_model(whole, self.config)  # before rows are read: most refusals come from here
         self.teacher, self._model = teacher, whole
-        if self.vocabulary is not None:
+        self._with_all_tokens: Objective | None = None
+        if self.vocabulary is not None and not self.vocabulary.all_stay:
+            self._with_all_tokens = self.objective
             self._model = self.wid_model.base_model.whole_teacher.eval()
-            self.teacher = teacher.replaced(self._model, self.vocabulary.tokenizer)
-            self.objective = _objective(kind, self._model, self.vocabulary.tokenizer)
+            self.teacher = teacher.replaced(self._model, self.vocabulary.processor)
+            self.objective = _objective(kind, self._model, self.vocabulary.processor)
         self._recipe = self._recipe.decided(kind, self.wid_model)
         self.report = self._planned(teacher)
 
@@ -240,14 +242,25 @@ class Compression:
         scores = {"teacher": self._scorer.score(self._model)}
         if self.settings.steps:
             scores["start"] = self._scorer.score(self.trainer.model)
+        with_all_tokens = self._score_with_all_tokens()
         timed = Latency({"teacher": self._scorer.latency(self._model)}, self._scorer.timed)
-        self.report = replace(self.report, scores=scores, latency=timed)
+        self.report = replace(self.report, scores=scores, teacher_with_all_tokens=with_all_tokens, latency=timed)
         calibration = self.report.calibration
         return {
             "scores": scores,
+            "teacher_with_all_tokens": with_all_tokens,
             "latency": asdict(timed),
             "calibration": calibration.to_dict() if calibration is not None else None,
         }
+
+    def _score_with_all_tokens(self) -> dict[str, float] | None:
+        """Return the figures of the teacher as it is on the same rows, in its own tokens; None if no token goes."""
+        if self._with_all_tokens is None:
+            return None
+        objective = self._with_all_tokens
+        features = scored_features(self.data.held_out_rows, objective, self.settings)
+        batches = objective.scored(features, self.settings.batch_size, self.settings.seed)
+        return objective.score(objective.teacher, batches, None)
 
     def take_start(self, found: Mapping[str, Any]) -> None:
         """Take over what `score_start` returned in an earlier process."""
@@ -256,6 +269,7 @@ class Compression:
         self.report = replace(
             self.report,
             scores=found["scores"],
+            teacher_with_all_tokens=found.get("teacher_with_all_tokens"),
             latency=Latency(found["latency"]["seconds"], tuple(found["latency"]["batch"])),
             calibration=Calibration.from_dict(calibration) if calibration is not None else None,
         )

@@ -1,23 +1,28 @@
-"""From a target and the rows of a run to the sizes of its student.
+"""From targets and the rows of a run to the sizes of its students.
 
-Takes a teacher, a `SizeSearch` and rows; gives a `WidConfig`, and a record of how its sizes were found for reports.
-Called by `compress` and `wid-hf plan`.
+Takes a teacher, a `SizeSearch` for each student and rows; gives a `WidConfig`, and a record of how its sizes were found
+for reports. Called by `compress`, `compress --sizes` and `wid-hf plan`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
 
-from ..budget import Front, SearchResult, SizeSearch, Target, propose, search
+from ..budget import Front, SearchResult, SizeSearch, Space, Target
+from ..budget.front import filled
+from ..budget.halving import halved
 from ..budget.shapes import Shape, words_of
 from ..budget.size_search import sizes_of
+from ..budget.survey import Survey
 from ..config import WidConfig
 from ..errors import ConfigError
 from ..hub.model_size import model_size
 from ..planning.fewer_tokens import with_fewer_tokens
+from ..planning.own_head import with_own_head
 from ..training.calibrating import drawn_batches
 from .compression import find_task, fitting_length
 from .recipe import CompressSettings
@@ -92,40 +97,78 @@ def find_sizes(
         DataError: the rows cannot be used.
         PlanError: no size of the teacher may shrink, or none of the shapes that were tried can be planned.
     """
-    teacher, target = _with_its_tokens(teacher, asked, train, settings)
-    if not asked.seconds or train is None:
-        front = propose(teacher.model, target, round_to=asked.round_to)
-        guess = front.planned_guess().shape
-        return FoundSizes(asked, sizes_of(front.space.config(guess)), guess, front)
+    return find_many_sizes(teacher, [asked], train, settings, held_out)[0]
+
+
+def find_many_sizes(
+    teacher: Teacher,
+    asked: Sequence[SizeSearch],
+    train: Source | None,
+    settings: CompressSettings,
+    held_out: Source | None = None,
+) -> list[FoundSizes]:
+    """Find sizes for several targets of one teacher, which is surveyed once for all; see `find_sizes`.
+
+    Args:
+        teacher: the teacher.
+        asked: one or more targets, and how long the search for each may take; all else in them is the same.
+        train: see `find_sizes`.
+        settings: see `find_sizes`.
+        held_out: see `find_sizes`.
+    """
+    first = asked[0]
+    teacher, targets = _as_students_have_it(teacher, first, [each.target for each in asked], train, settings)
+    if not first.seconds or train is None:
+        return [_guessed(each, front) for each, front in zip(asked, _fronts(teacher, first, targets), strict=True)]
     objective = find_task(teacher.model, teacher.processor, settings.task)
     settings = replace(settings, steps=0, max_length=fitting_length(objective, settings.max_length))
-    any_size = asked.config({"num_hidden_layers": 1})  # what an objective needs of a start has nothing to do with sizes
+    any_size = first.config({"num_hidden_layers": 1})  # what an objective needs of a start has nothing to do with sizes
     calibration = objective.configured(any_size).calibration_config
     data = load_training_data(train, objective, settings, calibration.samples, held_out)  # before the work: it may fail
-    front = propose(teacher.model, target, round_to=asked.round_to)
+    fronts = _fronts(teacher, first, targets)
     batches = drawn_batches(data.train, objective.collator, calibration, settings.seed)
-    result = search(front, batches, seconds=asked.seconds, calibration=calibration)
-    return FoundSizes(asked, sizes_of(result.config), result.winner, front, result)
+    seconds = sum(each.seconds for each in asked)
+    survey = Survey.of(fronts, batches, seconds=seconds, calibration=calibration)
+    results = [halved(front, survey, seconds=each.seconds) for each, front in zip(asked, fronts, strict=True)]
+    return [
+        FoundSizes(each, sizes_of(result.config), result.winner, result.front, result)
+        for each, result in zip(asked, results, strict=True)
+    ]
 
 
-def _with_its_tokens(
-    teacher: Teacher, asked: SizeSearch, train: Source | None, settings: CompressSettings
-) -> tuple[Teacher, Target]:
-    """Return the teacher with the tokens that the student will have, and the target in numbers: shares are of all.
+def _fronts(teacher: Teacher, asked: SizeSearch, targets: Sequence[Target]) -> list[Front]:
+    """Return the shapes that fill each target."""
+    space = Space.of(teacher.model, round_to=asked.round_to)
+    return [filled(space, target) for target in targets]
+
+
+def _guessed(asked: SizeSearch, front: Front) -> FoundSizes:
+    guess = front.planned_guess().shape
+    return FoundSizes(asked, sizes_of(front.space.config(guess)), guess, front)
+
+
+def _as_students_have_it(
+    teacher: Teacher, asked: SizeSearch, targets: Sequence[Target], train: Source | None, settings: CompressSettings
+) -> tuple[Teacher, Sequence[Target]]:
+    """Return the teacher with the tokens and the head that students will have, and targets in numbers.
+
+    A student with a head of its own needs more than its sizes alone say; shares are of the teacher as it was given.
 
     Raises:
-        ConfigError: the tokens are those of rows, and there are none.
+        ConfigError: the tokens are those of rows, and there are none; or it cannot have a head of its own.
     """
-    wanted = asked.others.get("vocabulary")
-    if wanted is None:
-        return teacher, asked.target
-    if train is None:
-        raise ConfigError(f"vocabulary={wanted!r} needs rows whose tokens are counted. Give some (--train).")
-    found = smaller_vocabulary(
-        teacher, find_task(teacher.model, teacher.processor, settings.task), wanted, train, settings
-    )
-    smaller = teacher.replaced(with_fewer_tokens(teacher.model, found.kept), found.tokenizer)
-    return smaller, asked.target.counted(model_size(teacher.model))
+    wanted, tie = asked.others.get("vocabulary"), asked.others.get("tie_word_embeddings")
+    if wanted is None and tie is None:
+        return teacher, targets
+    model, processor = teacher.model, teacher.processor
+    if wanted is not None:
+        if train is None:
+            raise ConfigError(f"vocabulary={wanted!r} needs rows whose tokens are counted. Give some (--train).")
+        objective = find_task(model, processor, settings.task)
+        found = smaller_vocabulary(teacher, objective, wanted, train, settings)
+        model, processor = with_fewer_tokens(model, found.kept), found.processor
+    whole = model_size(teacher.model)
+    return teacher.replaced(with_own_head(model, tie, None), processor), [target.counted(whole) for target in targets]
 
 
 def settled(

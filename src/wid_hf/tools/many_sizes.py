@@ -7,7 +7,7 @@ compress --sizes`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,16 @@ from ..hub.model_size import model_size
 from ..hub.own_files import FILE_NAME
 from ..hub.paths import expanded
 from ..objectives.registry import may_be_headless
-from .compress import Tell, write_student
+from .compress import Tell, folders, write_student
+from .compression import training_arguments
+from .find_sizes import find_many_sizes
 from .output_folder import WORK
 from .recipe import CompressSettings
 from .reports.html_report import write_html_report
 from .reports.wid_report import Report
 from .teachers import Teacher
 from .training_data import Source
+from .training_settings import checked
 
 
 def compress_sizes(
@@ -77,21 +80,59 @@ def compress_sizes(
     if len(counted) < 2 or len(counted) < len(sizes):
         raise ConfigError(f"sizes={[*sizes]} are not two or more different numbers of parameters, such as 50%,25%.")
     folder = Path(expanded(output))
+    seconds = asked.seconds / len(counted)
+    ordered = sorted(counted.items(), key=lambda each: -int(each[1].params or 0))
+    searches = {place: replace(asked, target=target, seconds=seconds) for place, target in ordered}
+    complete = {place for place in searches if resume and (folder / place / FILE_NAME).exists()}
+    run = _Run(train, folder, settings, overwrite, resume)
+    rest = {place: search for place, search in searches.items() if place not in complete}
+    found = {} if chain else run.find(subject, rest)
     made: dict[str, Report] = {}
-    for place, target in sorted(counted.items(), key=lambda each: -int(each[1].params or 0)):
-        if resume and (folder / place / FILE_NAME).exists():
-            tell(f"{place}: complete already.")
-        else:
-            tell(f"{place}:")
-            search = replace(asked, target=target, seconds=asked.seconds / len(counted))
-            stopped = resume and (folder / f"{place}{WORK}").exists()
-            rest: dict[str, Any] = {"overwrite": overwrite, "resume": stopped, "told": told, "tell": tell}
+    for place, search in searches.items():
+        tell(f"{place}: complete already." if place in complete else f"{place}:")
+        if place not in complete:
+            more: dict[str, Any] = {**run.written(place), "found": found.get(place), "told": told, "tell": tell}
             # Each run gets a copy on the same weights: training may change a teacher's.
             own = subject.replaced(subject.model, subject.processor)
-            _, made[place] = write_student(own, train, folder / place, search, settings, **rest)
+            _, made[place] = write_student(own, train, folder / place, search, settings, **more)
         if chain:
             subject = Teacher(str(folder / place), headless=may_be_headless(settings.task))
     return made, write_html_report(folder)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What all students of one call share."""
+
+    train: Source
+    folder: Path
+    settings: CompressSettings
+    overwrite: bool
+    resume: bool
+
+    def written(self, place: str) -> dict[str, bool]:
+        """Return whether a student's folder may be replaced, and whether its run goes on."""
+        stopped = self.resume and (self.folder / f"{place}{WORK}").exists()
+        return {"overwrite": self.overwrite, "resume": stopped}
+
+    def find(self, teacher: Teacher, searches: Mapping[str, SizeSearch]) -> dict[str, dict[str, Any]]:
+        """Return how the sizes of each student were found, all by one survey of the teacher.
+
+        Those that an earlier run has found are left out, and in all processes but the first there are none.
+
+        Raises:
+            OutputError: a folder cannot be written; before the search.
+            WidError: see `find_sizes`.
+        """
+        if checked(training_arguments(self.settings, self.folder)).process_index:
+            return {}
+        new = {}
+        for place, search in searches.items():
+            _, work = folders(teacher.name, self.train, self.folder / place, self.settings, **self.written(place))
+            if work.search(search) is None:
+                new[place] = search
+        found = find_many_sizes(teacher, [*new.values()], self.train, self.settings) if new else []
+        return {place: each.record for place, each in zip(new, found, strict=True)}
 
 
 def name(size: str) -> str:

@@ -25,6 +25,7 @@ from ..training.imitation import TARGETS
 from ..training.losses.distillation import can_compare
 from ..training.losses.registry import DISTILLED, INNER, refuse_unknown
 from ..training.merged_trainer import MergedTrainer, merged
+from ..training.one_start import start_once
 from ..training.student_trainer import StudentTrainer
 from ..training.trainer import WidTrainer
 from .training_settings import parsed
@@ -480,7 +481,8 @@ def calibrate(model: PeftModel, trainer: WidTrainer) -> None:
         return
     folder = Path(trainer.args.output_dir) / REFINEMENT if trainer.is_world_process_zero() else None
     refines = model.peft_config[model.active_adapter].calibration_config.refine
-    model.base_model.calibrate(trainer.calibration_batches(), folder=folder if refines else None)
+    batches = trainer.calibration_batches()
+    start_once(model, trainer.args, lambda: model.base_model.calibrate(batches, folder=folder if refines else None))
 
 
 def refuse_label_weight(label_weight: float | None, objective: type[Objective], teacher: str) -> None:

@@ -40,11 +40,13 @@ class TrainingData:
     Attributes:
         train: of rows to train and calibrate on, a stream if the settings say so.
         held_out: of rows to score on.
+        held_out_rows: these rows themselves, by role.
         sources: the rows that were read, by where they come from.
     """
 
     train: Dataset | IterableDataset
     held_out: Dataset
+    held_out_rows: Dataset
     sources: dict[str, Prepared]
 
     def record(self) -> dict[str, dict[str, Any]]:
@@ -102,10 +104,19 @@ def load_training_data(
     features = objective.features(rows if labels else _without(_labels_alone(objective), rows), settings.max_length)
     if isinstance(features, IterableDataset):
         features = _shuffled(features, settings.seed)
-    make = objective.features if labels else partial(_scored, objective=objective)
-    scored = make(kept, max_length=settings.max_length)
+    scored = scored_features(kept, objective, settings)
     objective.check_figures(scored)  # before any work
-    return TrainingData(features, scored, sources)
+    return TrainingData(features, scored, kept, sources)
+
+
+def scored_features(rows: Dataset, objective: Objective, settings: CompressSettings) -> Dataset:
+    """Return features of held-out rows, cut as `settings` say.
+
+    Raises:
+        DataError: nothing in them can be read.
+    """
+    make = objective.features if settings.label_weight != 0 else partial(_scored, objective=objective)
+    return make(rows, max_length=settings.max_length)
 
 
 def load_prepared(

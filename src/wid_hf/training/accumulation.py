@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..arithmetic import full_float32
 from ..coupling.trace import quiet_forward
 from .labelled_positions import NO_LABEL
 from .losses.counting import counted_positions, rows_of
@@ -90,7 +91,11 @@ def find_reduction(
         takes_items: whether the forward may be given `num_items_in_batch`.
     """
     try:
-        with quiet_forward(model), torch.autocast(next(model.parameters()).device.type, enabled=False):
+        with (
+            quiet_forward(model),
+            full_float32(),
+            torch.autocast(next(model.parameters()).device.type, enabled=False),
+        ):
             return _tried(model, stock, batch, takes_items)
     except Exception as error:  # an unknown model may raise anything
         _log.warning(

@@ -23,6 +23,7 @@ from ..config import CalibrationConfig
 from ..coupling.trace import quiet_forward
 from ..errors import DataError
 from .collation import random_state
+from .one_start import start_once
 
 LAYERS_FIRST = (
     "The layers that stay are chosen by calibration, which makes the student anew, with parameters that the optimizer "
@@ -32,18 +33,26 @@ BY_HAND = "call model.calibrate(batches) before training, or pass calibration_da
 
 
 def calibrate_first(model: PeftModel, loader: DataLoader | None, args: TrainingArguments) -> None:
-    """Calibrate a model on rows of its training data, if it still needs calibration.
+    """Calibrate a model on rows of its training data, if it still needs calibration: the first process does, for all.
 
     Raises:
+        TrainingError: in other processes, if the first one could not calibrate.
         DataError: there is no training data, or the teacher's forward does not accept its batches.
     """
     tuner = model.base_model
     if tuner.calibrated:
         return
-    batches = calibration_batches(model, loader, args)
-    if batches:
-        _refuse_unfit(tuner.teacher, batches[0])
-    tuner.calibrate(batches)
+    config = model.peft_config[model.active_adapter].calibration_config
+
+    def make() -> None:
+        # Of the first process: a dataset may be divided among processes already.
+        given = _with_data(loader)
+        batches = drawn_batches(given.dataset, given.collate_fn, config, args.seed)
+        if batches:
+            _refuse_unfit(tuner.teacher, batches[0])
+        tuner.calibrate(batches)
+
+    start_once(model, args, make)
 
 
 def calibration_batches(model: PeftModel, loader: DataLoader | None, args: TrainingArguments) -> list[dict[str, Any]]:

@@ -103,6 +103,7 @@ class Imitating(StudentTrainer):
         if model.training:
             loss = self._part(loss, given, self.reduction, self._unlabelled_step)
         loss = (1 - self.label_weight) * loss + self.label_weight * own
+        self._is_finite = False
         if distillation is not None:
             distilled = self._part(distillation.loss(student, teacher, given), given, step=self._unlabelled_step)
             loss = loss + self.distillation_weight * distilled

@@ -23,6 +23,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from ..arithmetic import full_float32
 from ..coupling.trace import quiet_forward
 
 NO_LABEL = -100  # transformers' mark for positions that are not predicted
@@ -183,7 +184,7 @@ class LabelledPositions:
         if any(each.kind is each.VAR_KEYWORD for each in inspect.signature(model.forward).parameters.values()):
             calls.append({**part, "num_items_in_batch": picked.targets.new_tensor(3 * count)})
         try:
-            with quiet_forward(model), torch.autocast(picked.targets.device.type, enabled=False):
+            with quiet_forward(model), full_float32(), torch.autocast(picked.targets.device.type, enabled=False):
                 stock = [float(model(**call)[0]) for call in calls]
                 self._divides = not _same(stock[0], stock[-1], model.dtype)
                 with self._hooked(picked, rows):

@@ -60,6 +60,18 @@ class StudentTrainer(GeneratingTrainer):
         self._back_at: int | None = None  # the step that weights went back to
         self._step: StepSize | None = None  # of the optimizer step that is running
         self._reduction: Reduction | None = None
+        self._is_finite = False  # whether the loss of this micro-batch was read and is finite
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as `Trainer` does, without its filter of losses that are not finite, which none gets past here.
+
+        The filter waits for the device twice in every step.
+        """
+        given, self.args.logging_nan_inf_filter = self.args.logging_nan_inf_filter, False
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.args.logging_nan_inf_filter = given
 
     @property
     def student(self) -> PreTrainedModel:
@@ -172,7 +184,8 @@ class StudentTrainer(GeneratingTrainer):
 
     def _without_nothing(self, loss: Tensor, outputs: Any, inputs: dict[str, Any]) -> Tensor:
         """Return `loss`, or 0 if there is no label: the mean over nothing is NaN."""
-        if bool(torch.isfinite(loss)) or not has_no_label(self.student, inputs):
+        self._is_finite = bool(torch.isfinite(loss))  # the one time that a step waits for its loss
+        if self._is_finite or not has_no_label(self.student, inputs):
             return loss
         made = [tensor for tensor in output_tensors(outputs) if tensor.requires_grad and bool(tensor.isfinite().all())]
         return torch.stack([tensor.sum() * 0.0 for tensor in made]).sum() if made else torch.zeros_like(loss)
@@ -181,11 +194,12 @@ class StudentTrainer(GeneratingTrainer):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Forward and backward; refuse a loss that is not finite."""
+        self._is_finite = False
         loss = self._micro_batch(model, inputs, num_items_in_batch)
         step = self.state.global_step
         if self._good is not None and not self._is_kept():
             self._keep_weights()  # the model has shrunk since; its weights come from a step with a finite loss
-        if not torch.isfinite(loss):
+        if not self._is_finite and not torch.isfinite(loss):
             self._go_back(float(loss))
         if self._good is None or (step != self._good[0] and step % self._keep_every() == 0):
             self._keep_weights()

@@ -16,13 +16,14 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput, get_last_checkpoint
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
 
+from ..adapter.adapter_state import gathered_state
 from ..adapter.tuner import WidModel
 from ..errors import TrainingError, WidError
 from ..hub.cards import CARD_NAME, adapter_card
-from ..layers import FoldCache, FoldPolicy
+from ..layers import FoldCache, FoldPolicy, is_parted
 from .calibrating import LAYERS_FIRST, calibrate_first, calibration_batches
 from .callbacks import WidCallback
 from .checkpoints import last_whole_checkpoint, refuse_torn_checkpoint
@@ -30,7 +31,9 @@ from .half import full_eval_dtype, restored_values
 from .imitation import Imitating, refuse_moving_target
 from .labelled_positions import LabelledPositions
 from .losses.distillation import Distillation
+from .one_start import refuse_unequal_starts
 from .rates import freeze_by_rate, learning_rates, refuse_untrainable, warn_of_rate_without_effect
+from .sharing import Originals, Units, refuse_sharing
 from .task import Task, TaskScorer
 
 
@@ -85,6 +88,8 @@ class WidTrainer(Imitating):
         self._labelled: LabelledPositions | None = None
         self._wants_loss_only = False
         self._distillation: Distillation | None = None
+        self._units: Units | None = None
+        self._originals: Originals | None = None
         self._bind()
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
@@ -157,7 +162,39 @@ class WidTrainer(Imitating):
             else:
                 refuse_torn_checkpoint(Path(resume_from_checkpoint), **run)
             resume_from_checkpoint = str(resume_from_checkpoint)
+        elif resume_from_checkpoint:
+            resume_from_checkpoint = self._with_saved_adapter(resume_from_checkpoint)
         return super().train(resume_from_checkpoint, *others, **kwargs)
+
+    def _with_saved_adapter(self, given: str | PathLike[str] | bool) -> str:
+        """Load the adapter of a sharded training's checkpoint before the model is wrapped; return the checkpoint."""
+        folder = get_last_checkpoint(self.args.output_dir) if given is True else str(given)
+        if folder is None:
+            raise TrainingError(f"There is no checkpoint in {self.args.output_dir} to resume from.")
+        name = self.model.active_adapter
+        place = Path(folder) if name == "default" else Path(folder) / name
+        if not (place / ADAPTER_SAFE_WEIGHTS_NAME).is_file():
+            raise TrainingError(f"{place} holds no {ADAPTER_SAFE_WEIGHTS_NAME}: it is no checkpoint of this model.")
+        self.model.load_adapter(str(place), name, is_trainable=True)
+        return folder
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Load a checkpoint's weights; those of a sharded training were loaded before the model was sharded."""
+        if not self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the adapter as `Trainer` does; of a sharded model, gathered one tensor after the other."""
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            super().save_model(output_dir, _internal_call)
+            return
+        folder = output_dir if output_dir is not None else self.args.output_dir
+        state = gathered_state(self.model, self.model.base_model.fingerprint, keeps=self.args.should_save)
+        if self.args.should_save:
+            self._save(folder, state_dict=state)
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _load_best_model(self) -> None:
         """Load the best checkpoint, even of an adapter that is not named "default" and so is in a subfolder.
@@ -189,12 +226,8 @@ class WidTrainer(Imitating):
             TrainingError: nothing would train, or an optimizer was given for layers that are still to be chosen.
             DataError: layers are to be chosen, and the training data cannot calibrate the model.
         """
-        if self.model.base_model.waits_for_layers:
-            if self.optimizer is not None:
-                raise TrainingError(LAYERS_FIRST)
-            calibrate_first(self.model, self._loader(), self.args)  # makes the student anew, with other parameters
-            self._distillation = None
-            self._bind()
+        refuse_sharing(self.accelerator, self.model, compares=self._runs_teacher)
+        self._start_before_wrapping()
         freeze_by_rate(self.model, self.args)  # a hyperparameter search changes the arguments
         refuse_untrainable(self.model)
         warn_of_rate_without_effect(self.model, self.args)
@@ -207,7 +240,45 @@ class WidTrainer(Imitating):
                 for rate in dict.fromkeys(rates.values())
                 if (params := [p for p in group["params"] if rates[p] == rate])
             ]
+        if self.is_fsdp_enabled and not is_parted(self.model):
+            asked = getattr(self.accelerator.state.fsdp_plugin, "transformer_cls_names_to_wrap", None)
+            self._units, self._originals = Units(self.model, asked), Originals(self.model)
+            self._units.open()
         return self.optimizer
+
+    @property
+    def _runs_teacher(self) -> bool:
+        """Whether the loss runs the teacher."""
+        return self._distillation is not None or self.imitation is not None
+
+    def _start_before_wrapping(self) -> None:
+        """Make the start where it must not wait until the model is wrapped for several processes, or has an optimizer.
+
+        Raises:
+            TrainingError: an optimizer was given for layers that are still to be chosen, or processes differ.
+            DataError: the training data cannot calibrate the model.
+        """
+        waits = self.model.base_model.waits_for_layers
+        if waits and self.optimizer is not None:
+            raise TrainingError(LAYERS_FIRST)
+        if waits or self.args.world_size > 1:
+            calibrate_first(self.model, self._loader(), self.args)
+            refuse_unequal_starts(self.model, self.args)
+        if waits:  # the student was made anew, with other parameters
+            self._distillation = None
+            self._bind()
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """Let `Trainer` make the scheduler; by now the model is sharded, if it shall be."""
+        if self._units is not None and self._originals is not None:
+            self._units.close()
+            if not self._runs_teacher:  # or else it needs its weights whole
+                tuner = self.model.base_model
+                self._originals.follow(tuner.teachers, tuner.student_plan.trace.weights)
+            self._units = self._originals = None
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def compute_loss(
         self,
@@ -236,6 +307,7 @@ class WidTrainer(Imitating):
             teacher = self._distillation.target(given)
         distilled = self._part(self._distillation.loss(student, teacher, given), given)
         loss = loss + self.distillation_weight * distilled
+        self._is_finite = False
         return (loss, student.output) if return_outputs else loss
 
     def _on_labels(self, inputs: dict[str, Any], *, together: bool = False) -> AbstractContextManager[Any]:
@@ -358,8 +430,18 @@ class WidTrainer(Imitating):
                 card.data[entry] = metadata[name]
         card.save(folder / CARD_NAME)
 
+    def _keep_weights(self) -> None:
+        if not self.is_deepspeed_enabled:  # whose parts are written over by its own copies
+            super()._keep_weights()
+
     def _go_back(self, loss: float) -> None:
         self._drop_folds()
+        if self.is_deepspeed_enabled:
+            raise TrainingError(
+                f"The loss became {loss} after {self.state.global_step} of {self.state.max_steps} steps, and training "
+                f"stopped. With DeepSpeed no copy of better weights is kept: go on from the last checkpoint in "
+                f"{self.args.output_dir}, and lower {self.rates}, or check the data for empty batches."
+            )
         super()._go_back(loss)
 
 

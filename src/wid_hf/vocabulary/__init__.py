@@ -5,6 +5,15 @@ from __future__ import annotations
 from ..planning.fewer_tokens import with_fewer_tokens
 from .changed_texts import ChangedTexts, changed_texts
 from .kept_tokens import kept_tokens
+from .smaller_processor import smaller_processor, tokenizer_of
 from .smaller_tokenizer import smaller_tokenizer
 
-__all__ = ["ChangedTexts", "changed_texts", "kept_tokens", "smaller_tokenizer", "with_fewer_tokens"]
+__all__ = [
+    "ChangedTexts",
+    "changed_texts",
+    "kept_tokens",
+    "smaller_processor",
+    "smaller_tokenizer",
+    "tokenizer_of",
+    "with_fewer_tokens",
+]

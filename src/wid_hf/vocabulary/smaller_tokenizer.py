@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,9 +17,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import ConfigError, TeacherError
-from .pieces import read_backend, special_tokens
+from .pieces import Pieces, read_backend, special_tokens
 
 FILE = "tokenizer.json"
+NAMED = 5  # tokens in a message
 
 
 def smaller_tokenizer(tokenizer: PreTrainedTokenizerBase, kept: Sequence[int]) -> PreTrainedTokenizerBase:
@@ -31,10 +33,11 @@ def smaller_tokenizer(tokenizer: PreTrainedTokenizerBase, kept: Sequence[int]) -
 
     Returns:
         a tokenizer of the same class, as saving and loading gives it: with its special tokens, chat template, lengths
-        and sides.
+        and sides. Its file always says how `tokenizer` cuts and pads now: a file of transformers says how texts were
+        cut and padded in the last call before it was saved, and other programs go by that.
 
     Raises:
-        ConfigError: a number that no token has; or a special or added token is left out.
+        ConfigError: a number that no token has; or a special or added token, or a byte, is left out.
         TeacherError: a slow tokenizer, or one whose class does not load these tokens as they were saved.
     """
     backend = read_backend(tokenizer)
@@ -48,23 +51,62 @@ def smaller_tokenizer(tokenizer: PreTrainedTokenizerBase, kept: Sequence[int]) -
             "kept_tokens(tokenizer, ...) gives numbers that fit."
         )
     new = {names[number]: place for place, number in enumerate(kept)}
-    if missing := sorted(special_tokens(tokenizer, backend) & numbers.keys() - new.keys()):
-        raise ConfigError(
-            f"kept leaves out special or added tokens: {', '.join(missing)}. Add their numbers; kept_tokens(tokenizer, "
-            "...) always has them."
-        )
+    _refuse_lack(tokenizer, backend, {names[number] for number in Pieces(tokenizer).always} - new.keys())
     with TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         (Path(folder) / FILE).write_text(json.dumps(_smaller(backend, new), ensure_ascii=False), encoding="utf-8")
         smaller = type(tokenizer).from_pretrained(folder)
-    smaller.name_or_path = tokenizer.name_or_path
-    smaller.padding_side, smaller.truncation_side = tokenizer.padding_side, tokenizer.truncation_side
+    smaller.name_or_path = smaller.init_kwargs["name_or_path"] = tokenizer.name_or_path  # not the folder that has gone
+    for side in ("padding_side", "truncation_side"):
+        setattr(smaller, side, getattr(tokenizer, side))
+        smaller.init_kwargs[side] = getattr(tokenizer, side)  # of which only those that are there are saved
     if smaller.get_vocab() != new:
         raise TeacherError(
             f"{type(tokenizer).__name__} gives its tokens other numbers when it is loaded from a file, or adds "
             "some, so that none can go. Load the tokenizer as PreTrainedTokenizerFast, or keep all tokens."
         )
+    made: Any = smaller
+    made._at_rest = _cutting_and_padding(smaller)
+    made.save_pretrained = partial(save_pretrained, smaller)  # not a method, which pickle would look up in the class
     return smaller
+
+
+def _refuse_lack(tokenizer: PreTrainedTokenizerBase, backend: Mapping[str, Any], missing: set[str]) -> None:
+    """Raise ConfigError if tokens that every text may need are missing."""
+    if not missing:
+        return
+    special = missing & special_tokens(tokenizer, backend)
+    kind = "special or added tokens" if special else "bytes and others by which any text can be read"
+    raise ConfigError(
+        f"kept leaves out {kind}: {_listed(sorted(special or missing))}. Add their numbers; kept_tokens(tokenizer, "
+        "...) always has them."
+    )
+
+
+def _listed(tokens: Sequence[str]) -> str:
+    more = f" and {len(tokens) - NAMED} more" if tokens[NAMED:] else ""
+    return ", ".join(tokens[:NAMED]) + more
+
+
+def save_pretrained(self: Any, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+    """Save a smaller tokenizer as its class does, cutting and padding as when it was made."""
+    now = _cutting_and_padding(self)
+    _set_cutting_and_padding(self, *self._at_rest)
+    try:
+        return type(self).save_pretrained(self, save_directory, *args, **kwargs)
+    finally:
+        _set_cutting_and_padding(self, *now)
+
+
+def _cutting_and_padding(tokenizer: Any) -> tuple[Any, Any]:
+    """Return what a call leaves behind in a tokenizer."""
+    return tokenizer.backend_tokenizer.truncation, tokenizer.backend_tokenizer.padding
+
+
+def _set_cutting_and_padding(tokenizer: Any, truncation: Any, padding: Any) -> None:
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation() if truncation is None else backend.enable_truncation(**truncation)
+    backend.no_padding() if padding is None else backend.enable_padding(**padding)
 
 
 def _smaller(backend: Mapping[str, Any], new: Mapping[str, int]) -> dict[str, Any]:

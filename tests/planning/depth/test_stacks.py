@@ -91,6 +91,16 @@ def test_layers_that_make_no_sense_are_refused_without_a_model(asked: dict[str, 
         WidConfig(**asked)
 
 
+@pytest.mark.parametrize("asked", [[0, 2], {"num_hidden_layers": [0, 2]}])
+def test_layers_of_a_teacher_that_runs_one_layer_several_times_are_a_number(asked: Any) -> None:
+    teacher = teacher_of("albert")
+
+    with pytest.raises(ConfigError, match=r"one layer, which runs 4 times.* in place of layers: num_hidden_layers=2"):
+        requested_stacks(teacher, WidConfig(layers=asked))
+    (stack,) = requested_stacks(teacher, WidConfig(num_hidden_layers=2))
+    assert (stack.old, stack.new) == (4, 2)
+
+
 def test_layers_may_be_a_tuple() -> None:
     assert [stack.kept for stack in requested_stacks(bert(), WidConfig(layers=(0, 2)))] == [(0, 2)]
 

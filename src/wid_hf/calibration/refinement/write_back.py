@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from ...arithmetic import in_float64
 from ...layers.compactor import Compactor, IndexSelect
 from ...layers.fold import along
 from ...layers.folded_weight import FoldedWeight, Place
@@ -107,16 +108,18 @@ class ByMap(WriteBack):
     def write(self, value: Tensor) -> None:
         """Change the map."""
         matrix = self.compactor.matrix
-        matrix.add_((self._flat((value - self.start).double()) @ self._inverse).to(matrix))
+        matrix.add_((self._flat(in_float64(value - self.start)) @ self._inverse).to(matrix))
 
     def _before_map(self) -> Tensor:
         """Return the weight without this map, `(n, m)` float64."""
-        folded = self.original.double()
+        selected = self.original.to(torch.promote_types(self.original.dtype, torch.float32))
         for axis, module in self.weight.maps.items():
             if isinstance(module, IndexSelect):
-                folded = module(folded, int(axis))
-            elif isinstance(module, Compactor) and int(axis) != self.axis:
-                folded = along(folded, module.matrix.double(), int(axis))
+                selected = module(selected, int(axis))
+        folded = in_float64(selected)
+        for axis, module in self.weight.maps.items():
+            if isinstance(module, Compactor) and int(axis) != self.axis:
+                folded = along(folded, in_float64(module.matrix), int(axis))
         return self._flat(folded)
 
     def _flat(self, tensor: Tensor) -> Tensor:

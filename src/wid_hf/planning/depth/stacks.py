@@ -130,8 +130,18 @@ def _named_stack(
                 f"{title}={new}: with another number there {name} does not simply have fewer layers. Name the entry "
                 "of its config that counts layers, in overrides or layers"
             )
+        elif kept is not None and not stack.lists:
+            problems.append(
+                f"layers={list(kept)}: {name} has one layer, which runs {old} times, so that none can be chosen. Give "
+                f"how often it runs in place of layers: {_count_argument(teacher.config, entry)}={new}"
+            )
         return stack
     return None
+
+
+def _count_argument(config: PretrainedConfig, entry: Entry) -> str:
+    """Return what `WidConfig` calls the entry: its own argument if transformers' common name means it."""
+    return COUNT if entry == _entry(config, COUNT) else f"overrides {'.'.join(map(str, entry))}"
 
 
 def _stack(teacher: PreTrainedModel, entry: Entry, new: int, kept: tuple[int, ...] | None = None) -> Stack | None:

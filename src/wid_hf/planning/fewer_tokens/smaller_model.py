@@ -50,7 +50,7 @@ def with_fewer_tokens(teacher: PreTrainedModel, kept: Sequence[int]) -> PreTrain
         TeacherError: it is not a plain `PreTrainedModel` with weights, or does not run.
     """
     check_teacher(teacher)
-    numbers = Numbers(kept, _vocabulary_size(teacher))
+    numbers = Numbers(kept, vocabulary_size(teacher))
     _check(numbers)
     smaller = deepcopy(teacher, {id(tensor): tensor for tensor in chain(teacher.parameters(), teacher.buffers())})
     generation = getattr(smaller, "generation_config", None)
@@ -66,10 +66,15 @@ def named_tokens(model: PreTrainedModel) -> set[int]:
     """Return the numbers of the tokens that the configs of `model` name, which must be kept."""
     generation = getattr(model, "generation_config", None)
     configs = [*_configs(model), *([generation] if generation is not None else [])]
-    return numbers_in(configs, _vocabulary_size(model))
+    return numbers_in(configs, vocabulary_size(model))
 
 
-def _vocabulary_size(teacher: PreTrainedModel) -> int:
+def vocabulary_size(teacher: PreTrainedModel) -> int:
+    """Return how many rows the tables of tokens have.
+
+    Raises:
+        PlanError: there is no such table.
+    """
     size = getattr(teacher.config.get_text_config(decoder=True), "vocab_size", None)
     if not isinstance(size, int):
         raise PlanError(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ...arithmetic import in_float64
 from ...errors import DataError, WidError
 from ...extras import extra
 from ...scores.eval_mode import eval_mode
@@ -112,7 +113,7 @@ def _divergences(teacher: Tensor, student: Tensor, queries: Tensor) -> Tensor:
         queries: `(b, q)`.
     """
     # (positions, heads, k): rows of query positions
-    theirs, mine = (maps.transpose(1, 2)[queries].double() for maps in (teacher, student))
+    theirs, mine = (in_float64(maps.transpose(1, 2)[queries]) for maps in (teacher, student))
     pairs = [_entropy((theirs + mine[:, head, None]) / 2) - _entropy(theirs) / 2 for head in range(mine.shape[1])]
     return torch.stack(pairs).sum(1) - _entropy(mine).sum(0)[:, None] / 2
 

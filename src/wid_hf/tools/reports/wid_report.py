@@ -75,6 +75,8 @@ class Report:
         sizes: parameters in all, encoder parameters and bytes of weights, for `teacher` and `student`.
         scores: figures on held-out texts, for `teacher`, `start` (before training) and `student`; without
             training, start and student are one. A student that could not be scored has none.
+        teacher_with_all_tokens: figures of the teacher as it is, where `scores` has those of a teacher that lacks the
+            tokens which went; per token they are in its own tokens. None if all stay.
         steps: optimizer steps.
         tokens: tokens trained on, padding not counted; values of images and sounds.
         seconds: wall time of training.
@@ -114,6 +116,7 @@ class Report:
     numbers: str = "tokens"
     calibration: Calibration | None = None
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    teacher_with_all_tokens: dict[str, float] | None = None
     steps: int = 0
     tokens: int = 0
     seconds: float = 0.0
@@ -173,4 +176,6 @@ class Report:
             table.add_row(batch, *(f"{1000 * seconds[name]:.1f}" if name in seconds else "" for name in names))
         for figure in next(iter(self.scores.values())):
             table.add_row(figure.replace("_", " "), *(f"{self.scores[name][figure]:.4f}" for name in names))
+        for figure, value in (self.teacher_with_all_tokens or {}).items():
+            table.add_row(f"{figure.replace('_', ' ')}, with all tokens", f"{value:.4f}")
         return table
