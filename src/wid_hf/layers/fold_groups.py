@@ -206,12 +206,11 @@ def _vectors_beside(
 
 def _parted(members: Sequence[tuple[Source, ...]]) -> Iterator[Sequence[tuple[Source, ...]]]:
     """Yield members of one form by lists of layers, as many at once as fit into a stack."""
-    lists = dict.fromkeys(source.layers for source, *_ in members)
-    lists.pop("", None)
-    first = next(iter(lists), "")  # what stands in no list goes with the first one
+    lists = {source.layers for source, *_ in members} - {""}
+    only = lists.pop() if len(lists) == 1 else ""  # what stands in no list goes with it
     by_list = defaultdict(list)
     for member in members:
-        by_list[member[0].layers or first].append(member)
+        by_list[member[0].layers or only].append(member)
     one = members[0][0]
     most = max(MOST.get(one.original.device.type, MOST_ELSEWHERE) // one.largest, 1)
     for some in by_list.values():
