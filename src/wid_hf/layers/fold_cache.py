@@ -7,7 +7,7 @@ folds during an optimizer step or an evaluation, calibration keeps each fold unt
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,8 +17,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.utils import parametrize
 
+from .fold_groups import FoldGroup, fold_groups
 from .folded_weight import FoldedWeight, KeptFold, places
 from .table_rows import fold_by_rows, lookups
 
@@ -42,7 +42,7 @@ class FoldPolicy:
 
     @classmethod
     def for_forwards(cls) -> FoldPolicy:
-        """Keep the weights that several modules share during each forward of the whole student."""
+        """Keep weights that are folded together or shared by several modules during each forward of the student."""
         return cls("forward")
 
     @classmethod
@@ -67,10 +67,11 @@ class FoldCache:
     Without a policy each use of a weight folds it. So gradient checkpointing, which computes a part of the forward
     again in the backward pass, folds again. A policy says when a fold is formed, kept and dropped:
 
-    - `for_forwards` (set by `install`, for as long as the student lives): a weight that several modules share is formed
-      at its first use in a forward of the whole student, and dropped when that forward returns or raises. There is one
-      fold for uses with gradients and one for uses without. A checkpointed part of a forward folds separately, because
-      it is computed again when the forward is over.
+    - `for_forwards` (set by `install`, for as long as the student lives): weights of one `FoldGroup` are formed
+      together, at the first use of one of them in a forward of the whole student, a weight that several modules share
+      at its first use; they are dropped when that forward returns or raises. There is one fold for uses with gradients
+      and one for uses without. A checkpointed part of a forward folds each weight separately, because it is computed
+      again when the forward is over.
     - `for_step` (`WidTrainer`): `keep` forms every weight at once, and each stays until `release`. Gradients are
       linear: all micro-batches but the last use leaf tensors, in which gradients add up. `open` is called before the
       last micro-batch, whose backward pass goes through the folds and adds the gradients of the leaves. This equals
@@ -91,6 +92,7 @@ class FoldCache:
     def __init__(self, student: nn.Module) -> None:
         self.student = student
         self._folds: dict[FoldedWeight, Tensor] = {}  # with the graph that leads to the maps
+        self._together: list[list[FoldedWeight]] = []  # what has one graph
         self._leaves: dict[FoldedWeight, Tensor] = {}
         self._filled: set[FoldedWeight] = set()
         self._by_rows: list[Callable[[], None]] = []
@@ -98,7 +100,9 @@ class FoldCache:
     def keep(self, policy: FoldPolicy) -> None:
         """Keep folds from now on, as `policy` says."""
         if policy.until == "forward":
-            self._keep_shared_in_forwards()
+            in_forwards = _InForwards(self.student)
+            self.student.register_forward_pre_hook(in_forwards.begin)
+            self.student.register_forward_hook(in_forwards.end, always_call=True)
         elif policy.until == "write":
             self._filled = {place.weight for place in places(self.student)}
             for weight in self._filled:
@@ -117,9 +121,13 @@ class FoldCache:
 
     def open(self) -> None:
         """Let the next backward pass go through the folds and add the gradients of the leaves."""
-        for weight, folded in self._folds.items():
-            if folded.requires_grad:
-                weight.slot = _Formed(_Opened.apply(folded, partial(self._gathered, weight)))
+        for together in self._together:
+            weights = [weight for weight in together if self._folds[weight].requires_grad]
+            folds = [self._folds[weight] for weight in weights]
+            if any(weight in self._leaves for weight in weights):  # gradients may be there
+                folds = [*_Opened.apply(partial(self._gathered, weights), *folds)]
+            for weight, folded in zip(weights, folds, strict=True):
+                weight.slot = _Formed(folded)
 
     def release(self) -> None:
         """Drop all folds; gradients of leaves that the last forward did not use go through their folds first."""
@@ -135,6 +143,7 @@ class FoldCache:
         for stop in self._by_rows:
             stop()
         self._folds, self._leaves, self._filled, self._by_rows = {}, {}, set(), []
+        self._together = []
 
     def forget(self, weight: FoldedWeight) -> None:
         """Let the next use of `weight`, whose maps were written, form its fold again."""
@@ -145,45 +154,63 @@ class FoldCache:
         few = {table: module for table, module in lookups(self.student).items() if most < module.num_embeddings}
         originals = {place.weight: place.original for place in places(self.student) if place.weight not in few}
         with torch.set_grad_enabled(policy.gradients and torch.is_grad_enabled()):
-            self._folds = {weight: weight.fold(original) for weight, original in originals.items()}
+            together = [group.fold() or {} for group in fold_groups(self.student, few)]
+            grouped = {weight for folds in together for weight in folds}
+            together += [{weight: weight.fold(o)} for weight, o in originals.items() if weight not in grouped]
+        self._together = [[*folds] for folds in together]
+        self._folds = {weight: folded for folds in together for weight, folded in folds.items()}
         for weight, folded in self._folds.items():
             # Torch chooses kernels by `requires_grad` even without gradients: the rounding must be that of a parameter.
             trains = folded.requires_grad or originals[weight].requires_grad
-            leaf = folded.detach().to(policy.dtype or folded.dtype).requires_grad_(trains)
-            weight.slot, self._leaves[weight] = _Formed(leaf), leaf
+            weight.slot = _Leaf(folded, policy.dtype or folded.dtype, trains, self._leaves)
         self._filled = set(self._folds)
         self._by_rows = [fold_by_rows(table, module) for table, module in few.items()]
 
-    def _gathered(self, weight: FoldedWeight, gradient: Tensor) -> Tensor:
-        leaf = self._leaves.pop(weight, None)
-        return gradient if leaf is None or leaf.grad is None else gradient + leaf.grad
+    def _gathered(self, weights: Sequence[FoldedWeight], gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Return the gradients of folds with those of their leaves, which are let go."""
+        leaves = [self._leaves.pop(weight, None) for weight in weights]
+        earlier = [None if leaf is None else leaf.grad for leaf in leaves]
+        return [a if b is None else b if a is None else a + b for a, b in zip(gradients, earlier, strict=True)]
 
-    def _keep_shared_in_forwards(self) -> None:
-        everything = list(places(self.student))
+
+class _InForwards:
+    """The hooks of a student that form its folds at first use, for one forward.
+
+    A copy of the student has a copy of this, with its own weights.
+    """
+
+    def __init__(self, student: nn.Module) -> None:
+        self._find(student)
+
+    def begin(self, student: nn.Module, *_: Any) -> None:
+        """Let the weights be folded at their first use."""
+        if any(steps[0] is not weight for weight, steps in self._steps.items()):
+            self._find(student)  # it has shrunk
+        for group in self._groups:
+            slot = _TogetherAtFirstUse(group)
+            for weight in group.weights:
+                if not isinstance(weight.slot, _KEPT):
+                    weight.slot = slot
+        for weight in self._shared:
+            if not isinstance(weight.slot, _KEPT):
+                weight.slot = _AtFirstUse()
+
+    def end(self, *_: Any) -> None:
+        """Let go of the folds."""
+        for weight in self._steps:
+            if not isinstance(weight.slot, _KEPT):
+                weight.slot = None
+
+    def _find(self, student: nn.Module) -> None:
+        everything = list(places(student))
         users = Counter(place.weight for place in everything)
-        first = {place.weight: place.spot for place in reversed(everything) if users[place.weight] > 1}
-        spots = tuple(first.values())  # torch.compile cannot trace a view of a dictionary
-
-        def shared(model: nn.Module) -> Iterator[FoldedWeight]:
-            # Looked up at every forward: a model that shrinks gets new weights, and a copy of it has others.
-            for path, attribute in spots:
-                module: Any = model.get_submodule(path)
-                if parametrize.is_parametrized(module, attribute):  # the parametrization may have been removed
-                    yield module.parametrizations[attribute][0]
-
-        def begin(model: nn.Module, *_: Any) -> None:
-            for weight in shared(model):
-                if not isinstance(weight.slot, _Formed):
-                    weight.slot = _AtFirstUse()
-
-        def end(model: nn.Module, *_: Any) -> None:
-            for weight in shared(model):
-                if not isinstance(weight.slot, _Formed):
-                    weight.slot = None
-
-        if spots:
-            self.student.register_forward_pre_hook(begin)
-            self.student.register_forward_hook(end, always_call=True)
+        self._groups = fold_groups(student)
+        grouped = {weight for group in self._groups for weight in group.weights}
+        self._shared = [weight for weight, count in users.items() if count > 1 and weight not in grouped]
+        self._steps: dict[FoldedWeight, Any] = {
+            place.weight: place.module.parametrizations[place.attribute]  # type: ignore[index]
+            for place in reversed(everything)
+        }
 
 
 class _Formed(KeptFold):
@@ -194,6 +221,37 @@ class _Formed(KeptFold):
 
     def of(self, weight: FoldedWeight, original: Tensor) -> Tensor:
         return self.fold
+
+
+class _Leaf(KeptFold):
+    """A fold without its graph: a leaf that is made at its first use, in which gradients add up."""
+
+    def __init__(self, fold: Tensor, dtype: torch.dtype, trains: bool, leaves: dict[FoldedWeight, Tensor]) -> None:
+        self.fold, self.dtype, self.trains, self.leaves = fold, dtype, trains, leaves
+
+    def of(self, weight: FoldedWeight, original: Tensor) -> Tensor:
+        if weight not in self.leaves:
+            self.leaves[weight] = self.fold.detach().to(self.dtype).requires_grad_(self.trains)
+        return self.leaves[weight]
+
+
+class _TogetherAtFirstUse(KeptFold):
+    """Folds of a group that are formed at the first use of one of them: with gradients and without."""
+
+    def __init__(self, group: FoldGroup) -> None:
+        self.group = group
+        self.folds: dict[bool, dict[FoldedWeight, Tensor]] = {}  # by whether gradients are recorded
+
+    def of(self, weight: FoldedWeight, original: Tensor) -> Tensor:
+        if _inside_checkpoint():  # which computes this part again later, when this fold is dropped
+            return weight.fold_like_a_parameter(original)
+        recording = torch.is_grad_enabled()
+        if recording not in self.folds:
+            self.folds[recording] = self.group.fold_like_parameters() or {}
+        folds = self.folds[recording]
+        if weight not in folds:  # it cannot be folded with the others now
+            folds[weight] = weight.fold_like_a_parameter(original)
+        return folds[weight]
 
 
 class _AtFirstUse(KeptFold):
@@ -211,21 +269,27 @@ class _AtFirstUse(KeptFold):
         return self.folds[recording]
 
 
-class _Opened(torch.autograd.Function):
-    """A fold, unchanged, whose gradient is changed on its way back to the fold.
+_KEPT = (_Formed, _Leaf)  # for longer than a forward
 
-    A hook on the fold would also change the results of `torch.autograd.grad` elsewhere.
+
+class _Opened(torch.autograd.Function):
+    """Folds that were formed together, unchanged, whose gradients are changed on their way back to the folds.
+
+    A hook on a fold would also change the results of `torch.autograd.grad` elsewhere.
     """
 
     @staticmethod
-    def forward(ctx: Any, folded: Tensor, gathered: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(
+        ctx: Any, gathered: Callable[[Sequence[Tensor | None]], list[Tensor | None]], *folds: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
         ctx.gathered = gathered
-        return folded.view_as(folded)
+        return tuple(folded.view_as(folded) for folded in folds)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.gathered(gradient), None
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        return None, *ctx.gathered(gradients)
 
 
 def _inside_checkpoint() -> bool:

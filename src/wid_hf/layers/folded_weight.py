@@ -59,7 +59,7 @@ class FoldedWeight(nn.Module):
         Torch chooses kernels by `requires_grad`, so rounding is then the same as in the merged model.
         """
         folded = self.fold(original)
-        if not torch.is_grad_enabled() and not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled():
+        if asks_for_gradients_later():
             folded.requires_grad_(original.requires_grad)
         return folded
 
@@ -85,6 +85,11 @@ class FoldedWeight(nn.Module):
         """Set the shift so that a vector of the student is `value (k,)`."""
         assert self.shift is not None
         self.shift.copy_(value.to(self.shift).view(self.shift.shape) - self.mapped(original).to(self.shift))
+
+
+def asks_for_gradients_later() -> bool:
+    """Return whether a fold made now must be told to require gradients as a parameter does."""
+    return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_inference_mode_enabled())
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ Takes a plan, index sets and the teacher's weights; puts a `FoldedWeight` on eve
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from ..coupling.plan import key
 from .compactor import Compactor, IndexSelect
 from .fold_cache import FoldCache, FoldPolicy
 from .folded_weight import FoldedWeight, folded_weights
-from .whole_tensors import whole_weight
+from .whole_tensors import is_parted, whole_weight
 
 
 def install(
@@ -104,9 +105,14 @@ def is_at_start(student: nn.Module, teacher_weights: Mapping[str, Tensor], plan:
 def student_weights(student: nn.Module, names: Mapping[str, str]) -> dict[str, Tensor]:
     """Return the student's weights as training sees them, detached, each tensor once under its first name.
 
-    Where processes share the student's tensors, all of them must call this.
+    They are folded as in a forward: together, which may round otherwise than one by one. Where processes share the
+    student's tensors, all of them must call this.
     """
-    return {first: whole_weight(*_owner(student, first)) for first in dict.fromkeys(names.values())}
+    with (
+        torch.no_grad(),
+        nullcontext() if is_parted(student) else FoldCache(student).keeping(FoldPolicy.for_evaluation()),
+    ):
+        return {first: whole_weight(*_owner(student, first)) for first in dict.fromkeys(names.values())}
 
 
 def compactor_axes(model: nn.Module, plan: Plan) -> Iterator[tuple[Compactor, Dim]]:

@@ -18,10 +18,15 @@ from .folded_weight import FoldedWeight, KeptFold, places
 
 
 class _Rows(KeptFold):
-    """The fold of some rows of a table, in the order given."""
+    """The fold of some rows of a table, in the order given.
 
-    def __init__(self, rows: Tensor) -> None:
-        self.rows = rows
+    Args:
+        rows: their numbers.
+        before: what filled the slot before, and fills it afterwards.
+    """
+
+    def __init__(self, rows: Tensor, before: KeptFold | None) -> None:
+        self.rows, self.before = rows, before
 
     def of(self, weight: FoldedWeight, original: Tensor) -> Tensor:
         return weight.fold(original[self.rows])
@@ -57,19 +62,19 @@ def fold_by_rows(table: FoldedWeight, module: nn.Embedding) -> Callable[[], None
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         numbers: Tensor = args[0] if args else kwargs["input"]
         is_small = numbers.numel() + first < module.num_embeddings
-        if not is_small or not torch.is_grad_enabled() or table.slot is not None:
+        if not is_small or not torch.is_grad_enabled():
             return args, kwargs
         places = torch.arange(first, first + numbers.numel(), device=numbers.device).view(numbers.shape)
         rows = numbers.flatten()
         if padding is not None:
             places = torch.where(numbers == padding, padding, places)
             rows = torch.cat([rows.new_full((first,), padding), rows])
-        table.slot = _Rows(rows)
+        table.slot = _Rows(rows, table.slot)
         return (places,), {}
 
     def after(*_: Any) -> None:
         if isinstance(table.slot, _Rows):
-            table.slot = None
+            table.slot = table.slot.before
 
     handles = [
         module.register_forward_pre_hook(before, with_kwargs=True),
