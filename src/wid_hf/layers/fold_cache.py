@@ -7,7 +7,7 @@ folds during an optimizer step or an evaluation, calibration keeps each fold unt
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -150,15 +150,13 @@ class FoldCache:
         weight.slot = _AtFirstUse()
 
     def _form_all(self, policy: FoldPolicy) -> None:
-        most = inf if policy.tokens is None else policy.tokens
-        few = {table: module for table, module in lookups(self.student).items() if most < module.num_embeddings}
+        few = self._looked_up_in_part(policy.tokens)
         originals = {place.weight: place.original for place in places(self.student) if place.weight not in few}
         with torch.set_grad_enabled(policy.gradients and torch.is_grad_enabled()):
-            together = [group.fold() or {} for group in fold_groups(self.student, few)]
-            grouped = {weight for folds in together for weight in folds}
-            together += [{weight: weight.fold(o)} for weight, o in originals.items() if weight not in grouped]
+            together = _folded_together(fold_groups(self.student, few), originals)
         self._together = [[*folds] for folds in together]
-        self._folds = {weight: folded for folds in together for weight, folded in folds.items()}
+        for folds in together:
+            self._folds |= folds
         for weight, folded in self._folds.items():
             # Torch chooses kernels by `requires_grad` even without gradients: the rounding must be that of a parameter.
             trains = folded.requires_grad or originals[weight].requires_grad
@@ -166,11 +164,26 @@ class FoldCache:
         self._filled = set(self._folds)
         self._by_rows = [fold_by_rows(table, module) for table, module in few.items()]
 
+    def _looked_up_in_part(self, tokens: int | None) -> dict[FoldedWeight, nn.Embedding]:
+        """Return the tables that have more rows than so many tokens can look up."""
+        most = inf if tokens is None else tokens
+        return {table: module for table, module in lookups(self.student).items() if most < module.num_embeddings}
+
     def _gathered(self, weights: Sequence[FoldedWeight], gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Return the gradients of folds with those of their leaves, which are let go."""
         leaves = [self._leaves.pop(weight, None) for weight in weights]
         earlier = [None if leaf is None else leaf.grad for leaf in leaves]
         return [a if b is None else b if a is None else a + b for a, b in zip(gradients, earlier, strict=True)]
+
+
+def _folded_together(
+    groups: Sequence[FoldGroup], originals: Mapping[FoldedWeight, Tensor]
+) -> list[dict[FoldedWeight, Tensor]]:
+    """Return the folds of each group, then of every other weight by itself."""
+    together = [group.fold() or {} for group in groups]
+    grouped = {weight for folds in together for weight in folds}
+    alone = [weight for weight in originals if weight not in grouped]
+    return together + [{weight: weight.fold(originals[weight])} for weight in alone]
 
 
 class _InForwards:

@@ -172,21 +172,28 @@ def fold_groups(student: nn.Module, apart: Collection[FoldedWeight] = ()) -> lis
         apart: weights that shall be in no group.
     """
     sources = [*{place.weight: Source(place) for place in places(student) if place.weight not in apart}.values()]
+    return [*_matrix_groups(sources), *_selection_groups(sources)]
+
+
+def _matrix_groups(sources: Sequence[Source]) -> Iterator[FoldGroup]:
     matrices = [source for source in sources if source.is_matrix]
-    beside = _vectors_beside(matrices, sources)
-    made: list[FoldGroup] = []
     by_form: dict[Hashable, list[tuple[Source, ...]]] = defaultdict(list)
-    for matrix in matrices:
-        axes, vectors = beside[matrix]
-        by_form[axes, tuple(each.form for each in (matrix, *vectors))].append((matrix, *vectors))
-    for (axes, _), members in by_form.items():  # type: ignore[misc]
-        made += [MatrixGroup(some, axes) for some in _parted(members)]
-    selected = defaultdict(list)
+    axes_of: dict[Hashable, tuple[int, ...]] = {}
+    for matrix, (axes, vectors) in _vectors_beside(matrices, sources).items():
+        own: Hashable = axes, tuple(each.form for each in (matrix, *vectors))
+        by_form[own].append((matrix, *vectors))
+        axes_of[own] = axes
+    for form, members in by_form.items():
+        yield from (MatrixGroup(some, axes_of[form]) for some in _parted(members))
+
+
+def _selection_groups(sources: Sequence[Source]) -> Iterator[FoldGroup]:
+    by_form: dict[Hashable, list[tuple[Source, ...]]] = defaultdict(list)
     for source in sources:
         if source.is_selected:
-            selected[source.form].append((source,))
-    made += [SelectionGroup(some) for members in selected.values() for some in _parted(members)]
-    return made
+            by_form[source.form].append((source,))
+    for members in by_form.values():
+        yield from map(SelectionGroup, _parted(members))
 
 
 def _vectors_beside(

@@ -103,6 +103,12 @@ class _Stacked:
     vectors: Sequence[Tensor]
     shifts: Sequence[Tensor]
 
+    @property
+    def result(self) -> tuple[int, ...]:
+        """The shape of a mapped matrix."""
+        whole = self.matrices.shape[1:]
+        return tuple(self.maps[axis].shape[1] if axis in self.maps else size for axis, size in enumerate(whole))
+
     def products(self, order: Sequence[int]) -> list[Tensor]:
         """Return the matrices, then the matrices after each map."""
         found = [self.matrices]
@@ -166,38 +172,40 @@ def _gradients(
     form: _Form, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], needed: Sequence[bool]
 ) -> list[Tensor | None]:
     """Return the gradients of the arguments, stacked, from those of the results."""
-    needs = [any(each) for each in _divided(needed, form.count)]
-    of_matrices, of_maps, of_vectors, of_shifts = form.kinds(needs)
+    of_matrices, of_maps, of_vectors, of_shifts = form.kinds([any(each) for each in _divided(needed, form.count)])
     of_map = dict(zip(form.order, of_maps, strict=True))
     stacked = form.stacked(tensors)
     matrices, *vectors = _divided(gradients, form.count)
-    shape = [
-        stacked.maps[axis].shape[1] if axis in stacked.maps else stacked.matrices.shape[1 + axis] for axis in (0, 1)
-    ]
+    shape = stacked.result
     gradient = _in_turn("gradients", _filled(matrices, shape, tensors[0])).to(form.dtype)
     columns = [
         torch.stack(_filled(each, shape[axis : axis + 1], tensors[0])).to(form.dtype).unsqueeze(-1)
         for axis, each in zip(form.beside, vectors, strict=True)
     ]
-
-    through: dict[int, Tensor] = {}
-    products = stacked.products(form.order[:-1])  # the last one is the result itself
-    for at in reversed(range(len(form.order))):
-        axis, before = form.order[at], products[at]
-        map_ = stacked.maps[axis]
-        if of_map[axis]:
-            through[axis] = torch.bmm(gradient, before.mT) if axis == 0 else torch.bmm(gradient.mT, before)
-        if of_matrices or any(of_maps[:at]):
-            gradient = torch.bmm(map_.mT, gradient) if axis == 0 else torch.bmm(gradient, map_)
-    for axis, column, vector in zip(form.beside, columns, stacked.vectors, strict=True):
+    back, through = _through_products(form.order, stacked, gradient, of_map, of_matrices)
+    mapped_back: list[Tensor | None] = []
+    for axis, column, vector, wanted in zip(form.beside, columns, stacked.vectors, of_vectors, strict=True):
         if of_map[axis]:  # the vector has the map of its matrix
             through[axis] = torch.baddbmm(through[axis], column, vector.mT)
-    back = [
-        torch.bmm(stacked.maps[axis].mT, column) if wanted else None
-        for axis, column, wanted in zip(form.beside, columns, of_vectors, strict=True)
-    ]
+        mapped_back.append(torch.bmm(stacked.maps[axis].mT, column) if wanted else None)
     shifts = [column if wanted else None for column, wanted in zip(columns, of_shifts, strict=False)]
-    return [gradient if of_matrices else None, *(through.get(axis) for axis in form.order), *back, *shifts]
+    return [back, *(through.get(axis) for axis in form.order), *mapped_back, *shifts]
+
+
+def _through_products(
+    order: Sequence[int], stacked: _Stacked, gradient: Tensor, of_map: Mapping[int, bool], of_matrices: bool
+) -> tuple[Tensor | None, dict[int, Tensor]]:
+    """Return the gradient of the matrices, if it is needed, and those of the maps that need one, by axis."""
+    through: dict[int, Tensor] = {}
+    products = stacked.products(order[:-1])  # the last one is the result itself
+    for at in reversed(range(len(order))):
+        axis, map_ = order[at], stacked.maps[order[at]]
+        if of_map[axis]:
+            pair = (gradient, products[at].mT) if axis == 0 else (gradient.mT, products[at])
+            through[axis] = torch.bmm(*pair)
+        if of_matrices or any(of_map[earlier] for earlier in order[:at]):
+            gradient = torch.bmm(map_.mT, gradient) if axis == 0 else torch.bmm(gradient, map_)
+    return gradient if of_matrices else None, through
 
 
 def _filled(gradients: Sequence[Tensor | None], shape: Sequence[int], like: Tensor) -> list[Tensor]:
