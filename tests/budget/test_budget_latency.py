@@ -46,9 +46,15 @@ def test_other_work_of_the_machine_does_not_count() -> None:
 
 def test_rounds_are_interleaved_after_a_warm_up() -> None:
     clock = Clock()
-    timings([clock.work("a", repeated(5.0)), clock.work("b", repeated(5.0))], clock=clock)
+    timings([clock.work("a", repeated(50.0)), clock.work("b", repeated(50.0))], clock=clock)
     assert clock.log[: 2 * WARM_UP] == ["a"] * WARM_UP + ["b"] * WARM_UP
     assert clock.log[2 * WARM_UP :] == ["a", "b"] * ROUNDS
+
+
+def test_short_forwards_are_timed_for_a_quarter_of_a_second() -> None:
+    clock = Clock()
+    (found,) = timings([clock.work("a", iter([9.0] * 40 + [2.0] * 400))], clock=clock)  # a busy moment at first
+    assert found.ms == pytest.approx(2.0)
 
 
 def test_a_machine_that_becomes_slower_and_slower_is_refused_with_the_spread() -> None:

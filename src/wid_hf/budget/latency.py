@@ -20,6 +20,7 @@ from .stock_models import forward, sized_inputs, stock_model
 WARM_UP = 3  # forwards
 ROUNDS = 12  # forwards of each, in turn
 MOST_ROUNDS = 384
+LEAST_SECONDS = 0.25  # of all rounds: a dozen short forwards can all fall into one busy moment
 LOW = 0.1  # quantile: other work only ever makes a forward slower, and the very least is a matter of luck
 NOISE = 0.15  # by which two halves of the rounds may differ
 
@@ -60,12 +61,15 @@ def timings(
         for _ in range(WARM_UP):
             call()
     seconds: list[list[float]] = [[] for _ in calls]
+    start = clock()
     while True:
         for _ in range(max(ROUNDS, len(seconds[0]))):  # as many again each time
             for at, call in enumerate(calls):
                 began = clock()
                 call()
                 seconds[at].append(clock() - began)
+        if clock() - start < LEAST_SECONDS and len(seconds[0]) < MOST_ROUNDS:
+            continue
         found = [_timing(each) for each in seconds]
         worst = max(found, key=lambda timing: timing.spread)
         if worst.spread <= noise:
