@@ -19,8 +19,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .fold_groups import FoldGroup, fold_groups
-from .folded_weight import FoldedWeight, KeptFold, places
+from .folded_weight import FoldedWeight, places
+from .kept_folds import AtFirstUse, Formed, Leaf, TogetherAtFirstUse
 from .table_rows import fold_by_rows, lookups
+
+KEPT = (Formed, Leaf)  # for longer than a forward
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ class FoldCache:
             if any(weight in self._leaves for weight in weights):  # gradients may be there
                 folds = [*_Opened.apply(partial(self._gathered, weights), *folds)]
             for weight, folded in zip(weights, folds, strict=True):
-                weight.slot = _Formed(folded)
+                weight.slot = Formed(folded)
 
     def release(self) -> None:
         """Drop all folds; gradients of leaves that the last forward did not use go through their folds first."""
@@ -147,7 +150,7 @@ class FoldCache:
 
     def forget(self, weight: FoldedWeight) -> None:
         """Let the next use of `weight`, whose maps were written, form its fold again."""
-        weight.slot = _AtFirstUse()
+        weight.slot = AtFirstUse()
 
     def _form_all(self, policy: FoldPolicy) -> None:
         few = self._looked_up_in_part(policy.tokens)
@@ -160,7 +163,7 @@ class FoldCache:
         for weight, folded in self._folds.items():
             # Torch chooses kernels by `requires_grad` even without gradients: the rounding must be that of a parameter.
             trains = folded.requires_grad or originals[weight].requires_grad
-            weight.slot = _Leaf(folded, policy.dtype or folded.dtype, trains, self._leaves)
+            weight.slot = Leaf(folded, policy.dtype or folded.dtype, trains, self._leaves)
         self._filled = set(self._folds)
         self._by_rows = [fold_by_rows(table, module) for table, module in few.items()]
 
@@ -200,18 +203,18 @@ class _InForwards:
         if any(steps[0] is not weight for weight, steps in self._steps.items()):
             self._find(student)  # it has shrunk
         for group in self._groups:
-            slot = _TogetherAtFirstUse(group)
+            slot = TogetherAtFirstUse(group)
             for weight in group.weights:
-                if not isinstance(weight.slot, _KEPT):
+                if not isinstance(weight.slot, KEPT):
                     weight.slot = slot
         for weight in self._shared:
-            if not isinstance(weight.slot, _KEPT):
-                weight.slot = _AtFirstUse()
+            if not isinstance(weight.slot, KEPT):
+                weight.slot = AtFirstUse()
 
     def end(self, *_: Any) -> None:
         """Let go of the folds."""
         for weight in self._steps:
-            if not isinstance(weight.slot, _KEPT):
+            if not isinstance(weight.slot, KEPT):
                 weight.slot = None
 
     def _find(self, student: nn.Module) -> None:
@@ -224,65 +227,6 @@ class _InForwards:
             place.weight: place.module.parametrizations[place.attribute]  # type: ignore[index]
             for place in reversed(everything)
         }
-
-
-class _Formed(KeptFold):
-    """A fold that every use shares."""
-
-    def __init__(self, fold: Tensor) -> None:
-        self.fold = fold
-
-    def of(self, weight: FoldedWeight, original: Tensor) -> Tensor:
-        return self.fold
-
-
-class _Leaf(KeptFold):
-    """A fold without its graph: a leaf that is made at its first use, in which gradients add up."""
-
-    def __init__(self, fold: Tensor, dtype: torch.dtype, trains: bool, leaves: dict[FoldedWeight, Tensor]) -> None:
-        self.fold, self.dtype, self.trains, self.leaves = fold, dtype, trains, leaves
-
-    def of(self, weight: FoldedWeight, original: Tensor) -> Tensor:
-        if weight not in self.leaves:
-            self.leaves[weight] = self.fold.detach().to(self.dtype).requires_grad_(self.trains)
-        return self.leaves[weight]
-
-
-class _TogetherAtFirstUse(KeptFold):
-    """Folds of a group that are formed at the first use of one of them: with gradients and without."""
-
-    def __init__(self, group: FoldGroup) -> None:
-        self.group = group
-        self.folds: dict[bool, dict[FoldedWeight, Tensor]] = {}  # by whether gradients are recorded
-
-    def of(self, weight: FoldedWeight, original: Tensor) -> Tensor:
-        if _inside_checkpoint():  # which computes this part again later, when this fold is dropped
-            return weight.fold_like_a_parameter(original)
-        recording = torch.is_grad_enabled()
-        if recording not in self.folds:
-            self.folds[recording] = self.group.fold_like_parameters() or {}
-        folds = self.folds[recording]
-        if weight not in folds:  # it cannot be folded with the others now
-            folds[weight] = weight.fold_like_a_parameter(original)
-        return folds[weight]
-
-
-class _AtFirstUse(KeptFold):
-    """Folds that are formed at first use: one with gradients and one without."""
-
-    def __init__(self) -> None:
-        self.folds: dict[bool, Tensor] = {}  # by whether gradients are recorded
-
-    def of(self, weight: FoldedWeight, original: Tensor) -> Tensor:
-        if _inside_checkpoint():  # which computes this part again later, when this fold is dropped
-            return weight.fold_like_a_parameter(original)
-        recording = torch.is_grad_enabled()
-        if recording not in self.folds:
-            self.folds[recording] = weight.fold_like_a_parameter(original)
-        return self.folds[recording]
-
-
-_KEPT = (_Formed, _Leaf)  # for longer than a forward
 
 
 class _Opened(torch.autograd.Function):
@@ -303,10 +247,3 @@ class _Opened(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         return None, *ctx.gathered(gradients)
-
-
-def _inside_checkpoint() -> bool:
-    """Return whether saved tensors are being intercepted, as `torch.utils.checkpoint` does."""
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
