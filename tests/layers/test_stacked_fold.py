@@ -121,3 +121,18 @@ def test_stacks_of_one_kind_lie_in_the_same_place_without_changing_earlier_resul
     wanted = sum(each.square().sum() for stack in stacks for each in one_by_one(stack)[0])
     leaves = [leaf for stack in stacks for leaf in arguments(stack)]
     torch.testing.assert_close(torch.autograd.grad(loss, leaves), torch.autograd.grad(wanted, leaves))
+
+
+def test_what_does_not_train_requires_no_gradient_beside_what_does() -> None:
+    vectors, indices, factors = (
+        [random(5), random(5).detach()],
+        [torch.tensor([3, 1])] * 2,
+        [torch.ones(2).double()] * 2,
+    )
+    trained, running_mean = stacked_selection(vectors, indices, factors, [])
+    assert (trained.requires_grad, running_mean.requires_grad) == (True, False)
+    stack = stack_of(2, (0,), (), False)
+    frozen = [stack.matrices[1].requires_grad_(False), stack.maps[0][1].requires_grad_(False)]
+    assert [each.requires_grad for each in stacked_fold(stack, torch.float64)[0]] == [True, False]
+    stacked_fold(stack, torch.float64)[0][0].sum().backward()
+    assert all(each.grad is None for each in frozen)

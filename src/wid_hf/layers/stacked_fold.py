@@ -131,7 +131,7 @@ class _StackedFold(torch.autograd.Function):
             shifted = bool(form.shifts)
             mapped = torch.baddbmm(stacked.shifts[at], map_, vector) if shifted else torch.bmm(map_, vector)
             found.append(mapped.squeeze(-1))
-        return tuple(one for each in found for one in each.to(tensors[0].dtype).unbind())
+        return _results(ctx, form.count, [one for each in found for one in each.to(tensors[0].dtype).unbind()])
 
     @staticmethod
     @once_differentiable
@@ -151,7 +151,7 @@ class _StackedSelection(torch.autograd.Function):
         ctx.count = count
         vectors, indices, factors, *shifts = map(torch.stack, _divided(tensors, count))
         found = vectors.gather(1, indices) * factors
-        return (found + shifts[0] if shifts else found).to(vectors.dtype).unbind()
+        return _results(ctx, count, (found + shifts[0] if shifts else found).to(vectors.dtype).unbind())
 
     @staticmethod
     @once_differentiable
@@ -166,6 +166,14 @@ class _StackedSelection(torch.autograd.Function):
             of_vectors = zeros.scatter_add_(1, torch.stack(indices), scaled)
         found = [of_vectors, None, None, *(gradient for _ in shifts)]
         return None, *_of_arguments(tensors, found, _needed(ctx.needs_input_grad[1:], gradients, count))
+
+
+def _results(ctx: Any, count: int, results: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return the results; those of weights that do not train, such as running means, require no gradient."""
+    trains = [any(each) for each in zip(*_divided(ctx.needs_input_grad[1:], count), strict=True)]
+    if not all(trains):
+        ctx.mark_non_differentiable(*(one for at, one in enumerate(results) if not trains[at % count]))
+    return tuple(results)
 
 
 def _gradients(

@@ -112,7 +112,7 @@ def test_errors_of_layers_fall_on_held_out_texts(family: str, monkeypatch: pytes
     data = data_for(has_decoder, 12)
     model = refined(teacher, sizes, data, refine=60)
     # The closed form alone, without the head that is fitted where data can be held out.
-    monkeypatch.setattr("wid_hf.adapter.tuner.can_be_divided", lambda batches: False)
+    monkeypatch.setattr("wid_hf.adapter.calibrated_start.can_be_divided", lambda batches: False)
     plain = refined(teacher, sizes, data, refine=0)
     found = parts(model)
     assert list(found) == [*LAYERS[family], "head"]
