@@ -6,16 +6,19 @@ import pytest
 import torch
 
 from wid_hf import DataError
+from wid_hf.calibration.activations import ActivationPool, Activations
 from wid_hf.calibration.forward_thread import Operand
 from wid_hf.calibration.padding import Padding
 from wid_hf.calibration.pairing import paired_moments
+from wid_hf.calibration.slots import SlotFile
 from wid_hf.coupling.landmark_record import Landmark
 
 
 def operands(size: int, texts: int, batches: int = 3) -> list[Operand]:
     g = torch.Generator().manual_seed(size)
     tensors = [torch.randn(texts, 5, size, generator=g) for _ in range(batches)]
-    return [Operand(Landmark("input", 0, 0), tensor, 2, Padding({})) for tensor in tensors]
+    pool = ActivationPool(0, SlotFile())
+    return [Operand(Landmark("input", 0, 0), tensor, 2, Padding({}), Activations(pool)) for tensor in tensors]
 
 
 def test_no_batch_counts_once_there_are_enough_positions() -> None:

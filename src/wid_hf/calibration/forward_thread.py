@@ -22,6 +22,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ..coupling.landmark_record import Landmark
 from ..coupling.landmarks import Key, LandmarkFinder, Sighting
 from ..coupling.weight_inputs import WHOLE
+from .activations import Activations
 from .batches import Batch, refuse_batch
 from .padding import Padding
 from .precision import Precision
@@ -31,17 +32,32 @@ from .precision import Precision
 class Operand:
     """The tensor at a landmark where a forward is paused.
 
+    What `tensor` and `rows` return holds until an operand of another batch is looked at: its memory may then be needed.
+
     Attributes:
         at: the landmark.
-        tensor: what is about to be contracted with a weight, or what was just scaled or summed.
+        held: the tensor, whose memory may have been set aside.
         axis: its axis that is contracted, scaled or made of outputs.
         padding: of the forward's batch.
+        activations: of the forward's batch.
     """
 
     at: Landmark
-    tensor: Tensor
+    held: Tensor
     axis: int
     padding: Padding
+    activations: Activations
+
+    @property
+    def tensor(self) -> Tensor:
+        """What is about to be contracted with a weight, or what was just scaled or summed."""
+        self.activations.use()
+        return self.held
+
+    @property
+    def size(self) -> int:
+        """How many indices the axis has."""
+        return self.held.shape[self.axis]
 
     @property
     def rows(self) -> Tensor:
@@ -51,7 +67,8 @@ class Operand:
     @property
     def positions(self) -> tuple[int, int]:
         """How many positions the tensor has, and how many of them are rows."""
-        tensor = self.tensor.movedim(self.axis, -1)
+        shape = [*self.held.shape[: self.axis], *self.held.shape[self.axis + 1 :], self.size]
+        tensor = torch.empty(shape, device="meta")  # only the shape counts
         everything = tensor.numel() // max(tensor.shape[-1], 1)
         attended = self.padding.attended(tensor)
         return everything, everything if attended is None else int(attended.sum())
@@ -59,12 +76,14 @@ class Operand:
     @property
     def identity(self) -> tuple[Any, ...]:
         """Equal for two operands of the same values in the same memory, as long as both exist."""
-        tensor = self.tensor
-        return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor._version, self.axis
+        tensor = self.held
+        place = tensor.untyped_storage()._cdata, tensor.storage_offset()
+        return *place, tensor.shape, tensor.stride(), tensor.dtype, tensor._version, self.axis
 
     def scale_(self, factors: Tensor) -> None:
         """Multiply the tensor in place by one factor per index of the contracted axis `(n,)`."""
-        self.tensor.mul_(factors.to(self.tensor).view([-1] + [1] * (self.tensor.ndim - 1 - self.axis)))
+        tensor = self.tensor
+        tensor.mul_(factors.to(tensor).view([-1] + [1] * (tensor.ndim - 1 - self.axis)))
 
 
 class _Closed(BaseException):
@@ -81,6 +100,7 @@ class ForwardThread(threading.Thread):
         batch: keyword arguments of the forward, as `prepared` makes them.
         stops: the landmarks at which it pauses, by their keys.
         precision: autocast of the forward.
+        activations: of all forwards of the batch.
     """
 
     def __init__(
@@ -89,13 +109,15 @@ class ForwardThread(threading.Thread):
         batch: Batch,
         stops: Mapping[Key, Landmark],
         precision: Precision,
+        activations: Activations,
     ) -> None:
         super().__init__(daemon=True, name="wid_hf calibration")
         self._model = model
         self._batch = batch
         self._padding = Padding(batch)
         self._precision = precision
-        self._mode = _LandmarkMode(stops, self._pause)
+        self._activations = activations
+        self._mode = _LandmarkMode(stops, self._pause, activations)
         # No semaphores: those of `threading` are Python code, and a Ctrl-C inside of it may lose a wake-up.
         self._go: SimpleQueue[None] = SimpleQueue()
         self._arrived: SimpleQueue[None] = SimpleQueue()
@@ -111,8 +133,11 @@ class ForwardThread(threading.Thread):
         """
         if self.ident is None:
             self.start()
+        self._here = None
+        self._activations.use()
         self._go.put(None)
         self._arrived.get()
+        self._activations.count()
         if self._error is not None:
             refuse_batch(self._model, self._batch, self._error)
         return self._here
@@ -151,7 +176,7 @@ class ForwardThread(threading.Thread):
             self._arrived.put(None)
 
     def _pause(self, at: Landmark, seen: Sighting) -> None:
-        self._here = Operand(at, seen.tensor, seen.axis, self._padding)
+        self._here = Operand(at, seen.tensor, seen.axis, self._padding, self._activations)
         self._arrived.put(None)
         self._go.get()
         if self._closing:
@@ -161,8 +186,11 @@ class ForwardThread(threading.Thread):
 class _LandmarkMode(TorchDispatchMode):
     """Recognises weights among the operands of operations, and pauses at the given landmarks."""
 
-    def __init__(self, stops: Mapping[Key, Landmark], pause: Callable[[Landmark, Sighting], None]) -> None:
+    def __init__(
+        self, stops: Mapping[Key, Landmark], pause: Callable[[Landmark, Sighting], None], activations: Activations
+    ) -> None:
         super().__init__()
+        self._activations = activations
         self.latest: dict[str, ref[Tensor]] = {}
         self._names = WeakIdKeyDictionary()
         self._finder = LandmarkFinder(self._names)
@@ -171,14 +199,18 @@ class _LandmarkMode(TorchDispatchMode):
 
     def set_weight(self, weight: str, tensor: Tensor) -> None:
         """Recognise `tensor` as the weight of that name from now on."""
+        self._activations.leave_out(tensor)
         self._names[tensor] = weight
         self.latest[weight] = ref(tensor)
 
     def __torch_dispatch__(
         self, func: OpOverload, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        kwargs = kwargs or {}
         self._stop(self._finder.before(func, args))
-        out = func(*args, **(kwargs or {}))
+        self._activations.before(func, args, kwargs)
+        out = func(*args, **kwargs)
+        self._activations.after(args, kwargs, out)
         if func.overloadpacket in WHOLE and args[0] in self._names and out.numel() == args[0].numel():
             self._names[out] = self._names[args[0]]
         self._stop(self._finder.after(func, args, out))

@@ -1,7 +1,7 @@
 """Forwards of several models on several batches that advance together and stop at landmarks.
 
 Takes models and batches; gives, in the order of the forward, the tensors of all forwards at one landmark. No forward
-runs twice, and the only activations in memory are those that paused forwards still need.
+runs twice. The only activations are those that paused forwards still need, and they are in memory up to a limit.
 `forward_thread` pauses a forward; no other module uses it.
 """
 
@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from ..coupling.landmark_record import Landmark
 from ..coupling.plan import Plan
 from ..coupling.trace import quiet_forward
+from .activations import ActivationPool, Activations
 from .batches import Batch, prepared
 from .forward_thread import ForwardThread, Operand
 from .precision import Precision
+from .slots import SlotFile
 
 Operands = Sequence[Operand | None]
 """For each batch the operand in one model's forward; None for a forward that does not reach the landmark."""
@@ -49,6 +51,8 @@ class Lockstep:
         plan: has the landmarks.
         stops: those to stop at; after the last one no forward continues.
         precision: of the forwards.
+        in_memory: bytes of activations that may be in memory beside those of one batch; the others lie in temporary
+            files. By default as many as the second moments of the widest weight input take.
 
     Raises:
         DataError: the forward of a model raised on a batch.
@@ -61,7 +65,9 @@ class Lockstep:
         plan: Plan,
         stops: Collection[Landmark],
         precision: Precision,
+        in_memory: int | None = None,
     ) -> None:
+        self._in_memory = _size_of_moments(plan) if in_memory is None else in_memory
         self._models = models
         self._batches = batches
         wanted = frozenset(stops)
@@ -77,7 +83,13 @@ class Lockstep:
                 for name, weight in watched.weights.items():
                     if isinstance(weight, nn.Module):
                         ends.callback(weight.register_forward_hook(_Made(name)).remove)
-            self._forwards = [(each, self._forward(each, batch)) for each in self._models for batch in self._batches]
+            pool = ActivationPool(self._in_memory, ends.enter_context(SlotFile()))
+            activations = [Activations(pool) for _ in self._batches]
+            self._forwards = [
+                (each, self._forward(each, batch, own))
+                for each in self._models
+                for batch, own in zip(self._batches, activations, strict=True)
+            ]
             for _, forward in self._forwards:
                 ends.callback(forward.close)
             self._ends = ends.pop_all()
@@ -115,9 +127,9 @@ class Lockstep:
             for (_, forward), there, waiting in zip(self._forwards, present, here, strict=True)
         ]
 
-    def _forward(self, watched: Watched, batch: Batch) -> ForwardThread:
+    def _forward(self, watched: Watched, batch: Batch, activations: Activations) -> ForwardThread:
         given = prepared(watched.model, batch)
-        forward = ForwardThread(watched.model, given, self._stops, self._precision)
+        forward = ForwardThread(watched.model, given, self._stops, self._precision, activations)
         for name, weight in watched.weights.items():
             if isinstance(weight, Tensor):
                 forward.set_weight(name, weight)
@@ -138,6 +150,11 @@ class _Made:
         forward = threading.current_thread()
         if isinstance(forward, ForwardThread):
             forward.set_weight(self._name, made)
+
+
+def _size_of_moments(plan: Plan) -> int:
+    """Return how many bytes the second moments of the widest weight input have in float64."""
+    return 8 * max((plan.dim_of(each).size for each in plan.weight_inputs), default=0) ** 2
 
 
 def are_same(before: Sequence[Operand | None], now: Sequence[Operand | None]) -> bool:

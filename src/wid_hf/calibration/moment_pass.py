@@ -94,10 +94,12 @@ def gather_moments(
     seen = first_tokens(batches, most)
     positions = 0
     covariance: Covariance | None = None
+    moments: InputMoments | None = None
     previous: Operands = []
     with Lockstep([Watched(teacher, trace.weights)], seen, plan, inputs, precision) as lockstep:
         for place, (operands,) in progress_bar(lockstep, "Gathering the teacher's moments", len(stops)):
             if covariance is None or not are_same(previous, operands):
+                covariance = moments = None  # large: not two at once
                 covariance = _covariance(operands)
                 positions = max(positions, covariance.count)
             previous = operands
@@ -117,7 +119,7 @@ def _needed(plan: Plan, gatherers: Sequence[Gatherer]) -> list[Landmark]:
 def _covariance(operands: Operands) -> Covariance:
     present = [operand for operand in operands if operand is not None]
     first = present[0]
-    covariance = Covariance(first.tensor.shape[first.axis], first.tensor.device)
+    covariance = Covariance(first.size, first.held.device)
     for operand in present:
         covariance.add(operand.rows)
     if not covariance.about_mean.isfinite().all():

@@ -60,7 +60,7 @@ def paired_moments(
             _refuse_infinite(bool(x.sum().isfinite()), bool(y.sum().isfinite()))
             continue
         if regression.count < ENOUGH * size:
-            few.append((x, y))
+            few.append((x.clone(), y.clone()))  # operands of other batches are looked at before them
         regression.add(x, y)
     if regression is None:
         return None

@@ -230,4 +230,4 @@ def _batch(
 def _same_positions(mine: Operand, theirs: Operand, pairs: Sequence[Pair]) -> bool:
     """Return whether sums and inputs of teacher and student have the same positions, in memory as in order."""
     everything = [mine, theirs, *(operand for pair in pairs for operand in pair)]
-    return len({operand.positions for operand in everything}) == 1 and theirs.tensor.is_contiguous()
+    return len({operand.positions for operand in everything}) == 1 and theirs.held.is_contiguous()

@@ -6,9 +6,7 @@ on held-out positions. Called by `reconstruction`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,8 +15,6 @@ from .moments import LinearFit, Regression
 
 FOLDS = 4
 WEIGHTS = (100.0, 10.0, 1.0, 0.1)
-
-Fitting = Callable[[Tensor, Tensor], LinearFit]
 
 
 @dataclass(frozen=True)
@@ -37,11 +33,11 @@ class Known:
     ridge: float
     enough: int
 
-    def without_positions(self, intercept: bool) -> LinearFit:
-        """Return the fit without the few positions."""
+    def without_positions(self, y: Tensor, intercept: bool) -> Tensor:
+        """Return what the fit without the few positions makes of `y (p, k)`: `(p, n)`."""
         if self.prior is None:
-            return LinearFit(self.start.double(), torch.zeros_like(self.start[:, 0], dtype=torch.float64))
-        return self.prior.solve(self.start, self.ridge, intercept)
+            return y.double() @ self.start.double().T
+        return self.prior.predicted(self.start, self.ridge, intercept, y)
 
     def shifted(self, x: Tensor, y: Tensor, intercept: bool) -> LinearFit:
         """Return the start's columns with the constant that fits `x (p, n)` to `y (p, k)` best."""
@@ -50,13 +46,40 @@ class Known:
         offset = means[0] - columns @ means[1]
         return LinearFit(columns, offset if intercept else torch.zeros_like(offset))
 
-    def fitted(self, x: Tensor, y: Tensor, weight: float, intercept: bool) -> LinearFit:
-        """Return the fit of `x (p, n)` to `y (p, k)`, with `weight * enough` more positions from the earlier fit."""
+    def with_positions(self, x: Tensor, y: Tensor, trust: float) -> tuple[Regression, float]:
+        """Return the moments of `x (p, n)` and `y (p, k)` with `trust * enough` more positions from the earlier fit.
+
+        The second is the ridge strength for them.
+        """
         seen = Regression(x.shape[1], y.shape[1], x.device)
         seen.add(x, y)
         if self.prior is None:
-            return seen.solve(self.start, weight * self.enough / seen.count, intercept)
-        return seen.filled(self.prior, round(weight * self.enough)).solve(self.start, self.ridge, intercept)
+            return seen, trust * self.enough / seen.count
+        return seen.filled(self.prior, round(trust * self.enough)), self.ridge
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """One way to fit the few positions: by how much the earlier fit is trusted, or with another constant alone."""
+
+    known: Known
+    intercept: bool
+    trust: float | None
+
+    def whole(self, x: Tensor, y: Tensor) -> LinearFit:
+        """Return the fit of all positions."""
+        if self.trust is None:
+            return self.known.shifted(x, y, self.intercept)
+        moments, ridge = self.known.with_positions(x, y, self.trust)
+        return moments.solve(self.known.start, ridge, self.intercept)
+
+    def held_out(self, x: Tensor, y: Tensor, out: Tensor) -> Tensor:
+        """Return what the fit of the positions that are not `out (p,)` makes of `y` at those that are."""
+        if self.trust is None:
+            fit = self.known.shifted(x[~out], y[~out], self.intercept)
+            return y[out].to(fit.columns) @ fit.columns.T + fit.offset
+        moments, ridge = self.known.with_positions(x[~out], y[~out], self.trust)
+        return moments.predicted(self.known.start, ridge, self.intercept, y[out])
 
 
 def fit_few(x: Tensor, y: Tensor, weight: Tensor, known: Known, intercept: bool) -> LinearFit | None:
@@ -78,26 +101,25 @@ def fit_few(x: Tensor, y: Tensor, weight: Tensor, known: Known, intercept: bool)
     x, y = (rows.to(torch.promote_types(rows.dtype, torch.float32)) for rows in (x, y))
     if min(FOLDS, len(x)) < 2:
         return None
-    fits: list[Fitting] = [partial(known.fitted, weight=trust, intercept=intercept) for trust in WEIGHTS]
-    fits.append(partial(known.shifted, intercept=intercept))
+    weight = weight.to(x.device, torch.float64)
+    fits = [_Fit(known, intercept, trust) for trust in (*WEIGHTS, None)]
     errors = [_held_out_errors(x, y, weight, fit) for fit in fits]
-    without = _errors(x, y, weight, known.without_positions(intercept))
+    without = _errors(x, known.without_positions(y, intercept), weight)
     best = min(errors, key=lambda each: float(each.mean()))
     most = best.mean() + best.std() / len(x) ** 0.5
     if without.mean() <= most:
         return None
-    return next(fit(x, y) for fit, each in zip(fits, errors, strict=True) if each.mean() <= most)
+    return next(fit.whole(x, y) for fit, each in zip(fits, errors, strict=True) if each.mean() <= most)
 
 
-def _held_out_errors(x: Tensor, y: Tensor, weight: Tensor, fit: Fitting) -> Tensor:
+def _held_out_errors(x: Tensor, y: Tensor, weight: Tensor, fit: _Fit) -> Tensor:
     """Return the error at every position when held out `(p,)`."""
     parts = min(FOLDS, len(x))
     order = torch.arange(len(x), device=x.device)
     held_out = [order % parts == part for part in range(parts)]
-    return torch.cat([_errors(x[out], y[out], weight, fit(x[~out], y[~out])) for out in held_out])
+    return torch.cat([_errors(x[out], fit.held_out(x, y, out), weight) for out in held_out])
 
 
-def _errors(x: Tensor, y: Tensor, weight: Tensor, fit: LinearFit) -> Tensor:
-    """Return per position the squared error of the weight's output when the student's input is mapped by `fit`."""
-    left = x.to(fit.columns) - y.to(fit.columns) @ fit.columns.T - fit.offset
-    return (left @ weight.to(left).T).square().sum(1)
+def _errors(x: Tensor, made: Tensor, weight: Tensor) -> Tensor:
+    """Return per position the squared error of the weight's output when its input is `made (p, n)` instead of `x`."""
+    return ((x.to(made) - made) @ weight.to(made).T).square().sum(1)
