@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections import defaultdict
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 
 import torch
@@ -78,7 +79,7 @@ class SlotFile:
     def _descriptor(self) -> int:
         if self._file is None:
             self._file, path = tempfile.mkstemp(prefix="wid_hf-calibration-")
-            os.unlink(path)
+            Path(path).unlink()
         return self._file
 
 
