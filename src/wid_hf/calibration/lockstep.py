@@ -25,6 +25,8 @@ from .forward_thread import ForwardThread, Operand
 from .precision import Precision
 from .slots import SlotFile
 
+LEAST = 64 << 20  # bytes of activations in memory: of a small model files would save nothing that counts
+
 Operands = Sequence[Operand | None]
 """For each batch the operand in one model's forward; None for a forward that does not reach the landmark."""
 
@@ -52,7 +54,7 @@ class Lockstep:
         stops: those to stop at; after the last one no forward continues.
         precision: of the forwards.
         in_memory: bytes of activations that may be in memory beside those of one batch; the others lie in temporary
-            files. By default as many as the second moments of the widest weight input take.
+            files. By default as many as the second moments of the widest weight input take, and 64 MiB at least.
 
     Raises:
         DataError: the forward of a model raised on a batch.
@@ -67,7 +69,7 @@ class Lockstep:
         precision: Precision,
         in_memory: int | None = None,
     ) -> None:
-        self._in_memory = _size_of_moments(plan) if in_memory is None else in_memory
+        self._in_memory = max(LEAST, _size_of_moments(plan)) if in_memory is None else in_memory
         self._models = models
         self._batches = batches
         wanted = frozenset(stops)

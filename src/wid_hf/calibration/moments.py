@@ -55,7 +55,7 @@ class Covariance:
 
     def matrix(self, centred: bool) -> Tensor:
         """Return the covariance `(n, n)`, or the second moments about zero."""
-        covariance = self.about_mean / max(self.count, 1)
+        covariance = symmetric(self.about_mean / max(self.count, 1))
         return covariance if centred else covariance.addr_(self.mean, self.mean)
 
 
@@ -206,7 +206,7 @@ class Regression:
 
     def _moments(self, centred: bool) -> tuple[Tensor, Tensor, Tensor]:
         weight = self.weight or 1
-        cross, second, energy = self.cross / weight, self.second / weight, self.energy / weight
+        cross, second, energy = self.cross / weight, symmetric(self.second / weight), self.energy / weight
         if not centred:
             cross.addr_(self.teacher, self.student)
             second.addr_(self.student, self.student)
@@ -222,12 +222,18 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def add_gram(total: Tensor, rows: Tensor) -> None:
-    """Add `rows^T rows (n, n)` to a symmetric sum in float64, forming the half above the diagonal only."""
+    """Add `rows^T rows (n, n)` to a sum in float64 of which the half above the diagonal counts; see `symmetric`."""
     for start in range(0, rows.shape[1], PANEL):
+        part = slice(start, start + PANEL)
+        total[part, start:].add_((rows[:, part].T @ rows[:, start:]).to(total))
+
+
+def symmetric(total: Tensor) -> Tensor:
+    """Copy what is above the diagonal of `total (n, n)` below it, in place, and return it."""
+    for start in range(0, len(total), PANEL):
         part, behind = slice(start, start + PANEL), slice(start + PANEL, None)
-        product = (rows[:, part].T @ rows[:, start:]).to(total)
-        total[part, start:].add_(product)
-        total[behind, part].add_(product[:, PANEL:].T)
+        total[behind, part].copy_(total[part, behind].T)
+    return total
 
 
 def _share(missed: Tensor, energy: Tensor) -> float:
