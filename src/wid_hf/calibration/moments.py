@@ -174,6 +174,15 @@ class Regression:
         found.energy = self.energy + share * prior.energy
         return found
 
+    def through(self, weight: Tensor) -> Regression:
+        """Return the moments of the product of `weight (m, n)` with the teacher's indices; its energy is not known."""
+        weight = weight.to(self.cross)
+        found = Regression(0, 0, self.energy.device)
+        found.count, found.weight = self.count, self.weight
+        found.teacher, found.student = weight @ self.teacher, self.student
+        found.cross, found.second, found.energy = weight @ self.cross, self.second, self.energy * nan
+        return found
+
     def scales(self, columns: Tensor, ridge: float) -> Tensor:
         """Return `argmin E|x_teacher - C (f * x_student)|^2 + r |f - 1|^2 (k,)`: one factor per index of the student.
 

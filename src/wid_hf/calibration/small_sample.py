@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .moments import LinearFit, Regression
+from .moments import LinearFit, Regression, full, place_of
 
 FOLDS = 4
 WEIGHTS = (100.0, 10.0, 1.0, 0.1)
@@ -39,6 +39,14 @@ class Known:
             return y.double() @ self.start.double().T
         return self.prior.predicted(self.start, self.ridge, intercept, y)
 
+    def through(self, weight: Tensor) -> Known:
+        """Return what is known of the output of `weight (m, n)`: a fit of that is the weight's product with one of x.
+
+        There are fewer outputs than inputs where it matters, behind a wide block.
+        """
+        prior = self.prior.through(weight) if self.prior is not None else None
+        return Known(weight @ self.start.to(weight), prior, self.ridge, self.enough)
+
     def shifted(self, x: Tensor, y: Tensor, intercept: bool) -> LinearFit:
         """Return the start's columns with the constant that fits `x (p, n)` to `y (p, k)` best."""
         columns = self.start.double()
@@ -46,40 +54,11 @@ class Known:
         offset = means[0] - columns @ means[1]
         return LinearFit(columns, offset if intercept else torch.zeros_like(offset))
 
-    def with_positions(self, x: Tensor, y: Tensor, trust: float) -> tuple[Regression, float]:
-        """Return the moments of `x (p, n)` and `y (p, k)` with `trust * enough` more positions from the earlier fit.
-
-        The second is the ridge strength for them.
-        """
-        seen = Regression(x.shape[1], y.shape[1], x.device)
-        seen.add(x, y)
+    def with_positions(self, seen: Regression, trust: float) -> tuple[Regression, float]:
+        """Return the moments of positions with `trust * enough` more from the earlier fit, and their ridge strength."""
         if self.prior is None:
             return seen, trust * self.enough / seen.count
         return seen.filled(self.prior, round(trust * self.enough)), self.ridge
-
-
-@dataclass(frozen=True)
-class _Fit:
-    """One way to fit the few positions: by how much the earlier fit is trusted, or with another constant alone."""
-
-    known: Known
-    intercept: bool
-    trust: float | None
-
-    def whole(self, x: Tensor, y: Tensor) -> LinearFit:
-        """Return the fit of all positions."""
-        if self.trust is None:
-            return self.known.shifted(x, y, self.intercept)
-        moments, ridge = self.known.with_positions(x, y, self.trust)
-        return moments.solve(self.known.start, ridge, self.intercept)
-
-    def held_out(self, x: Tensor, y: Tensor, out: Tensor) -> Tensor:
-        """Return what the fit of the positions that are not `out (p,)` makes of `y` at those that are."""
-        if self.trust is None:
-            fit = self.known.shifted(x[~out], y[~out], self.intercept)
-            return y[out].to(fit.columns) @ fit.columns.T + fit.offset
-        moments, ridge = self.known.with_positions(x[~out], y[~out], self.trust)
-        return moments.predicted(self.known.start, ridge, self.intercept, y[out])
 
 
 def fit_few(x: Tensor, y: Tensor, weight: Tensor, known: Known, intercept: bool) -> LinearFit | None:
@@ -98,28 +77,45 @@ def fit_few(x: Tensor, y: Tensor, weight: Tensor, known: Known, intercept: bool)
         known: the fit so far, and its moments.
         intercept: whether there is a bias that can take over a constant.
     """
-    x, y = (rows.to(torch.promote_types(rows.dtype, torch.float32)) for rows in (x, y))
+    x, y = full(x), full(y)
     if min(FOLDS, len(x)) < 2:
         return None
-    weight = weight.to(x.device, torch.float64)
-    fits = [_Fit(known, intercept, trust) for trust in (*WEIGHTS, None)]
-    errors = [_held_out_errors(x, y, weight, fit) for fit in fits]
-    without = _errors(x, known.without_positions(y, intercept), weight)
-    best = min(errors, key=lambda each: float(each.mean()))
+    weight = weight.to(place_of(x.device), torch.float64)
+    outputs, of_outputs = x.to(weight) @ weight.T, known.through(weight)
+    errors = _held_out_errors(outputs, y, of_outputs, intercept)
+    without = _squares(outputs - of_outputs.without_positions(y, intercept))
+    best = min(errors.values(), key=lambda each: float(each.mean()))
     most = best.mean() + best.std() / len(x) ** 0.5
     if without.mean() <= most:
         return None
-    return next(fit.whole(x, y) for fit, each in zip(fits, errors, strict=True) if each.mean() <= most)
+    trust = next(trust for trust, each in errors.items() if each.mean() <= most)
+    if trust is None:
+        return known.shifted(x, y, intercept)
+    moments, ridge = known.with_positions(_seen(x, y), trust)
+    return moments.solve(known.start, ridge, intercept)
 
 
-def _held_out_errors(x: Tensor, y: Tensor, weight: Tensor, fit: _Fit) -> Tensor:
-    """Return the error at every position when held out `(p,)`."""
+def _held_out_errors(x: Tensor, y: Tensor, known: Known, intercept: bool) -> dict[float | None, Tensor]:
+    """Return the error at every position when held out `(p,)`, by trust; None is the start with another constant."""
     parts = min(FOLDS, len(x))
-    order = torch.arange(len(x), device=x.device)
-    held_out = [order % parts == part for part in range(parts)]
-    return torch.cat([_errors(x[out], fit.held_out(x, y, out), weight) for out in held_out])
+    order = torch.arange(len(x), device=x.device) % parts
+    found: dict[float | None, list[Tensor]] = {trust: [] for trust in (*WEIGHTS, None)}
+    for part in range(parts):
+        out = order == part
+        seen, wanted, given = _seen(x[~out].to(y), y[~out]), x[out], y[out]
+        for trust in WEIGHTS:
+            moments, ridge = known.with_positions(seen, trust)
+            found[trust].append(_squares(wanted - moments.predicted(known.start, ridge, intercept, given)))
+        fit = known.shifted(x[~out], y[~out], intercept)
+        found[None].append(_squares(wanted - given.to(fit.columns) @ fit.columns.T - fit.offset))
+    return {trust: torch.cat(each) for trust, each in found.items()}
 
 
-def _errors(x: Tensor, made: Tensor, weight: Tensor) -> Tensor:
-    """Return per position the squared error of the weight's output when its input is `made (p, n)` instead of `x`."""
-    return ((x.to(made) - made) @ weight.to(made).T).square().sum(1)
+def _seen(x: Tensor, y: Tensor) -> Regression:
+    found = Regression(x.shape[1], y.shape[1], x.device)
+    found.add(x, y)
+    return found
+
+
+def _squares(missed: Tensor) -> Tensor:
+    return missed.square().sum(1)
