@@ -119,3 +119,19 @@ def test_positions_that_lack_are_filled_up_with_how_others_are_related() -> None
     assert torch.allclose(columns.columns, exact, atol=1e-8)
     assert torch.allclose(columns.offset, (teacher[:8] + 5).mean(0) - exact @ (student[:8] - 1).mean(0), atol=1e-8)
     assert torch.allclose(few.filled(prior, 0).solve(exact, 1e-3, True).columns, few.solve(exact, 1e-3, True).columns)
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+def test_rows_and_errors_of_a_fit_are_those_of_its_columns(intercept: bool) -> None:
+    g = torch.Generator().manual_seed(0)
+    student = torch.randn(60, 7, generator=g, dtype=torch.float64) + 1
+    teacher = student @ torch.randn(7, 9, generator=g, dtype=torch.float64) + torch.randn(60, 9, generator=g).double()
+    start, weight = (torch.randn(*shape, generator=g, dtype=torch.float64) for shape in ((9, 7), (4, 9)))
+    moments = Regression(9, 7, student.device)
+    moments.add(teacher, student)
+    fit = moments.solve(start, 0.1, intercept)
+    made = student[:5] @ fit.columns.T + fit.offset
+    assert torch.allclose(moments.predicted(start, 0.1, intercept, student[:5]), made)
+    through = moments.through(weight)
+    assert torch.allclose(through.predicted(weight @ start, 0.1, intercept, student[:5]), made @ weight.T)
+    assert fit.error == pytest.approx(moments.error(fit.columns, intercept))

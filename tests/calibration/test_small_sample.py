@@ -44,7 +44,7 @@ def test_positions_lean_on_the_moments_of_the_latest_lift(seed: int) -> None:
     known = Known(torch.zeros_like(true), prior, 1e-4, 40)
     lift = fit_few(teacher, few, READER, known, True)
     assert lift is not None
-    assert missed(lift.columns) < 0.8 * missed(known.without_positions(True).columns)
+    assert missed(lift.columns) < 0.8 * missed(prior.solve(known.start, 1e-4, True).columns)
 
 
 def test_positions_that_tell_nothing_leave_the_known_alone() -> None:
@@ -83,4 +83,17 @@ def test_a_good_start_stays_where_earlier_positions_were_of_another_kind(seed: i
     assert fit is not None
     torch.testing.assert_close(fit.columns, true)
     torch.testing.assert_close(fit.offset, torch.full((9,), 4.0).double(), rtol=0, atol=0.2)
-    assert missed(fit.columns) < 0.1 * missed(known.without_positions(True).columns)
+    assert missed(fit.columns) < 0.1 * missed(prior.solve(known.start, 1e-4, True).columns)
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+def test_float32_positions_have_the_fit_of_float64_ones(intercept: bool) -> None:
+    many, student, true = made(400, 0.1, 50)
+    prior = Regression(9, 20, many.device)
+    prior.add(many + 0.3 * student[:, :9], student)
+    teacher, few, _ = made(30, 0.1, 0)
+    known = Known(torch.zeros_like(true), prior, 1e-4, 40)
+    exact = fit_few(teacher, few, READER, known, intercept)
+    found = fit_few(teacher.float(), few.float(), READER.float(), known, intercept)
+    assert exact is not None and found is not None
+    assert torch.allclose(found.columns, exact.columns, atol=1e-4)

@@ -61,28 +61,60 @@ def block_subset(covariances: Sequence[Tensor], grams: Sequence[Tensor], size: i
     Returns:
         Sorted block numbers `(count,)`.
     """
+    parts = [_Rest(covariance, gram, size) for covariance, gram in zip(covariances, grams, strict=True)]
     kept: list[int] = []
     for _ in range(count):
-        gains = torch.full((size,), -torch.inf, dtype=torch.float64)
-        for block in sorted(set(range(size)) - set(kept)):
-            gains[block] = sum(
-                _explained(covariance, gram, [*kept, block], size)
-                for covariance, gram in zip(covariances, grams, strict=True)
-            )
+        gains = torch.stack([part.gains() for part in parts]).sum(0).cpu()
+        gains[kept] = -torch.inf
         kept.append(_first_largest(gains))
+        for part in parts:
+            part.choose(kept[-1])
     return torch.tensor(sorted(kept))
 
 
-def _explained(covariance: Tensor, gram: Tensor, chosen: list[int], size: int) -> float:
-    """Return the share of `tr(W S W^T)` that regression on the chosen blocks explains."""
-    width = len(covariance) // size
-    inside = torch.cat([torch.arange(block * width, (block + 1) * width) for block in chosen])
-    across = covariance[inside]
-    own = across[:, inside]
-    ridge = RELATIVE_EPS * own.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny)
-    factor = torch.linalg.cholesky_ex(own + ridge * torch.eye(len(own), dtype=own.dtype, device=own.device)).L
-    explained = (torch.cholesky_solve(across @ gram, factor) * across).sum()
-    return float(explained / (gram * covariance).sum().clamp(min=torch.finfo(torch.float64).tiny))
+class _Rest:
+    """What regression on the blocks chosen so far leaves of a weight's input.
+
+    Choosing a block subtracts a matrix of a block's rank from the covariance R of what is left, and one of three times
+    that from `R W^T W R`, from which follows what every other block would explain.
+
+    Args:
+        covariance: S `(n, n)`.
+        gram: `W^T W (n, n)`.
+        size: number of blocks.
+    """
+
+    def __init__(self, covariance: Tensor, gram: Tensor, size: int) -> None:
+        self._size, self._width = size, len(covariance) // size
+        self._gram = gram
+        self._left = covariance.clone()
+        self._seen = covariance @ gram @ covariance
+        tiny = torch.finfo(torch.float64).tiny
+        self._ridge = (RELATIVE_EPS * covariance.diagonal().mean()).clamp(min=tiny)
+        self._energy = (gram * covariance).sum().clamp(min=tiny)
+
+    def gains(self) -> Tensor:
+        """Return for each block the share of `tr(W S W^T)` that it would explain of what is left `(size,)`."""
+        explained = torch.linalg.solve(self._regular(self._blocks(self._left)), self._blocks(self._seen))
+        return explained.diagonal(dim1=1, dim2=2).sum(1) / self._energy
+
+    def choose(self, block: int) -> None:
+        """Explain everything by this block as well."""
+        part = slice(block * self._width, (block + 1) * self._width)
+        root = torch.linalg.cholesky(self._regular(self._left[part, part]))
+        rows = torch.linalg.solve_triangular(root, self._left[part], upper=False)  # R loses rows^T rows
+        read = rows @ self._gram
+        across = (read @ self._left).T @ rows
+        self._seen -= across + across.T - rows.T @ (read @ rows.T) @ rows
+        self._left -= rows.T @ rows
+
+    def _blocks(self, matrix: Tensor) -> Tensor:
+        """Return the blocks on the diagonal `(size, width, width)`."""
+        grid = matrix.view(self._size, self._width, self._size, self._width)
+        return torch.einsum("ijik->ijk", grid)
+
+    def _regular(self, moments: Tensor) -> Tensor:
+        return moments + self._ridge * torch.eye(self._width, dtype=moments.dtype, device=moments.device)
 
 
 def _first_largest(values: Tensor) -> int:

@@ -94,10 +94,12 @@ def gather_moments(
     seen = first_tokens(batches, most)
     positions = 0
     covariance: Covariance | None = None
+    moments: InputMoments | None = None
     previous: Operands = []
     with Lockstep([Watched(teacher, trace.weights)], seen, plan, inputs, precision) as lockstep:
         for place, (operands,) in progress_bar(lockstep, "Gathering the teacher's moments", len(stops)):
             if covariance is None or not are_same(previous, operands):
+                covariance = moments = None  # large: not two at once
                 covariance = _covariance(operands)
                 positions = max(positions, covariance.count)
             previous = operands

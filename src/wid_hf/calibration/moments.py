@@ -8,6 +8,7 @@ and added up in float64 (Chan, Golub and LeVeque 1979, who show that this avoids
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import nan
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from torch import Tensor
 from ..arithmetic import place_of
 
 TINY = 1e-30
+PANEL = 1024  # rows of a product that are formed at once: what is added up has room for little beside it
+SPARSE = 8  # a matrix with fewer than one entry in so many is multiplied entry by entry
 
 
 def full(tensor: Tensor) -> Tensor:
@@ -40,7 +43,7 @@ class Covariance:
         if not len(rows):
             return
         mean, rows = _centred(rows)
-        self.about_mean += (rows.T @ rows).to(self.mean)
+        add_gram(self.about_mean, rows)
         count = self.count + len(rows)
         step = mean.to(self.mean) - self.mean
         self.about_mean.addr_(step, step, alpha=self.count * len(rows) / count)
@@ -49,16 +52,21 @@ class Covariance:
 
     def matrix(self, centred: bool) -> Tensor:
         """Return the covariance `(n, n)`, or the second moments about zero."""
-        covariance = self.about_mean / max(self.count, 1)
-        return covariance if centred else covariance + torch.outer(self.mean, self.mean)
+        covariance = symmetric(self.about_mean / max(self.count, 1))
+        return covariance if centred else covariance.addr_(self.mean, self.mean)
 
 
 @dataclass(frozen=True)
 class LinearFit:
-    """The affine map `x_teacher = columns @ x_student + offset`: `(n, k)` and `(n,)`."""
+    """The affine map `x_teacher = columns @ x_student + offset`: `(n, k)` and `(n,)`.
+
+    `error` is the share of the teacher's energy that it misses on the moments that it was solved from, as in
+    `Regression.error`; NaN if it comes from elsewhere.
+    """
 
     columns: Tensor
     offset: Tensor
+    error: float = nan
 
 
 class Regression:
@@ -81,25 +89,29 @@ class Regression:
         weight = float(len(teacher) if weights is None else weights.sum())
         (mean, teacher), (other, student) = _centred(teacher, weights), _centred(student, weights)
         energy = teacher.square().sum().to(self.energy)
-        cross, second = (product.to(self.cross) for product in (teacher.T @ student, student.T @ student))
-        self._join(len(teacher), weight, (mean.to(self.teacher), other.to(self.student)), (cross, second, energy))
+        add_product(self.cross, teacher, student)
+        add_gram(self.second, student)
+        self.energy.add_(energy)
+        self._join(len(teacher), weight, (mean.to(self.teacher), other.to(self.student)))
 
     def __iadd__(self, new: Regression) -> Regression:
-        self._join(new.count, new.weight, (new.teacher, new.student), (new.cross, new.second, new.energy))
+        self.cross.add_(new.cross)
+        self.second.add_(new.second)
+        self.energy.add_(new.energy)
+        self._join(new.count, new.weight, (new.teacher, new.student))
         return self
 
-    def _join(self, count: int, weight: float, means: tuple[Tensor, Tensor], about: tuple[Tensor, ...]) -> None:
-        """Add `count` positions by their means, and by their cross and second moments and energy about these."""
+    def _join(self, count: int, weight: float, means: tuple[Tensor, Tensor]) -> None:
+        """Join the means of `count` positions, whose moments about these means have been added, with those so far."""
         self.count += count
         total = self.weight + weight
         if not total:
             return
         share = weight / total
         teacher, student = means[0] - self.teacher, means[1] - self.student
-        cross, second, energy = about
-        self.cross.add_(cross).addr_(teacher, student, alpha=self.weight * share)
-        self.second.add_(second).addr_(student, student, alpha=self.weight * share)
-        self.energy.add_(energy).add_(teacher.square().sum(), alpha=self.weight * share)
+        self.cross.addr_(teacher, student, alpha=self.weight * share)
+        self.second.addr_(student, student, alpha=self.weight * share)
+        self.energy.add_(teacher.square().sum(), alpha=self.weight * share)
         self.teacher.add_(teacher, alpha=share)
         self.student.add_(student, alpha=share)
         self.weight = total
@@ -119,14 +131,31 @@ class Regression:
             ridge: strength, a share of the mean variance.
             intercept: whether there is a `c0`; otherwise it is zero.
         """
-        cross, second, _ = self._moments(intercept)
-        start = start.to(second)
-        strength = ridge * second.diagonal().mean()
-        columns = start
+        cross, second, energy = self._moments(intercept)
+        columns = start = start.to(second)
+        strength = float(ridge * second.diagonal().mean())
+        missed = energy
         if strength > TINY:  # otherwise the activations never vary
-            columns = start + _ridged(second, float(strength), (cross - start @ second).T).T
+            columns = _ridged(second, strength, (cross + strength * start).T).T
+            # `columns @ second` is `cross + strength * (start - columns)`: the error needs no further product.
+            missed = energy - (columns * cross).sum() + strength * (columns * (start - columns)).sum()
         offset = self.teacher - columns @ self.student if intercept else torch.zeros_like(self.teacher)
-        return LinearFit(columns, offset)
+        return LinearFit(columns, offset, _share(missed, energy))
+
+    def predicted(self, start: Tensor, ridge: float, intercept: bool, student: Tensor) -> Tensor:
+        """Return what the fit of `solve` makes of the student's `(rows, k)`: `(rows, n)`, float64.
+
+        It solves for the rows alone, which for few rows takes less than the fit itself.
+        """
+        cross, second, _ = self._moments(intercept)
+        start, rows = start.to(second), student.to(second)
+        strength = float(ridge * second.diagonal().mean())
+        about = rows - self.student if intercept else rows
+        made = about @ start.T
+        if strength > TINY:
+            weights = _ridged(second, strength, about.T).T
+            made = weights @ cross.T + strength * (weights @ start.T)
+        return made + self.teacher if intercept else made
 
     def filled(self, prior: Regression, count: int) -> Regression:
         """Return these moments as if `count` more positions with the covariances of `prior` had been seen.
@@ -140,6 +169,15 @@ class Regression:
         found.cross = self.cross + share * prior.cross
         found.second = self.second + share * prior.second
         found.energy = self.energy + share * prior.energy
+        return found
+
+    def through(self, weight: Tensor) -> Regression:
+        """Return the moments of the product of `weight (m, n)` with the teacher's indices; its energy is not known."""
+        weight = weight.to(self.cross)
+        found = Regression(0, 0, self.energy.device)
+        found.count, found.weight = self.count, self.weight
+        found.teacher, found.student = weight @ self.teacher, self.student
+        found.cross, found.second, found.energy = weight @ self.cross, self.second, self.energy * nan
         return found
 
     def scales(self, columns: Tensor, ridge: float) -> Tensor:
@@ -169,24 +207,57 @@ class Regression:
         """
         cross, second, energy = self._moments(intercept)
         columns = columns.to(second)
-        left = energy - 2 * (columns * cross).sum() + ((columns @ second) * columns).sum()
-        return float((left / energy).clamp(min=0)) if energy > TINY else 0.0
+        left = energy - 2 * (columns * cross).sum() + (_times(columns, second) * columns).sum()
+        return _share(left, energy)
 
     def _moments(self, centred: bool) -> tuple[Tensor, Tensor, Tensor]:
         weight = self.weight or 1
-        cross, second, energy = self.cross / weight, self.second / weight, self.energy / weight
+        cross, second, energy = self.cross / weight, symmetric(self.second / weight), self.energy / weight
         if not centred:
-            cross = cross + torch.outer(self.teacher, self.student)
-            second = second + torch.outer(self.student, self.student)
+            cross.addr_(self.teacher, self.student)
+            second.addr_(self.student, self.student)
             energy = energy + self.teacher.square().sum()
         return cross, second, energy
 
 
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add `left^T right (n, k)` of rows `(rows, n)` and `(rows, k)` to a sum in float64."""
+    for start in range(0, left.shape[1], PANEL):
+        part = slice(start, start + PANEL)
+        total[part].add_((left[:, part].T @ right).to(total))
+
+
+def add_gram(total: Tensor, rows: Tensor) -> None:
+    """Add `rows^T rows (n, n)` to a sum in float64 of which the half above the diagonal counts; see `symmetric`."""
+    for start in range(0, rows.shape[1], PANEL):
+        part = slice(start, start + PANEL)
+        total[part, start:].add_((rows[:, part].T @ rows[:, start:]).to(total))
+
+
+def symmetric(total: Tensor) -> Tensor:
+    """Copy what is above the diagonal of `total (n, n)` below it, in place, and return it."""
+    for start in range(0, len(total), PANEL):
+        part, behind = slice(start, start + PANEL), slice(start + PANEL, None)
+        total[behind, part].copy_(total[part, behind].T)
+    return total
+
+
+def _share(missed: Tensor, energy: Tensor) -> float:
+    return float((missed / energy).clamp(min=0)) if energy > TINY else 0.0
+
+
+def _times(columns: Tensor, second: Tensor) -> Tensor:
+    """Return `columns @ second`: a start selects, or turns inside heads, and then has few entries."""
+    if SPARSE * columns.count_nonzero() < columns.numel():
+        return columns.to_sparse() @ second
+    return columns @ second
+
+
 def _ridged(second: Tensor, strength: float, right: Tensor) -> Tensor:
     """Return `(second + strength)^-1 right`; directions that are singular up to rounding count as singular."""
-    factor, failed = torch.linalg.cholesky_ex(
-        second + strength * torch.eye(len(second), dtype=second.dtype, device=second.device)
-    )
+    regular = second.clone()
+    regular.diagonal().add_(strength)
+    factor, failed = torch.linalg.cholesky_ex(regular)
     if not failed:
         return torch.cholesky_solve(right, factor)
     values, vectors = torch.linalg.eigh(second)

@@ -106,20 +106,29 @@ class NormScale:
         table = as_matrix(self._weights[weight_input.weight], weight_input.axis)
         bias = self._weights[weight_input.bias] if weight_input.bias is not None else None
         columns = self._columns(weight_input)
-        x, y = (
-            torch.cat([operand.rows for operand in operands if operand is not None]) for operands in (teacher, student)
-        )
-        count = min(len(x), COMPARED)
-        some = torch.arange(count, device=x.device) * (len(x) - 1) // max(count - 1, 1)  # evenly, both ends included
-        without, scaled = (
-            divergence(table, bias, x[some], y[some], each) for each in (columns, columns * factors.to(columns))
-        )
+        x, y = (_some_rows(operands) for operands in (teacher, student))
+        without, scaled = (divergence(table, bias, x, y, each) for each in (columns, columns * factors.to(columns)))
         return scaled < without
 
     def _columns(self, weight_input: WeightInput) -> Tensor:
         compactor = _compactor(self._folded, weight_input)
         assert compactor is not None  # `scaled_inputs` made sure
         return compactor.matrix.detach().T
+
+
+def _some_rows(operands: Operands) -> Tensor:
+    """Return `COMPARED` rows of all batches, evenly, both ends included."""
+    present = [operand for operand in operands if operand is not None]
+    counts = [operand.positions[1] for operand in present]
+    count = min(sum(counts), COMPARED)
+    wanted = torch.arange(count) * (sum(counts) - 1) // max(count - 1, 1)
+    found = []
+    for operand, size in zip(present, counts, strict=True):
+        own = wanted[(wanted >= 0) & (wanted < size)]
+        if len(own):
+            found.append(operand.rows[own.to(operand.tensor.device)])
+        wanted = wanted - size
+    return torch.cat(found)
 
 
 def scaled_inputs(plan: Plan, folded_weights: Mapping[str, FoldedWeight]) -> dict[int, tuple[str, ...]]:

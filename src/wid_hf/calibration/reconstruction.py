@@ -210,7 +210,9 @@ class _Columns:
         if moments is None or not self._measured:
             return InputReconstruction.of(self._plan, at, moments.count if moments else 0, nan, nan, note)
         before = moments.error(start, intercept)
-        after = moments.error(fit.columns, intercept) if fit is not None else before
+        after = before
+        if fit is not None:
+            after = moments.error(fit.columns, intercept) if note else fit.error
         return InputReconstruction.of(self._plan, at, moments.count, before, after, note)
 
     def changed(self, at: int) -> Iterator[str]:

@@ -6,20 +6,16 @@ on held-out positions. Called by `reconstruction`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from ..arithmetic import in_float64
-from .moments import LinearFit, Regression
+from ..arithmetic import in_float64, place_of
+from .moments import LinearFit, Regression, full
 
 FOLDS = 4
 WEIGHTS = (100.0, 10.0, 1.0, 0.1)
-
-Fitting = Callable[[Tensor, Tensor], LinearFit]
 
 
 @dataclass(frozen=True)
@@ -38,11 +34,19 @@ class Known:
     ridge: float
     enough: int
 
-    def without_positions(self, intercept: bool) -> LinearFit:
-        """Return the fit without the few positions."""
+    def without_positions(self, y: Tensor, intercept: bool) -> Tensor:
+        """Return what the fit without the few positions makes of `y (p, k)`: `(p, n)`."""
         if self.prior is None:
-            return LinearFit(start := in_float64(self.start), torch.zeros_like(start[:, 0]))
-        return self.prior.solve(self.start, self.ridge, intercept)
+            return in_float64(y) @ in_float64(self.start).T
+        return self.prior.predicted(self.start, self.ridge, intercept, y)
+
+    def through(self, weight: Tensor) -> Known:
+        """Return what is known of the output of `weight (m, n)`: a fit of that is the weight's product with one of x.
+
+        There are fewer outputs than inputs where it matters, behind a wide block.
+        """
+        prior = self.prior.through(weight) if self.prior is not None else None
+        return Known(weight @ self.start.to(weight), prior, self.ridge, self.enough)
 
     def shifted(self, x: Tensor, y: Tensor, intercept: bool) -> LinearFit:
         """Return the start's columns with the constant that fits `x (p, n)` to `y (p, k)` best."""
@@ -51,13 +55,11 @@ class Known:
         offset = means[0] - columns @ means[1]
         return LinearFit(columns, offset if intercept else torch.zeros_like(offset))
 
-    def fitted(self, x: Tensor, y: Tensor, weight: float, intercept: bool) -> LinearFit:
-        """Return the fit of `x (p, n)` to `y (p, k)`, with `weight * enough` more positions from the earlier fit."""
-        seen = Regression(x.shape[1], y.shape[1], x.device)
-        seen.add(x, y)
+    def with_positions(self, seen: Regression, trust: float) -> tuple[Regression, float]:
+        """Return the moments of positions with `trust * enough` more from the earlier fit, and their ridge strength."""
         if self.prior is None:
-            return seen.solve(self.start, weight * self.enough / seen.count, intercept)
-        return seen.filled(self.prior, round(weight * self.enough)).solve(self.start, self.ridge, intercept)
+            return seen, trust * self.enough / seen.count
+        return seen.filled(self.prior, round(trust * self.enough)), self.ridge
 
 
 def fit_few(x: Tensor, y: Tensor, weight: Tensor, known: Known, intercept: bool) -> LinearFit | None:
@@ -76,29 +78,45 @@ def fit_few(x: Tensor, y: Tensor, weight: Tensor, known: Known, intercept: bool)
         known: the fit so far, and its moments.
         intercept: whether there is a bias that can take over a constant.
     """
-    x, y = (rows.to(torch.promote_types(rows.dtype, torch.float32)) for rows in (x, y))
+    x, y = full(x), full(y)
     if min(FOLDS, len(x)) < 2:
         return None
-    fits: list[Fitting] = [partial(known.fitted, weight=trust, intercept=intercept) for trust in WEIGHTS]
-    fits.append(partial(known.shifted, intercept=intercept))
-    errors = [_held_out_errors(x, y, weight, fit) for fit in fits]
-    without = _errors(x, y, weight, known.without_positions(intercept))
-    best = min(errors, key=lambda each: float(each.mean()))
+    weight = weight.to(place_of(x.device), torch.float64)
+    outputs, of_outputs = x.to(weight) @ weight.T, known.through(weight)
+    errors = _held_out_errors(outputs, y, of_outputs, intercept)
+    without = _squares(outputs - of_outputs.without_positions(y, intercept))
+    best = min(errors.values(), key=lambda each: float(each.mean()))
     most = best.mean() + best.std() / len(x) ** 0.5
     if without.mean() <= most:
         return None
-    return next(fit(x, y) for fit, each in zip(fits, errors, strict=True) if each.mean() <= most)
+    trust = next(trust for trust, each in errors.items() if each.mean() <= most)
+    if trust is None:
+        return known.shifted(x, y, intercept)
+    moments, ridge = known.with_positions(_seen(x, y), trust)
+    return moments.solve(known.start, ridge, intercept)
 
 
-def _held_out_errors(x: Tensor, y: Tensor, weight: Tensor, fit: Fitting) -> Tensor:
-    """Return the error at every position when held out `(p,)`."""
+def _held_out_errors(x: Tensor, y: Tensor, known: Known, intercept: bool) -> dict[float | None, Tensor]:
+    """Return the error at every position when held out `(p,)`, by trust; None is the start with another constant."""
     parts = min(FOLDS, len(x))
-    order = torch.arange(len(x), device=x.device)
-    held_out = [order % parts == part for part in range(parts)]
-    return torch.cat([_errors(x[out], y[out], weight, fit(x[~out], y[~out])) for out in held_out])
+    order = torch.arange(len(x), device=x.device) % parts
+    found: dict[float | None, list[Tensor]] = {trust: [] for trust in (*WEIGHTS, None)}
+    for part in range(parts):
+        out = order == part
+        seen, wanted, given = _seen(x[~out].to(y), y[~out]), x[out], y[out]
+        for trust in WEIGHTS:
+            moments, ridge = known.with_positions(seen, trust)
+            found[trust].append(_squares(wanted - moments.predicted(known.start, ridge, intercept, given)))
+        fit = known.shifted(x[~out], y[~out], intercept)
+        found[None].append(_squares(wanted - given.to(fit.columns) @ fit.columns.T - fit.offset))
+    return {trust: torch.cat(each) for trust, each in found.items()}
 
 
-def _errors(x: Tensor, y: Tensor, weight: Tensor, fit: LinearFit) -> Tensor:
-    """Return per position the squared error of the weight's output when the student's input is mapped by `fit`."""
-    left = x.to(fit.columns) - y.to(fit.columns) @ fit.columns.T - fit.offset
-    return (left @ weight.to(left).T).square().sum(1)
+def _seen(x: Tensor, y: Tensor) -> Regression:
+    found = Regression(x.shape[1], y.shape[1], x.device)
+    found.add(x, y)
+    return found
+
+
+def _squares(missed: Tensor) -> Tensor:
+    return missed.square().sum(1)

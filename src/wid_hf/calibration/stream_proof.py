@@ -5,7 +5,7 @@ Takes a teacher with its trace and plan, gives the candidates of `stream` that p
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 from ..coupling.dims import Dim
 from ..coupling.plan import Plan
@@ -28,8 +29,8 @@ def turnable_streams(teacher: nn.Module, trace: Trace, plan: Plan, outputs_too: 
     """Return every stream that may be turned, at most one of each leaf, since a leaf has one map.
 
     A candidate is proved: with every vector constant and every weight along the stream turned by a random orthogonal
-    matrix, the teacher gives the same outputs for the traced examples. The proof needs two more copies of the
-    teacher's weights in float32 at least, scaled and turned.
+    matrix, the teacher gives the same outputs for the traced examples. Each weight is scaled and turned where an
+    operation takes it, in float32 at least, so no more than that weight is copied.
 
     Args:
         teacher: the model.
@@ -40,57 +41,63 @@ def turnable_streams(teacher: nn.Module, trace: Trace, plan: Plan, outputs_too: 
     candidates = list(candidate_streams(plan, outputs_too))
     if not candidates:
         return []
-    weights = {name: _at_unit_gain(_full(weight.detach())) for name, weight in trace.weights.items()}
     found: dict[Dim, Stream] = {}
     for candidate in candidates:
         if candidate.leaf in found:
             continue
-        if (stream := _Proof(teacher, trace, plan, candidate, weights).proved()) is not None:
+        if (stream := _Proof(teacher, trace, plan, candidate).proved()) is not None:
             found[stream.leaf] = stream
     return list(found.values())
 
 
 class _Proof:
-    """Proves by random turns that a stream may be turned, with the given weights in the teacher's place."""
+    """Proves by random turns that a stream may be turned."""
 
-    def __init__(
-        self, teacher: nn.Module, trace: Trace, plan: Plan, stream: Stream, weights: Mapping[str, Tensor]
-    ) -> None:
+    def __init__(self, teacher: nn.Module, trace: Trace, plan: Plan, stream: Stream) -> None:
         self._teacher, self._trace, self._stream = teacher, trace, stream
         self._landmarks = plan.landmarks
-        self._weights = dict(weights)
+        self._constant: dict[str, float] = {}
         for scaling in (*stream.folded, *stream.fitted):  # they are folded or fitted: they must not decide
-            self._weights[scaling.vector] = torch.full_like(self._weights[scaling.vector], 1 - scaling.offset)
+            self._constant[scaling.vector] = 1 - scaling.offset
             if scaling.bias is not None:
-                self._weights[scaling.bias] = torch.zeros_like(self._weights[scaling.bias])
+                self._constant[scaling.bias] = 0.0
+        axes: dict[str, list[int]] = {}
+        for name, axis in stream.axes:
+            if name not in stream.heads:
+                axes.setdefault(name, []).append(axis)
+        self._axes = axes
 
     def proved(self) -> Stream | None:
         """Return the stream as it may be turned: by any orthogonal matrix, or by those that keep ones; else None."""
         with quiet_forward(self._teacher):
-            before = self._outputs(self._weights, None)
+            before = self._outputs(None)
             for centred in (False, True):
-                turn = random_turn(self._stream.leaf.size, centred).to(next(iter(self._weights.values())).device)
+                turn = random_turn(self._stream.leaf.size, centred).to(next(iter(self._trace.weights.values())).device)
                 if self._keeps(before, turn):
                     return replace(self._stream, centred=centred)
         return None
 
     def _keeps(self, before: Sequence[Tensor], turn: Tensor) -> bool:
         """Return whether a turn of the whole stream leaves the outputs as they are, but for turning its own."""
-        turned = dict(self._weights)
-        for name, axis in self._stream.axes:
-            if name not in self._stream.heads:
-                turned[name] = _along(self._weights[name], turn, axis)
         return all(
             bool(((new - old).abs() <= TOLERANCE * old.abs().max()).all())  # false where one is NaN
-            for old, new in zip(before, self._outputs(turned, turn), strict=True)
+            for old, new in zip(before, self._outputs(turn), strict=True)
             if old.is_floating_point()
         )
 
-    def _outputs(self, weights: Mapping[str, Tensor], turn: Tensor | None) -> list[Tensor]:
+    def _weight(self, name: str, turn: Tensor | None) -> Tensor:
+        """Return a weight as the proof has it: at unit gain or constant, and turned."""
+        weight = _full(self._trace.weights[name].detach())
+        weight = torch.full_like(weight, self._constant[name]) if name in self._constant else _at_unit_gain(weight)
+        for axis in self._axes.get(name, ()) if turn is not None else ():
+            assert turn is not None
+            weight = _along(weight, turn, axis)
+        return weight
+
+    def _outputs(self, turn: Tensor | None) -> list[Tensor]:
         """Return the outputs of all examples; those along the stream as they are when it is not turned."""
         found: list[Tensor] = []
         landmarks, inside = self._landmarks, self._stream.spaces
-        tables = {id(weights[name]) for name in self._stream.heads} if turn is not None else set()
         for number, example in enumerate(self._trace.examples):
             forget(self._teacher)
             torch.manual_seed(0)  # a forward that draws numbers (ViLT chooses patches) draws the same each time
@@ -100,14 +107,26 @@ class _Proof:
             for name in example.streams:
                 if turn is not None and landmarks.streams.get((number, name)) in inside:
                     inputs[name] = inputs[name].to(turn.dtype) @ turn.T
-            rolled = {name: weights[name].roll(by, 0) for name, by in example.rolled.items()}
-            with _TurnedRows(tables, turn):
-                outputs = output_tensors(call(self._teacher, example.part, inputs, {**weights, **rolled}))
+            rolled = example.rolled
+
+            def weight(name: str, rolled: Mapping[str, int] = rolled) -> Tensor:
+                made = self._weight(name, turn)
+                return made.roll(rolled[name], 0) if name in rolled else made
+
+            stand_ins = {name: _stand_in(tensor) for name, tensor in self._trace.weights.items()}
+            with _MadeAtUse(stand_ins, weight, self._stream.heads, turn):
+                outputs = output_tensors(call(self._teacher, example.part, inputs, stand_ins))
             found += [
                 _turned_back(tensor, axes, inside, turn)
                 for tensor, axes in zip(outputs, landmarks.outputs[len(found) :], strict=False)
             ]
         return found
+
+
+def _stand_in(weight: Tensor) -> Tensor:
+    """Return a tensor like a weight in float32 at least, but without its memory."""
+    dtype = torch.promote_types(weight.dtype, torch.float32) if weight.is_floating_point() else weight.dtype
+    return torch.zeros((), dtype=dtype, device=weight.device).expand(weight.shape)
 
 
 def _turned_back(tensor: Tensor, axes: Sequence[int], inside: Collection[int], turn: Tensor | None) -> Tensor:
@@ -140,20 +159,47 @@ def _at_unit_gain(weight: Tensor) -> Tensor:
     return weight / gain if gain > 0 else weight
 
 
-class _TurnedRows(TorchDispatchMode):
-    """Turns the rows that are looked up in some tables, while the tables stay as they are for everything else."""
+class _MadeAtUse(TorchDispatchMode):
+    """Makes weights where operations take what stands in for them, and turns rows that are looked up in some tables.
 
-    def __init__(self, tables: set[int], turn: Tensor | None) -> None:
+    Args:
+        stand_ins: tensors like the weights, each with a storage of its own.
+        weight: makes a weight by its name.
+        tables: names of tables that stay as they are for everything but look-ups.
+        turn: of the rows that are looked up in these; None if nothing is turned.
+    """
+
+    def __init__(
+        self,
+        stand_ins: Mapping[str, Tensor],
+        weight: Callable[[str], Tensor],
+        tables: Collection[str],
+        turn: Tensor | None,
+    ) -> None:
         super().__init__()
-        self._tables, self._turn = tables, turn
+        self._names = {_storage(tensor): name for name, tensor in stand_ins.items()}
+        self._weight, self._tables, self._turn = weight, tables, turn
 
     def __torch_dispatch__(
         self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if self._turn is not None and func.overloadpacket is torch.ops.aten.embedding and id(args[0]) in self._tables:
-            return _along(out, self._turn, -1)
-        return out
+        table = self._name(args[0]) if args and func.overloadpacket is torch.ops.aten.embedding else None
+        args, kwargs = tree_map(self._made, (args, dict(kwargs or {})))
+        out = func(*args, **kwargs)
+        return _along(out, self._turn, -1) if self._turn is not None and table in self._tables else out
+
+    def _made(self, value: Any) -> Any:
+        name = self._name(value)
+        return value if name is None else self._weight(name)
+
+    def _name(self, value: Any) -> str | None:
+        if not isinstance(value, Tensor) or value.layout is not torch.strided:
+            return None
+        return self._names.get(_storage(value))
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
 
 
 def _along(tensor: Tensor, turn: Tensor, axis: int) -> Tensor:

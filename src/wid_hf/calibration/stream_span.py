@@ -9,11 +9,13 @@ functions of tensors; called by `turned_map`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 STEPS = 30  # of L-BFGS: twice as many gain less than half a percent
 TINY = 1e-12  # of what there is to lose: a smaller loss is rounding
@@ -40,7 +42,16 @@ class Place:
 
 def total_moments(places: Sequence[Place]) -> Tensor:
     """Return the sum of the moments `(n, n)`."""
-    return torch.stack([place.moments for place in places]).sum(0)
+    return sum_of(place.moments for place in places)
+
+
+def sum_of(matrices: Iterable[Tensor]) -> Tensor:
+    """Return the sum of one matrix or more in float64, held one at a time."""
+    following = iter(matrices)
+    total = next(following).to(torch.float64, copy=True)
+    for matrix in following:
+        total += matrix
+    return total
 
 
 def leading_span(places: Sequence[Place], count: int) -> Tensor:
@@ -88,13 +99,39 @@ class _Loss:
 
     def __init__(self, places: Sequence[Place], dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self._moments = torch.stack([place.moments.to(dtype) for place in places])
-        self._needs = torch.stack([place.needs.to(dtype) for place in places])
-        both = torch.stack([place.needs @ place.moments for place in places]).sum(0)
+        self._places = places
+        both = sum_of(place.needs.double() @ place.moments.double() for place in places)
         self.whole = float(both.trace())
         self.of_no_span = (both + both.T).to(dtype)
 
     def __call__(self, basis: Tensor) -> Tensor:
         """Return the loss for a basis `(n, count)`."""
-        moments, needs = basis.T @ (self._moments @ basis), basis.T @ (self._needs @ basis)
-        return self.whole - (basis * (self.of_no_span @ basis)).sum() + (needs * moments).sum()
+        return _LossOfBasis.apply(basis, self)
+
+    def with_gradient(self, basis: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss, and its gradient `(n, count)`, from one product with each matrix."""
+        lost = self.of_no_span @ basis
+        loss = self.whole - (basis * lost).sum()
+        gradient = lost.mul_(-2)
+        for place in self._places:
+            varied, read = place.moments.to(self.dtype) @ basis, place.needs.to(self.dtype) @ basis
+            moments, needs = basis.T @ varied, basis.T @ read
+            loss += (needs * moments).sum()
+            gradient += 2 * (read @ moments + varied @ needs)
+        return loss, gradient
+
+
+class _LossOfBasis(torch.autograd.Function):
+    """The loss of a basis, whose gradient is made in the forward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, basis: Tensor, loss: _Loss) -> Tensor:
+        found, gradient = loss.with_gradient(basis)
+        ctx.save_for_backward(gradient)
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (own,) = ctx.saved_tensors
+        return gradient * own, None
