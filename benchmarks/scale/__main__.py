@@ -1,8 +1,8 @@
 """What calibration takes against texts, width and depth.
 
-`python benchmarks/scale calibration` writes its section of docs/calibration_cost.md. Teachers are BERTs and Llamas with random
-weights; each calibration runs in a process of its own on one thread. Processor time counts, not wall time, so other
-work on the machine does little harm. Every case leaves a record in benchmarks/records/scale, which belongs to the
+`python benchmarks/scale calibration` writes its section of docs/calibration_cost.md. Teachers are BERTs and Llamas with
+random weights; each calibration runs in a process of its own on one thread. Processor time counts, not wall time, so
+other work on the machine does little harm. Every case leaves a record in benchmarks/records/scale, which belongs to the
 version of the library that made it; `--beside VERSION` shows that version's rows too.
 """
 
