@@ -20,10 +20,8 @@ from torch.autograd.function import once_differentiable
 
 from .fold_groups import FoldGroup, fold_groups
 from .folded_weight import FoldedWeight, places
-from .kept_folds import AtFirstUse, Formed, Leaf, TogetherAtFirstUse
+from .kept_folds import AtFirstUse, Formed, TogetherAtFirstUse
 from .table_rows import fold_by_rows, lookups
-
-KEPT = (Formed, Leaf)  # for longer than a forward
 
 
 @dataclass(frozen=True)
@@ -127,7 +125,7 @@ class FoldCache:
         for together in self._together:
             weights = [weight for weight in together if self._folds[weight].requires_grad]
             folds = [self._folds[weight] for weight in weights]
-            if any(weight in self._leaves for weight in weights):  # gradients may be there
+            if any(self._leaves[weight].grad is not None for weight in weights):
                 folds = [*_Opened.apply(partial(self._gathered, weights), *folds)]
             for weight, folded in zip(weights, folds, strict=True):
                 weight.slot = Formed(folded)
@@ -163,7 +161,8 @@ class FoldCache:
         for weight, folded in self._folds.items():
             # Torch chooses kernels by `requires_grad` even without gradients: the rounding must be that of a parameter.
             trains = folded.requires_grad or originals[weight].requires_grad
-            weight.slot = Leaf(folded, policy.dtype or folded.dtype, trains, self._leaves)
+            leaf = folded.detach().to(policy.dtype or folded.dtype).requires_grad_(trains)
+            weight.slot, self._leaves[weight] = Formed(leaf), leaf
         self._filled = set(self._folds)
         self._by_rows = [fold_by_rows(table, module) for table, module in few.items()]
 
@@ -200,33 +199,35 @@ class _InForwards:
 
     def begin(self, student: nn.Module, *_: Any) -> None:
         """Let the weights be folded at their first use."""
-        if any(steps[0] is not weight for weight, steps in self._steps.items()):
-            self._find(student)  # it has shrunk
+        for weight, steps in zip(self._weights, self._steps, strict=True):
+            if steps[0] is not weight:  # the student has shrunk
+                self._find(student)
+                break
         for group in self._groups:
             slot = TogetherAtFirstUse(group)
             for weight in group.weights:
-                if not isinstance(weight.slot, KEPT):
+                if not isinstance(weight.slot, Formed):
                     weight.slot = slot
         for weight in self._shared:
-            if not isinstance(weight.slot, KEPT):
+            if not isinstance(weight.slot, Formed):
                 weight.slot = AtFirstUse()
 
     def end(self, *_: Any) -> None:
         """Let go of the folds."""
-        for weight in self._steps:
-            if not isinstance(weight.slot, KEPT):
+        for weight in self._weights:
+            if not isinstance(weight.slot, Formed):
                 weight.slot = None
 
     def _find(self, student: nn.Module) -> None:
         everything = list(places(student))
         users = Counter(place.weight for place in everything)
+        first = {place.weight: place for place in reversed(everything)}
         self._groups = fold_groups(student)
         grouped = {weight for group in self._groups for weight in group.weights}
         self._shared = [weight for weight, count in users.items() if count > 1 and weight not in grouped]
-        self._steps: dict[FoldedWeight, Any] = {
-            place.weight: place.module.parametrizations[place.attribute]  # type: ignore[index]
-            for place in reversed(everything)
-        }
+        # Lists, for torch.compile guards what it reaches by a dictionary's keys by identity, folds among it.
+        self._weights = [*first]
+        self._steps: list[Any] = [place.module.parametrizations[place.attribute] for place in first.values()]  # type: ignore[index]
 
 
 class _Opened(torch.autograd.Function):

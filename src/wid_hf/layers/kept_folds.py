@@ -13,7 +13,7 @@ from .folded_weight import FoldedWeight, KeptFold
 
 
 class Formed(KeptFold):
-    """A fold that every use shares."""
+    """A fold that every use shares, for longer than a forward."""
 
     def __init__(self, fold: Tensor) -> None:
         self.fold = fold
@@ -21,19 +21,6 @@ class Formed(KeptFold):
     def of(self, weight: FoldedWeight, original: Tensor) -> Tensor:
         """Return the fold."""
         return self.fold
-
-
-class Leaf(KeptFold):
-    """A fold without its graph: a leaf that is made at its first use, in which gradients add up."""
-
-    def __init__(self, fold: Tensor, dtype: torch.dtype, trains: bool, leaves: dict[FoldedWeight, Tensor]) -> None:
-        self.fold, self.dtype, self.trains, self.leaves = fold, dtype, trains, leaves
-
-    def of(self, weight: FoldedWeight, original: Tensor) -> Tensor:
-        """Return the leaf."""
-        if weight not in self.leaves:
-            self.leaves[weight] = self.fold.detach().to(self.dtype).requires_grad_(self.trains)
-        return self.leaves[weight]
 
 
 class TogetherAtFirstUse(KeptFold):
