@@ -54,6 +54,20 @@ class LayerChoice(str, Enum):
     influence = "influence"
 
 
+class KeepLastGood(str, Enum):
+    """The words of `--keep-last-good`."""
+
+    device = "device"
+    cpu = "cpu"
+    disk = "disk"
+    none = "none"
+
+    @property
+    def place(self) -> str | None:
+        """Where the copy is; None for nowhere."""
+        return None if self is KeepLastGood.none else self.value
+
+
 class Task(str, Enum):
     """The words of `--task`."""
 
