@@ -139,10 +139,7 @@ def compress(
     validation: options.Validation = None,
     validation_split: options.ValidationSplit = "validation",
     validation_texts: options.ValidationTexts = 512,
-    keep_last_good: Annotated[
-        options.KeepLastGood,
-        typer.Option(help="Where the last weights with a finite loss are kept while training."),
-    ] = options.KeepLastGood.device,
+    keep_last_good: options.LastGood = options.KeepLastGood.device,
     seed: options.Seed = 0,
     training: Annotated[
         list[str] | None,

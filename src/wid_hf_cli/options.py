@@ -117,6 +117,9 @@ class Schedule(str, Enum):
         return WidSchedule.paper() if self is Schedule.paper else self.value
 
 
+LastGood = Annotated[
+    KeepLastGood, typer.Option(help="Where the last weights with a finite loss are kept while training.")
+]
 Teacher = Annotated[str, typer.Argument(help="Folder or Hub id of the teacher.")]
 HiddenSize = Annotated[int | None, typer.Option(help="Width of the student's residual stream.")]
 IntermediateSize = Annotated[int | None, typer.Option(help="Inner width of its feed-forward blocks.")]

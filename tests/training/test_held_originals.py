@@ -27,7 +27,7 @@ def trained(teacher: BertForMaskedLM, folder: Path, steps: int = 3, **given: Any
 
 
 def rounded(teacher: BertForMaskedLM, dtype: torch.dtype) -> BertForMaskedLM:
-    """A float32 teacher with the values that its matrices have in another dtype, where the student is folded of them."""
+    """A float32 teacher with the values of another dtype in the matrices that a student is folded from."""
     copy = deepcopy(teacher)
     folded = {id(place.original) for place in places(get_wid_model(copy, HALF).base_model.model)}
     with torch.no_grad():

@@ -212,6 +212,16 @@ def _through_products(
     return gradient if of_matrices else None, through
 
 
+def kept_stacks() -> list[Tensor]:
+    """Return the memory of a CPU that folds of this thread use again and again."""
+    return [*_memory.__dict__.get("stacks", {}).values()]
+
+
+def drop_kept_stacks() -> None:
+    """Let go of that memory: of students that are no longer used."""
+    _memory.__dict__.pop("stacks", None)
+
+
 def _filled(gradients: Sequence[Tensor | None], shape: Sequence[int], like: Tensor) -> list[Tensor]:
     """Return the gradients of results, zeros for those that were not used."""
     return [like.new_zeros(shape) if each is None else each for each in gradients]

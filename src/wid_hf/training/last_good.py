@@ -64,6 +64,11 @@ class LastGood(ABC):
         """Let go of the copy."""
         self.step, self._parameters = None, []
 
+    @property
+    def tensors(self) -> Sequence[Tensor]:
+        """The copy's tensors that are in memory."""
+        return ()
+
     @abstractmethod
     def _write(self, tensors: Sequence[Tensor]) -> None:
         """Keep the values of `tensors`, those of the last call if there is a copy."""
@@ -89,6 +94,11 @@ class InMemory(LastGood):
         """Let go of the copy."""
         super().drop()
         self._values = []
+
+    @property
+    def tensors(self) -> Sequence[Tensor]:
+        """The copy's tensors."""
+        return self._values
 
     def _write(self, tensors: Sequence[Tensor]) -> None:
         if not self._values:

@@ -87,6 +87,11 @@ class StudentTrainer(GeneratingTrainer):
         return self.model
 
     @property
+    def last_good(self) -> LastGood | None:
+        """The copy of the last good weights, while a training runs that keeps one."""
+        return self._good
+
+    @property
     def weights_of_step(self) -> int:
         """The step of the current weights: smaller than the number of steps done if the loss became NaN."""
         return self.state.global_step if self._back_at is None else self._back_at
@@ -241,6 +246,7 @@ class StudentTrainer(GeneratingTrainer):
     def _drop_good(self) -> None:
         if self._good is not None:
             self._good.drop()
+            self._good = None
 
     def _go_back(self, loss: float) -> None:
         step = self.state.global_step
