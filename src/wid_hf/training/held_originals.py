@@ -6,22 +6,21 @@ Takes a wid model whose start is made; casts, in place, the originals that its s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import TrainingArguments
 
-from ..adapter.tuner import WidModel
 from ..errors import ConfigError, TrainingError
 from ..layers import is_parted
-from ..layers.folded_weight import places
+from ..layers.folded_weight import Place, places
 
 AUTO = "auto"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def hold_originals(model: nn.Module, args: TrainingArguments) -> None:
+def hold_originals(model: Any, args: TrainingArguments) -> None:
     """Cast the teacher's matrices of which the student is folded to `args.teacher_dtype`, in place.
 
     The student's weights keep the dtype that they had, and folds are computed as precisely as before. Vectors, and
@@ -38,10 +37,19 @@ def hold_originals(model: nn.Module, args: TrainingArguments) -> None:
     wanted = getattr(args, "teacher_dtype", AUTO)
     if wanted == AUTO:
         return
-    tuner: Any = model.base_model
-    assert isinstance(tuner, WidModel)
-    matrices = [place for place in places(tuner.model) if place.original.ndim > 1]
-    if tuner.controller is not None:
+    matrices = [place for place in places(model.base_model.model) if place.original.ndim > 1]
+    _refuse_unfit(model, matrices, wanted)
+    dtype = DTYPES[wanted]
+    for place in matrices:
+        original = place.original
+        if original.is_floating_point() and original.element_size() > dtype.itemsize:
+            place.weight.dtype = original.dtype
+            original.data = original.data.to(dtype)  # of the teacher and the student: they share this parameter
+
+
+def _refuse_unfit(model: Any, matrices: Sequence[Place], wanted: str) -> None:
+    """Refuse a model whose matrices cannot be cast."""
+    if model.base_model.controller is not None:
         raise TrainingError(
             f"teacher_dtype={wanted!r} does not work with a progressive schedule, whose steps read the teacher's "
             'weights: leave it out, or make the model with schedule="narrow".'
@@ -56,12 +64,6 @@ def hold_originals(model: nn.Module, args: TrainingArguments) -> None:
             f"teacher_dtype={wanted!r} does not work with weights that are divided among processes (FSDP, DeepSpeed): "
             "leave it out."
         )
-    dtype = DTYPES[wanted]
-    for place in matrices:
-        original = place.original
-        if original.is_floating_point() and original.element_size() > dtype.itemsize:
-            place.weight.dtype = original.dtype
-            original.data = original.data.to(dtype)  # of the teacher and the student: they share this parameter
 
 
 def refuse_unknown_dtype(wanted: str) -> None:
