@@ -139,6 +139,7 @@ def compress(
     validation: options.Validation = None,
     validation_split: options.ValidationSplit = "validation",
     validation_texts: options.ValidationTexts = 512,
+    keep_last_good: options.LastGood = options.KeepLastGood.device,
     seed: options.Seed = 0,
     training: Annotated[
         list[str] | None,
@@ -226,6 +227,7 @@ def compress(
         column=tuple(column or ()),
         split=split,
         streaming=streaming,
+        keep_last_good=keep_last_good.place,
         validation=validation,
         validation_split=validation_split,
         validation_texts=validation_texts,

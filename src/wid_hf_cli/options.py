@@ -54,6 +54,20 @@ class LayerChoice(str, Enum):
     influence = "influence"
 
 
+class KeepLastGood(str, Enum):
+    """The words of `--keep-last-good`."""
+
+    device = "device"
+    cpu = "cpu"
+    disk = "disk"
+    none = "none"
+
+    @property
+    def place(self) -> str | None:
+        """Where the copy is; None for nowhere."""
+        return None if self is KeepLastGood.none else self.value
+
+
 class Task(str, Enum):
     """The words of `--task`."""
 
@@ -103,6 +117,9 @@ class Schedule(str, Enum):
         return WidSchedule.paper() if self is Schedule.paper else self.value
 
 
+LastGood = Annotated[
+    KeepLastGood, typer.Option(help="Where the last weights with a finite loss are kept while training.")
+]
 Teacher = Annotated[str, typer.Argument(help="Folder or Hub id of the teacher.")]
 HiddenSize = Annotated[int | None, typer.Option(help="Width of the student's residual stream.")]
 IntermediateSize = Annotated[int | None, typer.Option(help="Inner width of its feed-forward blocks.")]

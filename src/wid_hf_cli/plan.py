@@ -55,7 +55,16 @@ def plan(
     max_length: options.MaxLength = 128,
     calibration_samples: options.CalibrationSamples = 256,
     calibration_batch_size: options.CalibrationBatchSize = 32,
+    keep_last_good: options.LastGood = options.KeepLastGood.device,
     seed: options.Seed = 0,
+    training: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Training arguments that compress would get, such as gradient_checkpointing=true.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")] = False,
     picture: Annotated[Path | None, typer.Option(help="Draw the candidates of the search to this PNG.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Prove the coupled dimensions by permutation.")] = False,
@@ -103,7 +112,9 @@ def plan(
         validation=validation,
         validation_split=validation_split,
         validation_texts=validation_texts,
+        keep_last_good=keep_last_good.place,
         seed=seed,
+        training=options.pairs("--set", training or []),
     )
     if picture is not None and (target is None or not train or not seconds):
         raise ConfigError(
@@ -140,6 +151,7 @@ def _tell(report: PlanReport, console: Console) -> None:
     console.print(_table([("", *report.sizes), *size_rows(report.sizes, list(report.sizes))], title="Sizes"))
     if report.forecast is not None:
         console.print(_table(report.forecast.rows(), title=f"Expected on {report.forecast.held_out} held-out rows"))
+        console.print(_table(report.forecast.memory.rows(), title="Memory of a training step"))
         console.print(report.forecast.words, **PLAIN)
     if report.proved:
         console.print("Proved by permutation: every coupled dimension above.")

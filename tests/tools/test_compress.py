@@ -524,6 +524,16 @@ def test_a_diverged_run_writes_no_output_but_keeps_the_last_good_student(
     assert all(torch.isfinite(p).all() for p in kept.parameters())
 
 
+@pytest.mark.slow
+def test_a_diverged_run_that_keeps_no_copy_says_so_and_saves_nothing(
+    tmp_path: Path, masked_teacher: Path, train_file: Path
+) -> None:
+    hot = replace(QUICK, steps=20, compactor_learning_rate=1e30, teacher_learning_rate=0, keep_last_good=None)
+    with pytest.raises(TrainingError, match=r"No copy of better weights was kept.*not finite, so nothing was kept"):
+        compress(str(masked_teacher), str(train_file), tmp_path / "student", HALF, hot)
+    assert entries(tmp_path) == {"teacher", "train.txt"}
+
+
 # Stops, failures and what is left of them.
 LONG = replace(QUICK, steps=500)
 SIGNALS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}

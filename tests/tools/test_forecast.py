@@ -31,7 +31,11 @@ def test_scores_are_those_of_the_start_and_memory_holds_weights_gradients_and_mo
     assert found.held_out == 8
     assert all((tensor == before[name]).all() for name, tensor in teacher.model.state_dict().items())
     weights = report.sizes["teacher"].bytes + 4 * report.sizes["student"].bytes
-    assert weights < found.memory < weights + 2**22
+    weights += found.memory.last_good
+    assert weights < found.memory.total < weights + 2**22
+    assert found.memory.teacher == pytest.approx(report.sizes["teacher"].bytes, rel=0.05)  # and its buffers
+    assert found.memory.last_good == found.memory.gradients == report.sizes["student"].bytes
+    assert 2 <= found.memory.optimizer / found.memory.gradients < 2.1  # with the step of each tensor
     assert model_size(teacher.model) == report.sizes["teacher"]
     assert 0 < found.step_seconds < 10
 
@@ -47,7 +51,9 @@ def test_a_larger_batch_needs_more_memory(masked_teacher: Path, tmp_path: Path) 
         )
         for size in (4, 32)
     )
-    assert few.memory < many.memory
+    assert few.memory.activations < many.memory.activations
+    assert few.memory.total - few.memory.activations == many.memory.total - many.memory.activations
+    assert many.to_dict()["memory"] == sum(many.to_dict()["memory_parts"].values())
     assert (
         f"Training with 32 rows of up to 12 tokens a step: {1000 * many.step_seconds / 60:,.1f} minutes" in many.words
     )

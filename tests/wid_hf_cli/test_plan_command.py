@@ -42,7 +42,19 @@ def test_json_has_search_and_forecast_in_numbers(masked_teacher: Path, tmp_path:
     assert told["parameters"]["student"]["total"] <= told["search"]["limits"]["params"]
     assert set(told["forecast"]["scores"]) == {"teacher", "start"}
     assert told["forecast"]["memory"] > told["parameters"]["student"]["bytes"]
+    assert told["forecast"]["memory"] == sum(told["forecast"]["memory_parts"].values())
+    assert told["forecast"]["memory_parts"]["last_good"] == told["parameters"]["student"]["bytes"]
     assert told["forecast"]["seconds_per_1000_steps"] > 0
+
+
+def test_memory_is_that_of_the_training_that_is_asked_for(masked_teacher: Path, tmp_path: Path) -> None:
+    train = str(write_texts(tmp_path / "t.txt"))
+    options = ["--keep-last-good", "disk", "--set", "optim=adafactor", "--train", train, *DATA]
+    out = plan(masked_teacher, "--hidden-size", "12", *options)
+    assert "Memory of a training step" in out and "copy of the last good weights" in out
+    memory = json.loads(plan(masked_teacher, "--hidden-size", "12", "--json", *options))["forecast"]["memory_parts"]
+    assert memory["last_good"] == 0
+    assert memory["optimizer"] < memory["gradients"]  # sums of rows and columns, no moments
 
 
 def test_json_of_given_sizes_has_layers_parameters_and_proof(masked_teacher: Path) -> None:

@@ -7,7 +7,7 @@ device. Called by `costs`.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -38,12 +38,18 @@ class Alive(TorchDispatchMode):
         most: bytes at one time.
     """
 
-    def __init__(self, held: Sequence[Tensor]) -> None:
+    def __init__(self, held: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self._sizes: dict[int, int] = {}
         self.now = self.most = 0
+        self.add(held)
+
+    def add(self, held: Iterable[Tensor]) -> int:
+        """Note tensors that exist already; return the bytes of those that were not noted before."""
+        before = self.now
         for tensor in held:
             self._note(tensor)
+        return self.now - before
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None

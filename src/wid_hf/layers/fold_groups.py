@@ -70,7 +70,12 @@ class Source:
         """What is equal for weights that are folded together."""
         sizes = tuple((axis, len(_tensor(map_))) for axis, map_ in sorted(self.maps.items()))
         original = self.original
-        return original.shape, original.dtype, original.device, sizes, self.weight.shift is not None
+        return original.shape, original.dtype, original.device, sizes, self.weight.shift is not None, self.dtype
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the student's weight."""
+        return self.weight.dtype or self.original.dtype
 
     @property
     def largest(self) -> int:
@@ -96,7 +101,7 @@ class FoldGroup(ABC):
         self._shapes = [tensor.shape for tensor in self._tensors()]
 
     def fold(self) -> dict[FoldedWeight, Tensor] | None:
-        """Fold all weights: what each is in the student, `(k_out, k_in)` or `(k,)`, in the teacher's dtype.
+        """Fold all weights: what each is in the student, `(k_out, k_in)` or `(k,)`, in the student's dtype.
 
         Returns:
             None if they cannot be stacked now: their tensors are sharded, quantized, or on several devices.
@@ -147,6 +152,7 @@ class MatrixGroup(FoldGroup):
             self._beside,
             [[each.original for each in column] for column in vectors],
             [_shifts(column) for column in vectors if column[0].weight.shift is not None],
+            matrices[0].dtype,
         )
         return stacked_fold(stack, dtype or next(iter(matrices[0].maps.values())).matrix.dtype)
 

@@ -41,6 +41,7 @@ class FoldedWeight(nn.Module):
 
     Attributes:
         slot: gives the kept fold; None if each use folds. Only a `FoldCache` fills it.
+        dtype: of the student's weight, if the teacher's tensor is held in another one; None for the tensor's own.
     """
 
     def __init__(self, maps: Mapping[int, Compactor | IndexSelect], shift: Tensor | None = None) -> None:
@@ -48,6 +49,7 @@ class FoldedWeight(nn.Module):
         self.maps = nn.ModuleDict({str(axis): module for axis, module in maps.items()})
         self.shift = nn.Parameter(shift) if shift is not None else None
         self.slot: KeptFold | None = None
+        self.dtype: torch.dtype | None = None
 
     def forward(self, original: Tensor) -> Tensor:
         """Return the student's weight `(k_out, k_in)`: the kept fold, or a new one."""
@@ -64,12 +66,12 @@ class FoldedWeight(nn.Module):
         return folded
 
     def fold(self, original: Tensor) -> Tensor:
-        """Fold `(d_out, d_in) -> (k_out, k_in)`: never in less than float32, returned in the teacher's dtype."""
+        """Fold `(d_out, d_in) -> (k_out, k_in)`: never in less than float32, returned in `dtype` or the teacher's."""
         with torch.autocast(original.device.type, enabled=False):
             folded = self.mapped(original)
             if self.shift is not None:
                 folded = folded + self.shift
-            return folded.to(original.dtype).contiguous()  # like a loaded weight
+            return folded.to(self.dtype or original.dtype).contiguous()  # like a loaded weight
 
     def mapped(self, original: Tensor) -> Tensor:
         """Return `original` with every axis mapped, without the shift, in the precision of the maps."""

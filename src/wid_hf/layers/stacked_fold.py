@@ -31,6 +31,7 @@ class Stack:
         beside: for each vector of a matrix the axis whose map it has: 0 for the bias of a linear layer.
         vectors: `(d,)`, n for each entry of `beside`.
         shifts: `(k,)`, added to the mapped vectors, n for each entry of `beside`; empty for none.
+        result: dtype of what comes out; None for that of the matrices.
     """
 
     matrices: Sequence[Tensor]
@@ -38,6 +39,7 @@ class Stack:
     beside: tuple[int, ...] = ()
     vectors: Sequence[Sequence[Tensor]] = ()
     shifts: Sequence[Sequence[Tensor]] = ()
+    result: torch.dtype | None = None
 
 
 def stacked_fold(stack: Stack, dtype: torch.dtype) -> list[tuple[Tensor, ...]]:
@@ -47,11 +49,11 @@ def stacked_fold(stack: Stack, dtype: torch.dtype) -> list[tuple[Tensor, ...]]:
 
     Args:
         stack: what is folded.
-        dtype: in which products are computed. The results have that of the matrices.
+        dtype: in which products are computed.
     """
     count = len(stack.matrices)
     order = cheapest_order(stack.matrices[0].shape, {axis: len(maps[0]) for axis, maps in stack.maps.items()})
-    form = _Form(count, order, stack.beside, len(stack.shifts), dtype)
+    form = _Form(count, order, stack.beside, len(stack.shifts), dtype, stack.result or stack.matrices[0].dtype)
     maps = [stack.maps[axis] for axis in order]
     tensors = [each for many in (stack.matrices, *maps, *stack.vectors, *stack.shifts) for each in many]
     return _divided(_StackedFold.apply(form, *tensors), count)
@@ -74,6 +76,7 @@ class _Form:
     beside: tuple[int, ...]
     shifts: int
     dtype: torch.dtype
+    result: torch.dtype
 
     def kinds(self, each: Sequence[Any]) -> tuple[Any, list[Any], list[Any], list[Any]]:
         """Divide one thing for each kind of tensor: of the matrices, the maps, the vectors, the shifts."""
@@ -131,7 +134,7 @@ class _StackedFold(torch.autograd.Function):
             shifted = bool(form.shifts)
             mapped = torch.baddbmm(stacked.shifts[at], map_, vector) if shifted else torch.bmm(map_, vector)
             found.append(mapped.squeeze(-1))
-        return _results(ctx, form.count, [one for each in found for one in each.to(tensors[0].dtype).unbind()])
+        return _results(ctx, form.count, [one for each in found for one in each.to(form.result).unbind()])
 
     @staticmethod
     @once_differentiable
@@ -185,9 +188,10 @@ def _gradients(
     stacked = form.stacked(tensors)
     matrices, *vectors = _divided(gradients, form.count)
     shape = stacked.result
-    gradient = _in_turn("gradients", _filled(matrices, shape, tensors[0])).to(form.dtype)
+    like = tensors[0].new_empty(0, dtype=form.result)
+    gradient = _in_turn("gradients", _filled(matrices, shape, like)).to(form.dtype)
     columns = [
-        torch.stack(_filled(each, shape[axis : axis + 1], tensors[0])).to(form.dtype).unsqueeze(-1)
+        torch.stack(_filled(each, shape[axis : axis + 1], like)).to(form.dtype).unsqueeze(-1)
         for axis, each in zip(form.beside, vectors, strict=True)
     ]
     back, through = _through_products(form.order, stacked, gradient, of_map, of_matrices)
@@ -214,6 +218,16 @@ def _through_products(
         if of_matrices or any(of_map[earlier] for earlier in order[:at]):
             gradient = torch.bmm(map_.mT, gradient) if axis == 0 else torch.bmm(gradient, map_)
     return gradient if of_matrices else None, through
+
+
+def kept_stacks() -> list[Tensor]:
+    """Return the memory of a CPU that folds of this thread use again and again."""
+    return [*_memory.__dict__.get("stacks", {}).values()]
+
+
+def drop_kept_stacks() -> None:
+    """Let go of that memory: of students that are no longer used."""
+    _memory.__dict__.pop("stacks", None)
 
 
 def _filled(gradients: Sequence[Tensor | None], shape: Sequence[int], like: Tensor) -> list[Tensor]:

@@ -339,6 +339,8 @@ def _keep(
     try:
         student = job.finish(force=True)
         steps = job.report.steps
+        if isinstance(ended, TrainingError) and not all(bool(p.isfinite().all()) for p in student.parameters()):
+            return f"Its weights after {steps} steps are not finite, so nothing was kept."
         why = f"{str(ended).strip() or type(ended).__name__} ({steps} of {state.max_steps} steps done)"
         staging.complete(place, partial(save, student, replace(job.report, stopped=why)))
         staging.place(place)

@@ -224,7 +224,11 @@ class Compression:
             self.objective,
             self._rates,
             arguments,
-            {"train_dataset": self.data.train, "data_collator": self.objective.collator},
+            {
+                "train_dataset": self.data.train,
+                "data_collator": self.objective.collator,
+                "keep_last_good": self.settings.keep_last_good,
+            },
         )
         self.trainer.pop_callback(ProgressCallback)
         for callback in (TrainingBar(), *callbacks, _NoLastCheckpoint()):

@@ -12,12 +12,11 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..budget.memory import Alive
 from ..config import WidConfig
+from ..layers.stacked_fold import drop_kept_stacks
+from ..training.step_memory import StepMemory, StepMemoryCounter
 from .compression import Compression
 from .recipe import CompressSettings
 from .teachers import Teacher
@@ -35,8 +34,8 @@ class Forecast:
         scores: the objective's figures on held-out rows, of `teacher` and `start`.
         held_out: rows that were scored.
         step_seconds: median wall time of a step.
-        memory: bytes at the peak of a step: teacher, student, gradients, the optimizer's moments and activations. They
-            are counted; what an allocator or a kernel takes for itself is not in it.
+        memory: bytes at the peak of a step, part by part. They are counted; what an allocator or a kernel takes for
+            itself is not in it.
         batch_size: rows of a step.
         max_length: tokens of a row at most.
     """
@@ -44,7 +43,7 @@ class Forecast:
     scores: dict[str, dict[str, float]]
     held_out: int
     step_seconds: float
-    memory: int
+    memory: StepMemory
     batch_size: int
     max_length: int
 
@@ -54,7 +53,7 @@ class Forecast:
         minutes = THOUSAND * self.step_seconds / 60
         return (
             f"Training with {self.batch_size} rows of up to {self.max_length} tokens a step: {minutes:,.1f} minutes "
-            f"per {THOUSAND:,} steps on this machine, about {self.memory / 2**20:,.0f} MiB of memory."
+            f"per {THOUSAND:,} steps on this machine, about {self.memory.total / 2**20:,.0f} MiB of memory."
         )
 
     def rows(self) -> list[tuple[str, ...]]:
@@ -65,7 +64,11 @@ class Forecast:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return asdict(self) | {"seconds_per_1000_steps": THOUSAND * self.step_seconds}
+        return asdict(self) | {
+            "memory": self.memory.total,
+            "memory_parts": asdict(self.memory),
+            "seconds_per_1000_steps": THOUSAND * self.step_seconds,
+        }
 
 
 def forecast(
@@ -89,44 +92,37 @@ def forecast(
         samples = max(job.config.calibration_config.samples, few.steps * few.batch_size)
         # No more rows than these steps need are made ready.
         job.data = load_training_data(train, job.objective, replace(job.settings, steps=0), samples, held_out)
-        steps = _Steps(teacher.model)
+        drop_kept_stacks()  # of candidates that were tried before; a training alone would not have them
+        steps = _Steps()
         job.begin(Path(scratch), [steps], saves=False)
+        counter = StepMemoryCounter(job.trainer, job.wid_model, COUNTED)
+        job.trainer.add_callback(counter)
         scores: dict[str, dict[str, float]] = job.score_start()["scores"]
         job.train()
+    assert counter.found is not None
     return Forecast(
         scores,
         len(job.data.held_out),
         median(steps.seconds[COUNTED:]),
-        steps.memory,
+        counter.found,
         settings.batch_size,
         job.settings.max_length,
     )
 
 
 class _Steps(TrainerCallback):
-    """Times every step, and counts the memory of one."""
+    """Times every step."""
 
-    def __init__(self, teacher: PreTrainedModel) -> None:
+    def __init__(self) -> None:
         self.seconds: list[float] = []
-        self.memory = 0
-        self._teacher, self._began = teacher, 0.0
-        self._alive: Alive | None = None
+        self._began = 0.0
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Begin to time, or to count."""
-        if state.global_step + 1 == COUNTED:
-            models = [self._teacher, kwargs["model"]]
-            weights = [tensor for model in models for tensor in (*model.parameters(), *model.buffers())]
-            moments = [each for each in tree_leaves(dict(kwargs["optimizer"].state)) if isinstance(each, Tensor)]
-            self._alive = Alive([*weights, *moments])
-            self._alive.__enter__()
+        """Begin to time."""
         self._began = time.perf_counter()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Note what the step took."""
         self.seconds.append(time.perf_counter() - self._began)
-        if self._alive is not None:
-            self._alive.__exit__(None, None, None)
-            self.memory, self._alive = self._alive.most, None

@@ -22,6 +22,7 @@ from ..progressive.schedule import WidSchedule
 from ..training.arguments import WidTrainingArguments
 from ..training.imitating_trainer import ImitatingTrainer
 from ..training.imitation import TARGETS
+from ..training.last_good import refuse_unknown_place
 from ..training.losses.distillation import can_compare
 from ..training.losses.registry import DISTILLED, INNER, refuse_unknown
 from ..training.merged_trainer import MergedTrainer, merged
@@ -64,12 +65,14 @@ class CompressSettings:
         validation_split: of that dataset or folder.
         validation_texts: how many held-out rows are scored.
         streaming: read rows while training instead of once before it.
+        keep_last_good: where the last weights with a finite loss are kept while training: on their `"device"`, in
+            memory of the `"cpu"`, on `"disk"`, or None for nowhere.
         seed: of data order, masking and held-out texts.
         training: other fields of `WidTrainingArguments` by name, as values or as texts.
 
     Raises:
-        ConfigError: a number that is too small, an unknown task, or a field in `training` that is unknown, has no such
-            value, or is decided by another setting.
+        ConfigError: a number that is too small, an unknown task or place, or a field in `training` that is unknown, has
+            no such value, or is decided by another setting.
         MissingExtraError: `training` names a tracker that is not installed.
     """
 
@@ -90,6 +93,7 @@ class CompressSettings:
     validation_split: str = "validation"
     validation_texts: int = 512
     streaming: bool = False
+    keep_last_good: str | None = "device"
     seed: int = 0
     training: Mapping[str, Any] = field(default_factory=dict)
 
@@ -97,6 +101,7 @@ class CompressSettings:
         refuse_unknown_task(self.task)
         if self.train_weights not in TRAIN_WEIGHTS:
             raise ConfigError(f"train_weights={self.train_weights!r} is unknown. Legal: {', '.join(TRAIN_WEIGHTS)}.")
+        refuse_unknown_place(self.keep_last_good)
         object.__setattr__(self, "training", parsed(self.training))
         least = {"steps": 0, "batch_size": 1, "max_length": 3, "validation_texts": 1, "seed": 0}
         rates = dict.fromkeys(("learning_rate", "compactor_learning_rate", "teacher_learning_rate"), 0)
@@ -162,7 +167,7 @@ class Recipe(Protocol):
             objective: what the teacher is for.
             rates: the result of `learning_rates`.
             arguments: of transformers' `TrainingArguments`, without learning rates.
-            data: `train_dataset` and `data_collator`, for any trainer.
+            data: `train_dataset`, `data_collator` and `keep_last_good`, for any trainer.
         """
 
 

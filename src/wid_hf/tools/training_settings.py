@@ -48,6 +48,7 @@ FIXED = {
     "fsdp": MERGED,
     "deepspeed": MERGED,
     "push_to_hub": PUSHED,
+    "teacher_dtype": "the student is compared with its teacher after training, which needs the teacher as it was",
     "include_num_input_tokens_seen": "tokens are always counted, without padding",
 }
 HUB = "hub_"  # how names of settings of the Hub begin, a token among them

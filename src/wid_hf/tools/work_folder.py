@@ -28,6 +28,7 @@ from ..errors import OutputError, WidError, WidWarning
 from ..format_version import KEY, refuse_newer
 from ..plots.widths import WIDTHS_PICTURE
 from ..training.checkpoints import NUMBERED, last_whole_checkpoint
+from ..training.last_good import FILES as LAST_GOOD_FILES
 from .staging import take_lock
 
 RUN, LOCK = "wid_run.json", "lock"
@@ -240,6 +241,8 @@ def _is_ours(entry: Path) -> bool:
         return False
     if entry.is_dir():
         return entry.name in (START, REFINEMENT, LOGS) or NUMBERED.fullmatch(entry.name) is not None
+    if LAST_GOOD_FILES.fullmatch(entry.name):  # of a training that was killed
+        return True
     return entry.name in (RUN, LOCK, WIDTHS_PICTURE) or entry.name.startswith(f".{RUN}-")  # of a write that was killed
 
 

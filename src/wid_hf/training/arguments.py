@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from ..errors import ConfigError
+from .held_originals import AUTO, refuse_teacher_in_other_dtype, refuse_unknown_dtype
 from .losses.registry import DISTILLED, refuse_unknown
 
 
@@ -25,10 +26,15 @@ class WidTrainingArguments(TrainingArguments):
         distillation_weight: the factor of the sum of these losses.
         distillation_temperature: of the logits.
         full_logits: run a language-model head on all positions, including those without a label.
+        teacher_dtype: in what the teacher's frozen matrices are held from the first step on: `"bfloat16"` or
+            `"float16"`; `"auto"` leaves them as they are. The teacher that was given is cast itself, once the start is
+            made, and stays so; the student's weights keep their dtype. With losses from the teacher it needs `bf16` or
+            `fp16`.
 
     Raises:
-        ConfigError: a learning rate below 0, or both 0; an unknown loss, a weight or temperature that is not above 0,
-            or distillation from a teacher that trains.
+        ConfigError: a learning rate below 0, or both 0; an unknown loss or dtype, a weight or temperature that is not
+            above 0, or distillation from a teacher that trains; a teacher in half precision that trains, or that a loss
+            would run in full precision.
     """
 
     compactor_learning_rate: float | None = field(
@@ -45,6 +51,9 @@ class WidTrainingArguments(TrainingArguments):
     full_logits: bool = field(
         default=False, metadata={"help": "Run a language-model head on positions without a label as well."}
     )
+    teacher_dtype: str = field(
+        default=AUTO, metadata={"help": "Dtype of the teacher's frozen matrices: 'auto', 'bfloat16' or 'float16'."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,6 +67,14 @@ class WidTrainingArguments(TrainingArguments):
                 f"distillation={self.distillation} compares the student with its teacher, whose weights must not "
                 f"change: set teacher_learning_rate=0 (it is {self.teacher_learning_rate}), or leave distillation out"
             )
+        refuse_unknown_dtype(self.teacher_dtype)
+        if self.teacher_dtype != AUTO and self.teacher_learning_rate != 0:
+            raise ConfigError(
+                f"teacher_dtype={self.teacher_dtype!r} is for a teacher whose weights are frozen: set "
+                f"teacher_learning_rate=0 (it is {self.teacher_learning_rate}), or leave teacher_dtype out"
+            )
+        if self.distillation:
+            refuse_teacher_in_other_dtype(self)
 
     def _refuse_wrong_rates(self) -> None:
         names = ("compactor_learning_rate", "teacher_learning_rate")

@@ -18,6 +18,7 @@ from ..errors import TrainingError, WidError, WidWarning
 from ..plots.widths import WIDTHS_PICTURE, draw_widths
 from ..progressive.history import narrow_from, widths_over_steps
 from .calibrating import LAYERS_FIRST, calibrate_first
+from .held_originals import hold_originals
 from .rates import refuse_untrainable
 
 
@@ -57,6 +58,7 @@ class WidCallback(TrainerCallback):
         if tuner.waits_for_layers:
             raise TrainingError(LAYERS_FIRST)
         calibrate_first(kwargs["model"], kwargs.get("train_dataloader"), args)
+        hold_originals(kwargs["model"], args)
         self._clock = time.perf_counter(), int(state.num_input_tokens_seen)
         if tuner.progress is None or not tuner.is_wide:
             return

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from ..adapter.tuner import WidModel
 from ..errors import ConfigError
 from .accumulation import Reduction, StepSize
+from .held_originals import refuse_teacher_in_other_dtype
 from .losses.distillation import Distillation
 from .losses.watching import Seen
 from .student_trainer import StudentTrainer
@@ -114,13 +115,15 @@ def refuse_moving_target(trainer: str, args: Any) -> None:
     """Refuse arguments by which the outputs that a student imitates would change, or be compared twice.
 
     Raises:
-        ConfigError: the teacher's weights would train, or logits are distilled as well.
+        ConfigError: the teacher's weights would train, or run in another dtype than they are held in, or logits are
+            distilled as well.
     """
     if getattr(args, "teacher_learning_rate", None) != 0:
         raise ConfigError(
             f"{trainer} compares the student with its teacher, whose weights must not change: pass "
             "WidTrainingArguments(teacher_learning_rate=0, ...)."
         )
+    refuse_teacher_in_other_dtype(args)
     if "logits" in getattr(args, "distillation", []):
         raise ConfigError(
             f'{trainer} compares outputs already. Leave "logits" out of distillation, or use WidTrainer on labels.'

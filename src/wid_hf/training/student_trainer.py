@@ -26,6 +26,7 @@ from .collation import SteadyCollator
 from .dropout import without_dropout
 from .generation import GeneratingTrainer
 from .labelled_positions import shifts_labels
+from .last_good import LastGood, last_good, refuse_unknown_place
 
 
 class StudentTrainer(GeneratingTrainer):
@@ -33,13 +34,17 @@ class StudentTrainer(GeneratingTrainer):
 
     Its arguments are those of `Trainer`, in the same order; with `Seq2SeqTrainingArguments` it is transformers'
     `Seq2SeqTrainer`. If the loss is not finite, training stops before the optimizer's step, the weights go back to the
-    last copy with a finite loss, and `TrainingError` says so. A copy is kept in memory every `logging_steps` steps.
+    last copy with a finite loss, and `TrainingError` says so. A copy is made every `logging_steps` steps.
 
     Args:
         dropout: whether the student trains with the dropout of its config.
+        keep_last_good: where that copy is: on the `"device"` of the weights, in memory of the `"cpu"`, or on `"disk"`,
+            a file in `output_dir` that is gone when training ends. None keeps no copy.
 
     Raises:
+        ConfigError: there is no such place.
         TrainingError: from `train`, when the loss is NaN or infinite.
+        OutputError: from `train`, when a copy cannot be written to disk.
     """
 
     data_collator: Any
@@ -51,12 +56,14 @@ class StudentTrainer(GeneratingTrainer):
         args: TrainingArguments | None = None,
         *others: Any,
         dropout: bool = True,
+        keep_last_good: str | None = "device",
         **kwargs: Any,
     ) -> None:
+        refuse_unknown_place(keep_last_good)
         super().__init__(model, args, *others, **kwargs)
-        self.dropout = dropout
+        self.dropout, self.keep_last_good = dropout, keep_last_good
         self.add_callback(_TrainingBegins(self))
-        self._good: tuple[int, list[tuple[nn.Parameter, Tensor]]] | None = None  # step, and weights with their values
+        self._good: LastGood | None = None
         self._back_at: int | None = None  # the step that weights went back to
         self._step: StepSize | None = None  # of the optimizer step that is running
         self._reduction: Reduction | None = None
@@ -72,11 +79,17 @@ class StudentTrainer(GeneratingTrainer):
             return super().train(*args, **kwargs)
         finally:
             self.args.logging_nan_inf_filter = given
+            self._drop_good()
 
     @property
     def student(self) -> PreTrainedModel:
         """The stock model that trains."""
         return self.model
+
+    @property
+    def last_good(self) -> LastGood | None:
+        """The copy of the last good weights, while a training runs that keeps one."""
+        return self._good
 
     @property
     def weights_of_step(self) -> int:
@@ -197,11 +210,12 @@ class StudentTrainer(GeneratingTrainer):
         self._is_finite = False
         loss = self._micro_batch(model, inputs, num_items_in_batch)
         step = self.state.global_step
-        if self._good is not None and not self._is_kept():
+        kept = None if self._good is None else self._good.step
+        if self._good is not None and kept is not None and not self._good.is_of(self._trained()):
             self._keep_weights()  # the model has shrunk since; its weights come from a step with a finite loss
         if not self._is_finite and not torch.isfinite(loss):
             self._go_back(float(loss))
-        if self._good is None or (step != self._good[0] and step % self._keep_every() == 0):
+        if kept is None or (step != kept and step % self._keep_every() == 0):
             self._keep_weights()
         return loss
 
@@ -221,27 +235,33 @@ class StudentTrainer(GeneratingTrainer):
 
     def _begin(self) -> None:
         """Prepare one training; `Trainer` may have exchanged the model."""
-        self._good = self._reduction = None
+        self._drop_good()
+        self._good = last_good(self.keep_last_good, Path(self.args.output_dir or "."), self.args.process_index)
+        self._reduction = None
 
     def _keep_weights(self) -> None:
-        self._good = self.state.global_step, [(parameter, parameter.detach().clone()) for parameter in self._trained()]
+        if self._good is not None:
+            self._good.keep(self.state.global_step, self._trained())
 
-    def _is_kept(self) -> bool:
-        """Return whether the kept copy is of the weights that train now."""
-        copied = self._good[1] if self._good is not None else []
-        return [id(parameter) for parameter, _ in copied] == [id(parameter) for parameter in self._trained()]
+    def _drop_good(self) -> None:
+        if self._good is not None:
+            self._good.drop()
+            self._good = None
 
     def _go_back(self, loss: float) -> None:
         step = self.state.global_step
-        self._back_at = 0
-        state = "No step had a finite loss, so the weights are those before training."
-        if self._good is not None:
-            good, weights = self._good
-            self._back_at = good
-            with torch.no_grad():
-                for parameter, value in weights:
-                    parameter.copy_(value)
-            state = f"The model is back at its weights after step {good}, whose loss was finite."
+        if self._good is None:
+            state = (
+                "No copy of better weights was kept (keep_last_good=None), so the model has the last ones: go on from "
+                f"a checkpoint in {self.args.output_dir}, or keep a copy."
+            )
+        elif self._good.step is None:
+            self._back_at = 0
+            state = "No step had a finite loss, so the weights are those before training."
+        else:
+            self._back_at = self._good.step
+            self._good.restore()
+            state = f"The model is back at its weights after step {self._back_at}, whose loss was finite."
         raise TrainingError(
             f"The loss became {loss} after {step} of {self.state.max_steps} steps, and training stopped. {state} "
             f"Lower {self.rates}, or check the data for empty batches."

@@ -21,13 +21,14 @@ from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
 
 from ..adapter.adapter_state import gathered_state
 from ..adapter.tuner import WidModel
-from ..errors import TrainingError, WidError
+from ..errors import ConfigError, TrainingError, WidError
 from ..hub.cards import CARD_NAME, adapter_card
 from ..layers import FoldCache, FoldPolicy, is_parted
 from .calibrating import LAYERS_FIRST, calibrate_first, calibration_batches
 from .callbacks import WidCallback
 from .checkpoints import last_whole_checkpoint, refuse_torn_checkpoint
 from .half import full_eval_dtype, restored_values
+from .held_originals import AUTO
 from .imitation import Imitating, refuse_moving_target
 from .labelled_positions import LabelledPositions
 from .losses.distillation import Distillation
@@ -46,18 +47,19 @@ class WidTrainer(Imitating):
     optimizer step, for any number of micro-batches, and once per evaluation; if parameters are sharded or replicated
     (FSDP, DeepSpeed, `nn.DataParallel`), each forward folds. An uncalibrated model is calibrated on training rows
     before step 1, see `WidCallback`. If the loss is not finite, training stops before the optimizer's step, the weights
-    go back to the last copy with a finite loss, and `TrainingError` says so. A copy is kept in memory every
-    `logging_steps` steps.
+    go back to the last copy with a finite loss, and `TrainingError` says so. A copy is made every `logging_steps`
+    steps, where `keep_last_good` says.
 
     Args:
         task: what the teacher is for, from `wid_hf.find_task`. It gives the data collator, unless there is another; the
             loss from the teacher, for models that have none of their own on rows without labels; and the figures of
             evaluations, under their names: `eval_agreement`.
         label_weight: of a loss from the teacher: w of `(1 - w) * that loss + w * the model's own loss on labels`.
+        **kwargs: `dropout` and `keep_last_good` of `StudentTrainer`, and what else `Trainer` takes.
 
     Raises:
         WidError: the model is not a wid model.
-        ConfigError: the teacher's weights would train, and the task compares with them.
+        ConfigError: the teacher's weights would train, or be held in another dtype, and the task compares with them.
         TrainingError: from `train`, when the loss is NaN or infinite, or nothing would train.
     """
 
@@ -76,6 +78,11 @@ class WidTrainer(Imitating):
             _refuse_others(model)
         self._scorer = None if task is None else TaskScorer(task)
         if task is not None:
+            if getattr(args, "teacher_dtype", AUTO) != AUTO:
+                raise ConfigError(
+                    "A task compares the student with its teacher in evaluations, which needs the teacher as it was: "
+                    "leave teacher_dtype out."
+                )
             if not others and kwargs.get("data_collator") is None:
                 kwargs["data_collator"] = task.collator
             if not task.has_own_loss and label_weight < 1:
