@@ -137,6 +137,7 @@ def test_a_merged_student_has_one_learning_rate_and_nothing_of_compactors() -> N
         (CONFIG, CompressSettings(train_weights="compactors"), "wid"),
         (CONFIG, CompressSettings(compactor_learning_rate=1e-4), "wid"),
         (CONFIG, CompressSettings(teacher_learning_rate=0), "wid"),
+        (CONFIG, CompressSettings(training={"full_logits": "true"}), "wid"),
         (CONFIG, CompressSettings(steps=0), "wid"),
         (CONFIG, KD, "wid-kd"),
         (WidConfig(**SIZES, schedule="progressive"), CompressSettings(), "wid-progressive"),
@@ -152,6 +153,7 @@ def test_a_student_is_merged_at_once_unless_something_is_about_compactors(
     ("given", "told"),
     [
         ({"train_weights": "merged", "compactor_learning_rate": 1e-4}, "leave compactor_learning_rate= out"),
+        ({"train_weights": "merged", "training": {"full_logits": "true"}}, "leave full_logits= out"),
         ({"train_weights": "merged", "distillation": ("logits",)}, r"distillation=\['logits'\] is unknown"),
         ({"train_weights": "merged", "distillation": ("hidden",), "label_weight": 1}, "leave distillation= out"),
         ({"train_weights": "compactors", "learning_rate": 1e-4}, "learning_rate=0.0001 is for train_weights=merged"),

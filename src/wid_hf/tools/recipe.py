@@ -7,7 +7,7 @@ Takes a `WidConfig`, settings and a wid model; gives learning rates and a traine
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -464,6 +464,8 @@ def of_compactors(config: WidConfig, settings: CompressSettings) -> list[str]:
     given = [
         name for name in ("compactor_learning_rate", "teacher_learning_rate") if getattr(settings, name) is not None
     ]
+    of_wid = {each.name for each in fields(WidTrainingArguments)} - {each.name for each in fields(TrainingArguments)}
+    given += sorted(of_wid & set(settings.training))
     return [*given, "schedule"] if isinstance(config.schedule, WidSchedule) else given
 
 
