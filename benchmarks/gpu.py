@@ -3,7 +3,7 @@
 In a session that is lent a GPU (the tool `status` says `can_start_another`), here, in the root of its checkout:
 
     make setup teachers                                    # unless they are there
-    .venv/bin/python benchmarks/gpu.py --prepare           # once: all that must travel, into .cache/gpu (28 MB)
+    .venv/bin/python benchmarks/gpu.py --prepare           # after the last commit: what must travel (30 MB)
     .venv/bin/python benchmarks/gpu.py --rehearse          # every step with tiny sizes on this CPU
 
 then one call of the tool `run`:
@@ -98,36 +98,32 @@ def _checks(run: Run, rehearse: bool, steps: int, at_once: int) -> None:
     """Tests and checks side by side, as nothing in them is timed; the compiler meets its graphs there, too."""
     tiny = ["--tiny"] if rehearse else []
     made = [
-        Step(name, ["benchmarks/on_device", name, "--output", str(run.output / f"{name}.json"), *tiny], 150)
+        Step(name, ["benchmarks/on_device", name, "--output", str(run.output / f"{name}.json"), *tiny], 120)
         for name in ("machine", "llama", "progressive")
     ]
     tests = ["-m", "pytest", "-v", "-o", "filterwarnings=default", "-p", "no:cacheprovider"]
     tests += ["--junitxml", str(run.scratch / "tests.xml")]
     tests += ["tests/devices/simulated/test_flows.py", "-k", "buffers"] if rehearse else ["-n", "6", "tests/devices"]
-    made.append(Step("tests", tests, 150, {"WID_HF_TEST_DEVICE": "cpu" if rehearse else "cuda"}))
+    made.append(Step("tests", tests, 120, {"WID_HF_TEST_DEVICE": "cpu" if rehearse else "cuda"}))
     if not rehearse:
         warm = _speed_words(run.scratch / "warm-up", rehearse, ["--compile", "--variant", "narrow", "--rounds", "1"])
-        made.append(Step("compile once", warm, 150))
+        made.append(Step("compile once", warm, 120))
     run.side_by_side(made, 2 if rehearse else len(made))
 
 
 def _speed(run: Run, rehearse: bool, steps: int, at_once: int) -> None:
     """The step table and peaks of memory, one after the other: nothing else runs meanwhile."""
     rounds = ["--rounds", "1" if rehearse else "10"]
-    records, variants = run.scratch / "speed", ["--variant", "narrow", "--variant", "teacher"]
+    records, variants = run.scratch / "speed", ["--variant", "narrow", *([] if rehearse else ["--variant", "teacher"])]
     once, each = ["--calibration-rows=0" if rehearse else "--calibration-rows=256"], [*variants, *rounds]
-    compiled = [*each, "--compile"]
-    replayed = ["--variant", "narrow", *rounds, "--teacher", "trained", "--compile"]
+    compiled = [*each, "--compile", *(["--teacher=frozen"] if rehearse else [])]  # compilers take their time on a CPU
+    replayed = ["--variant", "narrow", *rounds, "--teacher=trained", "--compile", "--compile-mode=reduce-overhead"]
     peaks = ["benchmarks/on_device", "memory", "--output", str(run.output / "memory.json")]
     made = [
-        Step("speed", _speed_words(records, rehearse, [*each, *once]), 100),
-        Step("memory", [*peaks, *(["--tiny"] if rehearse else [])], 60),
-        Step("speed, compiled", _speed_words(records, rehearse, compiled), 120),
-        Step(
-            "speed, graphs replayed",
-            _speed_words(records, rehearse, [*replayed, "--compile-mode", "reduce-overhead"]),
-            80,
-        ),
+        Step("speed", _speed_words(records, rehearse, [*each, *once]), 80),
+        Step("memory", [*peaks, *(["--tiny"] if rehearse else [])], 50),
+        Step("speed, compiled", _speed_words(records, rehearse, compiled), 100),
+        Step("speed, graphs replayed", _speed_words(records, rehearse, replayed), 60),
     ]
     run.side_by_side(made, 1)
 
@@ -136,16 +132,8 @@ def _speed_words(records: Path, rehearse: bool, words: Sequence[str]) -> list[st
     shape = ("1", "192", "2x16", "fp32") if rehearse else ("12", "384", "64x128", "bf16")
     asked = [f"--{name}={value}" for name, value in zip(("layers", "width", "batch", "dtype"), shape, strict=True)]
     # Memory has a step of its own: here each variant would take another process.
-    page = records.with_suffix(".md")
-    return [
-        "benchmarks/speed",
-        *asked,
-        "--no-memory",
-        "--calibration-rows=0",
-        *words,
-        f"--records={records}",
-        f"--output={page}",
-    ]
+    asked += ["--no-memory", "--calibration-rows=0", *words]
+    return ["benchmarks/speed", *asked, f"--records={records}", f"--output={records.with_suffix('.md')}"]
 
 
 def _trainings(run: Run, rehearse: bool, steps: int, at_once: int) -> None:
