@@ -4,7 +4,7 @@ In a session that is lent a GPU (the tool `status` says `can_start_another`), he
 
     make setup teachers                                    # unless they are there
     .venv/bin/python benchmarks/gpu.py --prepare           # after the last commit: what must travel (30 MB)
-    .venv/bin/python benchmarks/gpu.py --rehearse          # every step with tiny sizes on this CPU
+    .venv/bin/python benchmarks/gpu.py --rehearse          # every step with tiny sizes on this CPU; compiles nothing
 
 then one call of the tool `run`:
 
@@ -114,9 +114,9 @@ def _checks(run: Run, rehearse: bool, steps: int, at_once: int) -> None:
 def _speed(run: Run, rehearse: bool, steps: int, at_once: int) -> None:
     """The step table and peaks of memory, one after the other: nothing else runs meanwhile."""
     rounds = ["--rounds", "1" if rehearse else "10"]
-    records, variants = run.scratch / "speed", ["--variant", "narrow", *([] if rehearse else ["--variant", "teacher"])]
+    records, variants = run.scratch / "speed", ["--variant", "narrow", "--variant", "teacher"]
     once, each = ["--calibration-rows=0" if rehearse else "--calibration-rows=256"], [*variants, *rounds]
-    compiled = [*each, "--compile", *(["--teacher=frozen"] if rehearse else [])]  # compilers take their time on a CPU
+    compiled = [*each, "--compile"]
     replayed = ["--variant", "narrow", *rounds, "--teacher=trained", "--compile", "--compile-mode=reduce-overhead"]
     peaks = ["benchmarks/on_device", "memory", "--output", str(run.output / "memory.json")]
     made = [
