@@ -34,6 +34,7 @@ a cut-off loses no finished run:
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -79,6 +80,7 @@ def main(
     if prepare:
         print(prepared())
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends what runs, too
     deadline = time.monotonic() + 60 * minutes - REST
     output = output or Path(os.environ.get("OUT", ROOT / ".cache" / "gpu-records"))
     output.mkdir(parents=True, exist_ok=True)
@@ -113,11 +115,12 @@ def _checks(run: Run, rehearse: bool, steps: int, at_once: int) -> None:
 
 def _speed(run: Run, rehearse: bool, steps: int, at_once: int) -> None:
     """The step table and peaks of memory, one after the other: nothing else runs meanwhile."""
-    rounds = ["--rounds", "1" if rehearse else "10"]
+    rounds = ["--rounds=1", "--warm-up=0"] if rehearse else ["--rounds=10", "--warm-up=3"]
+    both, one = ["--teacher=frozen", *([] if rehearse else ["--teacher=trained"])], ["--teacher=trained"]
     records, variants = run.scratch / "speed", ["--variant", "narrow", "--variant", "teacher"]
-    once, each = ["--calibration-rows=0" if rehearse else "--calibration-rows=256"], [*variants, *rounds]
+    once, each = ["--calibration-rows=0" if rehearse else "--calibration-rows=256"], [*variants, *rounds, *both]
     compiled = [*each, "--compile"]
-    replayed = ["--variant", "narrow", *rounds, "--teacher=trained", "--compile", "--compile-mode=reduce-overhead"]
+    replayed = ["--variant", "narrow", *rounds, *one, "--compile", "--compile-mode=reduce-overhead"]
     peaks = ["benchmarks/on_device", "memory", "--output", str(run.output / "memory.json")]
     made = [
         Step("speed", _speed_words(records, rehearse, [*each, *once]), 80),

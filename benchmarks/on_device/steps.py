@@ -49,14 +49,19 @@ class Running:
     began: float
     deadline: float
 
+    def kill(self) -> None:
+        """End it by force, with all that it started."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
     def ended(self) -> dict[str, Any] | None:
         """Return how it ended, at its limit by force; None while it runs."""
         code, late = self.process.poll(), time.monotonic() > self.deadline
         if code is None and not late:
             return None
         if code is None:
-            os.killpg(self.process.pid, signal.SIGKILL)  # its own session: with all that it started
-            self.process.wait()
+            self.kill()
         self.printed.seek(0)
         said = self.printed.read().decode(errors="replace")[-PRINTED:]
         self.printed.close()
@@ -92,6 +97,14 @@ class Run:
     def side_by_side(self, steps: Sequence[Step], at_once: int) -> None:
         """Run steps, at most `at_once` at a time, until all have ended."""
         waiting, running = list(steps), list[Running]()
+        try:
+            self._until_ended(waiting, running, at_once)
+        finally:  # nothing goes on after a Ctrl-C or a kill
+            for each in running:
+                each.kill()
+                each.printed.close()
+
+    def _until_ended(self, waiting: list[Step], running: list[Running], at_once: int) -> None:
         while waiting or running:
             while waiting and len(running) < at_once:
                 step = waiting.pop(0)
@@ -126,7 +139,7 @@ class Run:
             stdin=subprocess.DEVNULL,
             stdout=printed,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
+            preexec_fn=os.setpgrp,  # noqa: PLW1509 - no threads here; a new session would outlive a tool's kill
         )
         now = time.monotonic()
         return Running(step, process, printed, now, min(now + self.patience * step.seconds, self.deadline))

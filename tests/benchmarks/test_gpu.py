@@ -41,6 +41,24 @@ def test_a_program_that_takes_too_long_is_ended_and_what_it_left_is_kept(tmp_pat
     assert json.loads((tmp_path / "trainings.json").read_text()) == [{"a": 1}]
 
 
+def test_nothing_goes_on_after_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from steps import Run, Step
+
+    def interrupted(run: Any) -> None:
+        if mark.exists():
+            raise KeyboardInterrupt
+
+    mark = tmp_path / "pid"
+    run = a_run(tmp_path)
+    monkeypatch.setattr(Run, "gather", interrupted)
+    writes = "import os, pathlib, sys, time; p = pathlib.Path(sys.argv[1]); q = p.with_suffix('.new')"
+    writes += "; q.write_text(str(os.getpid())); q.rename(p); time.sleep(60)"
+    with pytest.raises(KeyboardInterrupt):
+        run.side_by_side([Step("goes on", ["-c", writes, str(mark)], 60)], 1)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(mark.read_text()), 0)
+
+
 def test_a_program_that_fails_is_told_and_the_next_one_runs(tmp_path: Path) -> None:
     from steps import Step
 
