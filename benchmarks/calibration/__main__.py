@@ -24,6 +24,7 @@ sys.path.append(str(Path(__file__).parents[1] / "shared"))
 import datasets
 import typer
 from cases import CASES
+from equal_training import TRAINED as WAYS
 from equal_training import equally_trained
 from page import write_section
 from sections import trained, untrained
@@ -113,6 +114,8 @@ def train_equally(
     width: Widths = None,
     steps: Annotated[list[int], typer.Option(min=1, help="Optimizer steps.")] = EQUAL_STEPS,
     seeds: Seeds = 3,
+    seed: Annotated[list[int] | None, typer.Option(min=0, help="Only these seeds; the first ones.")] = None,
+    trained: Annotated[list[str] | None, typer.Option(help=f"Only these of {', '.join(WAYS)}.")] = None,
     batch_size: BatchSize = 64,
     limit_minutes: Minutes = None,
     records: Records = RECORDS,
@@ -128,10 +131,12 @@ def train_equally(
             _named(start, CALIBRATIONS),
             store,
             steps=steps,
-            seeds=seeds,
+            seeds=seed or range(seeds),
             batch_size=batch_size,
+            trained=list(_named(trained, dict.fromkeys(WAYS, True))),
         )
-        head = f"`python benchmarks/calibration train {name}{flags} --seeds {seeds} --batch-size {batch_size}`"
+        told = "".join(f" --seed {each}" for each in seed or ()) or f" --seeds {seeds}"
+        head = f"`python benchmarks/calibration train {name}{flags}{told} --batch-size {batch_size}`"
         print(write_section(output, RESULTS_HEAD, f"Equal training: {name}", [f"{head}.", "", *lines]))
 
 

@@ -16,7 +16,7 @@ from store import Record, Store, library_version
 from subject import Sizes, TextSubject
 from training import train
 
-COMPACTORS, MERGED = "compactors", "merged student"
+TRAINED = COMPACTORS, MERGED = "compactors", "merged student"
 # Learning rates with linear decay, by objective: the first of compactors or of a stock student, the second of the
 # teacher's weights, which stay where students imitate them.
 RATES = {
@@ -43,16 +43,18 @@ def equally_trained(
     store: Store,
     *,
     steps: Sequence[int],
-    seeds: int,
+    seeds: Sequence[int],
     batch_size: int,
+    trained: Sequence[str] = TRAINED,
 ) -> list[str]:
     """Return a table of students after equally many steps, and of merged ones after as many seconds as compactors had.
 
-    How many steps these are follows from the seconds per step of the first seed's runs.
+    How many steps these are follows from the seconds per step of the first seed's runs; without both there is no row
+    of equal seconds.
     """
 
     def runs(width: str, training: Training) -> list[Record]:
-        made = (_run(subject, sizes[width], starts, store, training, seed) for seed in range(seeds))
+        made = (_run(subject, sizes[width], starts, store, training, seed) for seed in seeds)
         return [record for record in made if record is not None]
 
     rows: list[list[str]] = []
@@ -61,13 +63,12 @@ def equally_trained(
         for start in starts:
             for count in steps:
                 found = {
-                    trained: runs(width, Training(start, trained, count, batch_size))
-                    for trained in RATES[subject.objective]
+                    each: runs(width, Training(start, each, count, batch_size)) for each in TRAINED if each in trained
                 }
-                if all(found.values()):
+                if len(found) == len(TRAINED) and all(found.values()):
                     again = _as_many_seconds(*(records[0] for records in found.values()))
                     found["merged student, equal seconds"] = runs(width, Training(start, MERGED, again, batch_size))
-                rows += [_row(subject, width, start, trained, records) for trained, records in found.items() if records]
+                rows += [_row(subject, width, start, each, records) for each, records in found.items() if records]
                 done += [record for records in found.values() for record in records]
     if not rows:
         return [f"{subject.name}: no run is finished yet.", ""]

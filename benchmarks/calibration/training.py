@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 import torch
+from accelerator import chosen_device
 from peft import PeftModel
 from starts import Start, calibrate, from_scratch, uncalibrated
 from store import Record
@@ -45,10 +46,11 @@ def train(
         seed: of the texts calibrated on, data order, masking and dropout.
         merged: whether the student is merged at its start, so that a stock student trains.
     """
+    teacher = subject.teacher().to(chosen_device())  # where the start is made, too
     if start.scratch:
-        model: Any = from_scratch(subject.teacher(), sizes, seed)
+        model: Any = from_scratch(teacher, sizes, seed)
     else:
-        model = uncalibrated(subject.teacher(), sizes, start)
+        model = uncalibrated(teacher, sizes, start)
         calibrate(model, start, subject.calibration(seed))
     before = subject.score(model)
     with tempfile.TemporaryDirectory() as scratch:

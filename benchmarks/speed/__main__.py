@@ -24,8 +24,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.append(str(Path(__file__).parents[1] / "shared"))
 
 import typer
+from accelerator import chosen_device
 from cases import Case, Sizes
-from measure import bf16_ratio, chosen_device, measure_memory, measure_once, measure_steps
+from measure import bf16_ratio, measure_memory, measure_once, measure_steps
 from page import made_by, table, write_section
 from rich.console import Console
 from rich.table import Table
@@ -61,6 +62,7 @@ CALIBRATION_LENGTH = 128
 DTYPES = ("fp32", "bf16")
 TEACHERS = ("frozen", "trained")
 LOGITS = ("full", "labelled")
+COMPILE_MODES = ("default", "reduce-overhead")
 
 Layers = Annotated[list[int] | None, typer.Option(min=1, help="Layers of teacher and student; 2 and 12.")]
 Widths = Annotated[list[int] | None, typer.Option(min=1, help="Hidden sizes of students; 516 and 192.")]
@@ -79,11 +81,13 @@ Logits = Annotated[
     str, typer.Option(help="Run heads on all positions (full) or on those with a label (labelled), all variants alike.")
 ]
 Compile = Annotated[bool, typer.Option("--compile", help="Run models through torch.compile.")]
+CompileMode = Annotated[str, typer.Option(help=f"That of torch.compile: {' or '.join(COMPILE_MODES)}.")]
 Small = Annotated[
     bool, typer.Option("--small", help="A quick look: 4 layers, 192, 8x128, fp32, 3 rounds, calibrated on 32 rows.")
 ]
 Anew = Annotated[bool, typer.Option("--anew", help="Measure what is recorded once more.")]
 Minutes = Annotated[float | None, typer.Option(min=0, help="Begin nothing after this many minutes.")]
+Records = Annotated[Path | None, typer.Option(help="Folder of records; .cache/results.")]
 Output = Annotated[Path, typer.Option(help="Page to write the section to.")]
 
 app = typer.Typer(pretty_exceptions_enable=False, help=__doc__)
@@ -104,13 +108,15 @@ def main(
     logits: Logits = "full",
     memory: Memory = True,
     compiled: Compile = False,
+    compile_mode: CompileMode = "default",
     small: Small = False,
     anew: Anew = False,
     limit_minutes: Minutes = None,
+    records: Records = None,
     output: Output = PAGE,
 ) -> None:
     """Measure every combination of what is asked for, print the table and write it to a page."""
-    told = _told(layers, dtype, variant, micro_batches, logits, compiled, small)
+    told = _told(layers, dtype, variant, micro_batches, logits, compiled and compile_mode, small)
     layers = layers or ([4] if small else [2, 12])
     widths = _fitting(width or ([192] if small else [516, 192]))
     shapes = [_shape(text) for text in batch or (["8x128"] if small else ["32x128", "8x512"])]
@@ -119,24 +125,25 @@ def main(
     teachers = _known("teacher", teacher or TEACHERS, TEACHERS)
     names = _known("variant", [BARE, *(variant or VARIANTS)], VARIANTS)
     _known("logits", [logits], LOGITS)
+    _known("compile-mode", [compile_mode], COMPILE_MODES)
     if compiled and logits != "full":
         raise typer.BadParameter("--compile fixes the whole forward, hooks and all: leave out --logits labelled.")
     rounds = rounds or (3 if small else 5)
     rows = calibration_rows if calibration_rows is not None else (32 if small else 256)
 
     deadline = inf if limit_minutes is None else time.monotonic() + 60 * limit_minutes
-    store = Store(RESULTS, deadline, anew)
+    store = Store(records or RESULTS, deadline, anew)
     ask = {"what": "speed", "hardware": hardware_name()}
-    records: list[Record | None] = []
+    found: list[Record | None] = []
     lines: list[tuple[str, ...]] = []
     for sizes in (replace(BASE, layers=count, width=size) for count, size in product(layers, widths)):
         if rows:
             settings = {**ask, **asdict(sizes), "rows": rows, "length": CALIBRATION_LENGTH}
             made = store.get(settings, lambda sizes=sizes: {"once": measure_once(sizes, rows, CALIBRATION_LENGTH)})
-            records.append(made)
+            found.append(made)
             lines += once_rows(sizes, f"{rows}x{CALIBRATION_LENGTH}", made["once"]) if made else []
         for (count, length), kind, trained in product(shapes, dtypes, teachers):
-            case = Case(sizes, count, length, micro_batches, kind, trained, logits, compiled)
+            case = Case(sizes, count, length, micro_batches, kind, trained, logits, compiled, compile_mode)
             settings = {
                 **ask,
                 **asdict(case),
@@ -146,21 +153,21 @@ def main(
                 "memory": memory,
             }
             made = store.get(settings, lambda case=case: {"variants": _measured(case, names, rounds, warm_up, memory)})
-            records.append(made)
+            found.append(made)
             lines += step_rows(case, made["variants"]) if made else []
-    done = [record for record in records if record]
+    done = [record for record in found if record]
     title = ", ".join([hardware_name(), *told])
     if not done:
         print(f"{title}: nothing is measured yet.")
         return
-    missing = len(records) - len(done)
+    missing = len(found) - len(done)
     write_section(
         output,
         HEAD,
         title,
         [
             f"{rounds} rounds after {warm_up + 1} steps. {made_by(done)}{without_bf16}"
-            + (f" {missing} of {len(records)} measurements are missing." if missing else ""),
+            + (f" {missing} of {len(found)} measurements are missing." if missing else ""),
             *table(COLUMNS, lines),
         ],
     )
@@ -176,7 +183,7 @@ def _told(
     variants: list[str] | None,
     micro_batches: int,
     logits: str,
-    compiled: bool,
+    compiled: str | bool,
     small: bool,
 ) -> list[str]:
     """Return what a section's title says of what was asked for other than by default."""
@@ -186,7 +193,8 @@ def _told(
         " and ".join(variants or ()): variants,
         f"{micro_batches} batches a step": micro_batches > 1,
         "logits of labelled positions only": logits != "full",
-        "compiled": compiled,
+        "compiled": compiled == "default",
+        f"compiled, {compiled}": compiled not in (False, "default"),
         "a quick look": small,
     }
     return [said for said, holds in words.items() if holds]

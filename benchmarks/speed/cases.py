@@ -84,6 +84,7 @@ class Case:
         logits: whether the head runs on all positions, as a stock forward does, or on those with a label, as
             `WidTrainer` lets it.
         compiled: run the model through `torch.compile`.
+        compile_mode: that of `torch.compile`.
     """
 
     sizes: Sizes
@@ -94,6 +95,7 @@ class Case:
     teacher: Literal["frozen", "trained"] = "trained"
     logits: Literal["full", "labelled"] = "full"
     compiled: bool = False
+    compile_mode: Literal["default", "reduce-overhead"] = "default"
 
     @property
     def tokens(self) -> int:

@@ -15,6 +15,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from accelerator import chosen_device
 from cases import Case, Sizes
 from memory import peak, reset_peak
 from own_process import in_own_process
@@ -24,11 +25,6 @@ from variants import BARE, NARROW, STOCK, VARIANTS
 
 from wid_hf import get_wid_model
 from wid_hf.layers import FoldedWeight
-
-
-def chosen_device() -> torch.device:
-    """Return the GPU if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def bf16_ratio(device: torch.device, size: int = 512) -> float:
@@ -58,7 +54,7 @@ def _steps(case: Case, names: list[str], rounds: int, warm_up: int) -> dict[str,
     flops = {name: variant.counted_step(batches) for name, variant in variants.items()}
     if case.compiled:
         for variant in variants.values():
-            variant.model.compile()
+            variant.compile()
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for at in range(warm_up + rounds):
         for name, variant in variants.items():
@@ -136,7 +132,7 @@ def _peak(case: Case, name: str) -> Record:
     variant = VARIANTS[name](case, device)
     batches = case.batches(device)
     if case.compiled:
-        variant.model.compile()
+        variant.compile()
     variant.step(batches)  # makes the optimizer's state
     gc.collect()
     torch.cuda.reset_peak_memory_stats() if on_gpu else reset_peak()

@@ -43,6 +43,10 @@ class Variant:
         self.labelled = LabelledPositions(model) if case.logits == "labelled" else None
         self.steps = 0
 
+    def compile(self) -> None:
+        """Run the model through `torch.compile` from now on."""
+        self.model.compile(mode=self.case.compile_mode)
+
     def step(self, batches: Sequence[Batch]) -> None:
         """Take one optimizer step on micro-batches."""
         if self.folds is not None:
@@ -62,6 +66,8 @@ class Variant:
     def loss(self, batch: Batch) -> torch.Tensor:
         """Return the loss of one micro-batch."""
         device = batch["input_ids"].device.type
+        if self.case.compile_mode != "default":  # outputs of the recorded graph before may be overwritten
+            torch.compiler.cudagraph_mark_step_begin()
         with torch.autocast(device, torch.bfloat16, enabled=self.case.dtype == "bf16"), self._on_labels(batch):
             return self.model(**batch).loss
 

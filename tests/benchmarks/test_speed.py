@@ -323,6 +323,7 @@ def test_memory_of_a_step_is_that_of_a_process_of_its_own(command: ModuleType) -
         ({"teacher": ["melted"]}, "--teacher melted is none of frozen, trained"),
         ({"logits": "some"}, "--logits some is none of full, labelled"),
         ({"logits": "labelled", "compiled": True}, "leave out --logits labelled"),
+        ({"compile_mode": "most"}, "--compile-mode most is none of default, reduce-overhead"),
         ({"variant": ["fast"]}, "--variant fast is none of bare, narrow"),
     ],
 )

@@ -105,6 +105,18 @@ def test_compactors_and_merged_students_train_for_equal_steps_and_for_equal_seco
     assert "merged student, equal seconds" in page.read_text()
 
 
+def test_single_runs_are_named_by_what_trains_and_by_their_seed(
+    command: ModuleType, cases: dict[str, Any], tmp_path: Path
+) -> None:
+    few = {"start": ["firm"], "width": ["1/2"], "steps": [3], "batch_size": 16}
+    one = {"seed": [1], "trained": ["merged student"]}
+    command.train_equally(subject=["reaction-bert"], **few, **one, output=tmp_path / "page.md")
+    (record,) = [json.loads(file.read_text()) for file in (tmp_path / "results" / "equal-training").iterdir()]
+    assert (record["settings"]["seed"], record["settings"]["trained"]) == (1, "merged student")
+    with pytest.raises(command.typer.BadParameter, match="teachers is none of compactors, merged student"):
+        command.train_equally(subject=["reaction-bert"], **few, trained=["teachers"], output=tmp_path / "page.md")
+
+
 def test_words_are_confused_with_others_of_their_group_only(command: ModuleType) -> None:
     from confusions import OTHERS, confused
 

@@ -80,3 +80,13 @@ def test_a_head_that_nobody_reads_is_the_first_to_go() -> None:
     covariance[:3] *= 100
     reader[:3, :3] = 0
     assert block_subset([covariance], [reader], 4, 3).tolist() == [1, 2, 3]
+
+
+def test_heads_of_fewer_texts_than_indices_are_chosen_and_the_first_follow_where_all_is_explained() -> None:
+    torch.manual_seed(0)
+    rows = torch.randn(20, 64).double() * torch.rand(64).double() @ torch.randn(64, 64).double()
+    reader = torch.randn(64, 64).double()
+    covariance, gram = rows.T @ rows / 20, reader.T @ reader
+    two = block_subset([covariance], [gram], 8, 2).tolist()
+    rest = [block for block in range(8) if block not in two]  # with any third, there are more indices than texts
+    assert block_subset([covariance], [gram], 8, 5).tolist() == sorted(two + rest[:3])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 RELATIVE_EPS = 1e-9  # of the largest variance: a smaller rest is rounding
+TIE = 1e-6  # of all energy: blocks that explain no more than this apart are equal
 PANEL = 64  # pivots between two updates of the whole matrix
 
 
@@ -66,7 +67,7 @@ def block_subset(covariances: Sequence[Tensor], grams: Sequence[Tensor], size: i
     for _ in range(count):
         gains = torch.stack([part.gains() for part in parts]).sum(0).cpu()
         gains[kept] = -torch.inf
-        kept.append(_first_largest(gains))
+        kept.append(_first_largest(gains, TIE))
         for part in parts:
             part.choose(kept[-1])
     return torch.tensor(sorted(kept))
@@ -95,14 +96,15 @@ class _Rest:
 
     def gains(self) -> Tensor:
         """Return for each block the share of `tr(W S W^T)` that it would explain of what is left `(size,)`."""
-        explained = torch.linalg.solve(self._regular(self._blocks(self._left)), self._blocks(self._seen))
-        return explained.diagonal(dim1=1, dim2=2).sum(1) / self._energy
+        directions, factors = self._roots(self._blocks(self._left))
+        seen = (directions.mT @ self._blocks(self._seen) @ directions).diagonal(dim1=1, dim2=2)
+        return (seen * factors.square()).sum(1) / self._energy
 
     def choose(self, block: int) -> None:
         """Explain everything by this block as well."""
         part = slice(block * self._width, (block + 1) * self._width)
-        root = torch.linalg.cholesky(self._regular(self._left[part, part]))
-        rows = torch.linalg.solve_triangular(root, self._left[part], upper=False)  # R loses rows^T rows
+        directions, factors = self._roots(self._left[part, part])
+        rows = (directions * factors).T @ self._left[part]  # R loses rows^T rows
         read = rows @ self._gram
         across = (read @ self._left).T @ rows
         self._seen -= across + across.T - rows.T @ (read @ rows.T) @ rows
@@ -113,9 +115,14 @@ class _Rest:
         grid = matrix.view(self._size, self._width, self._size, self._width)
         return torch.einsum("ijik->ijk", grid)
 
-    def _regular(self, moments: Tensor) -> Tensor:
-        return moments + self._ridge * torch.eye(self._width, dtype=moments.dtype, device=moments.device)
+    def _roots(self, blocks: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the directions of blocks of R, and for each the root of what its inverse multiplies by.
+
+        Directions of which nothing but rounding is left, which may be below zero, count as explained.
+        """
+        left, directions = torch.linalg.eigh(blocks)
+        return directions, torch.where(left > self._ridge, (left + self._ridge).rsqrt(), 0.0)
 
 
-def _first_largest(values: Tensor) -> int:
-    return int((values == values.max()).nonzero()[0])
+def _first_largest(values: Tensor, within: float = 0.0) -> int:
+    return int((values >= values.max() - within).nonzero()[0])

@@ -248,7 +248,7 @@ def _share(missed: Tensor, energy: Tensor) -> float:
 
 def _times(columns: Tensor, second: Tensor) -> Tensor:
     """Return `columns @ second`: a start selects, or turns inside heads, and then has few entries."""
-    if SPARSE * columns.count_nonzero() < columns.numel():
+    if columns.device.type == "cpu" and SPARSE * columns.count_nonzero() < columns.numel():
         return columns.to_sparse() @ second
     return columns @ second
 

@@ -1,4 +1,7 @@
-"""Tests of this folder run in a process in which "sim" is a device; their arguments are sent there."""
+"""Tests of this folder run in a process in which "sim" is a device; their arguments are sent there.
+
+With WID_HF_TEST_DEVICE=cuda (or mps, or cpu to try the way there) they run on that device, in the tests' own process.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 import simulated_device
+import tested_device
 from simulated_device.worker import Worker
 
 
@@ -23,8 +27,13 @@ def simulated_worker() -> Iterator[Worker]:
 
 
 @pytest.fixture(autouse=True)
-def here(request: pytest.FixtureRequest, simulated_worker: Worker) -> None:
-    """Let the test's function run in that process."""
+def here(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let the test's function run in that process, or here on a real device."""
+    if not tested_device.SIMULATED:
+        with tested_device.stock_arithmetic():
+            yield
+        return
+    simulated_worker = request.getfixturevalue("simulated_worker")
     item = request.node
     inside = item.obj
 
@@ -32,3 +41,4 @@ def here(request: pytest.FixtureRequest, simulated_worker: Worker) -> None:
         simulated_worker.run(inside.__module__, inside.__name__, arguments)
 
     item.obj = run
+    yield

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import simulated_device
+import tested_device
 import torch
 import transformers as hf
 from architectures import ARCHITECTURES
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from wid_hf import WidConfig, WidSchedule, get_wid_model
 
 CPU = "cpu"
-SIM = "sim"
+TESTED = tested_device.NAME
 
 
 def teacher(family: str) -> PreTrainedModel:
@@ -99,7 +99,7 @@ def calibrated_flow(family: str, device: str, folder: Path) -> dict[str, Tensor]
     again = PeftModel.from_pretrained(fresh.to(device), folder)
     found["loaded"] = outputs(again, family, device)
     student = model.merge_and_unload()
-    assert places(student) == {device}
+    assert places(student) == {device.partition(":")[0]}
     found["merged"] = outputs(student, family, device)
     again.to("cpu")
     assert places(again.base_model.teacher) == {"cpu"}
@@ -135,7 +135,7 @@ def assert_alike(there: dict[str, Tensor], here: dict[str, Tensor], tolerance: f
 
 
 def arithmetic(has_float64: bool) -> AbstractContextManager[None]:
-    return nullcontext() if has_float64 else simulated_device.without_float64()
+    return nullcontext() if has_float64 else tested_device.without_float64()
 
 
 # Half of them on a device without float64, as MPS.
@@ -150,7 +150,7 @@ def test_calibrating_training_and_merging_gives_what_the_cpu_gives(
 ) -> None:
     here = calibrated_flow(family, CPU, tmp_path / "cpu")
     with arithmetic(has_float64):
-        there = calibrated_flow(family, SIM, tmp_path / "sim")
+        there = calibrated_flow(family, TESTED, tmp_path / "tested")
     # Least squares of few positions amplify rounding, and steps of training from there do once more.
     assert_alike({"start": there["start"]}, {"start": here["start"]}, 1e-2)
     assert_alike({"trained": there["trained"]}, {"trained": here["trained"]}, 0.1)
@@ -162,26 +162,26 @@ def test_calibrating_training_and_merging_gives_what_the_cpu_gives(
 def test_becoming_narrow_in_training_gives_what_the_cpu_gives(family: str, has_float64: bool, tmp_path: Path) -> None:
     here = progressive_flow(family, CPU, tmp_path / "cpu")
     with arithmetic(has_float64):
-        there = progressive_flow(family, SIM, tmp_path / "sim")
+        there = progressive_flow(family, TESTED, tmp_path / "tested")
     assert_alike(there, here, 1e-4)
 
 
 @pytest.mark.parametrize("family", ["llama", "resnet"])  # computed tables; buffers that a checkpoint holds
 def test_a_teacher_on_a_device_is_planned_proved_and_merged_there(family: str) -> None:
     starts = {}
-    for device in (CPU, SIM):
+    for device in (CPU, TESTED):
         with arithmetic(has_float64=False):
             model = get_wid_model(teacher(family).to(device), WidConfig(**sizes(family)), verify=True)
-            assert places(model) == {device}
+            assert places(model) == {device.partition(":")[0]}
             model.calibrate([rows(family, 50 + at) for at in range(2)], quick=True)
             student = model.merge_and_unload()
-        assert places(student) == {device}
+        assert places(student) == {device.partition(":")[0]}
         starts[device] = {"start": outputs(student, family, device)}
-    assert_alike(starts["sim"], starts["cpu"], 1e-2)
+    assert_alike(starts[TESTED], starts[CPU], 1e-2)
 
 
 def test_buffers_stay_one_tensor_of_student_teacher_and_trace_when_they_move() -> None:
-    model = get_wid_model(teacher("resnet"), WidConfig(**sizes("resnet"), init="identity")).to("sim")
+    model = get_wid_model(teacher("resnet"), WidConfig(**sizes("resnet"), init="identity")).to(TESTED)
     tuner = model.base_model
     trace, own = tuner.student_plan.trace, dict(tuner.teacher.named_buffers())
     kept = {id(tensor) for tensor in model.buffers()}
@@ -192,9 +192,11 @@ def test_buffers_stay_one_tensor_of_student_teacher_and_trace_when_they_move() -
 
 
 def test_traced_examples_and_computed_tables_move_along() -> None:
-    model = get_wid_model(teacher("llama"), WidConfig(**sizes("llama"), init="identity")).to("sim")
+    model = get_wid_model(teacher("llama"), WidConfig(**sizes("llama"), init="identity")).to(TESTED)
     trace = model.base_model.student_plan.trace
     assert trace.computed
-    assert {tensor.device.type for tensor in trace.computed.values()} == {"sim"}
-    assert {value.device.type for value in trace.examples[0].inputs.values() if isinstance(value, Tensor)} == {"sim"}
-    assert places(model.base_model.teacher) == {"sim"}
+    assert {tensor.device.type for tensor in trace.computed.values()} == {tested_device.TYPE}
+    assert {value.device.type for value in trace.examples[0].inputs.values() if isinstance(value, Tensor)} == {
+        tested_device.TYPE
+    }
+    assert places(model.base_model.teacher) == {tested_device.TYPE}
