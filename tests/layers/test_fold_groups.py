@@ -10,11 +10,22 @@ import pytest
 import torch
 from folded_bert import IDS, gradients
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, T5Config, T5Model
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    CLIPConfig,
+    CLIPModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    T5Config,
+    T5Model,
+)
 
 from wid_hf import WidConfig, get_wid_model
-from wid_hf.layers import FoldedWeight
+from wid_hf.layers import FoldedWeight, stacked_fold
 from wid_hf.layers.fold_groups import fold_groups
 from wid_hf.layers.folded_weight import places
 
@@ -144,3 +155,48 @@ def test_a_copy_of_a_student_folds_its_own_weights(wid: nn.Module) -> None:
     copied(input_ids=IDS).logits.square().sum().backward()
     assert not gradients(wid.model)
     assert gradients(copied)
+
+
+def test_a_first_forward_without_gradients_or_numbers_leaves_nothing_behind(wid: nn.Module) -> None:
+    stacked_fold._memory.__dict__.clear()
+    with torch.inference_mode():
+        wanted = wid.model(input_ids=IDS).logits
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        wid.model(input_ids=IDS)
+    with torch.device("meta"):
+        folded = wid.model.bert.encoder.layer[0].attention.self.query.weight
+    assert folded.device.type == "cpu"
+    logits = wid.model(input_ids=IDS).logits
+    logits.square().sum().backward()
+    assert torch.equal(logits.detach(), wanted.clone())
+
+
+def test_two_towers_may_be_trained_one_after_the_other() -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = {**sizes, "image_size": 8, "patch_size": 4}
+    text = {**sizes, "vocab_size": 50, "max_position_embeddings": 8, "eos_token_id": 3}
+    teacher = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).eval()
+    halved = {"hidden_size": 8, "intermediate_size": 16}
+    config = WidConfig(overrides={"text_config": halved, "vision_config": halved, "projection_dim": 8}, init="identity")
+    student = get_wid_model(teacher, config)
+    outputs = student(input_ids=torch.tensor([[5, 6, 3]]), pixel_values=torch.randn(1, 3, 8, 8))
+    outputs.text_embeds.sum().backward()
+    outputs.image_embeds.sum().backward()
+    trained = gradients(student)
+    assert {"text", "visual"} <= {name.partition("_projection")[0].rpartition(".")[2] for name in trained}
+
+
+def test_a_weight_that_was_cast_by_itself_changes_no_other(wid: nn.Module) -> None:
+    steps = wid.model.bert.encoder.layer[0].attention.self.query.parametrizations.weight
+    with torch.no_grad():
+        wanted = wid.model.bert.encoder.layer[0].attention.self.key.weight.clone()
+        steps.original = nn.Parameter(steps.original.to(torch.bfloat16))
+        (group,) = [group for group in fold_groups(wid.model) if steps[0] in group.weights]
+        assert group.fold() is None or len(group.weights) <= 2
+        seen: list[Tensor] = []
+        layer = wid.model.bert.encoder.layer[0].attention.self
+        layer.register_forward_pre_hook(lambda module, _: seen.append(module.key.weight))
+        with torch.autocast("cpu", torch.bfloat16):
+            wid.model(input_ids=IDS)
+    assert seen[0].dtype == torch.float32
+    torch.testing.assert_close(seen[0], wanted)

@@ -108,7 +108,7 @@ class FoldGroup(ABC):
         """
         tensors = self._tensors()
         device = tensors[0].device
-        if not _can_be_stacked(tensors, self._shapes, device):
+        if not (_can_be_stacked(tensors, self._shapes, device) and self._has_one_dtype()):
             return None
         dtype = _dtype_of_products(device.type)
         with torch.autocast(device.type, enabled=False):
@@ -127,6 +127,16 @@ class FoldGroup(ABC):
     @abstractmethod
     def _folds(self, dtype: torch.dtype | None) -> Iterable[Sequence[Tensor]]:
         """Return the folds of each column, by products in `dtype`; None for that of the maps."""
+
+    def _has_one_dtype(self) -> bool:
+        """Return whether results are alike, and what is stacked: single weights may have been cast."""
+        first = self.columns[0][0]
+        for column in self.columns:
+            own = [tensor.dtype for tensor in column[0].tensors()]
+            for source in column:
+                if source.dtype != first.dtype or [tensor.dtype for tensor in source.tensors()] != own:
+                    return False
+        return True
 
     def _tensors(self) -> list[Tensor]:
         return [tensor for column in self.columns for source in column for tensor in source.tensors()]
@@ -212,7 +222,8 @@ def _vectors_beside(
         if vector.is_mapped_vector and vector.maps[0] in owners:
             matrix, axis = owners[vector.maps[0]]
             axes, vectors = found[matrix]
-            if not vectors or (vectors[0].weight.shift is None) == (vector.weight.shift is None):
+            alike = not vectors or (vectors[0].weight.shift is None) == (vector.weight.shift is None)
+            if alike and vector.dtype == matrix.dtype:
                 found[matrix] = (*axes, axis), [*vectors, vector]
     return found
 
@@ -220,10 +231,12 @@ def _vectors_beside(
 def _parted(members: Sequence[tuple[Source, ...]]) -> Iterator[Sequence[tuple[Source, ...]]]:
     """Yield members of one form by lists of layers, as many at once as fit into a stack."""
     lists = {source.layers for source, *_ in members} - {""}
-    only = lists.pop() if len(lists) == 1 else ""  # what stands in no list goes with it
-    by_list = defaultdict(list)
+    only = lists.pop() if len(lists) == 1 else None
+    by_list: dict[Hashable, list[tuple[Source, ...]]] = defaultdict(list)
     for member in members:
-        by_list[member[0].layers or only].append(member)
+        # What stands in no list goes with the only one there is. Otherwise it stays apart: two towers may end there,
+        # and what is folded together has one graph, through which one backward pass may go.
+        by_list[member[0].layers or only or member[0]].append(member)
     one = members[0][0]
     most = max(MOST.get(one.original.device.type, MOST_ELSEWHERE) // one.largest, 1)
     for some in by_list.values():

@@ -266,12 +266,19 @@ def _in_turn(what: str, tensors: Sequence[Tensor]) -> Tensor:
     first = tensors[0]
     if len(tensors) == 1:
         return first.unsqueeze(0)
-    if first.device.type != "cpu" or torch.compiler.is_compiling():
+    if not _may_use_again(first):
         return torch.stack([*tensors])
     size = len(tensors) * first.numel()
     kept: dict[Any, Tensor] = _memory.__dict__.setdefault("stacks", {})
     key = (what, first.dtype)
     if key not in kept or kept[key].numel() < size:
-        kept[key] = torch.empty(size, dtype=first.dtype)
+        kept[key] = torch.empty(size, dtype=first.dtype, device=first.device)
     place = kept[key][:size].view(len(tensors), *first.shape)
     return torch.stack([each.detach() for each in tensors], out=place)
+
+
+def _may_use_again(tensor: Tensor) -> bool:
+    """Return whether memory made now is plain memory, which every later forward can use."""
+    if tensor.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
+        return False
+    return torch._C._len_torch_dispatch_stack() == 0  # of modes, one may make tensors without numbers
