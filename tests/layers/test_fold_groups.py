@@ -22,6 +22,8 @@ from transformers import (
     PreTrainedModel,
     T5Config,
     T5Model,
+    ViTConfig,
+    ViTForImageClassification,
 )
 
 from wid_hf import WidConfig, get_wid_model
@@ -200,3 +202,13 @@ def test_a_weight_that_was_cast_by_itself_changes_no_other(wid: nn.Module) -> No
             wid.model(input_ids=IDS)
     assert seen[0].dtype == torch.float32
     torch.testing.assert_close(seen[0], wanted)
+
+
+def test_a_vision_student_can_be_copied() -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    teacher = ViTForImageClassification(ViTConfig(**sizes, image_size=8, patch_size=4)).eval()
+    student = get_wid_model(teacher, WidConfig(hidden_size=8, intermediate_size=16, init="identity"))
+    pixels = torch.randn(1, 3, 8, 8)
+    student(pixel_values=pixels).logits.sum().backward()
+    with torch.no_grad():
+        assert torch.equal(deepcopy(student)(pixel_values=pixels).logits, student(pixel_values=pixels).logits)

@@ -109,6 +109,7 @@ class LandmarkFinder:
         if self._input is not None:
             if isinstance(out, Tensor) and operation.overloadpacket is not aten.convolution:
                 self._outputs[out] = (Term(self._input.key),)
+            self._input = None  # a finder that is kept holds no tensor
             return None
         packet = operation.overloadpacket
         if packet in _NORMS:
