@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from torch import nn
 from transformers import BertForMaskedLM
 
 from wid_hf import ConfigError, WidError
@@ -68,6 +69,28 @@ def test_a_stopwatch_times_a_student_with_the_batch_and_length_asked_for(tiny_be
     ticks = iter(range(1000))
     found = Stopwatch(tiny_bert, batch=2, length=9, clock=lambda: next(ticks) / 1e3)(tiny_bert.config)
     assert (found.ms, found.spread) == (pytest.approx(1.0), pytest.approx(0.0, abs=1e-9))
+
+
+def test_nothing_but_forwards_is_timed(tiny_bert: BertForMaskedLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+    of_class = type(tiny_bert).forward
+
+    def logged(self: BertForMaskedLM, **inputs: object) -> object:
+        log.append("forward")
+        assert not torch.is_grad_enabled() and not self.training
+        return of_class(self, **inputs)
+
+    def clock() -> float:
+        log.append("clock")
+        return len(log) / 10
+
+    monkeypatch.setattr(type(tiny_bert), "forward", logged)
+    monkeypatch.setattr(type(tiny_bert), "train", lambda self, mode=True: log.append("mode") or self)
+    monkeypatch.setattr(type(tiny_bert), "eval", lambda self: nn.Module.train(self, False))
+    Stopwatch(tiny_bert, batch=2, length=9, clock=clock)(tiny_bert.config)
+    timed = log[log.index("clock") + 1 :]
+    assert timed[:3] == ["clock", "forward", "clock"]
+    assert "mode" not in timed
 
 
 def test_inputs_are_as_large_as_asked_for(tiny_bert: BertForMaskedLM) -> None:
