@@ -65,6 +65,12 @@ def test_a_machine_that_becomes_slower_and_slower_is_refused_with_the_spread() -
     assert len(clock.log) == WARM_UP + MOST_ROUNDS
 
 
+def test_very_short_forwards_have_seconds_to_settle() -> None:
+    clock = Clock()
+    (found,) = timings([clock.work("a", iter([0.5] * 190 + [0.7] * 250 + [0.5, 0.7] * 3000))], clock=clock)
+    assert found.ms == pytest.approx(0.5)
+
+
 def test_a_stopwatch_times_a_student_with_the_batch_and_length_asked_for(tiny_bert: BertForMaskedLM) -> None:
     ticks = iter(range(1000))
     found = Stopwatch(tiny_bert, batch=2, length=9, clock=lambda: next(ticks) / 1e3)(tiny_bert.config)

@@ -20,6 +20,7 @@ from .stock_models import sized_inputs, stock_model
 WARM_UP = 3  # forwards
 ROUNDS = 12  # forwards of each, in turn
 MOST_ROUNDS = 384
+MOST_SECONDS = 3.0  # short forwards: a moment in which the machine slows down must not be half of all
 LEAST_SECONDS = 0.25  # of all rounds: a dozen short forwards can all fall into one busy moment
 LOW = 0.1  # quantile: other work only ever makes a forward slower, and the very least is a matter of luck
 NOISE = 0.15  # by which two halves of the rounds may differ
@@ -63,7 +64,7 @@ def timings(
     seconds: list[list[float]] = [[] for _ in calls]
     start = clock()
     while True:
-        for _ in range(max(ROUNDS, len(seconds[0]))):  # as many again each time
+        for _ in range(max(ROUNDS, min(len(seconds[0]), MOST_ROUNDS))):  # as many again each time, up to the most
             for at, call in enumerate(calls):
                 began = clock()
                 call()
@@ -74,7 +75,7 @@ def timings(
         worst = max(found, key=lambda timing: timing.spread)
         if worst.spread <= noise:
             return found
-        if len(seconds[0]) >= MOST_ROUNDS:
+        if len(seconds[0]) >= MOST_ROUNDS and clock() - start >= MOST_SECONDS:
             raise WidError(
                 f"This machine is too busy to measure latency: after {len(seconds[0])} forwards the time of one is "
                 f"{worst.ms:.3g} ms, and {worst.spread:.0%} more in one half of them than in the other (typically "
