@@ -64,11 +64,8 @@ def timings(
     seconds: list[list[float]] = [[] for _ in calls]
     start = clock()
     while True:
-        for _ in range(max(ROUNDS, min(len(seconds[0]), MOST_ROUNDS))):  # as many again each time, up to the most
-            for at, call in enumerate(calls):
-                began = clock()
-                call()
-                seconds[at].append(clock() - began)
+        # As many again each time, up to the most.
+        _run(calls, max(ROUNDS, min(len(seconds[0]), MOST_ROUNDS)), seconds, clock)
         if clock() - start < LEAST_SECONDS and len(seconds[0]) < MOST_ROUNDS:
             continue
         found = [_timing(each) for each in seconds]
@@ -81,6 +78,17 @@ def timings(
                 f"{worst.ms:.3g} ms, and {worst.spread:.0%} more in one half of them than in the other (typically "
                 f"{worst.typical:.3g} ms). End other work and try again, or give params= in place of latency_ms=."
             )
+
+
+def _run(
+    calls: Sequence[Callable[[], object]], rounds: int, seconds: list[list[float]], clock: Callable[[], float]
+) -> None:
+    """Add the seconds of each call in some rounds."""
+    for _ in range(rounds):
+        for at, call in enumerate(calls):
+            began = clock()
+            call()
+            seconds[at].append(clock() - began)
 
 
 class Stopwatch:
